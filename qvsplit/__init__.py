@@ -1,0 +1,1 @@
+"""Two halves of a Qwen2-VL checkpoint."""

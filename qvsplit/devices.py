@@ -1,0 +1,48 @@
+"""Where to compute, and in which dtype, when the user says so or leaves it open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qvsplit.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(name: str | None) -> torch.device:
+    """`name` as a torch device; None is the first CUDA device, else the CPU. UsageError if it is not there."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: no such device; try cpu or cuda") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(f"--device {name}: torch sees no CUDA device here; try --device cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices")
+        return torch.device("cuda", device.index or 0)
+    if device.type != "cpu":
+        raise UsageError(f"--device {name}: qvsplit runs on cpu and cuda")
+    return device
+
+
+def choose_dtype(name: str | None, device: torch.device, stored: str) -> torch.dtype:
+    """`name` as a torch dtype; None is float32 on a CPU, on CUDA what the checkpoint is `stored` in.
+
+    A CPU without bfloat16 units computes in it seven times slower than in float32, and in float16 far slower still.
+    """
+    import torch
+
+    if name is None:
+        return torch.float32 if device.type == "cpu" else getattr(torch, stored)  # type: ignore[no-any-return]
+    return getattr(torch, name)  # type: ignore[no-any-return]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` for torch.bfloat16, and so on."""
+    return str(dtype).removeprefix("torch.")

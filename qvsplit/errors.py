@@ -1,0 +1,117 @@
+"""Every error a user can meet, as one tree: a message and an exit code per class.
+
+Two branches, on purpose apart:
+
+* `QvsplitError`: the run cannot go on (bad usage, model, album, disk). Printed as one line, then `exit_code`.
+* `PictureError`: this one picture is bad. Recorded in its row, the run goes on; never an exit by itself.
+
+    QvsplitError
+    ├── UsageError            2   the words of the call are off
+    ├── ModelError            3   no such model, or not loadable
+    │   └── WeightsError      3   tensors missing, left over, or of the wrong shape
+    ├── RecipeError           4   rows made with another tower, processor, dtype or format
+    ├── AlbumInUse            5   another run is writing
+    ├── AlbumDamaged          6   a shard is not what was written
+    └── DiskError             7   full, or not writable
+    PictureError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+DONE = 0
+PICTURES_FAILED = 1
+INTERRUPTED = 130  # 128 + SIGINT
+TERMINATED = 143  # 128 + SIGTERM
+
+
+def printable(text: str) -> str:
+    """`text` on one line, safe for a terminal: control characters and lone surrogates are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def some_of(names: Iterable[str], most: int = 5) -> str:
+    """`names` as a short list for a message: the first few, and how many more there are."""
+    listed = sorted(names)
+    rest = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + rest
+
+
+class QvsplitError(Exception):
+    """The run cannot go on. The message is one line: what, where, what to do next."""
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(" ".join(super().__str__().split()))
+
+
+class UsageError(QvsplitError):
+    """The words of the call are off: a path that is not there, nothing to ask, a choice that does not exist."""
+
+    exit_code = 2
+
+
+class ModelError(QvsplitError):
+    """The model was not found, or cannot be loaded."""
+
+    exit_code = 3
+
+
+class WeightsError(ModelError):
+    """A checkpoint whose tensors are not exactly those the half needs."""
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        missing: Iterable[str] = (),
+        unexpected: Iterable[str] = (),
+        misshapen: Mapping[str, str] | None = None,
+    ) -> None:
+        self.missing = sorted(missing)
+        self.unexpected = sorted(unexpected)
+        self.misshapen = dict(misshapen or {})
+        parts = []
+        if self.missing:
+            parts.append(f"missing: {some_of(self.missing)}")
+        if self.unexpected:
+            parts.append(f"unexpected: {some_of(self.unexpected)}")
+        if self.misshapen:
+            parts.append("wrong shape: " + some_of(f"{name} {why}" for name, why in self.misshapen.items()))
+        super().__init__(
+            f"the tensors in {where} do not fit its config.json ({'; '.join(parts)}); "
+            "download the checkpoint again, or point --model at the right folder"
+        )
+
+
+class RecipeError(QvsplitError):
+    """Rows made under one recipe were about to be used, or continued, under another."""
+
+    exit_code = 4
+
+
+class AlbumInUse(QvsplitError):
+    """Another process holds the album's lock."""
+
+    exit_code = 5
+
+
+class AlbumDamaged(QvsplitError):
+    """A shard, or a row of it, is not what qvsplit wrote."""
+
+    exit_code = 6
+
+
+class DiskError(QvsplitError):
+    """The disk is full, or the folder cannot be written."""
+
+    exit_code = 7
+
+
+class PictureError(Exception):
+    """This one picture is bad: the reason goes into its row, and the run goes on."""
+
+    def __str__(self) -> str:
+        return printable(" ".join(super().__str__().split()))

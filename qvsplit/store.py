@@ -1,0 +1,443 @@
+"""The shard: one Parquet file of rows. Codec, atomic writer, checked reader. The contract is docs/format.md.
+
+`embeds` holds n_tokens × hidden_size values, C order, as byte planes: all bytes of the highest significance first.
+Nothing is written, and nothing read is handed on, unless n_tokens == t·h·w / merge², the byte length fits, every
+value is finite and the recipe is known. Knows nothing of models; needs no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from qvsplit.errors import AlbumDamaged, DiskError
+from qvsplit.recipe import DTYPE_BYTES, Made, Recipe
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pyarrow as pa
+
+METADATA_KEY = b"qvsplit"
+MAGIC = b"PAR1"
+# Parquet checks its pages, not its footer. 40 bytes before the footer, which no reader looks at, seal it.
+SEAL_MAGIC = b"QVSEAL01"
+SEAL_BYTES = len(SEAL_MAGIC) + 32
+ROW_GROUP_BYTES = 4 << 20  # of raw embeddings: reading one picture reads about this much
+ROW_GROUP_ROWS = 256
+ZSTD_LEVEL = 1
+MAX_FOOTER_BYTES = 256 << 20
+STATUSES = ("ok", "failed", "gone")
+KINDS = ("image", "video")
+
+# The exponent's bits, all set in an infinity or NaN
+_EXPONENT = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
+_UNSIGNED = {4: np.dtype("<u4"), 2: np.dtype("<u2")}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is stored of one picture, but for the embeddings themselves. See docs/format.md for each column."""
+
+    root: str
+    path: str
+    sha256: bytes | None
+    size: int
+    mtime_ns: int | None
+    kind: str
+    width: int | None
+    height: int | None
+    status: str
+    error: str | None
+    grid_thw: tuple[int, int, int] | None
+    n_tokens: int | None
+    has_embeds: bool  # False for failed and gone, and for a copy: the same bytes under another name
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What names a picture within an album."""
+        return self.root, self.path
+
+
+@dataclass(frozen=True)
+class Embeds:
+    """The embeddings of one picture: `raw` is uint8 [n_tokens, hidden_size · bytes a value], little-endian."""
+
+    raw: npt.NDArray[np.uint8]
+    dtype: str  # float32, bfloat16 or float16
+    grid_thw: tuple[int, int, int]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens, the first dimension."""
+        return int(self.raw.shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a token."""
+        return int(self.raw.shape[1]) // DTYPE_BYTES[self.dtype]
+
+    def numpy(self) -> npt.NDArray[np.float32] | npt.NDArray[np.float16]:
+        """The values, [n_tokens, hidden_size]: float32, or float16 where stored so; bfloat16 widens exactly."""
+        words = self.raw.view(_UNSIGNED[DTYPE_BYTES[self.dtype]])
+        if self.dtype == "bfloat16":
+            return (words.astype(np.uint32) << 16).view(np.float32)
+        return words.view(np.float16 if self.dtype == "float16" else np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------- codec
+
+
+def to_planes(raw: npt.NDArray[np.uint8], itemsize: int) -> bytes:
+    """Little-endian values to byte planes, the most significant first."""
+    return np.ascontiguousarray(raw.reshape(-1, itemsize).T[::-1]).tobytes()
+
+
+def from_planes(planes: bytes | memoryview, itemsize: int) -> npt.NDArray[np.uint8]:
+    """The inverse of `to_planes`, flat."""
+    split = np.frombuffer(planes, np.uint8).reshape(itemsize, -1)
+    values = np.empty((split.shape[1], itemsize), np.uint8)
+    for place in range(itemsize):
+        values[:, itemsize - 1 - place] = split[place]
+    return values.reshape(-1)
+
+
+def all_finite(raw: npt.NDArray[np.uint8], dtype: str) -> bool:
+    """Whether no value is an infinity or NaN."""
+    words = raw.reshape(-1).view(_UNSIGNED[DTYPE_BYTES[dtype]])
+    mask = words.dtype.type(_EXPONENT[dtype])
+    return not bool(((words & mask) == mask).any())
+
+
+def check_embeds(row: Row, length: int, *, hidden_size: int, recipe: Recipe) -> None:
+    """ValueError unless grid, tokens and byte length of a row with embeddings belong together."""
+    if row.grid_thw is None or row.n_tokens is None:
+        raise ValueError("has embeddings but no grid")
+    t, h, w = row.grid_thw
+    merge = recipe.merge_size
+    if min(t, h, w) < 1 or h % merge or w % merge:
+        raise ValueError(f"has the grid {t}×{h}×{w}, which {merge}×{merge} patches a token do not divide")
+    if row.n_tokens != t * h * w // merge**2:
+        raise ValueError(f"has {row.n_tokens} tokens, and its grid {t}×{h}×{w} makes {t * h * w // merge**2}")
+    expected = row.n_tokens * hidden_size * DTYPE_BYTES[recipe.stored_dtype]
+    if length != expected:
+        raise ValueError(f"has {length} bytes of embeddings instead of {expected}")
+
+
+# --------------------------------------------------------------------------------------------------------- writer
+
+
+def schema(recipe: Recipe, made: Made, hidden_size: int) -> pa.Schema:
+    """Format 1's columns, with the recipe in the metadata."""
+    import pyarrow as pa
+
+    content = {"recipe": recipe.to_json(), "hidden_size": hidden_size, "made": made.to_json()}
+    return pa.schema([pa.field(name, kind) for name, kind in _columns().items()]).with_metadata(
+        {METADATA_KEY: json.dumps(content, sort_keys=True).encode()}
+    )
+
+
+def _columns() -> dict[str, pa.DataType]:
+    import pyarrow as pa
+
+    return {
+        "root": pa.string(),
+        "path": pa.string(),
+        "sha256": pa.binary(32),
+        "size": pa.int64(),
+        "mtime_ns": pa.int64(),
+        "kind": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "status": pa.string(),
+        "error": pa.string(),
+        "grid_thw": pa.list_(pa.int32(), 3),
+        "n_tokens": pa.int32(),
+        "has_embeds": pa.bool_(),
+        "embeds": pa.large_binary(),
+    }
+
+
+class ShardWriter:
+    """Writes one shard, which appears under its name whole or not at all.
+
+    Rows go to a hidden temporary file in the same folder as they come; `finish` seals the footer, syncs the file,
+    renames it and syncs the folder. Until then the shard does not exist. What is not guaranteed: that a disk which
+    lies about syncing keeps its word.
+    """
+
+    def __init__(self, target: Path, *, recipe: Recipe, made: Made, hidden_size: int) -> None:
+        import pyarrow.parquet as pq
+
+        self.target = target
+        self.recipe = recipe
+        self.hidden_size = hidden_size
+        self.rows = 0
+        self.bytes = 0  # of embeddings, before compression
+        self._group: list[tuple[Row, bytes | None]] = []
+        self._group_bytes = 0
+        self._temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        self._schema = schema(recipe, made, hidden_size)
+        with disk_errors(target.parent):
+            self._file: IO[bytes] = self._temporary.open("xb")
+            self._parquet = pq.ParquetWriter(
+                self._file,
+                self._schema,
+                compression="zstd",
+                compression_level=ZSTD_LEVEL,
+                use_dictionary=["root", "kind", "status"],
+                write_statistics=["path", "status"],
+                write_page_checksum=True,
+            )
+
+    def add(self, row: Row, raw: npt.NDArray[np.uint8] | None) -> None:
+        """One row; `raw` [n_tokens, hidden_size · bytes] are its embeddings in the stored dtype, or None.
+
+        ValueError (our own mistake, or a tower's) if they do not fit the row or are not finite.
+        """
+        planes = None
+        if row.has_embeds != (raw is not None):
+            raise ValueError("says has_embeds, and is given none" if row.has_embeds else "is given embeddings it denies")
+        if raw is not None:
+            check_embeds(row, raw.nbytes, hidden_size=self.hidden_size, recipe=self.recipe)
+            if not all_finite(raw, self.recipe.stored_dtype):
+                raise ValueError("has values that are not finite")
+            planes = to_planes(raw, DTYPE_BYTES[self.recipe.stored_dtype])
+        self._group.append((row, planes))
+        self._group_bytes += len(planes or b"")
+        self.bytes += len(planes or b"")
+        self.rows += 1
+        if self._group_bytes >= ROW_GROUP_BYTES or len(self._group) >= ROW_GROUP_ROWS:
+            self._flush()
+
+    def finish(self) -> int:
+        """Make the shard appear; gives its size in bytes."""
+        with disk_errors(self.target.parent):
+            self._flush()
+            self._parquet.close()
+            self._file.close()
+            with self._temporary.open("r+b") as stream:
+                _seal(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+                size = stream.tell()
+            os.rename(self._temporary, self.target)
+            sync_folder(self.target.parent)
+        return size
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        with suppress(Exception):  # it may be mid-write on a full disk: closing must not hide why we are here
+            self._parquet.close()
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            self._temporary.unlink()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if not self._group:
+            return
+        columns = {name: [getattr(row, name) for row, _ in self._group] for name in _columns() if name != "embeds"}
+        columns["embeds"] = [planes for _, planes in self._group]
+        table = pa.table(
+            {name: pa.array(values, self._schema.field(name).type) for name, values in columns.items()},
+            schema=self._schema,
+        )
+        self._group, self._group_bytes = [], 0
+        with disk_errors(self.target.parent):
+            self._parquet.write_table(table, row_group_size=ROW_GROUP_ROWS)
+
+
+def _seal(stream: IO[bytes]) -> None:
+    """Insert the footer's checksum before the footer. Leaves the stream at the file's end."""
+    end = stream.seek(0, os.SEEK_END)
+    stream.seek(end - 8)
+    length = int.from_bytes(stream.read(4), "little")
+    stream.seek(end - 8 - length)
+    footer = stream.read(length)
+    stream.seek(end - 8 - length)
+    stream.write(SEAL_MAGIC + hashlib.sha256(footer).digest() + footer + length.to_bytes(4, "little") + MAGIC)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a full disk or a folder that cannot be written into a DiskError that says which."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        what = "the disk is full" if full else f"cannot be written ({error.strerror or error})"
+        todo = "make room and run again" if full else "choose another --out, or mend its permissions"
+        raise DiskError(f"{folder}: {what}; finished shards are kept; {todo}") from error
+
+
+# --------------------------------------------------------------------------------------------------------- reader
+
+
+class Shard:
+    """A finished shard, opened and checked. Rows are read at once; embeddings one by one, on demand.
+
+    AlbumDamaged, naming file, row and column, for anything that is not what a writer wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        self.path = path
+        with self._damage("its footer"):
+            _check_seal(path)
+            self._parquet = pq.ParquetFile(path, page_checksum_verification=True, memory_map=False)
+        self.recipe, self.made, self.hidden_size = self._read_metadata()
+        self._group_starts = self._check_groups()
+        self.rows = self._read_rows()
+
+    def embeds(self, index: int) -> Embeds:
+        """The embeddings of row `index`, checked."""
+        row = self.rows[index]
+        group = int(np.searchsorted(self._group_starts, index, side="right")) - 1
+        with self._damage(f"column embeds of row {index} ({row.path})"):
+            column = self._parquet.read_row_group(group, columns=["embeds"]).column(0).combine_chunks()
+            blob = column[index - int(self._group_starts[group])].as_buffer()
+        return self._checked(row, index, blob)
+
+    def __iter__(self) -> Iterator[tuple[int, Row, Embeds | None]]:
+        """Every row with its embeddings, each row group read once."""
+        for group, start in enumerate(self._group_starts):
+            with self._damage(f"column embeds, row group {group}"):
+                column = self._parquet.read_row_group(group, columns=["embeds"]).column(0).combine_chunks()
+            for offset in range(len(column)):
+                index = int(start) + offset
+                blob = column[offset].as_buffer()
+                row = self.rows[index]
+                if row.has_embeds != (blob is not None):
+                    raise self._damaged(f"row {index} ({row.path}) has_embeds is {row.has_embeds}, its embeds say otherwise")
+                yield index, row, None if blob is None else self._checked(row, index, blob)
+
+    def _checked(self, row: Row, index: int, blob: Any) -> Embeds:
+        if blob is None:
+            raise AlbumDamaged(f"{self.path}: row {index} ({row.path}) holds no embeddings of its own")
+        itemsize = DTYPE_BYTES[self.recipe.stored_dtype]
+        try:
+            check_embeds(row, blob.size, hidden_size=self.hidden_size, recipe=self.recipe)
+            raw = from_planes(memoryview(blob), itemsize)
+            if not all_finite(raw, self.recipe.stored_dtype):
+                raise ValueError("has values that are not finite")
+        except ValueError as error:
+            raise self._damaged(f"row {index} ({row.path}) {error}") from None
+        assert row.n_tokens is not None and row.grid_thw is not None  # check_embeds has seen to it
+        return Embeds(raw.reshape(row.n_tokens, -1), self.recipe.stored_dtype, row.grid_thw)
+
+    def _read_metadata(self) -> tuple[Recipe, Made, int]:
+        metadata = self._parquet.metadata.metadata or {}
+        try:
+            content = json.loads(metadata[METADATA_KEY])
+            hidden_size = content["hidden_size"]
+            if not isinstance(hidden_size, int) or not 1 <= hidden_size <= 1 << 20:
+                raise ValueError(hidden_size)
+        except (KeyError, ValueError, TypeError, RecursionError):
+            raise AlbumDamaged(f"{self.path} is a Parquet file, but not one that qvsplit wrote") from None
+        recipe = Recipe.from_json(content.get("recipe"), str(self.path))
+        if self._parquet.schema_arrow.names != list(_columns()) or any(
+            self._parquet.schema_arrow.field(name).type != kind for name, kind in _columns().items()
+        ):
+            raise self._damaged("its columns are not format 1's")
+        return recipe, Made.from_json(content.get("made")), hidden_size
+
+    def _check_groups(self) -> npt.NDArray[np.int64]:
+        """The first row of each row group. Refuses claims that the file's size denies, before memory is asked for."""
+        sizes, longest = [], 0
+        for group in range(self._parquet.metadata.num_row_groups):
+            description = self._parquet.metadata.row_group(group)
+            sizes.append(description.num_rows)
+            longest = max(longest, description.total_byte_size)
+        if any(size < 0 for size in sizes) or sum(sizes) != self._parquet.metadata.num_rows:
+            raise self._damaged("its row counts contradict each other")
+        if longest > 1 << 33:
+            raise self._damaged(f"one of its row groups claims {longest} bytes")
+        return np.cumsum([0, *sizes[:-1]]) if sizes else np.zeros(0, np.int64)
+
+    def _read_rows(self) -> list[Row]:
+        names = [name for name in _columns() if name != "embeds"]
+        with self._damage(f"a column of {', '.join(names)}"):
+            table = self._parquet.read(columns=names)
+            columns = {name: table.column(name).to_pylist() for name in names}
+        rows = []
+        for index, values in enumerate(zip(*columns.values(), strict=True)):
+            content = dict(zip(names, values, strict=True))
+            grid = content.pop("grid_thw")
+            row = Row(**content, grid_thw=None if grid is None else (grid[0], grid[1], grid[2]))
+            self._check_row(index, row)
+            rows.append(row)
+        return rows
+
+    def _check_row(self, index: int, row: Row) -> None:
+        wrong = None
+        if row.status not in STATUSES or row.kind not in KINDS:
+            wrong = f"has status {row.status!r} and kind {row.kind!r}"
+        elif not row.path or row.root is None or row.size is None or row.has_embeds is None:
+            wrong = "lacks root, path, size or has_embeds"
+        elif row.path.startswith("/") and not row.path.startswith("//x") or ".." in row.path.split("/"):
+            wrong = "has a path that leads out of its root"
+        elif row.status == "ok" and (row.sha256 is None or row.grid_thw is None or row.n_tokens is None):
+            wrong = "is ok, but lacks hash, grid or token count"
+        elif row.has_embeds and row.status != "ok":
+            wrong = f"is {row.status}, yet claims embeddings"
+        if wrong:
+            raise self._damaged(f"row {index} ({row.path}) {wrong}")
+
+    def _damaged(self, what: str) -> AlbumDamaged:
+        return AlbumDamaged(
+            f"{self.path} is damaged: {what}; delete the file and run `qvsplit extract` again to make it anew"
+        )
+
+    @contextmanager
+    def _damage(self, what: str) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except FileNotFoundError:
+            raise AlbumDamaged(f"{self.path} is gone; run `qvsplit extract` again to make it anew") from None
+        except PermissionError as error:
+            raise AlbumDamaged(f"{self.path} cannot be read ({error.strerror})") from None
+        except (OSError, ValueError, pa.ArrowException, MemoryError) as error:
+            raise self._damaged(f"{what}: {error}") from None
+
+
+def _check_seal(path: Path) -> None:
+    """ValueError unless `path` is a sealed shard, by its first and last bytes and its footer's checksum."""
+    with path.open("rb") as stream:
+        head = stream.read(4)
+        end = stream.seek(0, os.SEEK_END)
+        if head != MAGIC or end < 4 + SEAL_BYTES + 8:
+            raise ValueError("not a Parquet file")
+        stream.seek(end - 8)
+        tail = stream.read(8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != MAGIC or length > min(end - 12 - SEAL_BYTES, MAX_FOOTER_BYTES):
+            raise ValueError("not a Parquet file, or cut short")
+        stream.seek(end - 8 - length - SEAL_BYTES)
+        seal, footer = stream.read(SEAL_BYTES), stream.read(length)
+    if not seal.startswith(SEAL_MAGIC):
+        raise ValueError("not sealed by qvsplit, or altered")
+    if seal[len(SEAL_MAGIC) :] != hashlib.sha256(footer).digest():
+        raise ValueError("its checksum does not match")
