@@ -1,1 +1,81 @@
-"""Two halves of a Qwen2-VL checkpoint."""
+"""See every picture once, ask any number of questions of what was seen: Qwen2-VL's two halves, apart.
+
+    import qvsplit
+
+    qvsplit.extract_pictures(["photos"], out="embeds")   # loads the tower alone
+    album = qvsplit.open_album("embeds")
+    for row in album:                                    # the current pictures, sorted by path
+        stored = album.embeds(row)                       # checked; NumPy by .numpy(), no torch needed
+        print(row.path, stored.grid_thw, qvsplit.as_tensor(stored).shape)
+
+    asker = qvsplit.open_asker(album)                    # loads the language half alone
+    print(asker.answer(next(iter(album)), "What is in the picture?").text)
+
+Names are looked up when they are used, so that importing qvsplit imports neither torch nor pyarrow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qvsplit.album import Album, open_album
+    from qvsplit.ask import Answer, Asker, open_asker, select
+    from qvsplit.ask import Settings as AskSettings
+    from qvsplit.errors import PictureError, QvsplitError
+    from qvsplit.extract import Settings as ExtractSettings
+    from qvsplit.extract import Summary, Watcher, extract_pictures
+    from qvsplit.language import as_tensor
+    from qvsplit.recipe import Recipe
+    from qvsplit.store import Embeds, Row
+    from qvsplit.weights import save_language_half
+
+_HOMES = {
+    "Album": ("album", "Album"),
+    "Answer": ("ask", "Answer"),
+    "AskSettings": ("ask", "Settings"),
+    "Asker": ("ask", "Asker"),
+    "Embeds": ("store", "Embeds"),
+    "ExtractSettings": ("extract", "Settings"),
+    "PictureError": ("errors", "PictureError"),
+    "QvsplitError": ("errors", "QvsplitError"),
+    "Recipe": ("recipe", "Recipe"),
+    "Row": ("store", "Row"),
+    "Summary": ("extract", "Summary"),
+    "Watcher": ("extract", "Watcher"),
+    "as_tensor": ("language", "as_tensor"),
+    "extract_pictures": ("extract", "extract_pictures"),
+    "open_album": ("album", "open_album"),
+    "open_asker": ("ask", "open_asker"),
+    "save_language_half": ("weights", "save_language_half"),
+    "select": ("ask", "select"),
+}
+
+__all__ = [
+    "Album",
+    "Answer",
+    "AskSettings",
+    "Asker",
+    "Embeds",
+    "ExtractSettings",
+    "PictureError",
+    "QvsplitError",
+    "Recipe",
+    "Row",
+    "Summary",
+    "Watcher",
+    "as_tensor",
+    "extract_pictures",
+    "open_album",
+    "open_asker",
+    "save_language_half",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qvsplit' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(f"qvsplit.{module}"), attribute)

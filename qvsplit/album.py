@@ -216,9 +216,20 @@ def plan(album: Album, found: Sequence[Found], roots: frozenset[str], *, retry_f
         if row.status != "gone"
         and row.root in roots
         and row.key not in here
-        and not os.path.lexists(os.path.join(name_on_disk(row.root), name_on_disk(row.path)))
+        and _is_gone(row)
     ]
     return Plan(candidates, len(found) - len(candidates), gone)
+
+
+def _is_gone(row: Row) -> bool:
+    """Whether the file is certainly not there; one that merely cannot be looked at is not gone."""
+    try:
+        os.lstat(os.path.join(name_on_disk(row.root), name_on_disk(row.path)))
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_known(row: Row | None, one: Found, retry_failed: bool) -> bool:

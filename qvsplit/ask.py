@@ -101,6 +101,19 @@ class Asker:
             tower_check=self.tower_check,
         )
 
+    def dtype_note(self) -> str | None:
+        """What a user should know where the two halves compute in different dtypes; None where they do not."""
+        from qvsplit.devices import dtype_name
+
+        assert self.album.recipe is not None
+        mine, theirs = dtype_name(self.language.dtype), self.album.recipe.compute_dtype
+        if mine == theirs:
+            return None
+        return (
+            f"the album was computed in {theirs}, answers are in {mine}: they are those of the two halves in these "
+            f"dtypes, not of a whole model in one; --dtype {theirs} makes them so"
+        )
+
     def answers(self, rows: Sequence[Row], questions: Sequence[str], *, together: bool = False) -> Iterator[Answer]:
         """Every question about every picture, or about all of them together."""
         for group in [tuple(rows)] if together else [(row,) for row in rows]:

@@ -101,7 +101,7 @@ class Watcher:
     on_note: Callable[[str], None] = lambda line: None
 
 
-def extract(
+def extract_pictures(
     paths: Sequence[str | PathLike[str]],
     *,
     out: str | PathLike[str] = "embeds",
@@ -117,7 +117,7 @@ def extract(
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; sizes have our own limit
-        found = list(images.walk(paths))
+        found = list(images.walk(paths, watcher.on_note))
         scanned = time.perf_counter() - started
         if not found:
             raise UsageError(

@@ -13,8 +13,7 @@ import os
 import re
 import stat
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,11 +86,14 @@ def name_on_disk(stored: str) -> str:
 # ----------------------------------------------------------------------------------------------------------- walk
 
 
-def walk(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Found]:
+def walk(
+    paths: Sequence[str | os.PathLike[str]], on_note: Callable[[str], None] = lambda line: None
+) -> Iterator[Found]:
     """Every picture under `paths`, each file once, sorted within each folder.
 
     Hidden files and folders and qvsplit's own albums are left out; links are followed, loops are not. A folder's
-    pictures have that folder as `root`, a single file its parent. UsageError for a path that is not there.
+    pictures have that folder as `root`, a single file its parent. UsageError for a path that is not there;
+    `on_note` hears of folders further down that cannot be read.
     """
     seen: set[tuple[str, str]] = set()
     for path in paths:
@@ -100,7 +102,7 @@ def walk(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Found]:
             raise UsageError(f"no file or folder at {text}")
         if os.path.isdir(text):
             root = os.path.realpath(text)
-            found = _walk_folder(root, root, frozenset())
+            found = _walk_folder(root, root, frozenset(), on_note)
         else:
             found = iter([_found(os.path.realpath(os.path.dirname(text) or "."), os.path.basename(text))])
         for one in found:
@@ -109,20 +111,22 @@ def walk(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Found]:
                 yield one
 
 
-def _walk_folder(root: str, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Found]:
+def _walk_folder(
+    root: str, folder: str, above: frozenset[tuple[int, int]], on_note: Callable[[str], None]
+) -> Iterator[Found]:
     try:
         own = os.stat(folder)
         with os.scandir(folder) as scan:
             entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: e.name)
     except OSError as error:
-        warnings.warn(f"{folder} cannot be read ({error.strerror}): its pictures are left out", stacklevel=2)
+        on_note(f"{folder} cannot be read ({error.strerror}): its pictures are left as they are")
         return
     identity = (own.st_dev, own.st_ino)
     if identity in above or any(ALBUM_MARK.fullmatch(entry.name) for entry in entries):
         return  # a loop of links, or an album of ours
     for entry in entries:
         if entry.is_dir():
-            yield from _walk_folder(root, entry.path, above | {identity})
+            yield from _walk_folder(root, entry.path, above | {identity}, on_note)
         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
             yield _found(root, os.path.relpath(entry.path, root))
 

@@ -416,11 +416,28 @@ def _class_of(family: Family, name: str) -> Any:
 
 @contextmanager
 def _transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
-    """One line instead of a traceback for what a checkpoint's own files make transformers raise."""
+    """One line instead of a traceback for what a checkpoint's own files make transformers raise; no chatter."""
     try:
-        yield
+        with quiet_transformers():
+            yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         if type(error).__module__.startswith("torch"):
             raise  # out of memory and the like: not the checkpoint's fault
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{checkpoint.folder} cannot be loaded: {first}") from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no remarks of transformers' inside the block: what matters is an error of ours."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

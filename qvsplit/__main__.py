@@ -1,0 +1,6 @@
+"""`python -m qvsplit` is `qvsplit`."""
+
+from qvsplit.cli import main
+
+if __name__ == "__main__":
+    main()

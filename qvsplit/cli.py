@@ -1,0 +1,509 @@
+"""The command line: parse, one call, print, exit code. Answers go to stdout, all else to stderr.
+
+Nothing heavy is imported before a command needs it: `--help` and a run with nothing to do import no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qvsplit.errors import (
+    INTERRUPTED,
+    PICTURES_FAILED,
+    TERMINATED,
+    DiskError,
+    QvsplitError,
+    UsageError,
+    printable,
+)
+from qvsplit.interrupts import Terminated, raise_on_sigterm
+
+if TYPE_CHECKING:
+    from qvsplit.ask import Answer, Asker
+    from qvsplit.extract import Summary, Watcher
+    from qvsplit.store import Row
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="See every picture once, ask any number of questions of what was seen.\n\n"
+    "`extract` runs only Qwen2-VL's vision tower and keeps its embeddings in Parquet; `ask` runs only the language "
+    "model on them, and answers with the very tokens the whole model would have given.",
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A checkpoint's folder or hub name, NAME@REVISION for a revision [default: the album's own, else "
+        "QVSPLIT_MODEL, else Qwen/Qwen2-VL-2B-Instruct].",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N [default: cuda where there is one].", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors and failures.")]
+
+
+def main() -> None:
+    """Entry point of the `qvsplit` command."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' remarks to programmers; ours to users are printed
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    raise_on_sigterm()
+    app()
+
+
+def _say(line: str) -> None:
+    """One line to stderr."""
+    print(f"qvsplit: {printable(line)}", file=sys.stderr, flush=True)
+
+
+def _reporting(command: Callable[..., None]) -> Callable[..., None]:
+    """Each error one line on stderr and its exit code; a traceback only for bugs."""
+
+    @functools.wraps(command)
+    def reported(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except QvsplitError as error:
+            _say(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt as interrupt:
+            _say("interrupted")
+            raise typer.Exit(TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED) from None
+        except BrokenPipeError:  # `qvsplit ask … | head`: whoever read has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(128 + 13) from None
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            _say("the disk is full: the output could not be written")
+            raise typer.Exit(DiskError.exit_code) from None
+
+    return reported
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"qvsplit {version('qvsplit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _qvsplit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the bare command; the text of its help is the app's."""
+
+
+# -------------------------------------------------------------------------------------------------------- extract
+
+
+@app.command()
+@_reporting
+def extract(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Folders and files of pictures.")],
+    out: Annotated[str, typer.Option(help="The album: a folder of shards, made if need be, continued if there.")] = "embeds",
+    model: Model = None,
+    device: Device = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Compute in float32, bfloat16 or float16 [default: the album's own, else float32 on a CPU "
+        "and the checkpoint's dtype on CUDA].", show_default=False),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="Store as float32, bfloat16 or float16 [default: as computed; anything narrower is lossy].",
+                     show_default=False),
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(help="Larger pictures are scaled down to this many pixels [default: 1003520, which is 1,280 "
+        "tokens, or the checkpoint's own limit if lower].", show_default=False),
+    ] = None,
+    min_pixels: Annotated[
+        int | None,
+        typer.Option(help="Smaller pictures are scaled up to this many pixels [default: the checkpoint's own].",
+                     show_default=False),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that read and decode [default: one a core, at most 8].", show_default=False)
+    ] = None,
+    patch_budget: Annotated[
+        int | None,
+        typer.Option(help="Patches in one forward pass: memory against speed [default: 5120 on a CPU, 32768 on CUDA].",
+                     show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many pictures would be read; change nothing.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Mark pictures gone whose file is no longer there.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before, though it has not changed.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """See pictures: bring an album up to date.
+
+    Every picture under PATH that the album does not know is looked at once. Only the vision tower is loaded, and only if there is something new. A picture that cannot be read becomes a
+    failed row and stops nothing; exit code 1 says that some failed which had not failed before.
+    """
+    from qvsplit.extract import Settings, extract_pictures
+
+    settings = Settings(
+        model=model, device=device, dtype=dtype, store=store, min_pixels=min_pixels, max_pixels=max_pixels,
+        workers=workers, patch_budget=patch_budget, prune=prune, retry_failed=retry_failed, dry_run=dry_run,
+    )  # fmt: skip
+    with _Progress(shown=sys.stderr.isatty() and not quiet and not dry_run) as progress:
+        try:
+            summary = extract_pictures(paths, out=out, settings=settings, watcher=progress.watcher())
+        except KeyboardInterrupt as interrupt:
+            progress.stop()
+            summary = getattr(interrupt, "qvsplit_summary", None)
+            if summary is not None:
+                _print_summary(summary, as_json=as_json, quiet=quiet)
+            raise
+    if dry_run and not as_json:
+        print(f"{summary.to_do} of {summary.found} pictures would be read, {summary.skipped} are known and unchanged")
+    else:
+        _print_summary(summary, as_json=as_json, quiet=quiet)
+    if summary.failed:
+        raise typer.Exit(PICTURES_FAILED)
+
+
+def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print(json.dumps(summary.to_json()), flush=True)
+    if quiet or as_json:
+        return
+    counted = {
+        "encoded": summary.encoded, "copied": summary.copied, "moved": summary.moved, "unchanged": summary.skipped,
+        "failed": summary.failed, "failed again": summary.failed_again, "gone": summary.gone,
+    }  # fmt: skip
+    parts = [f"{number:,} {name}" for name, number in counted.items() if number]
+    _say(f"{', '.join(parts) or 'nothing to do'} in {summary.seconds:.1f} s; {summary.album}")
+    if summary.encoded:
+        _say(
+            f"{summary.tokens:,} tokens, {_size(summary.bytes)} written; read {_size(summary.weights_bytes_read)} of "
+            f"weights, peak memory {_size(summary.peak_memory_bytes)}"
+        )
+    if summary.missing:
+        _say(f"{summary.missing:,} pictures of the album are no longer there; --prune marks them gone")
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count / 1000:.1f} kB"
+
+
+class _Progress:
+    """A bar with rate and time left on a terminal; failures and notes as lines, there or not."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self.shown = shown
+        self.bar: Any = None
+        self.task: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def watcher(self) -> Watcher:
+        from qvsplit.extract import Watcher
+
+        return Watcher(
+            on_plan=self._begin,
+            on_picture=self._advance,
+            on_failure=lambda path, reason: self._line(f"failed: {path} {reason}"),
+            on_note=self._line,
+        )
+
+    def _begin(self, to_do: int) -> None:
+        if not self.shown or not to_do:
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self.bar.start()
+        self.task = self.bar.add_task("pictures", total=to_do, rate="")
+
+    def _advance(self, path: str) -> None:
+        if self.bar is not None:
+            task = self.bar.tasks[0]
+            rate = f"{task.speed:.1f}/s" if task.speed else ""
+            self.bar.update(self.task, advance=1, rate=rate)
+
+    def _line(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.console.print(f"qvsplit: {printable(line)}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            _say(line)
+
+
+# ------------------------------------------------------------------------------------------------------------ ask
+
+
+@app.command()
+@_reporting
+def ask(
+    questions: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="QUESTION", help="Asked of every picture. None: read from the pipe, one a line, or "
+                       "typed one by one on a terminal.", show_default=False),
+    ] = None,
+    embeds: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ALBUM|SHARD", help="A folder, file or glob; may be repeated [default: embeds].",
+                     show_default=False),
+    ] = None,
+    questions_file: Annotated[
+        Path | None, typer.Option("--questions", metavar="FILE", help="More questions, one a line.", show_default=False)
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Only pictures whose path or name matches; may be repeated.", show_default=False),
+    ] = None,
+    together: Annotated[bool, typer.Option("--together", help="Show all chosen pictures in one prompt, in order of path.")] = False,
+    system: Annotated[str | None, typer.Option(help="A system message in place of the template's own.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 128,
+    model: Model = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:N, or auto to spread the model [default: cuda where there is one].",
+                     show_default=False),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Compute in float32, bfloat16 or float16 [default: float32 on a CPU, the checkpoint's on CUDA].",
+                     show_default=False),
+    ] = None,
+    unchecked_tower: Annotated[
+        bool,
+        typer.Option("--unchecked-tower", help="Ask although nothing shows that the album is of this model's tower."),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Answer questions from an album alone.
+
+    Every question is asked of every picture chosen, from its stored embeddings. Only the language model is loaded. Answers are greedy, and are the whole model's own, token for token.
+    """
+    from qvsplit.album import open_album
+    from qvsplit.ask import Settings, open_asker, select
+
+    typed = not questions and questions_file is None and sys.stdin is not None and sys.stdin.isatty()
+    asked = [] if typed else _questions(questions or [], questions_file)
+    album = open_album(*(embeds or ["embeds"]))
+    rows = select(album, image or [])
+    settings = Settings(
+        model=model, device=device, dtype=dtype, max_new_tokens=max_new_tokens, system=system,
+        unchecked_tower=unchecked_tower,
+    )  # fmt: skip
+    asker = open_asker(album, settings)
+    note = asker.dtype_note()
+    if note and not quiet:
+        _say(note)
+    groups = [tuple(rows)] if together else [(row,) for row in rows]
+    printer = _Printer(as_json=as_json, single=len(groups) * len(asked) == 1)
+    if typed:
+        _prompt_loop(asker, groups, printer)
+        return
+    for group in groups:
+        for question in asked:
+            printer.answer(asker, group, question)
+
+
+def _questions(given: list[str], file: Path | None) -> list[str]:
+    """All questions there are, from the command line, a file, and, where neither has any, the pipe."""
+    asked = list(given)
+    try:
+        if file is not None:
+            asked += file.read_text(encoding="utf-8").splitlines()
+        elif not given and sys.stdin is not None:
+            asked += sys.stdin.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"questions cannot be read from {file or 'the pipe'} ({error})") from None
+    asked = [question for question in asked if question.strip()]
+    if not asked:
+        raise UsageError('no question; give one in quotes: qvsplit ask "What is in the picture?"')
+    return asked
+
+
+def _prompt_loop(asker: Asker, groups: list[tuple[Row, ...]], printer: _Printer) -> None:
+    """Questions one by one; the model stays loaded. An empty line or Ctrl-D ends it, Ctrl-C ends an answer."""
+    _say(f"{sum(map(len, groups))} pictures; type a question, or an empty line to end")
+    while True:
+        try:
+            question = input("? ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print(file=sys.stderr)
+            return
+        if not question:
+            return
+        try:
+            for group in groups:
+                printer.answer(asker, group, question)
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            _say("answer cut short")
+
+
+class _Printer:
+    """Answers to stdout: streamed on a terminal, JSON lines, or plain lines for a pipe."""
+
+    def __init__(self, *, as_json: bool, single: bool) -> None:
+        self.as_json = as_json
+        self.single = single
+        self.streams = sys.stdout.isatty() and not as_json
+
+    def answer(self, asker: Asker, group: tuple[Row, ...], question: str) -> None:
+        if self.streams:
+            self._heading(group, question)
+            asker.answer(group, question, on_text=self._stream)
+            print(flush=True)
+            return
+        answer = asker.answer(group, question)
+        print(json.dumps(answer.to_json(), ensure_ascii=False) if self.as_json else self._plain(answer), flush=True)
+
+    def _heading(self, group: tuple[Row, ...], question: str) -> None:
+        if self.single:
+            return
+        bold, plain = ("", "") if os.environ.get("NO_COLOR") else ("\033[1m", "\033[0m")
+        names = ", ".join(printable(row.path) for row in group)
+        print(f"\n{bold}{names}{plain}  {printable(question)}", flush=True)
+
+    def _stream(self, text: str) -> None:
+        print("".join(c if c.isprintable() or c in "\n\t" else printable(c) for c in text), end="", flush=True)
+
+    def _plain(self, answer: Answer) -> str:
+        if self.single:
+            return answer.text
+        names = ",".join(row.path for row in answer.rows)
+        return "\t".join(printable(" ".join(part.split())) for part in (names, answer.question, answer.text))
+
+
+# ------------------------------------------------------------------------------------------------ inspect, verify
+
+
+@app.command()
+@_reporting
+def inspect(
+    place: Annotated[str, typer.Argument(metavar="ALBUM|SHARD", help="A folder, file or glob.")],
+    as_json: Json = False,
+) -> None:
+    """Say what is in an album.
+
+    Counts by state, tokens, sizes, the recipe, where the rows came from, and what failed and why.
+    """
+    from qvsplit.album import open_album
+    from qvsplit.verify import describe
+
+    told = describe(open_album(place))
+    if as_json:
+        print(json.dumps(told))
+        return
+    recipe = told["recipe"]
+    model = told["model"] + (f"@{told['revision']}" if told["revision"] else "")
+    share = told["bytes"] / told["raw_bytes"] if told["raw_bytes"] else 0
+    lines = {
+        "pictures": f"{told['pictures']:,} ok, {told['failed']:,} failed, {told['gone']:,} gone",
+        "tokens": f"{told['tokens']:,} of {told['hidden_size']} {recipe['stored_dtype']}",
+        "size": f"{_size(told['bytes'])} in {told['shards']} shards, {share:.3f} of the raw embeddings",
+        "model": model,
+        "tower": recipe["tower"],
+        "computed": f"in {recipe['compute_dtype']} on {told['device']}, stored as {recipe['stored_dtype']}",
+        "pixels": f"{recipe['processor']['min_pixels']:,} to {recipe['processor']['max_pixels']:,}",
+        "versions": ", ".join(f"{name} {version}" for name, version in told["versions"].items()),
+    }
+    for name, text in lines.items():
+        print(f"{name:9} {printable(text)}")
+    for failure in told["failures"]:
+        print(f"failed    {printable(failure['path'])} {printable(failure['error'] or '')}")
+
+
+@app.command()
+@_reporting
+def verify(
+    place: Annotated[str, typer.Argument(metavar="ALBUM|SHARD", help="A folder, file or glob.")],
+    sample: Annotated[
+        int, typer.Option(min=0, help="Also recompute this many pictures with the whole, unsplit model, and compare.")
+    ] = 0,
+    model: Model = None,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check an album, byte by byte.
+
+    Exit code 6 if anything is not as it was written.
+
+    With --sample N and the whole checkpoint at hand, N pictures are looked at again by the unsplit model: their
+    embeddings and its answer must be those of the album.
+    """
+    from qvsplit import verify as checks
+    from qvsplit.album import open_album, shard_paths
+    from qvsplit.errors import AlbumDamaged
+
+    problems = []
+    for shard in checks.check_shards(shard_paths(place)):
+        if as_json:
+            print(json.dumps({"shard": shard.shard, "rows": shard.rows, "tokens": shard.tokens, "error": shard.error}))
+        elif shard.error is None:
+            print(f"{printable(shard.shard)}: {shard.rows:,} rows, {shard.tokens:,} tokens, sound")
+        problems += [shard.error] if shard.error else []
+    if not problems:
+        album = open_album(place)
+        problems += checks.check_album(album)
+        pictures = checks.check_pictures(album, checks.sample(album, sample), model=model, device=device) if sample else ()
+        for picture in pictures:
+            print(json.dumps(picture.to_json()) if as_json else f"{printable(picture.path)}: {_verdict(picture)}", flush=True)
+            if not picture.agrees:
+                problems.append(f"{picture.path}: the album and the whole model disagree ({_verdict(picture)})")
+    for line in problems[1:]:
+        _say(line)
+    if problems:
+        raise AlbumDamaged(problems[0])
+
+
+def _verdict(picture: Any) -> str:
+    if picture.skipped:
+        return f"not compared: {picture.skipped}"
+    bits = "same bits" if picture.same_bits else f"differs by {picture.max_difference:.1e} of the largest value"
+    return f"{bits}, {'same' if picture.same_tokens else 'OTHER'} tokens"

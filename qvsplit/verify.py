@@ -1,0 +1,192 @@
+"""Is an album what it says it is? Checksums and structure; and, with the whole checkpoint, answers against it.
+
+The reference is the unsplit model of transformers on `AutoProcessor(upright RGB picture)` with the recipe's pixel
+limits: its own embeddings and its own greedy tokens, one picture at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qvsplit import images
+from qvsplit.album import Album, counts
+from qvsplit.ask import check_tower
+from qvsplit.checkpoint import open_checkpoint
+from qvsplit.errors import PictureError, QvsplitError
+from qvsplit.images import Found
+from qvsplit.store import Row, Shard
+
+QUESTION = "Describe the picture."
+NEW_TOKENS = 16
+# Largest |difference| over largest |value| that another batch, machine or library version may make, by the coarser
+# of compute and stored dtype: some tens of units in the last place, as the tower's layers add up.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2}
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """One shard, read from end to end. `error` is None if it is sound."""
+
+    shard: str
+    rows: int
+    tokens: int
+    error: str | None
+
+
+@dataclass(frozen=True)
+class PictureCheck:
+    """One picture, held against the unsplit model. `skipped` says why it could not be."""
+
+    path: str
+    skipped: str | None = None
+    same_bits: bool = False
+    max_difference: float = 0.0  # largest |difference| over largest |value|
+    same_tokens: bool = False
+    within_tolerance: bool = False
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the album may be trusted by this picture."""
+        return self.skipped is not None or (self.same_tokens and self.within_tolerance)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        return asdict(self)
+
+
+def check_shards(paths: Sequence[Path]) -> Iterator[ShardCheck]:
+    """Read every byte of every shard: page checksums, structure, lengths, finite values."""
+    for path in paths:
+        rows = tokens = 0
+        try:
+            for _, _, embeds in Shard(path):
+                rows += 1
+                tokens += embeds.n_tokens if embeds is not None else 0
+        except QvsplitError as error:
+            yield ShardCheck(str(path), rows, tokens, str(error))
+        else:
+            yield ShardCheck(str(path), rows, tokens, None)
+
+
+def check_album(album: Album) -> list[str]:
+    """What is wrong between shards: pictures whose embeddings are in none of them."""
+    return [
+        f"the embeddings of {row.path} are in no shard given; run `qvsplit extract` again to make them anew"
+        for row in album
+        if row.sha256 is None or album.home(row.sha256) is None
+    ]
+
+
+def sample(album: Album, number: int) -> list[Row]:
+    """`number` pictures, evenly spread over the album: the same ones every time."""
+    rows = list(album)
+    step = max(1.0, len(rows) / max(number, 1))
+    return [rows[int(i * step)] for i in range(min(number, len(rows)))]
+
+
+def check_pictures(
+    album: Album, rows: Sequence[Row], *, model: str | None = None, device: str | None = None
+) -> Iterator[PictureCheck]:
+    """Recompute `rows` with the unsplit model and compare embeddings and tokens."""
+    import torch
+
+    from qvsplit import devices
+    from qvsplit.language import Language
+    from qvsplit.prompt import Prompter
+    from qvsplit.weights import load_whole
+
+    assert album.recipe is not None
+    assert album.made is not None
+    revision = album.made.revision if model is None else None
+    checkpoint = open_checkpoint(model or album.made.model, "both", revision=revision)
+    check_tower(album, checkpoint)
+    where = devices.choose_device(device)
+    dtype = getattr(torch, album.recipe.compute_dtype)
+    whole = load_whole(checkpoint, dtype=dtype, device=where)
+    prompter = Prompter(checkpoint)
+    limits = album.recipe.processor
+    prompter.processor.image_processor.size = {
+        "shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]
+    }  # fmt: skip
+    for row in rows:
+        try:
+            image = _unchanged(row)
+        except PictureError as error:
+            yield PictureCheck(row.path, skipped=f"its file {error}")
+        else:
+            yield _check_picture(album, row, image, Language(whole, prompter))
+
+
+def _unchanged(row: Row) -> Any:
+    file = images.read(Found(row.root, row.path, row.size, 0))
+    if hashlib.sha256(file.data).digest() != row.sha256:
+        raise PictureError("has changed since")
+    return images.decode(file.data)
+
+
+def _check_picture(album: Album, row: Row, image: Any, unsplit: Any) -> PictureCheck:
+    import torch
+
+    from qvsplit.language import as_tensor
+
+    assert album.recipe is not None
+    whole, processor = unsplit.model, unsplit.prompter.processor
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    inputs = processor(text=[text], images=[image], return_tensors="pt").to(whole.device)
+    stored = album.embeds(row)
+    mine = as_tensor(stored)
+    with torch.inference_mode():
+        theirs = whole.get_image_features(
+            inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
+        ).pooler_output[0]
+        answer = whole.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, temperature=None, top_p=None, top_k=None)
+    reference = theirs.to(mine.dtype).cpu()
+    if reference.shape != mine.shape:
+        return PictureCheck(row.path, max_difference=float("inf"))
+    expected = answer[0, inputs["input_ids"].shape[1] :].tolist()
+    prompt = unsplit.prompter.ask(QUESTION, [stored.grid_thw], merge_size=album.recipe.merge_size)
+    got = unsplit.generate(prompt, [mine], max_new_tokens=NEW_TOKENS)
+    difference = float((mine.float() - reference.float()).abs().max() / reference.float().abs().max().clamp_min(1e-30))
+    return PictureCheck(
+        row.path,
+        same_bits=torch.equal(mine.view(torch.uint8), reference.contiguous().view(torch.uint8)),
+        max_difference=difference,
+        same_tokens=got.tokens == expected,
+        within_tolerance=difference <= max(TOLERANCE[album.recipe.compute_dtype], TOLERANCE[album.recipe.stored_dtype]),
+    )
+
+
+def describe(album: Album) -> dict[str, Any]:
+    """What `qvsplit inspect` tells: pictures by status, tokens, sizes, recipe, and where the rows came from."""
+    from qvsplit.recipe import DTYPE_BYTES
+
+    recipe, made = album.recipe, album.made
+    assert recipe is not None
+    assert made is not None
+    assert album.hidden_size is not None
+    tally = counts(album.rows)
+    held = [row for shard in album.shards for row in shard.rows if row.has_embeds]
+    raw = sum(row.n_tokens or 0 for row in held) * album.hidden_size * DTYPE_BYTES[recipe.stored_dtype]
+    size = sum(os.path.getsize(shard.path) for shard in album.shards)
+    return {
+        "pictures": tally["ok"],
+        "failed": tally["failed"],
+        "gone": tally["gone"],
+        "tokens": sum(row.n_tokens or 0 for row in album),
+        "shards": len(album.shards),
+        "bytes": size,
+        "raw_bytes": raw,
+        "hidden_size": album.hidden_size,
+        "model": made.model,
+        "revision": made.revision,
+        "device": made.device,
+        "versions": dict(made.versions),
+        "recipe": recipe.to_json(),
+        "failures": [{"path": row.path, "error": row.error} for row in album.rows if row.status == "failed"],
+    }
