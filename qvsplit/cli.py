@@ -167,8 +167,10 @@ def extract(
     Every picture under PATH that the album does not know is looked at once. Only the vision tower is loaded, and only if there is something new. A picture that cannot be read becomes a
     failed row and stops nothing; exit code 1 says that some failed which had not failed before.
     """
+    from qvsplit.devices import give_back_freed_memory
     from qvsplit.extract import Settings, extract_pictures
 
+    give_back_freed_memory()
     settings = Settings(
         model=model, device=device, dtype=dtype, store=store, min_pixels=min_pixels, max_pixels=max_pixels,
         workers=workers, patch_budget=patch_budget, prune=prune, retry_failed=retry_failed, dry_run=dry_run,
