@@ -150,10 +150,11 @@ def read(found: Found) -> ReadFile:
         descriptor = os.open(found.file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise PictureError(f"cannot be opened: {error.strerror}") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise PictureError("is not a regular file")
     with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise PictureError("is not a regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise PictureError(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
         try:

@@ -315,15 +315,14 @@ class Shard:
         row = self.rows[index]
         group = int(np.searchsorted(self._group_starts, index, side="right")) - 1
         with self._damage(f"column embeds of row {index} ({row.path})"):
-            column = self._parquet.read_row_group(group, columns=["embeds"]).column(0).combine_chunks()
-            blob = column[index - int(self._group_starts[group])].as_buffer()
+            blob = self._blobs(group)[index - int(self._group_starts[group])].as_buffer()
         return self._checked(row, index, blob)
 
     def __iter__(self) -> Iterator[tuple[int, Row, Embeds | None]]:
         """Every row with its embeddings, each row group read once."""
         for group, start in enumerate(self._group_starts):
             with self._damage(f"column embeds, row group {group}"):
-                column = self._parquet.read_row_group(group, columns=["embeds"]).column(0).combine_chunks()
+                column = self._blobs(group)
             for offset in range(len(column)):
                 index = int(start) + offset
                 blob = column[offset].as_buffer()
@@ -331,6 +330,13 @@ class Shard:
                 if row.has_embeds != (blob is not None):
                     raise self._damaged(f"row {index} ({row.path}) has_embeds is {row.has_embeds}, its embeds say otherwise")
                 yield index, row, None if blob is None else self._checked(row, index, blob)
+
+    def _blobs(self, group: int) -> Any:
+        """Column `embeds` of one row group. A damaged page header can make a reader give fewer values, silently."""
+        column = self._parquet.read_row_group(group, columns=["embeds"]).column(0).combine_chunks()
+        if len(column) != self._parquet.metadata.row_group(group).num_rows:
+            raise ValueError("fewer values than rows")
+        return column
 
     def _checked(self, row: Row, index: int, blob: Any) -> Embeds:
         if blob is None:
@@ -380,6 +386,8 @@ class Shard:
         with self._damage(f"a column of {', '.join(names)}"):
             table = self._parquet.read(columns=names)
             columns = {name: table.column(name).to_pylist() for name in names}
+            if any(len(column) != self._parquet.metadata.num_rows for column in columns.values()):
+                raise ValueError("fewer values than rows")
         rows = []
         for index, values in enumerate(zip(*columns.values(), strict=True)):
             content = dict(zip(names, values, strict=True))

@@ -108,7 +108,8 @@ class Vision:
     def _forward(self, batch: Sequence[Patches]) -> list[torch.Tensor]:
         import torch
 
-        pixels = torch.cat([patches.pixel_values for patches in batch])  # [Σ t·h·w, channels·temporal·patch²]
+        # [Σ t·h·w, channels·temporal·patch²]; a picture alone is not copied
+        pixels = torch.cat([p.pixel_values for p in batch]) if len(batch) > 1 else batch[0].pixel_values
         grid = torch.tensor([patches.grid_thw for patches in batch])  # [pictures, 3]
         counts = [patches.count // self.merge_size**2 for patches in batch]
         with torch.inference_mode():
@@ -130,7 +131,23 @@ def load(
 ) -> Vision:
     """The vision half of `checkpoint`, and its processor with the given pixel limits (None: see `pixel_limits`)."""
     processor = load_processor(checkpoint, min_pixels=min_pixels, max_pixels=max_pixels)
-    return Vision(checkpoint.family, load_vision(checkpoint, device=device, dtype=dtype), processor, device)
+    weights = load_vision(checkpoint, device=device, dtype=dtype)
+    _spare_memory(weights.module)
+    return Vision(checkpoint.family, weights, processor, device)
+
+
+def _spare_memory(tower: Any) -> None:
+    """Quick GELU with one intermediate instead of three: the widest tensors of a forward pass. The same bits."""
+    import torch
+    from transformers.activations import QuickGELUActivation
+
+    class LeanQuickGELU(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # [patches, mlp width]
+            return (1.702 * x).sigmoid_().mul_(x)
+
+    for block in tower.blocks:
+        if type(block.mlp.act) is QuickGELUActivation:
+            block.mlp.act = LeanQuickGELU()
 
 
 def load_processor(checkpoint: Checkpoint, *, min_pixels: int | None, max_pixels: int | None) -> Any:
