@@ -481,8 +481,9 @@ class _Run:
         else:
             self.summary.failed += 1
             self.watcher.on_failure(taken.found.path, reason)
-        row = self._row(taken, None, 0)
-        self._write(replace(row, status="failed", error=reason, n_tokens=None, has_embeds=False), None)
+        row = replace(self._row(taken, None, 0), status="failed", error=reason, n_tokens=None, has_embeds=False)
+        if row != before:
+            self._write(row, None)
         self.watcher.on_picture(row.path)
 
     def _prune(self) -> None:

@@ -417,10 +417,12 @@ def _class_of(family: Family, name: str) -> Any:
 @contextmanager
 def _transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
     """One line instead of a traceback for what a checkpoint's own files make transformers raise; no chatter."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         with quiet_transformers():
             yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, StrictDataclassError) as error:
         if type(error).__module__.startswith("torch"):
             raise  # out of memory and the like: not the checkpoint's fault
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -86,7 +86,7 @@ def test_what_failed_is_not_tried_again_until_it_changes_or_is_asked_for(extract
     assert extract(some_photos).failed == 1
     assert extract(some_photos).to_do == 0
     again = extract(some_photos, retry_failed=True)
-    assert (again.to_do, again.failed, again.failed_again) == (1, 0, 1)
+    assert (again.to_do, again.failed, again.failed_again, again.shards) == (1, 0, 1, 0)
     shutil.copyfile(some_photos / "coffee.png", some_photos / "bad.png")
     assert (mended := extract(some_photos)).failed == 0
     assert (mended.copied, mended.encoded) == (1, 0)

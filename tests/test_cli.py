@@ -1,0 +1,447 @@
+"""The commands as a user meets them: help, output, exit codes, one line for each error."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import run_process
+
+from qvsplit.album import open_album
+
+
+def one_line(said: str) -> str:
+    lines = said.strip().splitlines()
+    assert len(lines) == 1, said
+    assert lines[0].startswith("qvsplit: ")
+    return lines[0]
+
+
+@pytest.fixture
+def album(run_cli, some_photos, checkpoint, tmp_path):
+    code, _, said = run_cli("extract", some_photos, "--model", checkpoint, "--out", tmp_path / "embeds", "--quiet")
+    assert (code, said) == (0, "")
+    return tmp_path / "embeds"
+
+
+# ------------------------------------------------------------------------------------------------------- the words
+
+
+@pytest.mark.parametrize("command", [[], ["extract"], ["ask"], ["inspect"], ["verify"]])
+def test_help_imports_nothing_heavy(command):
+    code = (
+        "import sys; from qvsplit.cli import app\n"
+        f"try: app({[*command, '--help']!r})\n"
+        "finally: print(sorted({'torch', 'transformers', 'pyarrow', 'PIL', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "Usage:" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_a_run_with_nothing_to_do_imports_no_torch(album, some_photos):
+    code = (
+        "import sys; from qvsplit.cli import app\n"
+        f"try: app(['extract', {str(some_photos)!r}, '--out', {str(album)!r}, '--quiet'])\n"
+        "finally: print(sorted({'torch', 'transformers', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+
+
+def test_version_and_no_command(run_cli):
+    assert run_cli("--version")[1].startswith("qvsplit 0.")
+    code, out, said = run_cli()
+    assert code == 2
+    assert "Usage:" in out + said
+
+
+def test_an_option_that_does_not_exist_is_usage(run_cli):
+    assert run_cli("extract", ".", "--nonsense")[0] == 2
+
+
+# ---------------------------------------------------------------------------------------------------------- extract
+
+
+def test_extract_tells_what_it_did(run_cli, some_photos, checkpoint, tmp_path):
+    (some_photos / "bad.png").write_text("no picture")
+    os.utime(some_photos / "bad.png", (1_600_000_000, 1_600_000_000))
+    words = ("extract", some_photos, "--model", checkpoint, "--out", tmp_path / "e")
+    code, out, said = run_cli(*words)
+    assert (code, out) == (1, "")
+    assert "qvsplit: failed: bad.png is not a picture" in said
+    assert "4 encoded, 1 failed in " in said
+    assert "peak memory" in said
+    code, out, said = run_cli(*words, "--retry-failed", "--json")
+    assert (code, said) == (0, "")
+    summary = json.loads(out)
+    assert (summary["skipped"], summary["failed"], summary["failed_again"]) == (4, 0, 1)
+    assert {"encoded", "moved", "gone", "tokens", "bytes", "seconds", "stages", "peak_memory_bytes"} <= summary.keys()
+    assert run_cli(*words, "--quiet") == (0, "", "")
+    assert run_cli(*words, "--dry-run")[1].startswith("0 of 5 pictures would be read")
+
+
+def test_a_dry_run_says_how_many(run_cli, some_photos, checkpoint, tmp_path):
+    code, out, _ = run_cli("extract", some_photos, "--model", checkpoint, "--out", tmp_path / "e", "--dry-run")
+    assert (code, out) == (0, "4 of 4 pictures would be read, 0 are known and unchanged\n")
+
+
+def test_the_bar_is_on_a_terminal_only(some_photos, checkpoint, tmp_path):
+    words = ["extract", str(some_photos), "--model", str(checkpoint), "--out", str(tmp_path / "e")]
+    said = on_terminal(words, NO_COLOR="1", TERM="xterm")
+    assert "pictures" in said
+    assert "4/4" in said
+    assert "4 encoded" in said
+    quiet = run_process(*words[:-1], tmp_path / "f")
+    assert "4/4" not in quiet.stderr
+    assert "\x1b" not in quiet.stderr
+
+
+def on_terminal(words: list[str], typed: str = "", **environment: str) -> str:
+    """Run a command on a pseudo-terminal, type `typed` once it asks, and give all that it showed."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(environment)
+        os.execv(sys.executable, [sys.executable, "-m", "qvsplit", *words])
+    shown, remaining = b"", typed.encode()
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError as error:
+            assert error.errno == errno.EIO  # the other side has closed
+            break
+        if not part:
+            break
+        shown += part
+        if remaining and shown.rstrip().endswith(b"?"):
+            line, _, rest = remaining.partition(b"\n")
+            os.write(terminal, line + b"\n")
+            remaining = rest
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    return shown.decode("utf-8", "replace")
+
+
+# -------------------------------------------------------------------------------------------------------------- ask
+
+
+def test_answers_to_stdout_and_nothing_else(run_cli, album):
+    code, out, said = run_cli("ask", "--embeds", album, "--image", "coins.png", "--max-new-tokens", 5, "What is it?")
+    assert (code, said) == (0, "")
+    assert out.strip()
+    code, out, said = run_cli("ask", "--embeds", album, "--max-new-tokens", 5, "What\tis it?", "Day or night?")
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert (code, len(rows), said) == (0, 8, "")
+    assert {(row[0], row[1]) for row in rows} == {
+        (path, question) for path in ("chelsea.png", "coffee.png", "coins.png", "rocket.jpg")
+        for question in ("What is it?", "Day or night?")
+    }  # fmt: skip
+
+
+def test_json_lines(run_cli, album, whole, some_photos):
+    from conftest import upright_rgb
+
+    _, out, _ = run_cli("ask", "--embeds", album, "--image", "co*", "--json", "--max-new-tokens", 12, "What is it?")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["path"] for answer in answers] == ["coffee.png", "coins.png"]
+    for answer in answers:
+        assert {"path", "question", "answer", "tower_check", "finish_reason"} <= answer.keys()
+        assert answer["tokens"] == whole.answer([upright_rgb(some_photos / answer["path"])], "What is it?")
+
+
+def test_questions_from_a_pipe_and_a_file(run_cli, album, tmp_path):
+    (tmp_path / "questions.txt").write_text("What is it?\n\nDay or night?\n")
+    words = ("ask", "--embeds", album, "--image", "coins.png", "--max-new-tokens", 3, "--json")
+    from_file = run_cli(*words, "--questions", tmp_path / "questions.txt")
+    from_pipe = run_cli(*words, stdin="What is it?\n\nDay or night?\n")
+    assert from_file == from_pipe
+    assert [json.loads(line)["question"] for line in from_file[1].splitlines()] == ["What is it?", "Day or night?"]
+
+
+def test_together(run_cli, album):
+    code, out, _ = run_cli("ask", "--embeds", album, "--image", "co*", "--together", "--json", "--max-new-tokens", 3, "Which?")
+    assert (code, json.loads(out)["paths"]) == (0, ["coffee.png", "coins.png"])
+
+
+def test_several_places_and_globs(run_cli, album, some_photos, checkpoint, tmp_path, photos):
+    other = tmp_path / "other photos"
+    other.mkdir()
+    shutil.copyfile(photos / "color.png", other / "color.png")
+    run_cli("extract", other, "--model", checkpoint, "--out", tmp_path / "more")
+    code, out, _ = run_cli(
+        "ask", "--embeds", album / "shard-*.parquet", "--embeds", tmp_path / "more", "--max-new-tokens", 2, "What?"
+    )
+    assert (code, len(out.splitlines())) == (0, 5)
+
+
+def test_the_prompt_loop_answers_until_an_empty_line(album):
+    shown = on_terminal(
+        ["ask", "--embeds", str(album), "--image", "coins.png", "--max-new-tokens", "4"],
+        typed="What is it?\nIs it day or night?\n\n",
+        TERM="xterm",
+    )
+    assert "1 pictures; type a question" in shown
+    assert shown.count("coins.png") == 2
+    assert "Traceback" not in shown
+
+
+def test_a_reader_who_has_enough_is_no_error(album):
+    command = f"{sys.executable} -m qvsplit ask --embeds {album} --max-new-tokens 3 A B C D E F G H | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+def test_a_full_disk_behind_stdout_exits_7(album):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "qvsplit", "ask", "--embeds", album, "--max-new-tokens", "2", "What?"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode == 7
+    assert "disk is full" in one_line(done.stderr)
+
+
+# -------------------------------------------------------------------------------------------------- inspect, verify
+
+
+def test_inspect(run_cli, album, checkpoint):
+    code, out, _ = run_cli("inspect", album)
+    assert code == 0
+    assert "pictures  4 ok, 0 failed, 0 gone" in out
+    assert str(checkpoint) in out
+    told = json.loads(run_cli("inspect", album, "--json")[1])
+    assert (told["pictures"], told["recipe"]["compute_dtype"], told["hidden_size"]) == (4, "float32", 128)
+    assert told["tokens"] == sum(row.n_tokens for row in open_album(album))
+
+
+def test_verify_reads_everything_and_compares_with_the_whole_model(run_cli, album):
+    code, out, said = run_cli("verify", album, "--sample", 3, "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert (code, said) == (0, "")
+    assert lines[0]["error"] is None
+    assert len(lines) == 4
+    assert all(line["same_tokens"] and line["within_tolerance"] for line in lines[1:])
+
+
+def test_verify_finds_embeddings_that_are_not_the_models(run_cli, album, monkeypatch):
+    """Sealed, sound and wrong: only the whole model can tell."""
+    import numpy as np
+    from qvsplit import store
+
+    real = store.from_planes
+
+    def other(planes, itemsize):
+        values = real(planes, itemsize).view(np.float32).copy()
+        return (values * np.float32(1.5)).view(np.uint8)
+
+    monkeypatch.setattr(store, "from_planes", other)
+    assert run_cli("verify", album)[0] == 0
+    code, out, said = run_cli("verify", album, "--sample", 2)
+    assert code == 6
+    assert "disagree" in said
+
+
+def test_verify_says_when_a_picture_cannot_be_compared(run_cli, album, some_photos):
+    (some_photos / "chelsea.png").write_bytes(b"changed")
+    code, out, _ = run_cli("verify", album, "--sample", 4)
+    assert code == 0
+    assert "chelsea.png: not compared: its file has changed since" in out
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+
+def no_folder(tmp, album, model):
+    return ["extract", tmp / "nowhere", "--model", model], 2, "no file or folder at"
+
+
+def empty_folder(tmp, album, model):
+    (tmp / "empty").mkdir()
+    return ["extract", tmp / "empty", "--model", model], 2, "no pictures in"
+
+
+def no_pictures(tmp, album, model):
+    (tmp / "texts").mkdir()
+    (tmp / "texts" / "a.txt").write_text("x")
+    return ["extract", tmp / "texts", "--model", model], 2, "looked for .apng"
+
+
+def no_model(tmp, album, model):
+    return ["extract", tmp / "photos", "--model", tmp / "nowhere", "--out", tmp / "e"], 3, "no model folder at"
+
+
+def no_config(tmp, album, model):
+    (tmp / "hollow").mkdir()
+    return ["extract", tmp / "photos", "--model", tmp / "hollow", "--out", tmp / "e"], 3, "has no config.json"
+
+
+def hub_unreachable(tmp, album, model):
+    return ["extract", tmp / "photos", "--out", tmp / "e"], 3, "Qwen/Qwen2-VL-2B-Instruct is not in the hub's cache"
+
+
+def missing_shard(tmp, album, model):
+    broken = Path(shutil.copytree(model, tmp / "broken"))
+    for file in broken.glob("model-0000[345]*"):
+        file.unlink()
+    return ["extract", tmp / "photos", "--model", broken, "--out", tmp / "e"], 3, "lacks model-00003"
+
+
+def truncated_weights(tmp, album, model):
+    broken = Path(shutil.copytree(model, tmp / "broken"))
+    for file in broken.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-100])
+    return ["extract", tmp / "photos", "--model", broken, "--out", tmp / "e"], 3, "damaged or cut short"
+
+
+def broken_config(tmp, album, model):
+    broken = Path(shutil.copytree(model, tmp / "broken"))
+    config = json.loads((broken / "config.json").read_text())
+    config["vision_config"]["depth"] = "three"
+    (broken / "config.json").write_text(json.dumps(config))
+    return ["extract", tmp / "photos", "--model", broken, "--out", tmp / "e"], 3, "cannot be loaded"
+
+
+def unknown_architecture(tmp, album, model):
+    broken = Path(shutil.copytree(model, tmp / "broken"))
+    (broken / "config.json").write_text('{"model_type": "llama"}')
+    return ["extract", tmp / "photos", "--model", broken, "--out", tmp / "e"], 3, "'llama' model"
+
+
+def out_is_a_file(tmp, album, model):
+    (tmp / "file").write_text("x")
+    return ["extract", tmp / "photos", "--model", model, "--out", tmp / "file"], 7, "cannot be written"
+
+
+def out_not_writable(tmp, album, model):
+    return ["extract", tmp / "photos", "--model", model, "--out", "/proc/embeds"], 7, "cannot be written"
+
+
+def no_album(tmp, album, model):
+    return ["ask", "--embeds", tmp / "nowhere", "What?"], 2, "no album or shard at"
+
+
+def album_without_shards(tmp, album, model):
+    (tmp / "hollow").mkdir()
+    return ["ask", "--embeds", tmp / "hollow", "What?"], 2, "holds no shards"
+
+
+def no_question(tmp, album, model):
+    return ["ask", "--embeds", album], 2, "no question"
+
+
+def no_questions_file(tmp, album, model):
+    return ["ask", "--embeds", album, "--questions", tmp / "nowhere.txt"], 2, "questions cannot be read"
+
+
+def image_matches_nothing(tmp, album, model):
+    return ["ask", "--embeds", album, "--image", "*.nef", "What?"], 2, "--image *.nef matches none of the album's 4"
+
+
+def another_tower(tmp, album, model):
+    from make_checkpoint import make_tiny
+
+    make_tiny(tmp / "other", seed=3)
+    return ["ask", "--embeds", album, "--model", tmp / "other", "What?"], 4, "another tower (tower: "
+
+
+def another_width(tmp, album, model):
+    other = Path(shutil.copytree(model, tmp / "wide"))
+    config = json.loads((other / "config.json").read_text())
+    config["vision_config"]["hidden_size"] = 256
+    (other / "config.json").write_text(json.dumps(config))
+    return ["ask", "--embeds", album, "--model", other, "What?"], 4, "hidden_size: 128, not 256"
+
+
+def csv_as_shard(tmp, album, model):
+    (tmp / "table.csv").write_text("path,answer\na,b\n" * 100)
+    return ["ask", "--embeds", tmp / "table.csv", "What?"], 6, "not a Parquet file"
+
+
+def damaged_data(tmp, album, model):
+    damage(album, 3000)
+    return ["ask", "--embeds", album, "What?"], 6, "is damaged"
+
+
+def damaged_footer(tmp, album, model):
+    damage(album, -100)
+    return ["ask", "--embeds", album, "What?"], 6, "its footer"
+
+
+def damaged_to_verify(tmp, album, model):
+    damage(album, 30_000)
+    return ["verify", album], 6, "column embeds"
+
+
+def damaged_to_extract(tmp, album, model):
+    damage(album, -100)
+    return ["extract", tmp / "photos", "--out", album], 6, "its footer"
+
+
+def bad_device(tmp, album, model):
+    return ["ask", "--embeds", album, "--device", "abacus", "What?"], 2, "--device abacus"
+
+
+def damage(album: Path, place: int) -> None:
+    (file,) = album.glob("*.parquet")
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+CASES = [no_folder, empty_folder, no_pictures, no_model, no_config, hub_unreachable, missing_shard, truncated_weights,
+         broken_config, unknown_architecture, out_is_a_file, out_not_writable, no_album, album_without_shards,
+         no_question, no_questions_file, image_matches_nothing, another_tower, another_width, csv_as_shard,
+         damaged_data, damaged_footer, damaged_to_verify, damaged_to_extract, bad_device]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_an_error_is_one_line_and_its_own_exit_code(run_cli, case, album, some_photos, checkpoint, tmp_path):
+    words, code, said = case(tmp_path, album, checkpoint)
+    got, _, line = run_cli(*words)
+    assert (got, said in one_line(line)) == (code, True), line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming an ordinary user needs root")
+def test_an_unreadable_picture_and_an_unwritable_folder_as_an_ordinary_user(
+    run_cli, album, some_photos, checkpoint, tmp_path, tmp_path_factory
+):
+    """`album` has run everything once, so that nothing has to be imported after the change of user."""
+    opened = [tmp_path, *tmp_path.parents[:3], checkpoint, checkpoint.parent]
+    before = {folder: folder.stat().st_mode for folder in opened}
+    for folder in opened:
+        folder.chmod(0o755)
+    for file in checkpoint.iterdir():
+        file.chmod(0o644)
+    (some_photos / "coins.png").chmod(0)
+    (tmp_path / "mine").mkdir()
+    os.chown(tmp_path / "mine", 65534, 65534)
+    os.seteuid(65534)
+    try:
+        read = run_cli("extract", some_photos, "--model", checkpoint, "--out", tmp_path / "mine" / "embeds")
+        written = run_cli("extract", some_photos, "--model", checkpoint, "--out", tmp_path / "not mine")
+    finally:
+        os.seteuid(0)
+        for folder, mode in before.items():
+            folder.chmod(mode)
+    assert read[0] == 1
+    assert "failed: coins.png cannot be opened: Permission denied" in read[2]
+    assert written[0] == 7
+    assert "cannot be written (Permission denied)" in one_line(written[2])
+
+
+def test_ctrl_c_while_asking_exits_130(album):
+    command = [sys.executable, "-m", "qvsplit", "ask", "--embeds", str(album), "--max-new-tokens", "2", *"ABCDEFGHIJ" * 40]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()  # the first answer
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert one_line(said) == "qvsplit: interrupted"
