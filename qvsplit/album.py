@@ -78,7 +78,9 @@ class Album:
     def embeds(self, row: Row) -> Embeds:
         """The checked embeddings of an `ok` row, its own or those of the same bytes under another name."""
         if row.status != "ok" or row.sha256 is None:
-            raise UsageError(f"{row.path} has no embeddings: it is {row.status}" + (f" ({row.error})" if row.error else ""))
+            raise UsageError(
+                f"{row.path} has no embeddings: it is {row.status}" + (f" ({row.error})" if row.error else "")
+            )
         place = self._homes.get(row.sha256)
         if place is None:
             raise AlbumDamaged(
@@ -134,7 +136,8 @@ def _check_one_recipe(shards: Sequence[Shard]) -> None:
             differences.append(f"hidden_size: {shards[0].hidden_size}, not {shard.hidden_size}")
         if differences:
             raise RecipeError(
-                f"{shards[0].path} and {shard.path} were made under two recipes ({some_of(differences)}); ask them apart"
+                f"{shards[0].path} and {shard.path} were made under two recipes ({some_of(differences)}); "
+                "ask them apart"
             )
 
 
@@ -166,7 +169,9 @@ def _take(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise AlbumInUse(f"{folder} is being written by {_holder(descriptor)}; wait for it, or choose another --out") from None
+        raise AlbumInUse(
+            f"{folder} is being written by {_holder(descriptor)}; wait for it, or choose another --out"
+        ) from None
     except OSError as error:
         if error.errno in {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}:
             raise DiskError(f"{folder} is on a file system without locks; choose an --out on a local disk") from None
@@ -213,10 +218,7 @@ def plan(album: Album, found: Sequence[Found], roots: frozenset[str], *, retry_f
     gone = [
         row
         for row in album.rows
-        if row.status != "gone"
-        and row.root in roots
-        and row.key not in here
-        and _is_gone(row)
+        if row.status != "gone" and row.root in roots and row.key not in here and _is_gone(row)
     ]
     return Plan(candidates, len(found) - len(candidates), gone)
 

@@ -70,7 +70,9 @@ class Asker:
         self.tower_check = tower_check
         self.model = model
 
-    def answer(self, rows: Row | Sequence[Row], question: str, *, on_text: Callable[[str], None] | None = None) -> Answer:
+    def answer(
+        self, rows: Row | Sequence[Row], question: str, *, on_text: Callable[[str], None] | None = None
+    ) -> Answer:
         """The answer to one question about one picture, or about several shown together in this order."""
         from qvsplit.language import as_tensor
 
@@ -185,8 +187,8 @@ def check_tower(album: Album, checkpoint: Checkpoint, *, allow_unchecked: bool =
         )
     if noted != recipe.tower:
         raise RecipeError(
-            f"the album was made by another tower (tower: {recipe.tower[:12]}…, and {checkpoint.name} has {noted[:12]}…); "
-            f"ask with the model it was made with ({made.model}), or extract again"
+            f"the album was made by another tower (tower: {recipe.tower[:12]}…, and {checkpoint.name} has "
+            f"{noted[:12]}…); ask with the model it was made with ({made.model}), or extract again"
         )
     return evidence
 
@@ -205,7 +207,9 @@ def _check_fit(album: Album, checkpoint: Checkpoint) -> None:
     }
     wrong = [f"{name}: {mine}, not {theirs}" for name, (mine, theirs) in pairs.items() if mine != theirs]
     if wrong:
-        raise RecipeError(f"the album does not fit {checkpoint.name} ({'; '.join(wrong)}); ask with the model it was made with")
+        raise RecipeError(
+            f"the album does not fit {checkpoint.name} ({'; '.join(wrong)}); ask with the model it was made with"
+        )
 
 
 def _checkpoint(album: Album, settings: Settings) -> Checkpoint:

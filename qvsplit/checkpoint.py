@@ -85,7 +85,9 @@ class Checkpoint:
     def processor_config(self) -> Mapping[str, Any]:
         """The image processor's settings, from today's or the hub's older file; empty if there is neither."""
         nested = read_json(self.folder / "processor_config.json", optional=True).get("image_processor")
-        return nested if isinstance(nested, dict) else read_json(self.folder / "preprocessor_config.json", optional=True)
+        return (
+            nested if isinstance(nested, dict) else read_json(self.folder / "preprocessor_config.json", optional=True)
+        )
 
     def places(self, names: list[str]) -> dict[str, TensorPlace]:
         """Where the named tensors lie, from their files' headers. ModelError for a damaged or missing file."""
@@ -114,7 +116,9 @@ def open_checkpoint(model: str | os.PathLike[str], half: Half, *, revision: str 
     elif looks_like_hub_name(text):
         checkpoint = _from_hub(text, half, revision)
     else:
-        raise ModelError(f"no model folder at {text}; give a folder with config.json, or a hub name such as {DEFAULT_MODEL}")
+        raise ModelError(
+            f"no model folder at {text}; give a folder with config.json, or a hub name such as {DEFAULT_MODEL}"
+        )
     absent = [name for name in checkpoint.file_names(half) if not (checkpoint.folder / name).is_file()]
     if absent:
         raise ModelError(f"{checkpoint.folder} lacks {some_of(absent)}, which {INDEX_FILE} names; download it again")
@@ -180,7 +184,12 @@ def _from_folder(folder: Path, *, name: str | None, revision: str | None) -> Che
     config = read_json(folder / "config.json")
     family = _family_of(config, folder)
     return Checkpoint(
-        folder=folder, name=name or str(folder), revision=revision, config=config, files=_file_map(folder), family=family
+        folder=folder,
+        name=name or str(folder),
+        revision=revision,
+        config=config,
+        files=_file_map(folder),
+        family=family,
     )
 
 
@@ -261,13 +270,19 @@ class _hub_errors:  # noqa: N801 - used as a verb: `with _hub_errors(name):`
         from huggingface_hub import errors
 
         if isinstance(error, errors.GatedRepoError):
-            raise ModelError(f"{self.name} is gated: accept its terms on the hub and log in with `hf auth login`") from None
+            raise ModelError(
+                f"{self.name} is gated: accept its terms on the hub and log in with `hf auth login`"
+            ) from None
         if isinstance(error, errors.RepositoryNotFoundError):
-            raise ModelError(f"the hub has no model {self.name} (or it is private: `hf auth login`); {_ELSEWHERE}") from None
+            raise ModelError(
+                f"the hub has no model {self.name} (or it is private: `hf auth login`); {_ELSEWHERE}"
+            ) from None
         if isinstance(error, errors.RevisionNotFoundError):
             raise ModelError(f"{self.name}: the hub has no such revision of it") from None
         if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-            raise ModelError(f"{self.name} is not in the hub's cache and the hub cannot be reached; {_ELSEWHERE}") from None
+            raise ModelError(
+                f"{self.name} is not in the hub's cache and the hub cannot be reached; {_ELSEWHERE}"
+            ) from None
         if isinstance(error, errors.EntryNotFoundError):
             raise ModelError(
                 f"{self.name} has no {SINGLE_FILE} or {INDEX_FILE} on the hub (pickled weights are never opened)"

@@ -125,47 +125,67 @@ def _qvsplit(
 @_reporting
 def extract(
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Folders and files of pictures.")],
-    out: Annotated[str, typer.Option(help="The album: a folder of shards, made if need be, continued if there.")] = "embeds",
+    out: Annotated[
+        str, typer.Option(help="The album: a folder of shards, made if need be, continued if there.")
+    ] = "embeds",
     model: Model = None,
     device: Device = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Compute in float32, bfloat16 or float16 [default: the album's own, else float32 on a CPU "
-        "and the checkpoint's dtype on CUDA].", show_default=False),
+        typer.Option(
+            help="Compute in float32, bfloat16 or float16 [default: the album's own, else float32 on a CPU "
+            "and the checkpoint's dtype on CUDA].",
+            show_default=False,
+        ),
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option(help="Store as float32, bfloat16 or float16 [default: as computed; anything narrower is lossy].",
-                     show_default=False),
+        typer.Option(
+            help="Store as float32, bfloat16 or float16 [default: as computed; anything narrower is lossy].",
+            show_default=False,
+        ),
     ] = None,
     max_pixels: Annotated[
         int | None,
-        typer.Option(help="Larger pictures are scaled down to this many pixels [default: 1003520, which is 1,280 "
-        "tokens, or the checkpoint's own limit if lower].", show_default=False),
+        typer.Option(
+            help="Larger pictures are scaled down to this many pixels [default: 1003520, which is 1,280 "
+            "tokens, or the checkpoint's own limit if lower].",
+            show_default=False,
+        ),
     ] = None,
     min_pixels: Annotated[
         int | None,
-        typer.Option(help="Smaller pictures are scaled up to this many pixels [default: the checkpoint's own].",
-                     show_default=False),
+        typer.Option(
+            help="Smaller pictures are scaled up to this many pixels [default: the checkpoint's own].",
+            show_default=False,
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Threads that read and decode [default: one a core, at most 8].", show_default=False)
+        int | None,
+        typer.Option(help="Threads that read and decode [default: one a core, at most 8].", show_default=False),
     ] = None,
     patch_budget: Annotated[
         int | None,
-        typer.Option(help="Patches in one forward pass: memory against speed [default: 5120 on a CPU, 32768 on CUDA].",
-                     show_default=False),
+        typer.Option(
+            help="Patches in one forward pass: memory against speed [default: 5120 on a CPU, 32768 on CUDA].",
+            show_default=False,
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many pictures would be read; change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many pictures would be read; change nothing.")
+    ] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Mark pictures gone whose file is no longer there.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before, though it has not changed.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed before, though it has not changed.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """See pictures: bring an album up to date.
 
-    Every picture under PATH that the album does not know is looked at once. Only the vision tower is loaded, and only if there is something new. A picture that cannot be read becomes a
-    failed row and stops nothing; exit code 1 says that some failed which had not failed before.
+    Every picture under PATH that the album does not know is looked at once. Only the vision tower is loaded, and
+    only if there is something new. A picture that cannot be read becomes a failed row and stops nothing; exit code 1
+    says that some failed which had not failed before.
     """
     from qvsplit.devices import give_back_freed_memory
     from qvsplit.extract import Settings, extract_pictures
@@ -180,9 +200,9 @@ def extract(
             summary = extract_pictures(paths, out=out, settings=settings, watcher=progress.watcher())
         except KeyboardInterrupt as interrupt:
             progress.stop()
-            summary = getattr(interrupt, "qvsplit_summary", None)
-            if summary is not None:
-                _print_summary(summary, as_json=as_json, quiet=quiet)
+            done: Summary | None = getattr(interrupt, "qvsplit_summary", None)
+            if done is not None:
+                _print_summary(done, as_json=as_json, quiet=quiet)
             raise
     if dry_run and not as_json:
         print(f"{summary.to_do} of {summary.found} pictures would be read, {summary.skipped} are known and unchanged")
@@ -286,34 +306,48 @@ class _Progress:
 def ask(
     questions: Annotated[
         list[str] | None,
-        typer.Argument(metavar="QUESTION", help="Asked of every picture. None: read from the pipe, one a line, or "
-                       "typed one by one on a terminal.", show_default=False),
+        typer.Argument(
+            metavar="QUESTION",
+            help="Asked of every picture. None: read from the pipe, one a line, or typed one by one on a terminal.",
+            show_default=False,
+        ),
     ] = None,
     embeds: Annotated[
         list[str] | None,
-        typer.Option(metavar="ALBUM|SHARD", help="A folder, file or glob; may be repeated [default: embeds].",
-                     show_default=False),
+        typer.Option(
+            metavar="ALBUM|SHARD", help="A folder, file or glob; may be repeated [default: embeds].", show_default=False
+        ),
     ] = None,
     questions_file: Annotated[
         Path | None, typer.Option("--questions", metavar="FILE", help="More questions, one a line.", show_default=False)
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Only pictures whose path or name matches; may be repeated.", show_default=False),
+        typer.Option(
+            metavar="GLOB", help="Only pictures whose path or name matches; may be repeated.", show_default=False
+        ),
     ] = None,
-    together: Annotated[bool, typer.Option("--together", help="Show all chosen pictures in one prompt, in order of path.")] = False,
-    system: Annotated[str | None, typer.Option(help="A system message in place of the template's own.", show_default=False)] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Show all chosen pictures in one prompt, in order of path.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(help="A system message in place of the template's own.", show_default=False)
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 128,
     model: Model = None,
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda, cuda:N, or auto to spread the model [default: cuda where there is one].",
-                     show_default=False),
+        typer.Option(
+            help="cpu, cuda, cuda:N, or auto to spread the model [default: cuda where there is one].",
+            show_default=False,
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Compute in float32, bfloat16 or float16 [default: float32 on a CPU, the checkpoint's on CUDA].",
-                     show_default=False),
+        typer.Option(
+            help="Compute in float32, bfloat16 or float16 [default: float32 on a CPU, the checkpoint's on CUDA].",
+            show_default=False,
+        ),
     ] = None,
     unchecked_tower: Annotated[
         bool,
@@ -321,10 +355,11 @@ def ask(
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Answer questions from an album alone.
 
-    Every question is asked of every picture chosen, from its stored embeddings. Only the language model is loaded. Answers are greedy, and are the whole model's own, token for token.
+    Every question is asked of every picture chosen, from its stored embeddings. Only the language model is loaded.
+    Answers are greedy, and are the whole model's own, token for token.
     """
     from qvsplit.album import open_album
     from qvsplit.ask import Settings, open_asker, select
@@ -341,7 +376,7 @@ def ask(
     note = asker.dtype_note()
     if note and not quiet:
         _say(note)
-    groups = [tuple(rows)] if together else [(row,) for row in rows]
+    groups: list[tuple[Row, ...]] = [tuple(rows)] if together else [(row,) for row in rows]
     printer = _Printer(as_json=as_json, single=len(groups) * len(asked) == 1)
     if typed:
         _prompt_loop(asker, groups, printer)
@@ -493,9 +528,14 @@ def verify(
     if not problems:
         album = open_album(place)
         problems += checks.check_album(album)
-        pictures = checks.check_pictures(album, checks.sample(album, sample), model=model, device=device) if sample else ()
+        pictures = (
+            checks.check_pictures(album, checks.sample(album, sample), model=model, device=device) if sample else ()
+        )
         for picture in pictures:
-            print(json.dumps(picture.to_json()) if as_json else f"{printable(picture.path)}: {_verdict(picture)}", flush=True)
+            print(
+                json.dumps(picture.to_json()) if as_json else f"{printable(picture.path)}: {_verdict(picture)}",
+                flush=True,
+            )
             if not picture.agrees:
                 problems.append(f"{picture.path}: the album and the whole model disagree ({_verdict(picture)})")
     for line in problems[1:]:

@@ -41,8 +41,8 @@ def choose_dtype(name: str | None, device: torch.device, stored: str) -> torch.d
     import torch
 
     if name is None:
-        return torch.float32 if device.type == "cpu" else getattr(torch, stored)  # type: ignore[no-any-return]
-    return getattr(torch, name)  # type: ignore[no-any-return]
+        return torch.float32 if device.type == "cpu" else getattr(torch, stored)
+    return getattr(torch, name)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -111,7 +111,7 @@ class DiskError(QvsplitError):
 
 
 class PictureError(Exception):
-    """This one picture is bad: the reason goes into its row, and the run goes on."""
+    """One picture is bad: the reason goes into its row, and the run goes on."""
 
     def __str__(self) -> str:
         return printable(" ".join(super().__str__().split()))

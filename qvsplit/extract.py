@@ -147,9 +147,7 @@ def _open(folder: Path) -> Album:
     return Album([Shard(path) for path in paths])
 
 
-def _plan(
-    album: Album, found: Sequence[Found], roots: frozenset[str], settings: Settings, watcher: Watcher
-) -> Plan:
+def _plan(album: Album, found: Sequence[Found], roots: frozenset[str], settings: Settings, watcher: Watcher) -> Plan:
     _check_settings(settings, album.recipe)
     made = plan(album, found, roots, retry_failed=settings.retry_failed)
     watcher.on_plan(len(made.candidates))
@@ -174,7 +172,9 @@ def _check_settings(settings: Settings, recipe: Recipe | None) -> None:
     }
     wrong = [f"{option} {told} instead of {own}" for option, (told, own) in asked.items() if told not in {None, own}]
     if wrong:
-        raise RecipeError(f"the album was made under another recipe ({some_of(wrong)}); leave that out, or choose a new --out")
+        raise RecipeError(
+            f"the album was made under another recipe ({some_of(wrong)}); leave that out, or choose a new --out"
+        )
 
 
 def _finish(summary: Summary, made: Plan, folder: Path, started: float, scanned: float) -> Summary:
@@ -373,7 +373,8 @@ class _Run:
         stored = embeds.to(getattr(torch, self.recipe.stored_dtype))
         if stored.dtype != embeds.dtype and not bool(torch.isfinite(stored).all()):
             return None
-        return stored.contiguous().cpu().view(torch.uint8).numpy()
+        raw: npt.NDArray[np.uint8] = stored.contiguous().cpu().view(torch.uint8).numpy()
+        return raw
 
     def _embed(self, taken: _Taken, raw: npt.NDArray[np.uint8] | None, copies: list[_Taken]) -> None:
         assert taken.patches is not None
@@ -408,7 +409,9 @@ class _Run:
         own, told = self.album.recipe, self.settings
         device = devices.choose_device(told.device)
         checkpoint = self._checkpoint()
-        dtype = devices.choose_dtype(told.dtype or (own.compute_dtype if own else None), device, stored_dtype(checkpoint, "vision"))
+        dtype = devices.choose_dtype(
+            told.dtype or (own.compute_dtype if own else None), device, stored_dtype(checkpoint, "vision")
+        )
         limits = own.processor if own else {}
         vision = half.load(
             checkpoint,

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # What a walk takes for a picture, by the end of its name. A file named on the command line is tried whatever its name.
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .avifs .heic .heif .hif"
-    " .jp2 .j2k .jpx .ppm .pgm .pbm .pnm .tga .ico .mpo".split()
-)
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
+    ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".mpo",
+})  # fmt: skip
 # Pillow's readers that decode files of pictures and nothing else: none that starts a program (EPS) or wants a plug-in.
 FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "MPO", "HEIF",

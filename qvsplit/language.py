@@ -40,12 +40,12 @@ class Language:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype it computes in."""
-        return self.model.dtype  # type: ignore[no-any-return]
+        return self.model.dtype
 
     @property
     def device(self) -> torch.device:
         """Where its inputs go."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+        return self.model.get_input_embeddings().weight.device
 
     def generate(
         self,
@@ -84,7 +84,9 @@ class Language:
         width = self.model.config.get_text_config().hidden_size
         expected = sum(prompt.mm_token_type_ids)  # ones where a picture's token stands
         if len(pictures) != len(prompt.grids) or sum(len(p) for p in pictures) != expected:
-            raise ValueError(f"{expected} picture tokens in the prompt, {sum(len(p) for p in pictures)} rows of embeddings")
+            raise ValueError(
+                f"{expected} picture tokens in the prompt, {sum(len(p) for p in pictures)} rows of embeddings"
+            )
         if any(p.ndim != 2 or p.shape[1] != width for p in pictures):
             raise ValueError(f"embeddings of shape {[list(p.shape) for p in pictures]}, and the model is {width} wide")
 
@@ -120,7 +122,7 @@ def as_tensor(embeds: Embeds) -> torch.Tensor:
 def _streamer(tokenizer: Any, on_text: Callable[[str], None]) -> Any:
     from transformers import TextStreamer
 
-    class Teller(TextStreamer):
+    class Teller(TextStreamer):  # type: ignore[misc]
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             on_text(text)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from qvsplit.checkpoint import Checkpoint
 from qvsplit.errors import ModelError, QvsplitError, UsageError
+from qvsplit.hf import load_processor
 
 Grid = tuple[int, int, int]
 Message = Mapping[str, Any]  # {"role": …, "content": text, or a list of {"type": "image"} and {"type": "text", …}}
@@ -33,14 +34,7 @@ class Prompter:
     """Tokenizer and chat template of one checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        from transformers import AutoProcessor
-
-        try:
-            self.processor = AutoProcessor.from_pretrained(
-                checkpoint.folder, local_files_only=True, trust_remote_code=False, backend="torchvision"
-            )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ModelError(f"{checkpoint.folder} has no usable processor ({error}); download it again") from None
+        self.processor = load_processor(checkpoint)
         self.tokenizer = self.processor.tokenizer
         self.folder = checkpoint.folder
         added = {str(token): number for number, token in self.tokenizer.added_tokens_decoder.items()}

@@ -69,7 +69,9 @@ class Recipe:
         except (TypeError, ValueError, KeyError):
             sound = False
         if not sound:
-            raise AlbumDamaged(f"{where} has no usable recipe in its metadata; it was not written by qvsplit, or damaged")
+            raise AlbumDamaged(
+                f"{where} has no usable recipe in its metadata; it was not written by qvsplit, or damaged"
+            )
         return recipe
 
     @property

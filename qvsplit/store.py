@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ KINDS = ("image", "video")
 
 # The exponent's bits, all set in an infinity or NaN
 _EXPONENT = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
-_UNSIGNED = {4: np.dtype("<u4"), 2: np.dtype("<u2")}
+_UNSIGNED: Mapping[int, np.dtype[Any]] = {4: np.dtype("<u4"), 2: np.dtype("<u2")}
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,11 @@ class Embeds:
         """The values, [n_tokens, hidden_size]: float32, or float16 where stored so; bfloat16 widens exactly."""
         words = self.raw.view(_UNSIGNED[DTYPE_BYTES[self.dtype]])
         if self.dtype == "bfloat16":
-            return (words.astype(np.uint32) << 16).view(np.float32)
-        return words.view(np.float16 if self.dtype == "float16" else np.float32)
+            words = words.astype(np.uint32) << 16
+        values: npt.NDArray[np.float32] | npt.NDArray[np.float16] = words.view(
+            np.float16 if self.dtype == "float16" else np.float32
+        )
+        return values
 
 
 # ---------------------------------------------------------------------------------------------------------- codec
@@ -205,7 +208,9 @@ class ShardWriter:
         """
         planes = None
         if row.has_embeds != (raw is not None):
-            raise ValueError("says has_embeds, and is given none" if row.has_embeds else "is given embeddings it denies")
+            raise ValueError(
+                "says has_embeds, and is given none" if row.has_embeds else "is given embeddings it denies"
+            )
         if raw is not None:
             check_embeds(row, raw.nbytes, hidden_size=self.hidden_size, recipe=self.recipe)
             if not all_finite(raw, self.recipe.stored_dtype):
@@ -328,7 +333,9 @@ class Shard:
                 blob = column[offset].as_buffer()
                 row = self.rows[index]
                 if row.has_embeds != (blob is not None):
-                    raise self._damaged(f"row {index} ({row.path}) has_embeds is {row.has_embeds}, its embeds say otherwise")
+                    raise self._damaged(
+                        f"row {index} ({row.path}) has_embeds is {row.has_embeds}, its embeds say otherwise"
+                    )
                 yield index, row, None if blob is None else self._checked(row, index, blob)
 
     def _blobs(self, group: int) -> Any:
@@ -349,7 +356,8 @@ class Shard:
                 raise ValueError("has values that are not finite")
         except ValueError as error:
             raise self._damaged(f"row {index} ({row.path}) {error}") from None
-        assert row.n_tokens is not None and row.grid_thw is not None  # check_embeds has seen to it
+        assert row.n_tokens is not None  # check_embeds has seen to it
+        assert row.grid_thw is not None
         return Embeds(raw.reshape(row.n_tokens, -1), self.recipe.stored_dtype, row.grid_thw)
 
     def _read_metadata(self) -> tuple[Recipe, Made, int]:
@@ -403,7 +411,7 @@ class Shard:
             wrong = f"has status {row.status!r} and kind {row.kind!r}"
         elif not row.path or row.root is None or row.size is None or row.has_embeds is None:
             wrong = "lacks root, path, size or has_embeds"
-        elif row.path.startswith("/") and not row.path.startswith("//x") or ".." in row.path.split("/"):
+        elif (row.path.startswith("/") and not row.path.startswith("//x")) or ".." in row.path.split("/"):
             wrong = "has a path that leads out of its root"
         elif row.status == "ok" and (row.sha256 is None or row.grid_thw is None or row.n_tokens is None):
             wrong = "is ok, but lacks hash, grid or token count"

@@ -145,7 +145,9 @@ def _check_picture(album: Album, row: Row, image: Any, unsplit: Any) -> PictureC
         theirs = whole.get_image_features(
             inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
         ).pooler_output[0]
-        answer = whole.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, temperature=None, top_p=None, top_k=None)
+        answer = whole.generate(
+            **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, temperature=None, top_p=None, top_k=None
+        )
     reference = theirs.to(mine.dtype).cpu()
     if reference.shape != mine.shape:
         return PictureCheck(row.path, max_difference=float("inf"))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qvsplit import hf
 from qvsplit.checkpoint import Checkpoint
 from qvsplit.devices import dtype_name
 from qvsplit.errors import ModelError, PictureError, UsageError
@@ -64,7 +65,7 @@ class Vision:
     @property
     def dtype(self) -> torch.dtype:
         """The compute dtype."""
-        return self.weights.module.dtype  # type: ignore[no-any-return]
+        return self.weights.module.dtype
 
     def recipe(self, stored_dtype: str) -> Recipe:
         """The recipe of what `encode` gives, stored as `stored_dtype`."""
@@ -97,11 +98,17 @@ class Vision:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             if len(batch) == 1:
-                return [PictureError(f"needs more memory than {self.device} has ({batch[0].count:,} patches); see --max-pixels")]
+                return [
+                    PictureError(
+                        f"needs more memory than {self.device} has ({batch[0].count:,} patches); see --max-pixels"
+                    )
+                ]
             middle = len(batch) // 2
             return self.encode(batch[:middle]) + self.encode(batch[middle:])
         return [
-            one if bool(torch.isfinite(one).all()) else PictureError(f"the tower gave values that are not finite in {one.dtype}")
+            one
+            if bool(torch.isfinite(one).all())
+            else PictureError(f"the tower gave values that are not finite in {one.dtype}")
             for one in rows
         ]
 
@@ -141,7 +148,7 @@ def _spare_memory(tower: Any) -> None:
     import torch
     from transformers.activations import QuickGELUActivation
 
-    class LeanQuickGELU(torch.nn.Module):
+    class LeanQuickGELU(torch.nn.Module):  # type: ignore[misc]
         def forward(self, x: torch.Tensor) -> torch.Tensor:  # [patches, mlp width]
             return (1.702 * x).sigmoid_().mul_(x)
 
@@ -152,14 +159,7 @@ def _spare_memory(tower: Any) -> None:
 
 def load_processor(checkpoint: Checkpoint, *, min_pixels: int | None, max_pixels: int | None) -> Any:
     """The checkpoint's AutoProcessor with the torchvision backend and the pixel limits in force."""
-    from transformers import AutoProcessor
-
-    try:
-        processor = AutoProcessor.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=False, backend="torchvision"
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"{checkpoint.folder} has no usable processor ({error}); download it again") from None
+    processor = hf.load_processor(checkpoint)
     low, high = pixel_limits(processor.image_processor, checkpoint.family, min_pixels, max_pixels)
     processor.image_processor.size = {"shortest_edge": low, "longest_edge": high}
     return processor

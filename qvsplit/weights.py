@@ -37,6 +37,7 @@ from qvsplit.checkpoint import (
 )
 from qvsplit.errors import ModelError, WeightsError
 from qvsplit.families import FAMILIES, Family, settings_of
+from qvsplit.hf import transformers_errors
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,7 @@ def tower_places(checkpoint: Checkpoint) -> dict[str, TensorPlace]:
 
 
 def stored_dtype(checkpoint: Checkpoint, half: Half) -> str:
-    """torch's name of the dtype that most of `half` is stored in, e.g. `bfloat16`."""
+    """Torch's name of the dtype that most of `half` is stored in, e.g. `bfloat16`."""
     names = checkpoint.tower_names if half == "vision" else checkpoint.language_names
     sizes: dict[str, int] = {}
     for place in checkpoint.places(names).values():
@@ -111,7 +112,7 @@ def stored_dtype(checkpoint: Checkpoint, half: Half) -> str:
 
 
 def torch_dtype_name(safetensors_name: str) -> str:
-    """torch's name of a safetensors dtype. ModelError for one that nothing is computed in."""
+    """Torch's name of a safetensors dtype. ModelError for one that nothing is computed in."""
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     if safetensors_name not in names:
         raise ModelError(f"its tensors are stored as {safetensors_name}; qvsplit reads {', '.join(names)}")
@@ -128,7 +129,7 @@ def _empty_tower(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoConfig
 
-    with _transformers_errors(checkpoint):
+    with transformers_errors(checkpoint):
         config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
             return _class_of(checkpoint.family, checkpoint.family.vision_class)._from_config(
@@ -241,9 +242,7 @@ def _wait_for_backlog(digests: Mapping[str, Future[str]]) -> None:
         pending[-1 - HASH_BACKLOG].result()
 
 
-def _fingerprint_of(
-    checkpoint: Checkpoint, places: Mapping[str, TensorPlace], digests: Mapping[str, str]
-) -> str:
+def _fingerprint_of(checkpoint: Checkpoint, places: Mapping[str, TensorPlace], digests: Mapping[str, str]) -> str:
     family = checkpoint.family
     content = {
         "family": family.model_type,
@@ -297,7 +296,7 @@ def load_language(
     `dtype` None keeps the checkpoint's. Loaded by transformers' `from_pretrained`, so `device_map` and a
     quantised checkpoint's own settings work as they do there. WeightsError unless every tensor fits.
     """
-    with _view(checkpoint) as folder, _transformers_errors(checkpoint):
+    with _view(checkpoint) as folder, transformers_errors(checkpoint):
         model, info = _language_class(checkpoint.family.model_type).from_pretrained(
             folder,
             dtype=dtype if dtype is not None else "auto",
@@ -326,7 +325,7 @@ def load_language(
 
 def load_whole(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> Any:
     """The unsplit model, as transformers loads it: the reference that `verify` holds an album against."""
-    with _transformers_errors(checkpoint):
+    with transformers_errors(checkpoint):
         model, info = _class_of(checkpoint.family, checkpoint.family.whole_class).from_pretrained(
             checkpoint.folder,
             dtype=dtype,
@@ -412,34 +411,3 @@ def _language_class(model_type: str) -> Any:
 
 def _class_of(family: Family, name: str) -> Any:
     return getattr(importlib.import_module(family.modeling), name)
-
-
-@contextmanager
-def _transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
-    """One line instead of a traceback for what a checkpoint's own files make transformers raise; no chatter."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        with quiet_transformers():
-            yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, StrictDataclassError) as error:
-        if type(error).__module__.startswith("torch"):
-            raise  # out of memory and the like: not the checkpoint's fault
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{checkpoint.folder} cannot be loaded: {first}") from error
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no remarks of transformers' inside the block: what matters is an error of ours."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

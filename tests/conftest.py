@@ -112,9 +112,7 @@ class WholeModel:
     def features(self, images) -> list[torch.Tensor]:
         pixels = self.processor.image_processor(images=images, return_tensors="pt")
         with torch.inference_mode():
-            output = self.model.get_image_features(
-                pixels["pixel_values"], pixels["image_grid_thw"], return_dict=True
-            )
+            output = self.model.get_image_features(pixels["pixel_values"], pixels["image_grid_thw"], return_dict=True)
         return list(output.pooler_output)
 
 

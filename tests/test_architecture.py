@@ -19,17 +19,18 @@ ARROWS = {
     "recipe": {"errors"},
     "devices": {"errors"},
     "checkpoint": {"errors", "families"},
-    "weights": {"errors", "families", "checkpoint"},
+    "hf": {"errors", "checkpoint"},
+    "weights": {"errors", "families", "checkpoint", "hf"},
     "images": {"errors"},
-    "vision": {"errors", "families", "checkpoint", "devices", "recipe", "weights"},
+    "vision": {"errors", "families", "checkpoint", "devices", "recipe", "hf", "weights"},
     "store": {"errors", "recipe"},
     "album": {"errors", "recipe", "images", "store"},
-    "prompt": {"errors", "checkpoint"},
+    "prompt": {"errors", "checkpoint", "hf"},
     "language": {"errors", "recipe", "checkpoint", "store", "prompt", "weights"},
 }
 LOOPS = {"extract", "ask", "verify"}
 DOORS = {"cli", "__init__", "__main__"}
-TOUCH_TORCH = {"weights", "vision", "language", "devices", "prompt", *LOOPS}  # prompt: only through transformers
+TOUCH_TORCH = {"hf", "weights", "vision", "language", "devices", *LOOPS}
 
 
 def imports(room: str, *, for_types: bool = False) -> set[str]:
@@ -44,7 +45,9 @@ def imports(room: str, *, for_types: bool = False) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" if node.module == "qvsplit" else node.module for alias in node.names}
+            found |= {
+                f"{node.module}.{alias.name}" if node.module == "qvsplit" else node.module for alias in node.names
+            }
     return found
 
 
@@ -74,7 +77,11 @@ def test_nobody_knows_the_doors():
 
 def test_only_some_rooms_touch_torch():
     for room in ARROWS.keys() | LOOPS | DOORS:
-        torch = {name for name in imports(room) if name.split(".")[0] in {"torch", "torchvision", "transformers", "accelerate"}}
+        torch = {
+            name
+            for name in imports(room)
+            if name.split(".")[0] in {"torch", "torchvision", "transformers", "accelerate"}
+        }
         assert not torch or room in TOUCH_TORCH, (room, torch)
 
 
@@ -100,6 +107,13 @@ def test_the_public_names_are_there_and_typed():
 def test_exit_codes_are_distinct_and_documented():
     from qvsplit import errors
 
-    kinds = [errors.UsageError, errors.ModelError, errors.RecipeError, errors.AlbumInUse, errors.AlbumDamaged, errors.DiskError]
+    kinds = [
+        errors.UsageError,
+        errors.ModelError,
+        errors.RecipeError,
+        errors.AlbumInUse,
+        errors.AlbumDamaged,
+        errors.DiskError,
+    ]
     assert [kind.exit_code for kind in kinds] == [2, 3, 4, 5, 6, 7]
     assert not issubclass(errors.PictureError, errors.QvsplitError)

@@ -169,7 +169,9 @@ def test_questions_from_a_pipe_and_a_file(run_cli, album, tmp_path):
 
 
 def test_together(run_cli, album):
-    code, out, _ = run_cli("ask", "--embeds", album, "--image", "co*", "--together", "--json", "--max-new-tokens", 3, "Which?")
+    code, out, _ = run_cli(
+        "ask", "--embeds", album, "--image", "co*", "--together", "--json", "--max-new-tokens", 3, "Which?"
+    )
     assert (code, json.loads(out)["paths"]) == (0, ["coffee.png", "coins.png"])
 
 
@@ -234,6 +236,7 @@ def test_verify_reads_everything_and_compares_with_the_whole_model(run_cli, albu
 def test_verify_finds_embeddings_that_are_not_the_models(run_cli, album, monkeypatch):
     """Sealed, sound and wrong: only the whole model can tell."""
     import numpy as np
+
     from qvsplit import store
 
     real = store.from_planes
@@ -244,7 +247,7 @@ def test_verify_finds_embeddings_that_are_not_the_models(run_cli, album, monkeyp
 
     monkeypatch.setattr(store, "from_planes", other)
     assert run_cli("verify", album)[0] == 0
-    code, out, said = run_cli("verify", album, "--sample", 2)
+    code, _, said = run_cli("verify", album, "--sample", 2)
     assert code == 6
     assert "disagree" in said
 
@@ -438,7 +441,17 @@ def test_an_unreadable_picture_and_an_unwritable_folder_as_an_ordinary_user(
 
 
 def test_ctrl_c_while_asking_exits_130(album):
-    command = [sys.executable, "-m", "qvsplit", "ask", "--embeds", str(album), "--max-new-tokens", "2", *"ABCDEFGHIJ" * 40]
+    command = [
+        sys.executable,
+        "-m",
+        "qvsplit",
+        "ask",
+        "--embeds",
+        str(album),
+        "--max-new-tokens",
+        "2",
+        *"ABCDEFGHIJ" * 40,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()  # the first answer
     process.send_signal(signal.SIGINT)

@@ -139,7 +139,9 @@ def test_answers_in_half_precision_are_the_whole_models_in_it(tmp_path, checkpoi
     whole = WholeModel(checkpoint, dtype=getattr(torch, dtype))
     assert asker.dtype_note() is None
     for row in asker.album:
-        assert asker.answer(row, QUESTIONS[0]).tokens == whole.answer([upright_rgb(some_photos / row.path)], QUESTIONS[0])
+        assert asker.answer(row, QUESTIONS[0]).tokens == whole.answer(
+            [upright_rgb(some_photos / row.path)], QUESTIONS[0]
+        )
 
 
 def test_pixel_limits_are_those_of_the_recipe(tmp_path, checkpoint, some_photos):
@@ -149,7 +151,9 @@ def test_pixel_limits_are_those_of_the_recipe(tmp_path, checkpoint, some_photos)
     whole = WholeModel(checkpoint, max_pixels=100 * 28 * 28)
     for row in asker.album:
         assert row.n_tokens <= 100
-        assert asker.answer(row, QUESTIONS[0]).tokens == whole.answer([upright_rgb(some_photos / row.path)], QUESTIONS[0])
+        assert asker.answer(row, QUESTIONS[0]).tokens == whole.answer(
+            [upright_rgb(some_photos / row.path)], QUESTIONS[0]
+        )
 
 
 def test_a_stored_dtype_narrower_than_computed_is_rounded_once(tmp_path, checkpoint, some_photos):
@@ -167,7 +171,9 @@ def test_a_stored_dtype_narrower_than_computed_is_rounded_once(tmp_path, checkpo
 def test_on_cuda_too(tmp_path, checkpoint, some_photos, dtype):
     settings = Settings(model=str(checkpoint), device="cuda", dtype=dtype, patch_budget=1)
     extract_pictures([some_photos], out=tmp_path / "embeds", settings=settings)
-    asker = open_asker(open_album(tmp_path / "embeds"), AskSettings(device="cuda", dtype=dtype, max_new_tokens=NEW_TOKENS))
+    asker = open_asker(
+        open_album(tmp_path / "embeds"), AskSettings(device="cuda", dtype=dtype, max_new_tokens=NEW_TOKENS)
+    )
     whole = WholeModel(checkpoint, dtype=getattr(torch, dtype))
     whole.model.to("cuda")
     for row in asker.album:

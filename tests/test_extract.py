@@ -106,7 +106,9 @@ class OutOfMemory:
         return self.real(batch)
 
 
-def test_out_of_memory_halves_the_batch_and_in_the_end_sets_one_picture_aside(extract, some_photos, monkeypatch, tmp_path):
+def test_out_of_memory_halves_the_batch_and_in_the_end_sets_one_picture_aside(
+    extract, some_photos, monkeypatch, tmp_path
+):
     real_load = vision.load
     stand_ins = []
 
@@ -239,7 +241,10 @@ def test_the_albums_own_settings_are_the_default_and_others_are_refused(extract,
     shutil.copyfile(some_photos / "coffee.png", some_photos / "more.png")
     (some_photos / "more.png").write_bytes((some_photos / "more.png").read_bytes() + b"\0")
     assert extract(some_photos, model=None).encoded == 1
-    for changes, said in (({"max_pixels": 200_000}, "--max-pixels 200000 instead of 100000"), ({"store": "float16"}, "--store")):
+    for changes, said in (
+        ({"max_pixels": 200_000}, "--max-pixels 200000 instead of 100000"),
+        ({"store": "float16"}, "--store"),
+    ):
         with pytest.raises(RecipeError, match=said):
             extract(some_photos, **changes)
 
@@ -373,7 +378,9 @@ def test_a_killed_run_loses_at_most_the_shard_in_hand(tmp_path, photos, checkpoi
 
 def test_a_second_writer_is_told_who_holds_the_album_and_readers_do_not_wait(tmp_path, photos, checkpoint, extract):
     folder, out = many_photos(tmp_path / "photos", photos, 60), tmp_path / "embeds"
-    process = start_slowly("extract", folder, "--out", out, "--model", checkpoint, "--patch-budget", 1, seconds_a_shard=0.5)
+    process = start_slowly(
+        "extract", folder, "--out", out, "--model", checkpoint, "--patch-budget", 1, seconds_a_shard=0.5
+    )
     wait_for(lambda: list(out.glob("shard-*.parquet")), process)
     assert (out / LOCK_FILE).exists()
     with pytest.raises(AlbumInUse, match=f"process {process.pid} on "):
@@ -389,7 +396,9 @@ def test_a_full_disk_keeps_finished_shards_and_exits_7(tmp_path, photos, checkpo
     folder = many_photos(tmp_path / "photos", photos, 40)
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", disk], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", disk], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:

@@ -171,7 +171,11 @@ def found(folder, name, size=0):
 def test_a_fifo_a_folder_and_a_missing_file_neither_hang_nor_crash(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
-    for name, reason in (("pipe.png", "not a regular file"), ("folder.png", "not a regular file"), ("gone.png", "No such file")):
+    for name, reason in (
+        ("pipe.png", "not a regular file"),
+        ("folder.png", "not a regular file"),
+        ("gone.png", "No such file"),
+    ):
         with pytest.raises(PictureError, match=reason):
             images.read(found(tmp_path, name))
 
@@ -231,7 +235,16 @@ def test_no_such_path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [b"plain.png", b"caf\xe9.png", "café.png".encode(), b"new\nline.png", b"\xff\xfe.png", b"a//xff.png", "猫.png".encode()]
+    "name",
+    [
+        b"plain.png",
+        b"caf\xe9.png",
+        "café.png".encode(),
+        b"new\nline.png",
+        b"\xff\xfe.png",
+        b"a//xff.png",
+        "猫.png".encode(),
+    ],
 )
 def test_any_name_comes_back(name):
     text = os.fsdecode(name)

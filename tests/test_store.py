@@ -34,7 +34,11 @@ def recipe(dtype: str = "bfloat16") -> Recipe:
 def values(n_tokens: int, dtype: str, seed: int = 0) -> np.ndarray:
     """Finite values as their bytes, [n_tokens, HIDDEN · itemsize]."""
     floats = np.random.default_rng(seed).standard_normal((n_tokens, HIDDEN)).astype(np.float32)
-    words = {"float32": floats, "float16": floats.astype(np.float16), "bfloat16": (floats.view(np.uint32) >> 16).astype(np.uint16)}
+    words = {
+        "float32": floats,
+        "float16": floats.astype(np.float16),
+        "bfloat16": (floats.view(np.uint32) >> 16).astype(np.uint16),
+    }
     return words[dtype].view(np.uint8).reshape(n_tokens, -1)
 
 
@@ -46,7 +50,14 @@ def row(name: str = "a.png", tokens: int = 6, **changes) -> Row:
     return dataclasses.replace(whole, **changes)
 
 
-FAILED = {"status": "failed", "error": "is empty", "grid_thw": None, "n_tokens": None, "has_embeds": False, "width": None}
+FAILED = {
+    "status": "failed",
+    "error": "is empty",
+    "grid_thw": None,
+    "n_tokens": None,
+    "has_embeds": False,
+    "width": None,
+}
 
 
 def write(path: Path, *rows: tuple[Row, np.ndarray | None], dtype: str = "bfloat16") -> Path:
@@ -78,7 +89,9 @@ def test_planes_come_back(data, itemsize):
 
 def test_the_most_significant_bytes_come_first():
     assert store.to_planes(np.array([0x0102, 0x0304], "<u2").view(np.uint8), 2) == bytes([1, 3, 2, 4])
-    assert store.to_planes(np.array([0x01020304, 0x05060708], "<u4").view(np.uint8), 4) == bytes([1, 5, 2, 6, 3, 7, 4, 8])
+    assert store.to_planes(np.array([0x01020304, 0x05060708], "<u4").view(np.uint8), 4) == bytes(
+        [1, 5, 2, 6, 3, 7, 4, 8]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -87,7 +100,11 @@ def test_a_value_that_is_not_finite_is_seen(dtype, bad):
     raw = values(3, dtype).copy()
     assert store.all_finite(raw, dtype)
     floats = np.array([bad], np.float32)
-    word = {"float32": floats, "float16": floats.astype(np.float16), "bfloat16": (floats.view(np.uint32) >> 16).astype(np.uint16)}
+    word = {
+        "float32": floats,
+        "float16": floats.astype(np.float16),
+        "bfloat16": (floats.view(np.uint32) >> 16).astype(np.uint16),
+    }
     itemsize = store.DTYPE_BYTES[dtype]
     raw[1, 3 * itemsize : 4 * itemsize] = word[dtype].view(np.uint8)
     assert not store.all_finite(raw, dtype)
@@ -173,7 +190,9 @@ def test_a_shard_is_not_there_before_it_is_finished(tmp_path):
 def test_it_is_synced_before_it_is_renamed_and_the_folder_after(tmp_path, monkeypatch):
     calls = []
     real = {"fsync": os.fsync, "rename": os.rename}
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(("fsync", os.readlink(f"/proc/self/fd/{fd}"))), real["fsync"](fd)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (calls.append(("fsync", os.readlink(f"/proc/self/fd/{fd}"))), real["fsync"](fd))
+    )
     monkeypatch.setattr(os, "rename", lambda a, b: (calls.append(("rename", str(b))), real["rename"](a, b)))
     write(tmp_path / "shard-000001.parquet", (row(), values(6, "bfloat16")))
     (first, file), (second, target), (third, folder) = calls
@@ -268,7 +287,9 @@ def test_a_sealed_shard_that_lies_is_refused(tmp_path, shard_file):
     honest = pq.read_table(shard_file)
 
     def column(name, content):
-        return honest.set_column(honest.schema.get_field_index(name), name, pa.array(content, honest.schema.field(name).type))
+        return honest.set_column(
+            honest.schema.get_field_index(name), name, pa.array(content, honest.schema.field(name).type)
+        )
 
     lies = {
         "tokens": column("n_tokens", [7, None, 10]),
@@ -281,7 +302,9 @@ def test_a_sealed_shard_that_lies_is_refused(tmp_path, shard_file):
         "types": honest.set_column(3, "size", pa.array(["a", "b", "c"])),
         "columns": honest.drop_columns(["sha256"]),
         "metadata": honest.replace_schema_metadata({b"qvsplit": b"[" * 100_000}),
-        "width": honest.replace_schema_metadata({b"qvsplit": honest.schema.metadata[b"qvsplit"].replace(b": 16", b": -16")}),
+        "width": honest.replace_schema_metadata(
+            {b"qvsplit": honest.schema.metadata[b"qvsplit"].replace(b": 16", b": -16")}
+        ),
         "none": honest.replace_schema_metadata(None),
     }
     for name, table in lies.items():

@@ -112,7 +112,9 @@ def test_a_missing_tensor_is_named_and_never_random(own, lost, load):
     assert caught.value.unexpected == []
 
 
-@pytest.mark.parametrize(("extra", "load"), [("visual.blocks.9.norm1.weight", load_vision), ("model.extra.weight", load_language)])
+@pytest.mark.parametrize(
+    ("extra", "load"), [("visual.blocks.9.norm1.weight", load_vision), ("model.extra.weight", load_language)]
+)
 def test_a_tensor_left_over_is_named(own, extra, load):
     def add(tensors):
         if "lm_head.weight" in tensors:
@@ -125,7 +127,9 @@ def test_a_tensor_left_over_is_named(own, extra, load):
     assert extra.split(".", 1)[1] in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "load"), [("visual.merger.mlp.0.weight", load_vision), ("lm_head.weight", load_language)])
+@pytest.mark.parametrize(
+    ("name", "load"), [("visual.merger.mlp.0.weight", load_vision), ("lm_head.weight", load_language)]
+)
 def test_a_wrong_shape_is_named_with_both_shapes(own, name, load):
     def cut(tensors):
         if name in tensors:
@@ -344,7 +348,9 @@ def test_defaults_are_transformers_own():
     from qvsplit.families import QWEN2_VL
 
     theirs = Qwen2VLVisionConfig().to_dict()
-    assert {n: theirs[n] for n in QWEN2_VL.vision_settings} == {n: s.default for n, s in QWEN2_VL.vision_settings.items()}
+    assert {n: theirs[n] for n in QWEN2_VL.vision_settings} == {
+        n: s.default for n, s in QWEN2_VL.vision_settings.items()
+    }
     processor = Qwen2VLImageProcessor().to_dict()
     mine = {n: s.default for n, s in QWEN2_VL.processor_settings.items()}
     assert {n: list(v) if isinstance(v := processor[n], tuple) else v for n in mine} == mine

@@ -65,10 +65,12 @@ CORPUS = (
 def make_tokenizer() -> Any:
     """A byte-level BPE tokenizer trained on a few sentences, with Qwen2-VL's control tokens."""
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator([CORPUS], trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    bpe.train_from_iterator(
+        [CORPUS], trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=STOP, pad_token=END, additional_special_tokens=CONTROL, chat_template=TEMPLATE
     )
@@ -149,7 +151,7 @@ def make_2b(out: Path, *, layout: str = "hub") -> None:
     # the hub's first file holds the tower and all but the last layers, 3.99 GB of 4.42
     late = ("model.norm.", *(f"model.layers.{layer}." for layer in range(23, 28)))
     parts = {1: [n for n in shapes if not n.startswith(late)], 2: [n for n in shapes if n.startswith(late)]}
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for part, names in parts.items():
         file_name = f"model-{part:05d}-of-00002.safetensors"
         save_file({n: _random(n, shapes[n]) for n in names}, out / file_name, metadata={"format": "pt"})
@@ -194,7 +196,10 @@ def to_hub_layout(out: Path) -> None:
     flat = nested.pop("text_config")
     vision = nested.pop("vision_config")
     rope = flat.pop("rope_parameters")
-    flat |= {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    flat |= {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+    }
     flat |= {"torch_dtype": nested.pop("dtype")}
     flat.pop("layer_types", None)
     vision = {key: vision[key] for key in ("depth", "embed_dim", "mlp_ratio", "num_heads", "hidden_size", "patch_size",
@@ -224,7 +229,7 @@ def rewrite(folder: Path, *, files: int, prefix: str = "hub") -> None:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for part in range(files):
         file_name = f"model-{part + 1:05d}-of-{files:05d}.safetensors"
         mine = names[part * len(names) // files : (part + 1) * len(names) // files]

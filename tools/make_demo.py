@@ -20,7 +20,10 @@ def main() -> None:
     if not (folder / "checkpoint").exists():
         make_tiny(folder / "checkpoint")
     copy_to(folder / "photos")
-    print(f"{folder}: a random checkpoint (its answers mean nothing) and {len(list((folder / 'photos').iterdir()))} photographs")
+    print(
+        f"{folder}: a random checkpoint (its answers mean nothing) and "
+        f"{len(list((folder / 'photos').iterdir()))} photographs"
+    )
 
 
 if __name__ == "__main__":

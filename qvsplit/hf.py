@@ -1,0 +1,51 @@
+"""transformers' own loaders, without their chatter, and with one line for what a checkpoint's files make them raise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from qvsplit.checkpoint import Checkpoint
+from qvsplit.errors import ModelError
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no remarks of transformers' inside the block: what matters is an error of ours."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
+    """ModelError, with the first line of the reason, for what a checkpoint's own files make transformers raise."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        with quiet_transformers():
+            yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, StrictDataclassError) as error:
+        if type(error).__module__.startswith("torch"):
+            raise  # out of memory and the like: not the checkpoint's fault
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{checkpoint.folder} cannot be loaded: {reason}") from error
+
+
+def load_processor(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's AutoProcessor, with the torchvision backend whatever its files say."""
+    from transformers import AutoProcessor
+
+    with transformers_errors(checkpoint):
+        return AutoProcessor.from_pretrained(
+            checkpoint.folder, local_files_only=True, trust_remote_code=False, backend="torchvision"
+        )
