@@ -3,32 +3,42 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
 DEMO ?= build/demo
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# changes with what is to be installed; a half-made environment has none
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format docs setup clean
 .DEFAULT_GOAL := test
 
 $(STAMP):
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e '.[dev]'
+	@pwd > $(VENV)/.checkout
 	@touch $@
 
-demo: $(STAMP)
+# an environment kept outside the checkout may belong to another one: then only the package itself is installed anew
+setup: $(STAMP)
+	@test "$$(cat $(VENV)/.checkout)" = "$$(pwd)" || { $(PIP) --no-deps -e . && pwd > $(VENV)/.checkout; }
+
+demo: setup
 	$(PY) tools/make_demo.py $(DEMO)
 	$(VENV)/bin/qvsplit extract $(DEMO)/photos --model $(DEMO)/checkpoint --out $(DEMO)/embeds
-	$(VENV)/bin/qvsplit ask --embeds $(DEMO)/embeds "What is in the picture?" "Is it day or night?"
+	$(VENV)/bin/qvsplit ask --embeds $(DEMO)/embeds --max-new-tokens 12 "What is in the picture?" "Is it day or night?"
 
-test: $(STAMP)
+test: setup
 	$(PY) -m pytest
 
-check: $(STAMP)
+check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-format: $(STAMP)
+format: setup
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+docs: setup
+	$(PY) tools/make_docs.py
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache

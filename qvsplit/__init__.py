@@ -2,13 +2,13 @@
 
     import qvsplit
 
-    qvsplit.extract_pictures(["photos"], out="embeds")   # loads the tower alone
+    qvsplit.extract_pictures(["photos"], out="embeds")  # loads the tower alone
     album = qvsplit.open_album("embeds")
-    for row in album:                                    # the current pictures, sorted by path
-        stored = album.embeds(row)                       # checked; NumPy by .numpy(), no torch needed
+    for row in album:  # the current pictures, sorted by path
+        stored = album.embeds(row)  # checked; NumPy by .numpy(), no torch needed
         print(row.path, stored.grid_thw, qvsplit.as_tensor(stored).shape)
 
-    asker = qvsplit.open_asker(album)                    # loads the language half alone
+    asker = qvsplit.open_asker(album)  # loads the language half alone
     print(asker.answer(next(iter(album)), "What is in the picture?").text)
 
 Names are looked up when they are used, so that importing qvsplit imports neither torch nor pyarrow.

@@ -67,7 +67,7 @@ def main() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     raise_on_sigterm()
-    app()
+    app(prog_name="qvsplit")
 
 
 def _say(line: str) -> None:

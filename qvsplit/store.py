@@ -90,10 +90,7 @@ class Embeds:
         words = self.raw.view(_UNSIGNED[DTYPE_BYTES[self.dtype]])
         if self.dtype == "bfloat16":
             words = words.astype(np.uint32) << 16
-        values: npt.NDArray[np.float32] | npt.NDArray[np.float16] = words.view(
-            np.float16 if self.dtype == "float16" else np.float32
-        )
-        return values
+        return words.view(np.float16) if self.dtype == "float16" else words.view(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------- codec

@@ -1,0 +1,213 @@
+"""How light is `extract`? Peak memory and bytes read from disk, side by side, one process a contender.
+
+    python bench/light.py CHECKPOINT [--dtype float32] [--device cpu]
+
+CHECKPOINT is one of the true shape: `python tools/make_checkpoint.py DIR --shape 2b`. Contenders, each given the same
+photograph:
+
+    whole        transformers' `from_pretrained` of the whole model, then `get_image_features`
+    circulation  the recipe in circulation: every file through `load_file`, keys that hold `visual.` stripped of it,
+                 `strict=False`, cast to bfloat16
+    qvsplit      `qvsplit extract`
+    qvsplit cap  the same on a photograph at the default cap of 1,280 tokens: the largest batch there is on a CPU
+
+The checkpoint's pages are dropped from the page cache before each, so that bytes read are bytes from the disk
+(`read_bytes` of /proc/self/io; none of it where the file system does not tell). Last line: one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+SMALL, LARGE = "chelsea.png", "retina.jpg"
+
+
+def main() -> None:
+    """Run every contender in turn and print ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--dtype", default="float32", help="of whole and qvsplit")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--picture", type=Path, help=argparse.SUPPRESS)
+    told = parser.parse_args()
+    if told.contender:
+        CONTENDERS[told.contender](told.checkpoint, told.picture, told.dtype, told.device)
+        print(json.dumps(_usage(told.device)))
+        return
+    results = {}
+    for name, contender, picture in (
+        ("whole", "whole", SMALL),
+        ("circulation", "circulation", SMALL),
+        ("qvsplit", "qvsplit", SMALL),
+        ("qvsplit cap", "qvsplit", LARGE),
+    ):
+        results[name] = _measure(told, contender, _photograph(picture))
+        print(f"{name:12} {_line(results[name])}", flush=True)
+    _report(results, told)
+
+
+def _report(results: dict[str, dict[str, float]], told: argparse.Namespace) -> None:
+    tower = _tower_bytes(told.checkpoint, told.dtype)
+    stored = _tower_bytes(told.checkpoint, None)
+    cap = results["qvsplit cap"]
+    ratios = {
+        "peak over whole": results["qvsplit"]["peak_bytes"] / results["whole"]["peak_bytes"],
+        "peak over circulation": results["qvsplit"]["peak_bytes"] / results["circulation"]["peak_bytes"],
+        "read over whole": results["qvsplit"]["read_bytes"] / max(results["whole"]["read_bytes"], 1),
+        "read over circulation": results["qvsplit"]["read_bytes"] / max(results["circulation"]["read_bytes"], 1),
+        "peak over the tower in the compute dtype": results["qvsplit"]["peak_bytes"] / tower,
+        "peak at the cap over the tower in the compute dtype": cap["peak_bytes"] / tower,
+        "read over the tower's own bytes": results["qvsplit"]["read_bytes"] / stored,
+    }
+    for name, ratio in ratios.items():
+        print(f"{name:52} {ratio:.3f}")
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    print(json.dumps({"bench": "light", "machine": machine, "dtype": told.dtype, "device": told.device,
+                      "results": results, "ratios": ratios}))  # fmt: skip
+
+
+def _line(result: dict[str, float]) -> str:
+    gpu = f", GPU peak {result['gpu_peak_bytes'] / 1e9:.2f} GB" if result.get("gpu_peak_bytes") else ""
+    return f"peak {result['peak_bytes'] / 1e9:6.2f} GB, read {result['read_bytes'] / 1e9:6.2f} GB{gpu}"
+
+
+def _measure(told: argparse.Namespace, contender: str, picture: Path) -> dict[str, float]:
+    for file in told.checkpoint.glob("*.safetensors"):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+    command = [sys.executable, __file__, str(told.checkpoint), "--contender", contender, "--picture", str(picture),
+               "--dtype", told.dtype, "--device", told.device]  # fmt: skip
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _usage(device: str) -> dict[str, float]:
+    import resource
+
+    counted = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    usage: dict[str, float] = {
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "read_bytes": int(counted["read_bytes"]) - _BEFORE,
+    }
+    if device.startswith("cuda"):
+        import torch
+
+        usage["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
+    return usage
+
+
+_BEFORE = 0
+
+
+def _ready() -> None:
+    """Import what every contender needs, so that reading libraries is not counted as reading weights."""
+    global _BEFORE
+    import accelerate  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    from transformers import AutoProcessor  # noqa: F401
+    from transformers.models.qwen2_vl import modeling_qwen2_vl  # noqa: F401
+
+    counted = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    _BEFORE = int(counted["read_bytes"])
+
+
+def _pixels(checkpoint: Path, picture: Path) -> Any:
+    from PIL import Image
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 1280 * 28 * 28}
+    return processor.image_processor(images=[Image.open(picture).convert("RGB")], return_tensors="pt")
+
+
+def whole(checkpoint: Path, picture: Path, dtype: str, device: str) -> None:
+    """The whole model, for its embeddings."""
+    _ready()
+    import torch
+    from transformers import Qwen2VLForConditionalGeneration
+
+    model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).to(device).eval()
+    inputs = _pixels(checkpoint, picture).to(device)
+    with torch.inference_mode():
+        model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+
+
+def circulation(checkpoint: Path, picture: Path, dtype: str, device: str) -> None:
+    """The recipe that users pass on to one another; it casts to bfloat16 on any machine."""
+    _ready()
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoConfig
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
+
+    model = Qwen2VisionTransformerPretrainedModel._from_config(AutoConfig.from_pretrained(checkpoint).vision_config)
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        weights |= load_file(file)
+    model.load_state_dict({k.replace("visual.", ""): v for k, v in weights.items() if "visual." in k}, strict=False)
+    model = model.to(device, torch.bfloat16).eval()
+    inputs = _pixels(checkpoint, picture).to(device)
+    with torch.inference_mode():
+        model(inputs["pixel_values"].to(torch.bfloat16), grid_thw=inputs["image_grid_thw"])
+
+
+def qvsplit(checkpoint: Path, picture: Path, dtype: str, device: str) -> None:
+    """The command, in this process."""
+    _ready()
+    from typer.testing import CliRunner
+
+    from qvsplit.cli import app
+
+    with tempfile.TemporaryDirectory() as out:
+        words = [
+            "extract",
+            str(picture),
+            "--model",
+            str(checkpoint),
+            "--out",
+            out,
+            "--dtype",
+            dtype,
+            "--device",
+            device,
+        ]
+        done = CliRunner().invoke(app, words)
+    if done.exit_code:
+        raise SystemExit(done.output)
+
+
+CONTENDERS = {"whole": whole, "circulation": circulation, "qvsplit": qvsplit}
+
+
+def _photograph(name: str) -> Path:
+    import skimage
+
+    return Path(skimage.__file__).parent / "data" / name
+
+
+def _tower_bytes(checkpoint: Path, dtype: str | None) -> int:
+    from qvsplit.checkpoint import DTYPE_BYTES, open_checkpoint
+    from qvsplit.recipe import DTYPE_BYTES as COMPUTE_BYTES
+    from qvsplit.weights import tower_places
+
+    places = tower_places(open_checkpoint(checkpoint, "vision")).values()
+    return sum(p.size if dtype is None else p.size // DTYPE_BYTES[p.dtype] * COMPUTE_BYTES[dtype] for p in places)
+
+
+if __name__ == "__main__":
+    main()
