@@ -67,7 +67,7 @@ def test_the_python_of_the_readme_runs(tmp_path, some_photos, checkpoint, monkey
     import qvsplit
 
     told = [line.strip() for line in (qvsplit.__doc__ or "").splitlines() if line.strip()]
-    assert [line.strip() for line in lines.splitlines() if line.strip()] == told[1:-2]
+    assert [line.strip() for line in lines.splitlines() if line.strip()] == told[1:-1]
 
 
 def test_the_command_reference_is_what_the_commands_say():
