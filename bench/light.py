@@ -201,12 +201,12 @@ def _photograph(name: str) -> Path:
 
 
 def _tower_bytes(checkpoint: Path, dtype: str | None) -> int:
-    from qvsplit.checkpoint import DTYPE_BYTES, open_checkpoint
-    from qvsplit.recipe import DTYPE_BYTES as COMPUTE_BYTES
+    from qvsplit.checkpoint import SAFETENSORS_BYTES, open_checkpoint
+    from qvsplit.recipe import DTYPE_BYTES
     from qvsplit.weights import tower_places
 
     places = tower_places(open_checkpoint(checkpoint, "vision")).values()
-    return sum(p.size if dtype is None else p.size // DTYPE_BYTES[p.dtype] * COMPUTE_BYTES[dtype] for p in places)
+    return sum(p.size if dtype is None else p.size // SAFETENSORS_BYTES[p.dtype] * DTYPE_BYTES[dtype] for p in places)
 
 
 if __name__ == "__main__":

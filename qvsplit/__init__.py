@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qvsplit.language import as_tensor
     from qvsplit.recipe import Recipe
     from qvsplit.store import Embeds, Row
+    from qvsplit.verify import check_pictures, check_shards, describe
     from qvsplit.weights import save_language_half
 
 _HOMES = {
@@ -45,6 +46,9 @@ _HOMES = {
     "Summary": ("extract", "Summary"),
     "Watcher": ("extract", "Watcher"),
     "as_tensor": ("language", "as_tensor"),
+    "check_pictures": ("verify", "check_pictures"),
+    "check_shards": ("verify", "check_shards"),
+    "describe": ("verify", "describe"),
     "extract_pictures": ("extract", "extract_pictures"),
     "open_album": ("album", "open_album"),
     "open_asker": ("ask", "open_asker"),
@@ -66,6 +70,9 @@ __all__ = [
     "Summary",
     "Watcher",
     "as_tensor",
+    "check_pictures",
+    "check_shards",
+    "describe",
     "extract_pictures",
     "open_album",
     "open_asker",

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import socket
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,13 +31,13 @@ _TEMPORARY = re.compile(r"\.shard-\d{6,}\.parquet\.\d+\.tmp")
 
 
 class Album:
-    """Shards opened for reading, under one recipe.
+    """Shards opened for reading, under one recipe, the oldest first.
 
     `rows` are the current rows, sorted by root and path; `embeds(row)` gives a picture's embeddings.
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
-        self.shards = sorted(shards, key=lambda shard: _order(shard.path))
+        self.shards = list(shards)
         _check_one_recipe(self.shards)
         self._current: dict[tuple[str, str], Row] = {}
         self._homes: dict[bytes, tuple[Shard, int]] = {}  # content hash → where its embeddings are
@@ -99,7 +100,7 @@ class Album:
 
 
 def open_album(*places: str | os.PathLike[str]) -> Album:
-    """The album in the given folders, shards or globs. UsageError if there is none."""
+    """The album in the given folders, shards or globs, a later one's rows over an earlier one's. UsageError if none."""
     paths: dict[Path, None] = {}
     for place in places:
         paths |= dict.fromkeys(shard_paths(place))
@@ -110,17 +111,35 @@ def shard_paths(place: str | os.PathLike[str]) -> list[Path]:
     """The shards that a file, a folder or a glob names, sorted. UsageError if there are none."""
     text = os.fspath(place)
     path = Path(text)
-    if path.is_dir():
-        found = [entry for entry in path.iterdir() if entry.suffix == ".parquet" and not entry.name.startswith(".")]
-        if not found:
-            raise UsageError(f"{text} holds no shards; make some with `qvsplit extract PHOTOS --out {text}`")
-    elif path.exists():
-        found = [path]
-    else:
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            found = shards_in(path)
+            if not found:
+                raise UsageError(f"{text} holds no shards; make some with `qvsplit extract PHOTOS --out {text}`")
+        else:
+            found = [path]
+    except (FileNotFoundError, NotADirectoryError):
+        found = []
+    except OSError as error:
+        raise UsageError(f"{text} cannot be read ({error.strerror})") from None
+    if found:
+        return found
+    try:
         found = [Path(match) for match in glob.glob(text)]
-        if not found:
-            raise UsageError(f"no album or shard at {text}; make one with `qvsplit extract PHOTOS --out DIR`")
+    except (OSError, ValueError):
+        found = []
+    if not found:
+        raise UsageError(f"no album or shard at {text}; make one with `qvsplit extract PHOTOS --out DIR`")
     return sorted(found, key=_order)
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The shards in `folder`, the oldest first; none where there is no such folder. OSError if it cannot be read."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted((folder / name for name in names if _SHARD_NUMBER.fullmatch(name)), key=_order)
 
 
 def _order(path: Path) -> tuple[int, str]:
@@ -156,10 +175,10 @@ def locked(folder: Path) -> Iterator[None]:
         descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _take(descriptor, folder)
-        for entry in list(folder.iterdir()):
-            if _TEMPORARY.fullmatch(entry.name):
-                with disk_errors(folder):
-                    entry.unlink()
+        with disk_errors(folder):
+            for name in os.listdir(folder):
+                if _TEMPORARY.fullmatch(name):
+                    (folder / name).unlink()
         yield
     finally:
         os.close(descriptor)
@@ -191,7 +210,7 @@ def _holder(descriptor: int) -> str:
 
 def next_shard(folder: Path) -> Path:
     """The name of the next shard: one above the highest there is."""
-    numbers = [int(match[1]) for entry in folder.iterdir() if (match := _SHARD_NUMBER.fullmatch(entry.name))]
+    numbers = [int(match[1]) for name in os.listdir(folder) if (match := _SHARD_NUMBER.fullmatch(name))]
     return folder / f"shard-{max(numbers, default=0) + 1:06d}.parquet"
 
 
@@ -213,7 +232,7 @@ class Plan:
 
 def plan(album: Album, found: Sequence[Found], roots: frozenset[str], *, retry_failed: bool) -> Plan:
     """Sort what a walk found into known and to be read. Rows under other roots than `roots` are never gone."""
-    candidates = [one for one in found if not _is_known(album.current(one.root, one.path), one, retry_failed)]
+    candidates = [one for one in found if not _is_known(album, one, retry_failed)]
     here = {(one.root, one.path) for one in found}
     gone = [
         row
@@ -234,10 +253,13 @@ def _is_gone(row: Row) -> bool:
     return False
 
 
-def _is_known(row: Row | None, one: Found, retry_failed: bool) -> bool:
-    """Whether the stat alone shows that nothing has changed. A row without mtime was written while it was fresh."""
+def _is_known(album: Album, one: Found, retry_failed: bool) -> bool:
+    """Whether the stat alone shows that nothing is to be done. A row without mtime was written while it was fresh."""
+    row = album.current(one.root, one.path)
     if row is None or row.status == "gone" or (row.status == "failed" and retry_failed):
         return False
+    if row.status == "ok" and (row.sha256 is None or album.home(row.sha256) is None):
+        return False  # its embeddings went with a shard that is no longer there
     return row.mtime_ns is not None and (row.size, row.mtime_ns) == (one.size, one.mtime_ns)
 
 

@@ -6,7 +6,7 @@ Nothing is asked until the album is shown to come from the checkpoint's own towe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -48,8 +48,9 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it: `path`, or `paths` where pictures were asked together."""
-        paths = [row.path for row in self.rows]
-        named: dict[str, Any] = {"path": paths[0], "root": self.rows[0].root} if len(paths) == 1 else {"paths": paths}
+        paths, roots = [row.path for row in self.rows], [row.root for row in self.rows]
+        alone = len(paths) == 1
+        named: dict[str, Any] = {"path": paths[0], "root": roots[0]} if alone else {"paths": paths, "roots": roots}
         return named | {
             "question": self.question,
             "answer": self.text,
@@ -116,12 +117,6 @@ class Asker:
             f"dtypes, not of a whole model in one; --dtype {theirs} makes them so"
         )
 
-    def answers(self, rows: Sequence[Row], questions: Sequence[str], *, together: bool = False) -> Iterator[Answer]:
-        """Every question about every picture, or about all of them together."""
-        for group in [tuple(rows)] if together else [(row,) for row in rows]:
-            for question in questions:
-                yield self.answer(group, question)
-
 
 def open_asker(album: Album, settings: Settings | None = None) -> Asker:
     """Check that `album` belongs to the model, then load the model's language half.
@@ -135,12 +130,14 @@ def open_asker(album: Album, settings: Settings | None = None) -> Asker:
     if settings.max_new_tokens < 1:
         raise UsageError("--max-new-tokens must be at least 1")
     checkpoint = _checkpoint(album, settings)
-    evidence = check_tower(album, checkpoint, allow_unchecked=settings.unchecked_tower)
     spread = settings.device == "auto"
     device = devices.choose_device(None if spread else settings.device)
-    dtype = None
-    if "quantization_config" not in checkpoint.config or settings.dtype is not None:
-        dtype = devices.choose_dtype(settings.dtype, device, stored_dtype(checkpoint, "language"))
+    evidence = check_tower(album, checkpoint, allow_unchecked=settings.unchecked_tower)
+    dtype = None  # a quantised checkpoint's own
+    if settings.dtype is not None:
+        dtype = devices.choose_dtype(settings.dtype, device, "")
+    elif "quantization_config" not in checkpoint.config:
+        dtype = devices.choose_dtype(None, device, stored_dtype(checkpoint, "language"))
     loaded = language.load(checkpoint, device=device, dtype=dtype, device_map="auto" if spread else None)
     return Asker(album, loaded, settings=settings, tower_check=evidence, model=checkpoint.name)
 
@@ -156,7 +153,10 @@ def select(album: Album, globs: Sequence[str] = ()) -> list[Row]:
 
 
 def _matches(row: Row, pattern: str) -> bool:
-    return any(fnmatchcase(name, pattern) for name in (row.path, row.path.rsplit("/", 1)[-1], f"{row.root}/{row.path}"))
+    return any(
+        name == pattern or fnmatchcase(name, pattern)
+        for name in (row.path, row.path.rsplit("/", 1)[-1], f"{row.root}/{row.path}")
+    )
 
 
 def check_tower(album: Album, checkpoint: Checkpoint, *, allow_unchecked: bool = False) -> str:
@@ -194,13 +194,15 @@ def check_tower(album: Album, checkpoint: Checkpoint, *, allow_unchecked: bool =
 
 
 def _check_fit(album: Album, checkpoint: Checkpoint) -> None:
-    """RecipeError where family, width or merge size alone show that album and checkpoint are strangers."""
+    """RecipeError where family, processor or widths alone show that album and checkpoint are strangers."""
     from qvsplit.families import settings_of
 
     recipe = album.recipe
     assert recipe is not None
     vision = settings_of(checkpoint.vision_config, checkpoint.family.vision_settings)
-    pairs = {
+    processor = settings_of(checkpoint.processor_config, checkpoint.family.processor_settings)
+    pairs = {f"processor.{name}": (recipe.processor.get(name), value) for name, value in processor.items()}
+    pairs |= {
         "family": (recipe.family, checkpoint.family.model_type),
         "hidden_size": (album.hidden_size, vision["hidden_size"]),
         "merge_size": (recipe.merge_size, vision["spatial_merge_size"]),

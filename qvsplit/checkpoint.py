@@ -29,7 +29,7 @@ MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 Half = Literal["vision", "language", "both"]
 
 # safetensors' names for the dtypes a checkpoint may hold, and their bytes a value
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
         if optional:
             return {}
         raise ModelError(f"{path.parent} has no {path.name}; is it a model folder?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read ({error}); download it again") from None
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds no JSON object; download it again")
@@ -167,7 +167,7 @@ def read_header(file: Path) -> dict[str, TensorPlace]:
             header = json.loads(stream.read(length))
     except FileNotFoundError:
         raise ModelError(f"{file.parent} lacks {file.name}; download the checkpoint again") from None
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise ModelError(f"{file} is damaged or cut short ({error}); download it again") from None
     header.pop("__metadata__", None)
     base = 8 + length
@@ -241,7 +241,7 @@ def _from_hub(text: str, half: Half, revision: str | None) -> Checkpoint:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES)))
     commit = folder.name  # the hub's cache names a snapshot's folder by its commit
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{text} is not in the hub's cache, and the hub was not asked; {_ELSEWHERE}")
+        raise ModelError(f"{text} has no config.json: it is not a model that transformers can load; {_ELSEWHERE}")
     if not (folder / INDEX_FILE).is_file() and not (folder / SINGLE_FILE).is_file():
         with _hub_errors(text):
             hf_hub_download(name, SINGLE_FILE, revision=commit)
@@ -287,5 +287,7 @@ class _hub_errors:  # noqa: N801 - used as a verb: `with _hub_errors(name):`
             raise ModelError(
                 f"{self.name} has no {SINGLE_FILE} or {INDEX_FILE} on the hub (pickled weights are never opened)"
             ) from None
-        if isinstance(error, errors.HfHubHTTPError | errors.HFValidationError | OSError):
-            raise ModelError(f"{self.name} cannot be fetched from the hub ({error}); {_ELSEWHERE}") from None
+        # whatever else the network, the disk or the hub's client stumbles over
+        raise ModelError(
+            f"{self.name} cannot be fetched from the hub ({error or type(error).__name__}); {_ELSEWHERE}"
+        ) from None

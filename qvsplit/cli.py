@@ -55,7 +55,7 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N [default: cuda where there is one].", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a line.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors and failures.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but answers, errors and failures.")]
 
 
 def main() -> None:
@@ -82,7 +82,8 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     def reported(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except QvsplitError as error:
             _say(str(error))
             raise typer.Exit(error.exit_code) from None
@@ -195,7 +196,7 @@ def extract(
         model=model, device=device, dtype=dtype, store=store, min_pixels=min_pixels, max_pixels=max_pixels,
         workers=workers, patch_budget=patch_budget, prune=prune, retry_failed=retry_failed, dry_run=dry_run,
     )  # fmt: skip
-    with _Progress(shown=sys.stderr.isatty() and not quiet and not dry_run) as progress:
+    with _Progress(shown=sys.stderr.isatty() and not quiet and not dry_run, quiet=quiet) as progress:
         try:
             summary = extract_pictures(paths, out=out, settings=settings, watcher=progress.watcher())
         except KeyboardInterrupt as interrupt:
@@ -242,8 +243,9 @@ def _size(count: int) -> str:
 class _Progress:
     """A bar with rate and time left on a terminal; failures and notes as lines, there or not."""
 
-    def __init__(self, *, shown: bool) -> None:
+    def __init__(self, *, shown: bool, quiet: bool) -> None:
         self.shown = shown
+        self.quiet = quiet
         self.bar: Any = None
         self.task: Any = None
 
@@ -265,7 +267,7 @@ class _Progress:
             on_plan=self._begin,
             on_picture=self._advance,
             on_failure=lambda path, reason: self._line(f"failed: {path} {reason}"),
-            on_note=self._line,
+            on_note=(lambda line: None) if self.quiet else self._line,
         )
 
     def _begin(self, to_do: int) -> None:
@@ -377,7 +379,8 @@ def ask(
     if note and not quiet:
         _say(note)
     groups: list[tuple[Row, ...]] = [tuple(rows)] if together else [(row,) for row in rows]
-    printer = _Printer(as_json=as_json, single=len(groups) * len(asked) == 1)
+    one_root = len({row.root for row in rows}) == 1
+    printer = _Printer(as_json=as_json, single=len(groups) * len(asked) == 1, one_root=one_root)
     if typed:
         _prompt_loop(asker, groups, printer)
         return
@@ -391,24 +394,25 @@ def _questions(given: list[str], file: Path | None) -> list[str]:
     asked = list(given)
     try:
         if file is not None:
-            asked += file.read_text(encoding="utf-8").splitlines()
+            asked += file.read_text(encoding="utf-8-sig").split("\n")
         elif not given and sys.stdin is not None:
-            asked += sys.stdin.read().splitlines()
+            asked += sys.stdin.read().removeprefix("\ufeff").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"questions cannot be read from {file or 'the pipe'} ({error})") from None
-    asked = [question for question in asked if question.strip()]
+    asked = [question.rstrip("\r") for question in asked if question.strip()]
     if not asked:
         raise UsageError('no question; give one in quotes: qvsplit ask "What is in the picture?"')
     return asked
 
 
 def _prompt_loop(asker: Asker, groups: list[tuple[Row, ...]], printer: _Printer) -> None:
-    """Questions one by one; the model stays loaded. An empty line or Ctrl-D ends it, Ctrl-C ends an answer."""
+    """Questions one by one; the model stays loaded. An empty line or Ctrl-D ends it, Ctrl-C cuts an answer short."""
     _say(f"{sum(map(len, groups))} pictures; type a question, or an empty line to end")
     while True:
+        print("? ", end="", file=sys.stderr, flush=True)
         try:
-            question = input("? ").strip()
-        except (EOFError, KeyboardInterrupt):
+            question = input().strip()
+        except EOFError:
             print(file=sys.stderr)
             return
         if not question:
@@ -425,7 +429,8 @@ def _prompt_loop(asker: Asker, groups: list[tuple[Row, ...]], printer: _Printer)
 class _Printer:
     """Answers to stdout: streamed on a terminal, JSON lines, or plain lines for a pipe."""
 
-    def __init__(self, *, as_json: bool, single: bool) -> None:
+    def __init__(self, *, as_json: bool, single: bool, one_root: bool) -> None:
+        self.one_root = one_root
         self.as_json = as_json
         self.single = single
         self.streams = sys.stdout.isatty() and not as_json
@@ -443,16 +448,20 @@ class _Printer:
         if self.single:
             return
         bold, plain = ("", "") if os.environ.get("NO_COLOR") else ("\033[1m", "\033[0m")
-        names = ", ".join(printable(row.path) for row in group)
+        names = ", ".join(printable(self._name(row)) for row in group)
         print(f"\n{bold}{names}{plain}  {printable(question)}", flush=True)
 
     def _stream(self, text: str) -> None:
-        print("".join(c if c.isprintable() or c in "\n\t" else printable(c) for c in text), end="", flush=True)
+        print(printable(text, keep="\n\t"), end="", flush=True)
+
+    def _name(self, row: Row) -> str:
+        """The path alone where all pictures have one root, else with it."""
+        return row.path if self.one_root else f"{row.root}/{row.path}"
 
     def _plain(self, answer: Answer) -> str:
         if self.single:
             return answer.text
-        names = ",".join(row.path for row in answer.rows)
+        names = ",".join(map(self._name, answer.rows))
         return "\t".join(printable(" ".join(part.split())) for part in (names, answer.question, answer.text))
 
 
@@ -522,7 +531,7 @@ def verify(
     for shard in checks.check_shards(shard_paths(place)):
         if as_json:
             print(json.dumps({"shard": shard.shard, "rows": shard.rows, "tokens": shard.tokens, "error": shard.error}))
-        elif shard.error is None:
+        elif shard.error is None and not quiet:
             print(f"{printable(shard.shard)}: {shard.rows:,} rows, {shard.tokens:,} tokens, sound")
         problems += [shard.error] if shard.error else []
     if not problems:
@@ -532,10 +541,10 @@ def verify(
             checks.check_pictures(album, checks.sample(album, sample), model=model, device=device) if sample else ()
         )
         for picture in pictures:
-            print(
-                json.dumps(picture.to_json()) if as_json else f"{printable(picture.path)}: {_verdict(picture)}",
-                flush=True,
-            )
+            if as_json:
+                print(json.dumps(picture.to_json()), flush=True)
+            elif not quiet:
+                print(f"{printable(picture.path)}: {_verdict(picture)}", flush=True)
             if not picture.agrees:
                 problems.append(f"{picture.path}: the album and the whole model disagree ({_verdict(picture)})")
     for line in problems[1:]:
@@ -547,5 +556,7 @@ def verify(
 def _verdict(picture: Any) -> str:
     if picture.skipped:
         return f"not compared: {picture.skipped}"
+    if picture.max_difference is None:
+        return "another number of tokens"
     bits = "same bits" if picture.same_bits else f"differs by {picture.max_difference:.1e} of the largest value"
     return f"{bits}, {'same' if picture.same_tokens else 'OTHER'} tokens"

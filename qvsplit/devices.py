@@ -11,6 +11,8 @@ from qvsplit.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 def choose_device(name: str | None) -> torch.device:
     """`name` as a torch device; None is the first CUDA device, else the CPU. UsageError if it is not there."""
@@ -34,12 +36,14 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_dtype(name: str | None, device: torch.device, stored: str) -> torch.dtype:
-    """`name` as a torch dtype; None is float32 on a CPU, on CUDA what the checkpoint is `stored` in.
+    """`name` as a torch dtype; None is float32 on a CPU, on CUDA what the checkpoint is `stored` in. UsageError else.
 
     A CPU without bfloat16 units computes in it seven times slower than in float32, and in float16 far slower still.
     """
     import torch
 
+    if name is not None and name not in DTYPES:
+        raise UsageError(f"--dtype {name}: choose one of {', '.join(DTYPES)}")
     if name is None:
         return torch.float32 if device.type == "cpu" else getattr(torch, stored)
     return getattr(torch, name)
@@ -59,3 +63,10 @@ def give_back_freed_memory() -> None:
     m_mmap_threshold = -3  # malloc.h
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(m_mmap_threshold, 1 << 20)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch's error on CUDA, Python's, or torch's on a CPU, told only by its words."""
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

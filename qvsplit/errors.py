@@ -18,17 +18,28 @@ Two branches, on purpose apart:
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 
-DONE = 0
 PICTURES_FAILED = 1
 INTERRUPTED = 130  # 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
 
 
-def printable(text: str) -> str:
-    """`text` on one line, safe for a terminal: control characters and lone surrogates are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+# Direction overrides and isolates: they can make a line show something else than it says.
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` safe for a terminal and on one line: what could move the cursor or turn the text is escaped.
+
+    Joiners and the like stay, as scripts and emoji need them; characters of `keep` stay too.
+    """
+    return "".join(c if c in keep or _is_harmless(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return unicodedata.category(character) not in {"Cc", "Cs", "Zl", "Zp"} and character not in _DIRECTIONS
 
 
 def some_of(names: Iterable[str], most: int = 5) -> str:

@@ -7,26 +7,27 @@ far. The tower is loaded when the first picture needs it, and not before.
 
 from __future__ import annotations
 
-import itertools
+import os
 import resource
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike, cpu_count, environ, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvsplit import images
-from qvsplit.album import Album, Plan, gone_row, locked, next_shard, plan
+from qvsplit.album import Album, Plan, gone_row, locked, next_shard, plan, shards_in
 from qvsplit.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
 from qvsplit.errors import DiskError, PictureError, RecipeError, UsageError, some_of
 from qvsplit.images import Found
 from qvsplit.interrupts import held_back
 from qvsplit.recipe import DTYPE_BYTES, Made, Recipe, installed_versions
-from qvsplit.store import Row, Shard, ShardWriter
+from qvsplit.store import Row, Shard, ShardWriter, disk_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,15 +118,18 @@ def extract_pictures(
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; sizes have our own limit
-        found = list(images.walk(paths, watcher.on_note))
+        folder = Path(out)
+        target = os.path.realpath(folder)
+        roots = frozenset(map(images.stored_name, images.roots_of(paths)))
+        if any(target == os.path.realpath(path) for path in paths):
+            raise UsageError(f"--out {fspath(out)} is itself the folder of pictures; give another, it may be inside")
+        found = list(images.walk(paths, watcher.on_note, out=target))
         scanned = time.perf_counter() - started
         if not found:
             raise UsageError(
                 f"no pictures in {', '.join(fspath(p) for p in paths)} (looked for {some_of(images.SUFFIXES, 40)}); "
                 "nothing was changed"
             )
-        roots = frozenset(one.root for one in found)
-        folder = Path(out)
         if settings.dry_run:
             return _finish(Summary(), _plan(_open(folder), found, roots, settings, watcher), folder, started, scanned)
         with locked(folder):
@@ -143,7 +147,8 @@ def extract_pictures(
 
 
 def _open(folder: Path) -> Album:
-    paths = sorted(folder.glob("shard-*.parquet")) if folder.is_dir() else []
+    with disk_errors(folder):
+        paths = shards_in(folder)
     return Album([Shard(path) for path in paths])
 
 
@@ -186,8 +191,22 @@ def _finish(summary: Summary, made: Plan, folder: Path, started: float, scanned:
     summary.stages.setdefault("scan", scanned)
     summary.stages = {name: round(seconds, 3) for name, seconds in summary.stages.items()}
     summary.seconds = round(time.perf_counter() - started, 3)
-    summary.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    summary.peak_memory_bytes = peak_memory()
     return summary
+
+
+def peak_memory() -> int:
+    """The most memory this process ever held, in bytes.
+
+    From the kernel's own account of it; getrusage's, where there is none, is inherited from whoever started us.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @dataclass
@@ -234,9 +253,8 @@ class _Run:
 
     def go(self) -> None:
         try:
-            with self._clocked("total"):
-                self._pictures()
-                self._prune()
+            self._pictures()
+            self._prune()
         except DiskError:
             if self.writer is not None:  # its rows are redone by the next run
                 self.writer.abandon()
@@ -250,35 +268,41 @@ class _Run:
     # ------------------------------------------------------------------------------------------ the candidates
 
     def _pictures(self) -> None:
-        for taken in self._taken():
-            for stage, seconds in taken.seconds.items():
-                self.summary.stages[stage] = self.summary.stages.get(stage, 0.0) + seconds
-            if taken.error is not None:
-                self._fail(taken, taken.error)
-            elif self._is_same(taken):
-                self._refresh(taken)
-            elif taken.sha256 in self.copies:
-                self.copies[taken.sha256].append(taken)
-            elif (home := self._home(taken)) is not None:
-                self._copy(taken, home)
-            else:
-                self._queue(taken)
+        with closing(self._taken()) as all_taken:
+            for taken in all_taken:
+                self._file(taken)
         self._encode()
 
-    def _taken(self) -> Iterator[_Taken]:
-        """The candidates in order, read and decoded by workers, a bounded number ahead."""
+    def _file(self, taken: _Taken) -> None:
+        for stage, seconds in taken.seconds.items():
+            self.summary.stages[stage] = self.summary.stages.get(stage, 0.0) + seconds
+        if taken.error is not None:
+            self._fail(taken, taken.error)
+        elif self._is_same(taken):
+            self._refresh(taken)
+        elif taken.sha256 in self.copies:
+            self.copies[taken.sha256].append(taken)
+        elif (home := self._home(taken)) is not None:
+            self._copy(taken, home)
+        else:
+            self._queue(taken)
+
+    def _taken(self) -> Generator[_Taken, None, None]:
+        """The candidates in order, read and decoded by workers, a bounded number ahead.
+
+        Until there is a tower they wait as decoded pictures, which are larger than patches: then fewer wait.
+        """
         workers = self.settings.workers or min(8, cpu_count() or 1)
         window: deque[Future[_Taken]] = deque()
         pool = ThreadPoolExecutor(workers, "qvsplit-decode")
+        remaining = iter(self.plan.candidates)
         try:
-            for found in itertools.chain(self.plan.candidates, itertools.repeat(None, 2 * workers)):
-                if found is not None:
+            while True:
+                ahead = workers if self.vision is None else 2 * workers
+                while len(window) < ahead and (found := next(remaining, None)) is not None:
                     window.append(pool.submit(self._take, found))
-                if window and (found is None or len(window) > 2 * workers):
-                    with self._clocked("wait for pictures"):
-                        taken = window.popleft().result()
-                    yield taken
-            while window:
+                if not window:
+                    return
                 with self._clocked("wait for pictures"):
                     taken = window.popleft().result()
                 yield taken
@@ -287,7 +311,7 @@ class _Run:
 
     def _take(self, found: Found) -> _Taken:
         """In a worker: read and hash; where the content is not known yet, decode; once there is a tower, prepare."""
-        taken = _Taken(found, size=max(found.size, 0), mtime_ns=_trusted(found.mtime_ns))
+        taken = _Taken(found, size=max(found.size, 0))  # without mtime until it was read: else tried again
         try:
             with _Clock(taken.seconds, "read"):
                 file = images.read(found)
@@ -384,10 +408,11 @@ class _Run:
                 self._fail(one, f"has values beyond the range of {self.recipe.stored_dtype if self.recipe else ''}")
             return
         row = self._row(taken, taken.patches.grid_thw, len(raw))
-        self._write(row, raw)
-        self.new_homes[taken.sha256] = row
-        self.summary.encoded += 1
-        self.summary.tokens += len(raw)
+        with held_back():  # the row and its count are one
+            self._write(row, raw)
+            self.new_homes[taken.sha256] = row
+            self.summary.encoded += 1
+            self.summary.tokens += len(raw)
         self.watcher.on_picture(row.path)
         for copy in copies:
             self._copy(copy, row)
@@ -417,8 +442,8 @@ class _Run:
             checkpoint,
             device=device,
             dtype=dtype,
-            min_pixels=told.min_pixels or limits.get("min_pixels"),
-            max_pixels=told.max_pixels or limits.get("max_pixels"),
+            min_pixels=limits.get("min_pixels") if told.min_pixels is None else told.min_pixels,
+            max_pixels=limits.get("max_pixels") if told.max_pixels is None else told.max_pixels,
         )
         recipe = vision.recipe(told.store or (own.stored_dtype if own else devices.dtype_name(dtype)))
         if own is not None and (differences := own.differences(recipe)):
@@ -456,16 +481,21 @@ class _Run:
     def _copy(self, taken: _Taken, home: Row) -> None:
         """The same bytes under another name: a row that points, by its hash, to the embeddings there are."""
         assert home.grid_thw is not None
-        row = replace(self._row(taken, home.grid_thw, 0), n_tokens=home.n_tokens, has_embeds=False)
-        self._write(replace(row, width=home.width, height=home.height), None)
-        lost = self.lost.get(taken.sha256)
-        if lost:
-            old = lost.pop()
-            self._write(gone_row(old), None)
-            self.moved.add(old.key)
-            self.summary.moved += 1
-        else:
-            self.summary.copied += 1
+        row = replace(
+            self._row(taken, home.grid_thw, 0),
+            n_tokens=home.n_tokens, has_embeds=False, width=home.width, height=home.height,
+        )  # fmt: skip
+        old = next(iter(self.lost.get(taken.sha256, ())), None)
+        with held_back():
+            if (
+                old is not None
+            ):  # the old name first: should the run die in between, the next one still finds the file new
+                self.lost[taken.sha256].remove(old)
+                self._write(gone_row(old), None)
+                self.moved.add(old.key)
+            self._write(row, None)
+            self.summary.moved += old is not None
+            self.summary.copied += old is None
         self.watcher.on_picture(row.path)
 
     def _refresh(self, taken: _Taken) -> None:
@@ -558,7 +588,3 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.perf_counter() - self.began
-
-
-def _trusted(mtime_ns: int) -> int | None:
-    return mtime_ns if 0 <= mtime_ns < time.time_ns() - images.FRESH_NS else None

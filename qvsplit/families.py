@@ -28,7 +28,6 @@ class Family:
     """
 
     model_type: str
-    architectures: tuple[str, ...]
     modeling: str  # module of transformers that holds both classes
     vision_class: str
     whole_class: str
@@ -47,7 +46,6 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 QWEN2_VL = Family(
     model_type="qwen2_vl",
-    architectures=("Qwen2VLForConditionalGeneration",),
     modeling="transformers.models.qwen2_vl.modeling_qwen2_vl",
     vision_class="Qwen2VisionTransformerPretrainedModel",
     whole_class="Qwen2VLForConditionalGeneration",

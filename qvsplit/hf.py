@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from qvsplit.checkpoint import Checkpoint
-from qvsplit.errors import ModelError
+from qvsplit.devices import is_out_of_memory
+from qvsplit.errors import ModelError, QvsplitError
 
 
 @contextmanager
@@ -29,16 +30,24 @@ def quiet_transformers() -> Iterator[None]:
 @contextmanager
 def transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
     """ModelError, with the first line of the reason, for what a checkpoint's own files make transformers raise."""
-    from huggingface_hub.errors import StrictDataclassError
-
     try:
         with quiet_transformers():
             yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, StrictDataclassError) as error:
+    except QvsplitError:
+        raise
+    except Exception as error:  # a checkpoint's files can be wrong in more ways than transformers names
+        if is_out_of_memory(error):
+            raise ModelError(
+                f"{checkpoint.folder} does not fit into memory ({_first_line(error)}); "
+                "try another --device or a narrower --dtype"
+            ) from error
         if type(error).__module__.startswith("torch"):
-            raise  # out of memory and the like: not the checkpoint's fault
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{checkpoint.folder} cannot be loaded: {reason}") from error
+            raise
+        raise ModelError(f"{checkpoint.folder} cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:

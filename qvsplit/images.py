@@ -87,48 +87,73 @@ def name_on_disk(stored: str) -> str:
 
 
 def walk(
-    paths: Sequence[str | os.PathLike[str]], on_note: Callable[[str], None] = lambda line: None
+    paths: Sequence[str | os.PathLike[str]], on_note: Callable[[str], None] = lambda line: None, *, out: str = ""
 ) -> Iterator[Found]:
-    """Every picture under `paths`, each file once, sorted within each folder.
+    """Every picture under `paths`, each file and each folder once, sorted within each folder.
 
-    Hidden files and folders and qvsplit's own albums are left out; links are followed, loops are not. A folder's
-    pictures have that folder as `root`, a single file its parent. UsageError for a path that is not there;
-    `on_note` hears of folders further down that cannot be read.
+    Hidden files and folders and qvsplit's own albums are left out; links are followed, and a folder that was met
+    before, by whatever name, is not entered again. A folder's pictures have that folder as `root`, a single file its
+    parent. UsageError for a path that is not there. `on_note` hears of folders that cannot be read, and of albums
+    other than `out` that are left out.
     """
-    seen: set[tuple[str, str]] = set()
-    for path in paths:
+    files: set[str] = set()
+    folders: set[tuple[int, int]] = set()
+    for path, root in zip(paths, roots_of(paths), strict=True):
         text = os.fspath(path)
-        if not os.path.exists(text):
-            raise UsageError(f"no file or folder at {text}")
-        if os.path.isdir(text):
-            root = os.path.realpath(text)
-            found = _walk_folder(root, root, frozenset(), on_note)
-        else:
-            found = iter([_found(os.path.realpath(os.path.dirname(text) or "."), os.path.basename(text))])
+        found = (
+            _walk_folder(root, folders, on_note, out) if os.path.isdir(text) else [_found(root, os.path.basename(text))]
+        )
         for one in found:
-            if (one.root, one.path) not in seen:
-                seen.add((one.root, one.path))
+            if one.file not in files:
+                files.add(one.file)
                 yield one
 
 
-def _walk_folder(
-    root: str, folder: str, above: frozenset[tuple[int, int]], on_note: Callable[[str], None]
-) -> Iterator[Found]:
+def roots_of(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The root under which each path's pictures are stored, as the file system has it. UsageError for a missing one."""
+    roots = []
+    for path in [os.fspath(path) for path in paths]:
+        if not os.path.exists(path):
+            raise UsageError(f"no file or folder at {path}")
+        roots.append(os.path.realpath(path if os.path.isdir(path) else os.path.dirname(path) or "."))
+    return roots
+
+
+def _walk_folder(root: str, met: set[tuple[int, int]], on_note: Callable[[str], None], out: str) -> Iterator[Found]:
+    """Depth first with a stack of our own: folders may be nested deeper than Python recurses."""
+    stack: list[str | Found] = [root]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, Found):
+            yield top
+            continue
+        try:
+            own = os.stat(top)
+            if (own.st_dev, own.st_ino) in met:
+                continue
+            met.add((own.st_dev, own.st_ino))
+            with os.scandir(top) as scan:
+                entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            on_note(f"{top} cannot be read ({error.strerror}): its pictures are left as they are")
+            continue
+        if any(ALBUM_MARK.fullmatch(entry.name) for entry in entries):
+            if top != out:
+                on_note(f"{top} is an album: it is left out")
+            continue
+        stack += [e for e in map(functools.partial(_entry, root), reversed(entries)) if e is not None]
+
+
+def _entry(root: str, entry: os.DirEntry[str]) -> str | Found | None:
+    """A folder to enter, a picture, or neither. A link that leads nowhere, or to itself, counts by its name."""
     try:
-        own = os.stat(folder)
-        with os.scandir(folder) as scan:
-            entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: e.name)
-    except OSError as error:
-        on_note(f"{folder} cannot be read ({error.strerror}): its pictures are left as they are")
-        return
-    identity = (own.st_dev, own.st_ino)
-    if identity in above or any(ALBUM_MARK.fullmatch(entry.name) for entry in entries):
-        return  # a loop of links, or an album of ours
-    for entry in entries:
         if entry.is_dir():
-            yield from _walk_folder(root, entry.path, above | {identity}, on_note)
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            yield _found(root, os.path.relpath(entry.path, root))
+            return entry.path
+    except OSError:
+        pass
+    if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+        return _found(root, os.path.relpath(entry.path, root))
+    return None
 
 
 def _found(root: str, path: str) -> Found:
@@ -145,6 +170,7 @@ def _found(root: str, path: str) -> Found:
 
 def read(found: Found) -> ReadFile:
     """The file's bytes and hash, and its stat as it was before reading. PictureError if it cannot be read."""
+    now = time.time_ns()  # before the first byte is read: what changes from here on must not look old
     try:
         # O_NONBLOCK: opening a FIFO must not wait for a writer
         descriptor = os.open(found.file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -161,7 +187,9 @@ def read(found: Found) -> ReadFile:
             data = stream.read(MAX_FILE_BYTES + 1)
         except OSError as error:
             raise PictureError(f"cannot be read: {error.strerror}") from None
-    trusted = time.time_ns() - status.st_mtime_ns > FRESH_NS and len(data) == status.st_size
+        except MemoryError:
+            raise PictureError("does not fit into memory") from None
+    trusted = now - status.st_mtime_ns > FRESH_NS and len(data) == status.st_size
     return ReadFile(data, hashlib.sha256(data).digest(), len(data), status.st_mtime_ns if trusted else None)
 
 
@@ -224,14 +252,28 @@ def _too_many(size: str) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; a broken EXIF block counts as none, as every viewer has it."""
-    from PIL import ImageOps
+    """Turned as its EXIF orientation says; a broken EXIF block counts as none, as every viewer has it.
+
+    Pillow's own exif_transpose also writes the rest of the block anew, and one odd tag in it would then decide.
+    """
+    from PIL import Image
 
     try:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:
-        return image
+        orientation = 1
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -239,7 +281,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I;16"):
-        image = _grey(_high_byte(image))
+        image = _high_byte(image)
     elif image.mode in {"I", "F"}:
         image = _grey(_stretched(image))
     elif image.mode == "LAB":
@@ -258,11 +300,19 @@ def _grey(values: object) -> Image.Image:
     return Image.fromarray(values)  # type: ignore[arg-type]
 
 
-def _high_byte(image: Image.Image) -> object:
-    """16 bits to 8 as Pillow does for colour: the high byte, so 8-bit content widened to 16 comes back unchanged."""
+def _high_byte(image: Image.Image) -> Image.Image:
+    """16 bits to 8 as Pillow does for colour: the high byte, so 8-bit content widened to 16 comes back unchanged.
+
+    A PNG may name one of the 16-bit greys as transparent; what has it becomes white.
+    """
     import numpy as np
 
-    return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+    values = np.asarray(image).astype(np.uint16)
+    grey = (values >> 8).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return _grey(grey)
 
 
 def _stretched(image: Image.Image) -> object:

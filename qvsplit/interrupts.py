@@ -27,7 +27,10 @@ def raise_on_sigterm() -> None:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Signals that come inside the block are delivered at its end. Outside the main thread it does nothing."""
+    """Signals that come inside the block are delivered at its end, of the outermost where blocks are nested.
+
+    Outside the main thread, which alone hears signals, it does nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

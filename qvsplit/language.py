@@ -7,12 +7,14 @@ together with grid and token types, so that positions are M-RoPE's. Knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoint import Checkpoint
-from qvsplit.errors import UsageError
+from qvsplit.devices import is_out_of_memory
+from qvsplit.errors import ModelError, UsageError
 from qvsplit.prompt import Prompt, Prompter
 from qvsplit.recipe import DTYPE_BYTES
 from qvsplit.store import Embeds
@@ -66,7 +68,7 @@ class Language:
         ids = torch.tensor([prompt.input_ids], device=self.device)  # [1, tokens]
         # rope_deltas is state that the model keeps between calls; a fresh prompt must not inherit it
         self.model.model.rope_deltas = None
-        with torch.inference_mode():
+        with torch.inference_mode(), _memory_errors(len(prompt.input_ids)):
             out = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -97,6 +99,19 @@ class Language:
 
 # Greedy, whatever the checkpoint's generation_config.json says of sampling (the hub's says: sample)
 _GREEDY: Mapping[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
+@contextmanager
+def _memory_errors(tokens: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"a prompt of {tokens:,} tokens does not fit into memory beside the model; ask fewer pictures together, or "
+            "try another --device or a narrower --dtype"
+        ) from None
 
 
 def load(

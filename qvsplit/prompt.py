@@ -88,6 +88,8 @@ class Prompter:
         rendered over the texts themselves it must give the same string, else it rewrites them and is refused.
         """
         texts = _texts(messages)
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            raise UsageError("a question holds bytes that are not UTF-8; give it as UTF-8 text")
         stand_ins = _stand_ins(texts)
         rendered = self._render(_with_texts(messages, stand_ins))
         put_back = dict(zip(stand_ins, texts, strict=True))
@@ -102,15 +104,13 @@ class Prompter:
         return part
 
     def _render(self, messages: Sequence[Message]) -> str:
-        import jinja2
-
         try:
             return str(
                 self.processor.apply_chat_template(
                     [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
                 )
             )
-        except (ValueError, jinja2.TemplateError) as error:
+        except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
             raise ModelError(f"{self.folder} has no usable chat template ({error}); download it again") from None
 
     def _as_text(self, text: str) -> list[int]:

@@ -6,6 +6,7 @@ called, on which device and with which library versions is kept beside it, as `M
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -64,9 +65,12 @@ class Recipe:
                 and isinstance(recipe.processor, dict)
                 and isinstance(recipe.pictures, dict)
                 and {recipe.compute_dtype, recipe.stored_dtype} <= DTYPE_BYTES.keys()
-                and 1 <= int(recipe.processor["merge_size"]) <= 64
+                and all(
+                    isinstance(recipe.processor.get(name), int) for name in ("merge_size", "min_pixels", "max_pixels")
+                )
+                and 1 <= recipe.processor["merge_size"] <= 64
             )
-        except (TypeError, ValueError, KeyError):
+        except TypeError:
             sound = False
         if not sound:
             raise AlbumDamaged(
@@ -116,7 +120,8 @@ class Made:
         )
 
 
-def installed_versions() -> dict[str, str]:
+@functools.cache
+def installed_versions() -> Mapping[str, str]:
     """Versions of Python and of the libraries that touch pixels or numbers, without importing them."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in VERSIONED}
 

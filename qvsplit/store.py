@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvsplit.errors import AlbumDamaged, DiskError
+from qvsplit.errors import AlbumDamaged, DiskError, QvsplitError
 from qvsplit.recipe import DTYPE_BYTES, Made, Recipe
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 METADATA_KEY = b"qvsplit"
 MAGIC = b"PAR1"
@@ -35,6 +37,8 @@ ROW_GROUP_BYTES = 4 << 20  # of raw embeddings: reading one picture reads about 
 ROW_GROUP_ROWS = 256
 ZSTD_LEVEL = 1
 MAX_FOOTER_BYTES = 256 << 20
+MAX_GROUP_ROWS = 1 << 16  # of what a reader believes; one picture at the model's own limit is 0.5 GB
+MAX_GROUP_BYTES = 1 << 32
 STATUSES = ("ok", "failed", "gone")
 KINDS = ("image", "video")
 
@@ -296,21 +300,28 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 class Shard:
-    """A finished shard, opened and checked. Rows are read at once; embeddings one by one, on demand.
+    """A finished shard, checked. Rows are read at once; embeddings one by one, on demand.
 
-    AlbumDamaged, naming file, row and column, for anything that is not what a writer wrote.
+    The file is open only while something is read from it: an album may have more shards than a process may have open
+    files. AlbumDamaged, naming file, row and column, for anything that is not what a writer wrote.
     """
 
     def __init__(self, path: Path) -> None:
-        import pyarrow.parquet as pq
-
         self.path = path
+        self._metadata: Any = None  # pyarrow's FileMetaData
         with self._damage("its footer"):
             _check_seal(path)
-            self._parquet = pq.ParquetFile(path, page_checksum_verification=True, memory_map=False)
-        self.recipe, self.made, self.hidden_size = self._read_metadata()
+            with self._open() as parquet:
+                self._metadata = parquet.metadata
+                columns = parquet.schema_arrow
+        self.recipe, self.made, self.hidden_size = self._read_metadata(columns)
         self._group_starts = self._check_groups()
         self.rows = self._read_rows()
+
+    def _open(self) -> pq.ParquetFile:
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(self.path, metadata=self._metadata, page_checksum_verification=True, memory_map=False)
 
     def embeds(self, index: int) -> Embeds:
         """The embeddings of row `index`, checked."""
@@ -337,8 +348,9 @@ class Shard:
 
     def _blobs(self, group: int) -> Any:
         """Column `embeds` of one row group. A damaged page header can make a reader give fewer values, silently."""
-        column = self._parquet.read_row_group(group, columns=["embeds"]).column(0).combine_chunks()
-        if len(column) != self._parquet.metadata.row_group(group).num_rows:
+        with self._open() as parquet:
+            column = parquet.read_row_group(group, columns=["embeds"]).column(0).combine_chunks()
+        if len(column) != self._metadata.row_group(group).num_rows:
             raise ValueError("fewer values than rows")
         return column
 
@@ -357,8 +369,8 @@ class Shard:
         assert row.grid_thw is not None
         return Embeds(raw.reshape(row.n_tokens, -1), self.recipe.stored_dtype, row.grid_thw)
 
-    def _read_metadata(self) -> tuple[Recipe, Made, int]:
-        metadata = self._parquet.metadata.metadata or {}
+    def _read_metadata(self, columns: pa.Schema) -> tuple[Recipe, Made, int]:
+        metadata = self._metadata.metadata or {}
         try:
             content = json.loads(metadata[METADATA_KEY])
             hidden_size = content["hidden_size"]
@@ -367,31 +379,27 @@ class Shard:
         except (KeyError, ValueError, TypeError, RecursionError):
             raise AlbumDamaged(f"{self.path} is a Parquet file, but not one that qvsplit wrote") from None
         recipe = Recipe.from_json(content.get("recipe"), str(self.path))
-        if self._parquet.schema_arrow.names != list(_columns()) or any(
-            self._parquet.schema_arrow.field(name).type != kind for name, kind in _columns().items()
-        ):
+        if columns.names != list(_columns()) or any(columns.field(n).type != kind for n, kind in _columns().items()):
             raise self._damaged("its columns are not format 1's")
         return recipe, Made.from_json(content.get("made")), hidden_size
 
     def _check_groups(self) -> npt.NDArray[np.int64]:
-        """The first row of each row group. Refuses claims that the file's size denies, before memory is asked for."""
-        sizes, longest = [], 0
-        for group in range(self._parquet.metadata.num_row_groups):
-            description = self._parquet.metadata.row_group(group)
-            sizes.append(description.num_rows)
-            longest = max(longest, description.total_byte_size)
-        if any(size < 0 for size in sizes) or sum(sizes) != self._parquet.metadata.num_rows:
+        """The first row of each row group. Refuses claims beyond format 1's bounds before memory is asked for."""
+        described = [self._metadata.row_group(group) for group in range(self._metadata.num_row_groups)]
+        sizes = [group.num_rows for group in described]
+        if any(size < 1 for size in sizes) or sum(sizes) != self._metadata.num_rows:
             raise self._damaged("its row counts contradict each other")
-        if longest > 1 << 33:
-            raise self._damaged(f"one of its row groups claims {longest} bytes")
+        if any(size > MAX_GROUP_ROWS for size in sizes) or any(g.total_byte_size > MAX_GROUP_BYTES for g in described):
+            raise self._damaged("one of its row groups claims more than any writer puts there")
         return np.cumsum([0, *sizes[:-1]]) if sizes else np.zeros(0, np.int64)
 
     def _read_rows(self) -> list[Row]:
         names = [name for name in _columns() if name != "embeds"]
         with self._damage(f"a column of {', '.join(names)}"):
-            table = self._parquet.read(columns=names)
+            with self._open() as parquet:
+                table = parquet.read(columns=names)
             columns = {name: table.column(name).to_pylist() for name in names}
-            if any(len(column) != self._parquet.metadata.num_rows for column in columns.values()):
+            if any(len(column) != self._metadata.num_rows for column in columns.values()):
                 raise ValueError("fewer values than rows")
         rows = []
         for index, values in enumerate(zip(*columns.values(), strict=True)):
@@ -430,27 +438,40 @@ class Shard:
             yield
         except FileNotFoundError:
             raise AlbumDamaged(f"{self.path} is gone; run `qvsplit extract` again to make it anew") from None
-        except PermissionError as error:
-            raise AlbumDamaged(f"{self.path} cannot be read ({error.strerror})") from None
-        except (OSError, ValueError, pa.ArrowException, MemoryError) as error:
+        except NotAShard as error:
+            raise AlbumDamaged(f"{self.path} is not a qvsplit shard: {error}") from None
+        except MemoryError:
+            raise QvsplitError(f"{self.path} cannot be read: not enough memory") from None
+        except OSError as error:
+            if error.errno is not None:  # the system's word, not pyarrow's on what it read
+                raise AlbumDamaged(f"{self.path} cannot be read ({error.strerror})") from None
+            raise self._damaged(f"{what}: {error}") from None
+        except (ValueError, pa.ArrowException) as error:
             raise self._damaged(f"{what}: {error}") from None
 
 
+class NotAShard(ValueError):
+    """Neither sealed nor damaged: something else altogether."""
+
+
 def _check_seal(path: Path) -> None:
-    """ValueError unless `path` is a sealed shard, by its first and last bytes and its footer's checksum."""
-    with path.open("rb") as stream:
+    """NotAShard, or ValueError for a damaged one, by the first and last bytes and the footer's checksum."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not make us wait
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise NotAShard("it is not a regular file")
         head = stream.read(4)
         end = stream.seek(0, os.SEEK_END)
-        if head != MAGIC or end < 4 + SEAL_BYTES + 8:
-            raise ValueError("not a Parquet file")
-        stream.seek(end - 8)
+        if head != MAGIC:
+            raise NotAShard("it is not a Parquet file")
+        stream.seek(max(0, end - 8))
         tail = stream.read(8)
         length = int.from_bytes(tail[:4], "little")
         if tail[4:] != MAGIC or length > min(end - 12 - SEAL_BYTES, MAX_FOOTER_BYTES):
-            raise ValueError("not a Parquet file, or cut short")
+            raise ValueError("it is cut short or overwritten")
         stream.seek(end - 8 - length - SEAL_BYTES)
         seal, footer = stream.read(SEAL_BYTES), stream.read(length)
     if not seal.startswith(SEAL_MAGIC):
-        raise ValueError("not sealed by qvsplit, or altered")
+        raise NotAShard("it is a Parquet file without qvsplit's seal, or altered since")
     if seal[len(SEAL_MAGIC) :] != hashlib.sha256(footer).digest():
         raise ValueError("its checksum does not match")

@@ -6,7 +6,6 @@ limits: its own embeddings and its own greedy tokens, one picture at a time.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -45,7 +44,7 @@ class PictureCheck:
     path: str
     skipped: str | None = None
     same_bits: bool = False
-    max_difference: float = 0.0  # largest |difference| over largest |value|
+    max_difference: float | None = None  # None where the shapes differ; else largest |difference| over largest |value|
     same_tokens: bool = False
     within_tolerance: bool = False
 
@@ -124,7 +123,7 @@ def check_pictures(
 
 def _unchanged(row: Row) -> Any:
     file = images.read(Found(row.root, row.path, row.size, 0))
-    if hashlib.sha256(file.data).digest() != row.sha256:
+    if file.sha256 != row.sha256:
         raise PictureError("has changed since")
     return images.decode(file.data)
 
@@ -150,7 +149,7 @@ def _check_picture(album: Album, row: Row, image: Any, unsplit: Any) -> PictureC
         )
     reference = theirs.to(mine.dtype).cpu()
     if reference.shape != mine.shape:
-        return PictureCheck(row.path, max_difference=float("inf"))
+        return PictureCheck(row.path, max_difference=None)
     expected = answer[0, inputs["input_ids"].shape[1] :].tolist()
     prompt = unsplit.prompter.ask(QUESTION, [stored.grid_thw], merge_size=album.recipe.merge_size)
     got = unsplit.generate(prompt, [mine], max_new_tokens=NEW_TOKENS)

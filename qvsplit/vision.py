@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvsplit import hf
 from qvsplit.checkpoint import Checkpoint
-from qvsplit.devices import dtype_name
+from qvsplit.devices import dtype_name, is_out_of_memory
 from qvsplit.errors import ModelError, PictureError, UsageError
 from qvsplit.families import Family, settings_of
 from qvsplit.recipe import PICTURE_POLICY, Recipe
@@ -81,36 +81,46 @@ class Vision:
     def prepare(self, image: Image.Image) -> Patches:
         """`image` through the checkpoint's own image processor. PictureError where the model takes no such shape."""
         check_shape(*image.size, self.family)
-        features = self.image_processor(images=[image], return_tensors="pt")
+        try:
+            features = self.image_processor(images=[image], return_tensors="pt")
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise PictureError("does not fit into memory") from None
+            raise
         t, h, w = (int(n) for n in features["image_grid_thw"][0])
         return Patches(features["pixel_values"], (t, h, w))
 
     def encode(self, batch: Sequence[Patches]) -> list[torch.Tensor | PictureError]:
         """Embeddings [n_tokens, hidden_size] of each picture, on the tower's device, in one forward pass.
 
-        A picture whose rows are not finite gives a PictureError in its place. When CUDA's memory does not suffice
-        the batch is halved, down to the single picture, which then gives a PictureError.
+        A picture whose rows are not finite gives a PictureError in its place. When memory does not suffice the batch
+        is halved, down to the single picture, which then gives a PictureError.
         """
         import torch
 
-        try:
-            rows = self._forward(batch)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        rows = self._forward_if_it_fits(batch)
+        if rows is None:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
             if len(batch) == 1:
-                return [
-                    PictureError(
-                        f"needs more memory than {self.device} has ({batch[0].count:,} patches); see --max-pixels"
-                    )
-                ]
+                return [PictureError(f"needs more memory than {self.device} has ({batch[0].count:,} patches)")]
             middle = len(batch) // 2
             return self.encode(batch[:middle]) + self.encode(batch[middle:])
         return [
             one
             if bool(torch.isfinite(one).all())
-            else PictureError(f"the tower gave values that are not finite in {one.dtype}")
+            else PictureError(f"the tower gave values that are not finite in {dtype_name(one.dtype)}")
             for one in rows
         ]
+
+    def _forward_if_it_fits(self, batch: Sequence[Patches]) -> list[torch.Tensor] | None:
+        """None when memory does not suffice. The error, and all that its traceback holds, ends with this call."""
+        try:
+            return self._forward(batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return None
+            raise
 
     def _forward(self, batch: Sequence[Patches]) -> list[torch.Tensor]:
         import torch
@@ -160,8 +170,15 @@ def _spare_memory(tower: Any) -> None:
 def load_processor(checkpoint: Checkpoint, *, min_pixels: int | None, max_pixels: int | None) -> Any:
     """The checkpoint's AutoProcessor with the torchvision backend and the pixel limits in force."""
     processor = hf.load_processor(checkpoint)
-    low, high = pixel_limits(processor.image_processor, checkpoint.family, min_pixels, max_pixels)
+    with hf.transformers_errors(checkpoint):
+        low, high = pixel_limits(processor.image_processor, checkpoint.family, min_pixels, max_pixels)
     processor.image_processor.size = {"shortest_edge": low, "longest_edge": high}
+    merge = settings_of(checkpoint.vision_config, checkpoint.family.vision_settings)["spatial_merge_size"]
+    if processor.image_processor.merge_size != merge:
+        raise ModelError(
+            f"{checkpoint.folder}: its processor merges {processor.image_processor.merge_size} patches a side, its "
+            f"tower {merge}; download it again"
+        )
     return processor
 
 

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoint import (
-    DTYPE_BYTES,
     INDEX_FILE,
     NOTE_FILE,
+    SAFETENSORS_BYTES,
     SINGLE_FILE,
     Checkpoint,
     Half,
@@ -42,7 +42,7 @@ from qvsplit.hf import transformers_errors
 if TYPE_CHECKING:
     import torch
 
-# Bytes of tensors that may be read but not yet hashed: bounds the memory beside the weights themselves.
+# Tensors that may be read but not yet hashed: bounds the memory beside the weights themselves.
 HASH_BACKLOG = 2
 FRESH_NS = 2_000_000_000  # a file younger than this may still change within its timestamp's resolution
 
@@ -176,7 +176,7 @@ def _as_tensor(raw: bytearray, place: TensorPlace) -> torch.Tensor:
     import torch
 
     dtype = getattr(torch, torch_dtype_name(place.dtype))
-    if place.size != DTYPE_BYTES[place.dtype] * int(torch.Size(place.shape).numel()):
+    if place.size != SAFETENSORS_BYTES[place.dtype] * int(torch.Size(place.shape).numel()):
         raise ModelError(f"{place.file}: tensor {place.name} has {place.size} bytes, which its shape denies")
     return torch.frombuffer(raw, dtype=dtype).view(place.shape)
 
@@ -187,9 +187,10 @@ def _as_tensor(raw: bytearray, place: TensorPlace) -> torch.Tensor:
 def fingerprint(checkpoint: Checkpoint, *, cache: Path | None = None) -> str:
     """The tower's fingerprint, 64 hex digits. Reads the tower once, then remembers it under `cache`.
 
-    Remembered by the path, size and modification time of every file it depends on; a file touched within the last
-    two seconds is not trusted. Needs neither torch nor transformers.
+    Remembered by path, size, inode and times of every file it depends on; a file touched within the last two seconds
+    is not trusted. Needs neither torch nor transformers.
     """
+    began = time.time_ns()
     places = tower_places(checkpoint)
     entry = (cache or cache_folder()) / "fingerprints" / f"{_stat_key(checkpoint, places)}.json"
     known = _remembered(entry)
@@ -202,7 +203,7 @@ def fingerprint(checkpoint: Checkpoint, *, cache: Path | None = None) -> str:
             _wait_for_backlog(digests)
         summary = _fingerprint_of(checkpoint, places, {name: d.result() for name, d in digests.items()})
     newest = max(path.stat().st_mtime_ns for path in _files_behind(checkpoint, places))
-    if time.time_ns() - newest > FRESH_NS:
+    if began - newest > FRESH_NS:
         _remember(entry, summary)
     return summary
 
@@ -262,7 +263,10 @@ def _files_behind(checkpoint: Checkpoint, places: Mapping[str, TensorPlace]) -> 
 
 
 def _stat_key(checkpoint: Checkpoint, places: Mapping[str, TensorPlace]) -> str:
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _files_behind(checkpoint, places)]
+    stats = []
+    for path in _files_behind(checkpoint, places):
+        status = path.stat()
+        stats.append((str(path), status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns))
     return hashlib.sha256(canonical_json(["fingerprint 1", stats])).hexdigest()
 
 

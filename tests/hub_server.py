@@ -21,6 +21,7 @@ class Hub:
         self.name = name
         self.private = private
         self.fetched: list[str] = []
+        self.breaks = ""  # the file whose transfer breaks off half-way
         self.tokens: set[str] = set()
         hub = self
 
@@ -92,4 +93,6 @@ class Hub:
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
         if body:
-            request.wfile.write(content)
+            half = bool(self.breaks) and request.path.endswith("/" + self.breaks)
+            request.wfile.write(content[: len(content) // 2] if half else content)
+            request.close_connection = request.close_connection or half

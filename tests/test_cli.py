@@ -197,6 +197,68 @@ def test_the_prompt_loop_answers_until_an_empty_line(album):
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize("text", ["می‌خواهم", "👩‍👩‍👧", "é日本", "tab\tline\n"])
+def test_answers_in_any_script_are_shown_as_they_are(text, capsys):
+    from qvsplit.cli import _Printer
+
+    _Printer(as_json=False, single=True, one_root=True)._stream(text)
+    assert capsys.readouterr().out == text
+
+
+def test_an_answer_cannot_take_over_the_terminal(capsys):
+    from qvsplit.cli import _Printer
+
+    _Printer(as_json=False, single=True, one_root=True)._stream("\x1b]0;title\x07 \u202eright to left\u2028")
+    assert capsys.readouterr().out == "\\x1b]0;title\\x07 \\u202eright to left\\u2028"
+
+
+def test_a_questions_file_with_a_mark_and_windows_line_ends(run_cli, album, tmp_path):
+    (tmp_path / "q.txt").write_bytes("\ufeffWhat is it?\r\nOne\u2028line?\r\n".encode())
+    _, out, _ = run_cli(
+        "ask",
+        "--embeds",
+        album,
+        "--image",
+        "coins.png",
+        "--questions",
+        tmp_path / "q.txt",
+        "--json",
+        "--max-new-tokens",
+        2,
+    )
+    assert [json.loads(line)["question"] for line in out.strip().split("\n")] == ["What is it?", "One\u2028line?"]
+
+
+def test_pictures_of_two_roots_can_be_told_apart(run_cli, album, some_photos, checkpoint, tmp_path):
+    (tmp_path / "more").mkdir()
+    shutil.copyfile(some_photos / "coins.png", tmp_path / "more" / "coins.png")
+    run_cli("extract", tmp_path / "more", "--model", checkpoint, "--out", album, "--quiet")
+    _, out, _ = run_cli("ask", "--embeds", album, "--image", "coins.png", "--max-new-tokens", 2, "What?")
+    assert {line.split("\t")[0] for line in out.splitlines()} == {
+        str(some_photos / "coins.png"),
+        str(tmp_path / "more" / "coins.png"),
+    }
+
+
+def test_a_name_that_looks_like_a_pattern_can_be_chosen(run_cli, some_photos, checkpoint, tmp_path):
+    (some_photos / "coins.png").rename(some_photos / "photo[1].png")
+    run_cli("extract", some_photos, "--model", checkpoint, "--out", tmp_path / "e", "--quiet")
+    assert run_cli("ask", "--embeds", tmp_path / "e", "--image", "photo[1].png", "--max-new-tokens", 2, "What?")[0] == 0
+
+
+def test_sigterm_at_the_prompt_exits_143(album):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "qvsplit", "ask", "--embeds", str(album)])
+    shown = b""
+    while not shown.rstrip().endswith(b"?"):
+        shown += os.read(terminal, 4096)
+    os.kill(pid, signal.SIGTERM)
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 143
+
+
 def test_a_reader_who_has_enough_is_no_error(album):
     command = f"{sys.executable} -m qvsplit ask --embeds {album} --max-new-tokens 3 A B C D E F G H | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
@@ -388,6 +450,33 @@ def damaged_to_extract(tmp, album, model):
     return ["extract", tmp / "photos", "--out", album], 6, "its footer"
 
 
+def bad_dtype(tmp, album, model):
+    return ["ask", "--embeds", album, "--dtype", "float8", "What?"], 2, "--dtype float8"
+
+
+def other_processor(tmp, album, model):
+    other = Path(shutil.copytree(model, tmp / "other mean"))
+    config = json.loads((other / "processor_config.json").read_text())
+    config["image_processor"]["image_mean"] = [0.5, 0.5, 0.5]
+    (other / "processor_config.json").write_text(json.dumps(config))
+    return ["ask", "--embeds", album, "--model", other, "What?"], 4, "processor.image_mean: "
+
+
+def broken_tokenizer(tmp, album, model):
+    broken = Path(shutil.copytree(model, tmp / "broken"))
+    (broken / "tokenizer.json").write_text("[]")
+    return ["ask", "--embeds", album, "--model", broken, "What?"], 3, "cannot be loaded"
+
+
+def fifo_as_shard(tmp, album, model):
+    os.mkfifo(tmp / "fifo")
+    return ["inspect", tmp / "fifo"], 6, "not a regular file"
+
+
+def name_too_long(tmp, album, model):
+    return ["inspect", tmp / ("x" * 300)], 2, "cannot be read (File name too long)"
+
+
 def bad_device(tmp, album, model):
     return ["ask", "--embeds", album, "--device", "abacus", "What?"], 2, "--device abacus"
 
@@ -402,7 +491,8 @@ def damage(album: Path, place: int) -> None:
 CASES = [no_folder, empty_folder, no_pictures, no_model, no_config, hub_unreachable, missing_shard, truncated_weights,
          broken_config, unknown_architecture, out_is_a_file, out_not_writable, no_album, album_without_shards,
          no_question, no_questions_file, image_matches_nothing, another_tower, another_width, csv_as_shard,
-         damaged_data, damaged_footer, damaged_to_verify, damaged_to_extract, bad_device]  # fmt: skip
+         damaged_data, damaged_footer, damaged_to_verify, damaged_to_extract, bad_device,
+         bad_dtype, other_processor, broken_tokenizer, fifo_as_shard, name_too_long]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
@@ -430,6 +520,8 @@ def test_an_unreadable_picture_and_an_unwritable_folder_as_an_ordinary_user(
     try:
         read = run_cli("extract", some_photos, "--model", checkpoint, "--out", tmp_path / "mine" / "embeds")
         written = run_cli("extract", some_photos, "--model", checkpoint, "--out", tmp_path / "not mine")
+    except ImportError:  # PackageNotFoundError, too
+        pytest.skip("Python's packages are out of an ordinary user's reach here")
     finally:
         os.seteuid(0)
         for folder, mode in before.items():

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +123,28 @@ def test_every_exif_orientation_comes_out_upright(photo, orientation):
     assert (expected.size == photo.size) == (orientation <= 4)
 
 
+@pytest.mark.parametrize("tag", [0x0101, 0x0128, 0x0111])
+def test_an_odd_tag_beside_the_orientation_does_not_turn_it_off(photo, tag):
+    """Text where a number belongs: Pillow's exif_transpose raises on writing such a block anew."""
+    entries = sorted(
+        [(0x0112, struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)), (tag, struct.pack("<HHI4s", tag, 2, 4, b"odd"))]
+    )
+    block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + b"".join(e for _, e in entries) + b"\0\0\0\0"
+    data = encoded(photo, "JPEG", exif=block)
+    with pytest.raises((ValueError, TypeError, struct.error)):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert images.decode(data).size == (photo.height, photo.width)
+
+
+def test_sixteen_bit_grey_with_a_transparent_value_is_white_there(photo):
+    deep = np.asarray(photo.convert("L")).astype(np.uint16) * 257
+    deep[:5, :5] = 1234
+    data = encoded(Image.fromarray(deep), transparency=1234)
+    decoded = images.decode(data)
+    assert decoded.getpixel((2, 2)) == (255, 255, 255)
+    assert decoded.getpixel((50, 50)) == photo.convert("L").convert("RGB").getpixel((50, 50))
+
+
 def test_exif_that_lies_is_no_reason_to_lose_the_picture(photo):
     data = encoded(photo, "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff\xff\xff")
     assert images.decode(data).size == photo.size
@@ -216,6 +239,46 @@ def test_a_file_named_by_the_user_is_tried_whatever_its_name(tmp_path):
 def test_the_same_file_twice_is_one(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     assert len(list(images.walk([tmp_path, tmp_path / "a.png", str(tmp_path) + "/"]))) == 1
+
+
+def test_a_link_to_itself_and_folders_nested_beyond_python_s_recursion(tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "loop").symlink_to("loop")
+    deep = tmp_path
+    for _ in range(1200):
+        deep = deep / "d"
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("deep.png").write_bytes(b"x")
+    finally:
+        os.chdir(here)
+    found = [one.path for one in images.walk([tmp_path])]
+    assert found == ["d/" * 1200 + "deep.png", "loop.png"]
+
+
+def test_folders_that_link_to_one_another_are_each_walked_once(tmp_path):
+    for i in range(7):
+        (tmp_path / f"{i}").mkdir()
+        (tmp_path / f"{i}" / "a.png").write_bytes(b"x")
+    for i in range(7):
+        for j in range(7):
+            (tmp_path / f"{i}" / f"to{j}").symlink_to(tmp_path / f"{j}")
+    assert len(list(images.walk([tmp_path]))) == 7
+    assert len(list(images.walk([tmp_path, tmp_path / "3"]))) == 7
+
+
+def test_a_folder_that_cannot_be_read_and_an_album_are_told(tmp_path):
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "shard-000001.parquet").touch()
+    notes = []
+    assert list(images.walk([tmp_path], notes.append)) == []
+    assert notes == [f"{tmp_path / 'album'} is an album: it is left out"]
+    assert list(images.walk([tmp_path], notes.append, out=str(tmp_path / "album"))) == []
+    assert len(notes) == 1
 
 
 def test_loops_of_links_end_and_other_links_are_followed(tmp_path):

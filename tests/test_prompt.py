@@ -84,6 +84,11 @@ def test_a_conversation_of_several_turns(prompter, whole, photos):
     assert prompter.chat(chat, grids, merge_size=2).input_ids == reference["input_ids"][0].tolist()
 
 
+def test_a_question_that_is_not_utf8_is_refused(prompter):
+    with pytest.raises(UsageError, match="not UTF-8"):
+        prompter.ask("caf\udce9", [GRID], merge_size=2)
+
+
 def test_pictures_and_grids_must_agree_in_number(prompter):
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
     with pytest.raises(UsageError, match="shows 1 pictures, and 2 were given"):

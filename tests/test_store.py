@@ -268,11 +268,26 @@ def test_any_bytes_at_all_are_not_a_shard(tmp_path_factory, data):
 
 def test_a_csv_and_another_parquet_file_are_not_shards(tmp_path):
     (tmp_path / "a.parquet").write_text("path,question\nx,y\n" * 50)
-    with pytest.raises(AlbumDamaged, match="not a Parquet file"):
+    with pytest.raises(AlbumDamaged, match="is not a qvsplit shard: it is not a Parquet file$"):
         Shard(tmp_path / "a.parquet")
     pq.write_table(pa.table({"x": list(range(100))}), tmp_path / "b.parquet")
-    with pytest.raises(AlbumDamaged, match="not sealed by qvsplit"):
+    with pytest.raises(AlbumDamaged, match="is not a qvsplit shard: it is a Parquet file without"):
         Shard(tmp_path / "b.parquet")
+    os.mkfifo(tmp_path / "c.parquet")
+    with pytest.raises(AlbumDamaged, match="not a regular file"):
+        Shard(tmp_path / "c.parquet")
+
+
+def test_what_the_system_refuses_is_not_called_damage(shard_file, monkeypatch):
+    shard = Shard(shard_file)
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(pq, "ParquetFile", refuse)
+    with pytest.raises(AlbumDamaged, match="cannot be read") as caught:
+        shard.embeds(0)
+    assert "delete" not in str(caught.value)
 
 
 def sealed(path: Path, table: pa.Table) -> Path:
@@ -304,6 +319,12 @@ def test_a_sealed_shard_that_lies_is_refused(tmp_path, shard_file):
         "metadata": honest.replace_schema_metadata({b"qvsplit": b"[" * 100_000}),
         "width": honest.replace_schema_metadata(
             {b"qvsplit": honest.schema.metadata[b"qvsplit"].replace(b": 16", b": -16")}
+        ),
+        "no limits": honest.replace_schema_metadata(
+            {b"qvsplit": honest.schema.metadata[b"qvsplit"].replace(b"min_pixels", b"mun_pixels")}
+        ),
+        "endless": honest.replace_schema_metadata(
+            {b"qvsplit": honest.schema.metadata[b"qvsplit"].replace(b'"merge_size": 2', b'"merge_size": Infinity')}
         ),
         "none": honest.replace_schema_metadata(None),
     }

@@ -7,6 +7,7 @@ The checkpoint has the real classes and random weights: it shows the plumbing, a
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,7 +19,10 @@ def main() -> None:
     """Make what is not there yet."""
     folder = Path(sys.argv[1])
     if not (folder / "checkpoint").exists():
-        make_tiny(folder / "checkpoint")
+        half_made = folder / "checkpoint.new"
+        shutil.rmtree(half_made, ignore_errors=True)
+        make_tiny(half_made)
+        half_made.rename(folder / "checkpoint")
     copy_to(folder / "photos")
     print(
         f"{folder}: a random checkpoint (its answers mean nothing) and "
