@@ -10,8 +10,14 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum |
 .PHONY: demo test check format docs setup clean
 .DEFAULT_GOAL := test
 
+# pip keeps all it downloads until all is installed; torch's largest needs go first, one by one, so that 8 GB of disk do
+ifeq ($(shell uname -sm),Linux x86_64)
+LARGE := triton nvidia-cudnn-cu13 nvidia-cublas torch
+endif
+
 $(STAMP):
 	$(PYTHON) -m venv $(VENV)
+	@set -e; for package in $(LARGE); do $(PIP) $$package; done
 	$(PIP) -e '.[dev]'
 	@pwd > $(VENV)/.checkout
 	@touch $@

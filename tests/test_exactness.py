@@ -91,6 +91,17 @@ def test_an_answer_does_not_depend_on_what_was_asked_before(asker, photos):
     assert asker.answer(row, QUESTIONS[0]).tokens == alone
 
 
+def test_from_the_hubs_older_layout_too(tmp_path, hub_checkpoint, some_photos):
+    """Flat config.json, preprocessor_config.json, chat_template.json: loaded by qvsplit and by transformers."""
+    extract_pictures([some_photos], out=tmp_path / "embeds", settings=Settings(model=str(hub_checkpoint)))
+    asker = open_asker(open_album(tmp_path / "embeds"), AskSettings(max_new_tokens=NEW_TOKENS))
+    whole = WholeModel(hub_checkpoint)
+    for row in asker.album:
+        assert asker.answer(row, QUESTIONS[3]).tokens == whole.answer(
+            [upright_rgb(some_photos / row.path)], QUESTIONS[3]
+        )
+
+
 @pytest.mark.parametrize("prefix", ["hub", "nested", "mixed"])
 @pytest.mark.parametrize("files", [1, 7])
 def test_the_tower_alone_is_the_tower_of_the_whole_model_bit_for_bit(tmp_path, prefix, files, photos):

@@ -532,6 +532,28 @@ def test_a_full_disk_keeps_finished_shards_and_exits_7(tmp_path, photos, checkpo
         subprocess.run(["umount", disk], check=True)
 
 
+def test_rows_that_met_a_full_disk_are_not_half_kept(extract, some_photos, tmp_path, monkeypatch):
+    """A write that failed may have left anything in the file: that shard never appears."""
+    from qvsplit.errors import DiskError
+    from qvsplit.store import ShardWriter
+
+    real, calls = ShardWriter._flush, []
+
+    def flush(self):
+        calls.append(self.rows)
+        if len(calls) == 1:
+            self._group = []
+            raise DiskError("the disk is full")
+        real(self)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(ShardWriter, "_flush", flush)
+        with pytest.raises(DiskError):
+            extract(some_photos)
+    assert list((tmp_path / "embeds").glob("*shard*")) == []
+    assert extract(some_photos).encoded == 4
+
+
 def test_two_workers_or_many_give_the_same_album(extract, some_photos, tmp_path):
     extract(some_photos, workers=1, patch_budget=1)
     extract(some_photos, workers=7, patch_budget=1, out=tmp_path / "seven")

@@ -174,10 +174,10 @@ def _random(name: str, shape: torch.Size) -> torch.Tensor:
 
 
 def generation_config(tokenizer: Any) -> Any:
-    """Sampling by default, as the hub's checkpoints have it."""
+    """Sampling by default, as the hub's checkpoints have it, but hot: what samples by mistake gives other tokens."""
     return GenerationConfig(
         eos_token_id=[tokenizer.convert_tokens_to_ids(STOP), tokenizer.convert_tokens_to_ids(END)],
-        pad_token_id=tokenizer.convert_tokens_to_ids(END), do_sample=True, temperature=0.01, top_k=1, top_p=0.001,
+        pad_token_id=tokenizer.convert_tokens_to_ids(END), do_sample=True, temperature=2.0, top_k=50, top_p=1.0,
     )  # fmt: skip
 
 
