@@ -236,7 +236,6 @@ class _Run:
         self.watcher = watcher
         self.summary = Summary()
         self.vision: Vision | None = None
-        self.checkpoint: Checkpoint | None = None
         self.recipe = album.recipe
         self.hidden_size = album.hidden_size
         self.made: Made | None = None
@@ -487,9 +486,8 @@ class _Run:
         )  # fmt: skip
         old = next(iter(self.lost.get(taken.sha256, ())), None)
         with held_back():
-            if (
-                old is not None
-            ):  # the old name first: should the run die in between, the next one still finds the file new
+            if old is not None:
+                # the old name first: should the run die in between, the next one still finds the file new
                 self.lost[taken.sha256].remove(old)
                 self._write(gone_row(old), None)
                 self.moved.add(old.key)
