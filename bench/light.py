@@ -9,7 +9,7 @@ photograph:
     circulation  the recipe in circulation: every file through `load_file`, keys that hold `visual.` stripped of it,
                  `strict=False`, cast to bfloat16
     qvsplit      `qvsplit extract`
-    qvsplit cap  the same on a photograph at the default cap of 1,280 tokens: the largest batch there is on a CPU
+    qvsplit cap  the same on a photograph of 1,225 tokens, near the default cap of 1,280
 
 The checkpoint's pages are dropped from the page cache before each, so that bytes read are bytes from the disk
 (`read_bytes` of /proc/self/io; none of it where the file system does not tell). Last line: one JSON object.

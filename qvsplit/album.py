@@ -15,12 +15,13 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qvsplit.errors import AlbumDamaged, AlbumInUse, DiskError, RecipeError, UsageError, some_of
+from qvsplit.checkpoint import Checkpoint, Half, open_checkpoint
+from qvsplit.errors import AlbumDamaged, AlbumInUse, DiskError, ModelError, RecipeError, UsageError, some_of
 from qvsplit.images import Found, name_on_disk
 from qvsplit.recipe import Made, Recipe
 from qvsplit.store import Embeds, Row, Shard, disk_errors
@@ -214,6 +215,16 @@ def next_shard(folder: Path) -> Path:
     return folder / f"shard-{max(numbers, default=0) + 1:06d}.parquet"
 
 
+def open_own_checkpoint(made: Made, half: Half) -> Checkpoint:
+    """The checkpoint that an album's rows name as their maker. ModelError that says where the name is from."""
+    try:
+        return open_checkpoint(made.model, half, revision=made.revision)
+    except ModelError as error:
+        raise ModelError(
+            f"the album was made with {made.model}: {error}; if it has moved, name it with --model"
+        ) from None
+
+
 # ---------------------------------------------------------------------------------------------------- what is new
 
 
@@ -230,14 +241,29 @@ class Plan:
     gone: list[Row]
 
 
-def plan(album: Album, found: Sequence[Found], roots: frozenset[str], *, retry_failed: bool) -> Plan:
-    """Sort what a walk found into known and to be read. Rows under other roots than `roots` are never gone."""
+def plan(
+    album: Album,
+    found: Sequence[Found],
+    roots: frozenset[str],
+    *,
+    retry_failed: bool,
+    on_note: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """Sort what a walk found into known and to be read.
+
+    Rows under other roots than `roots` are never gone, nor are those of a root in which nothing at all was found:
+    that is more often a disk that is not mounted; `on_note` hears of it.
+    """
     candidates = [one for one in found if not _is_known(album, one, retry_failed)]
     here = {(one.root, one.path) for one in found}
+    alive = {one.root for one in found}
+    for root in sorted(roots - alive):
+        if any(row.root == root and row.status != "gone" for row in album.rows):
+            on_note(f"{root} holds no pictures any more; its rows are left as they are, in case it is not mounted")
     gone = [
         row
         for row in album.rows
-        if row.status != "gone" and row.root in roots and row.key not in here and _is_gone(row)
+        if row.status != "gone" and row.root in roots & alive and row.key not in here and _is_gone(row)
     ]
     return Plan(candidates, len(found) - len(candidates), gone)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from qvsplit.album import Album
+from qvsplit.album import Album, open_own_checkpoint
 from qvsplit.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
 from qvsplit.errors import RecipeError, UsageError
 from qvsplit.store import Row
@@ -219,5 +219,5 @@ def _checkpoint(album: Album, settings: Settings) -> Checkpoint:
     if settings.model is not None:
         return open_checkpoint(settings.model, "language")
     if made is not None and made.model:
-        return open_checkpoint(made.model, "language", revision=made.revision)
+        return open_own_checkpoint(made, "language")
     return open_checkpoint(os.environ.get("QVSPLIT_MODEL") or DEFAULT_MODEL, "language")

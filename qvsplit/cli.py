@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qvsplit import interrupts
 from qvsplit.errors import (
     INTERRUPTED,
     PICTURES_FAILED,
@@ -26,7 +27,7 @@ from qvsplit.errors import (
     UsageError,
     printable,
 )
-from qvsplit.interrupts import Terminated, raise_on_sigterm
+from qvsplit.interrupts import Terminated
 
 if TYPE_CHECKING:
     from qvsplit.ask import Answer, Asker
@@ -55,7 +56,7 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N [default: cuda where there is one].", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a line.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but answers, errors and failures.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but answers, errors, failures and warnings.")]
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    raise_on_sigterm()
+    interrupts.install()
     app(prog_name="qvsplit")
 
 
@@ -196,7 +197,7 @@ def extract(
         model=model, device=device, dtype=dtype, store=store, min_pixels=min_pixels, max_pixels=max_pixels,
         workers=workers, patch_budget=patch_budget, prune=prune, retry_failed=retry_failed, dry_run=dry_run,
     )  # fmt: skip
-    with _Progress(shown=sys.stderr.isatty() and not quiet and not dry_run, quiet=quiet) as progress:
+    with _Progress(shown=sys.stderr.isatty() and not quiet and not dry_run) as progress:
         try:
             summary = extract_pictures(paths, out=out, settings=settings, watcher=progress.watcher())
         except KeyboardInterrupt as interrupt:
@@ -223,7 +224,8 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
         "failed": summary.failed, "failed again": summary.failed_again, "gone": summary.gone,
     }  # fmt: skip
     parts = [f"{number:,} {name}" for name, number in counted.items() if number]
-    _say(f"{', '.join(parts) or 'nothing to do'} in {summary.seconds:.1f} s; {summary.album}")
+    nothing = f"0 of {summary.to_do:,} done" if summary.interrupted else "nothing to do"
+    _say(f"{', '.join(parts) or nothing} in {summary.seconds:.1f} s; {summary.album}")
     if summary.encoded:
         _say(
             f"{summary.tokens:,} tokens, {_size(summary.bytes)} written; read {_size(summary.weights_bytes_read)} of "
@@ -243,9 +245,8 @@ def _size(count: int) -> str:
 class _Progress:
     """A bar with rate and time left on a terminal; failures and notes as lines, there or not."""
 
-    def __init__(self, *, shown: bool, quiet: bool) -> None:
+    def __init__(self, *, shown: bool) -> None:
         self.shown = shown
-        self.quiet = quiet
         self.bar: Any = None
         self.task: Any = None
 
@@ -267,7 +268,7 @@ class _Progress:
             on_plan=self._begin,
             on_picture=self._advance,
             on_failure=lambda path, reason: self._line(f"failed: {path} {reason}"),
-            on_note=(lambda line: None) if self.quiet else self._line,
+            on_note=self._line,
         )
 
     def _begin(self, to_do: int) -> None:
@@ -374,7 +375,8 @@ def ask(
         model=model, device=device, dtype=dtype, max_new_tokens=max_new_tokens, system=system,
         unchecked_tower=unchecked_tower,
     )  # fmt: skip
-    asker = open_asker(album, settings)
+    with interrupts.at_once():  # only reading so far
+        asker = open_asker(album, settings)
     note = asker.dtype_note()
     if note and not quiet:
         _say(note)
@@ -387,6 +389,7 @@ def ask(
     for group in groups:
         for question in asked:
             printer.answer(asker, group, question)
+            interrupts.check()
 
 
 def _questions(given: list[str], file: Path | None) -> list[str]:
@@ -423,7 +426,10 @@ def _prompt_loop(asker: Asker, groups: list[tuple[Row, ...]], printer: _Printer)
         except Terminated:
             raise
         except KeyboardInterrupt:
+            interrupts.forget()
             _say("answer cut short")
+        except UsageError as error:
+            _say(str(error))
 
 
 class _Printer:
@@ -433,7 +439,7 @@ class _Printer:
         self.one_root = one_root
         self.as_json = as_json
         self.single = single
-        self.streams = sys.stdout.isatty() and not as_json
+        self.streams = sys.stdout is not None and sys.stdout.isatty() and not as_json
 
     def answer(self, asker: Asker, group: tuple[Row, ...], question: str) -> None:
         if self.streams:
@@ -540,13 +546,17 @@ def verify(
         pictures = (
             checks.check_pictures(album, checks.sample(album, sample), model=model, device=device) if sample else ()
         )
+        compared = 0
         for picture in pictures:
+            compared += picture.skipped is None
             if as_json:
                 print(json.dumps(picture.to_json()), flush=True)
             elif not quiet:
                 print(f"{printable(picture.path)}: {_verdict(picture)}", flush=True)
             if not picture.agrees:
                 problems.append(f"{picture.path}: the album and the whole model disagree ({_verdict(picture)})")
+        if sample and not compared and not problems:
+            raise UsageError("nothing could be compared: the sampled pictures' files are gone or have changed")
     for line in problems[1:]:
         _say(line)
     if problems:

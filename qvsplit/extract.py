@@ -20,8 +20,8 @@ from os import PathLike, cpu_count, environ, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvsplit import images
-from qvsplit.album import Album, Plan, gone_row, locked, next_shard, plan, shards_in
+from qvsplit import images, interrupts
+from qvsplit.album import Album, Plan, gone_row, locked, next_shard, open_own_checkpoint, plan, shards_in
 from qvsplit.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
 from qvsplit.errors import DiskError, PictureError, RecipeError, UsageError, some_of
 from qvsplit.images import Found
@@ -154,7 +154,9 @@ def _open(folder: Path) -> Album:
 
 def _plan(album: Album, found: Sequence[Found], roots: frozenset[str], settings: Settings, watcher: Watcher) -> Plan:
     _check_settings(settings, album.recipe)
-    made = plan(album, found, roots, retry_failed=settings.retry_failed)
+    made = plan(album, found, roots, retry_failed=settings.retry_failed, on_note=watcher.on_note)
+    if settings.dry_run or not made.candidates:  # else the loaded tower itself is held against the recipe
+        _check_model(settings, album)
     watcher.on_plan(len(made.candidates))
     return made
 
@@ -179,6 +181,23 @@ def _check_settings(settings: Settings, recipe: Recipe | None) -> None:
     if wrong:
         raise RecipeError(
             f"the album was made under another recipe ({some_of(wrong)}); leave that out, or choose a new --out"
+        )
+
+
+def _check_model(settings: Settings, album: Album) -> None:
+    """RecipeError where another model is asked for than the album's, without loading any."""
+    recipe, made = album.recipe, album.made
+    if settings.model is None or recipe is None or made is None:
+        return
+    checkpoint = open_checkpoint(settings.model, "vision")
+    if (checkpoint.name, checkpoint.revision) == (made.model, made.revision):
+        return
+    from qvsplit.weights import fingerprint
+
+    if fingerprint(checkpoint) != recipe.tower:
+        raise RecipeError(
+            f"the album was made by another tower than that of {checkpoint.name}; leave --model out, or choose a new "
+            "--out"
         )
 
 
@@ -269,6 +288,7 @@ class _Run:
     def _pictures(self) -> None:
         with closing(self._taken()) as all_taken:
             for taken in all_taken:
+                interrupts.check()
                 self._file(taken)
         self._encode()
 
@@ -419,7 +439,8 @@ class _Run:
     def _loaded(self) -> Vision:
         """The tower, loaded on first use and held against the album's recipe before anything is encoded."""
         if self.vision is None:
-            with self._clocked("load"):
+            # no row is at stake before the first one is written
+            with self._clocked("load"), interrupts.at_once() if self.writer is None else held_back():
                 self.vision = self._load()
             weights = self.vision.weights
             self.summary.tower_bytes, self.summary.weights_bytes_read = weights.tower_bytes, weights.bytes_read
@@ -460,7 +481,7 @@ class _Run:
         if self.settings.model is not None or made is None:
             checkpoint = open_checkpoint(self.settings.model or environ.get("QVSPLIT_MODEL") or DEFAULT_MODEL, "vision")
         else:
-            checkpoint = open_checkpoint(made.model, "vision", revision=made.revision)
+            checkpoint = open_own_checkpoint(made, "vision")
         self.summary.model = checkpoint.name
         return checkpoint
 

@@ -47,7 +47,8 @@ def transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else text[:240] + "…"
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:

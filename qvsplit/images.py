@@ -213,8 +213,9 @@ def decode(data: bytes) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise PictureError(_unidentified(data)) from None
-    except Image.DecompressionBombError:
-        raise PictureError(_too_many("too many")) from None
+    except Image.DecompressionBombError as error:
+        count = re.search(r"\d+", str(error))
+        raise PictureError(_too_many(f"{int(count[0]):,}" if count else "too many")) from None
     except MemoryError:
         raise PictureError("does not fit into memory") from None
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
@@ -248,7 +249,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _too_many(size: str) -> str:
-    return f"claims {size} pixels, over the limit of {MAX_PIXELS // 1_000_000} million: a decompression bomb?"
+    return f"claims {size} pixels, over the limit of {MAX_PIXELS:,}: a decompression bomb?"
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,4 +1,9 @@
-"""SIGTERM and Ctrl-C: both unwind the run like an exception, but never through the middle of a write."""
+"""Ctrl-C, SIGTERM and SIGHUP: they unwind the run like an exception, but never through the middle of a write.
+
+An exception raised by a signal can be lost: Python drops it where it arises inside a callback or a destructor, of
+which importing libraries has many. So what arrived is also remembered, and `check` raises it again at the next safe
+point; and while nothing is at stake (`at_once`: loading) the process ends on the spot.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +14,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from qvsplit.errors import INTERRUPTED, TERMINATED
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C would raise KeyboardInterrupt."""
+    """SIGTERM or SIGHUP, raised where Ctrl-C would raise KeyboardInterrupt."""
 
 
-def raise_on_sigterm() -> None:
-    """From now on SIGTERM raises Terminated in the main thread."""
+_arrived: list[int] = []
+_installed = False
 
-    def handler(number: int, frame: FrameType | None) -> None:
-        raise Terminated
 
-    signal.signal(signal.SIGTERM, handler)
+def install() -> None:
+    """From now on each of SIGNALS raises in the main thread, and is remembered for `check`."""
+    global _installed
+    _installed = True
+    for number in SIGNALS:
+        signal.signal(number, _raise)
+
+
+def check() -> None:
+    """Raise what arrived and was lost on its way here."""
+    if _arrived:
+        raise _interruption(_arrived[0])
+
+
+def forget() -> None:
+    """What arrived has been dealt with."""
+    _arrived.clear()
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Signals inside the block end the process there and then, if `install` was called: nothing is at stake yet."""
+    if not _installed or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _leave) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -43,3 +78,17 @@ def held_back() -> Iterator[None]:
             signal.signal(number, handler)
         if arrived:
             os.kill(os.getpid(), arrived[0])
+
+
+def _interruption(number: int) -> KeyboardInterrupt:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    _arrived.append(number)
+    raise _interruption(number)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"qvsplit: interrupted\n")
+    os._exit(INTERRUPTED if number == signal.SIGINT else TERMINATED)

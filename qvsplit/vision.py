@@ -190,7 +190,7 @@ def pixel_limits(image_processor: Any, family: Family, low: int | None, high: in
     own = image_processor.size
     low = int(own["shortest_edge"]) if low is None else low
     if high is None:
-        high = max(low, min(int(own["longest_edge"]), family.default_max_pixels))
+        high = min(int(own["longest_edge"]), family.default_max_pixels)
     side = int(image_processor.patch_size) * int(image_processor.merge_size)
     if low < 1 or high < side * side:
         raise UsageError(f"--max-pixels must be at least {side * side} (one token), --min-pixels at least 1")

@@ -33,6 +33,7 @@ from qvsplit.checkpoint import (
     Checkpoint,
     Half,
     TensorPlace,
+    open_checkpoint,
     read_json,
 )
 from qvsplit.errors import ModelError, WeightsError
@@ -344,8 +345,8 @@ def load_whole(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.devi
     return model.to(device).eval()
 
 
-def save_language_half(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> None:
-    """Write a checkpoint of the language half alone into the new `folder`, with a note of the tower it came with.
+def save_language_half(model: str | os.PathLike[str] | Checkpoint, folder: str | os.PathLike[str]) -> None:
+    """Write the language half of `model` (folder or hub name) into the new `folder`, with a note of its tower.
 
     The note lets `ask` accept albums of that tower where the tower is not at hand. Tensors keep their names, dtypes
     and files; one file's worth of them is in memory at a time. ModelError if `folder` exists.
@@ -353,6 +354,8 @@ def save_language_half(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -
     from safetensors import safe_open
     from safetensors.torch import save_file
 
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, "both")
+    tower = fingerprint(checkpoint)
     target = Path(folder)
     try:
         target.mkdir(parents=True)
@@ -365,7 +368,7 @@ def save_language_half(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -
         with safe_open(checkpoint.folder / file_name, framework="pt") as source:
             save_file({n: source.get_tensor(n) for n in names}, target / file_name, metadata={"format": "pt"})
     _write_index(checkpoint, target)
-    (target / NOTE_FILE).write_text(json.dumps({"half": "language", "tower": fingerprint(checkpoint)}) + "\n")
+    (target / NOTE_FILE).write_text(json.dumps({"half": "language", "tower": tower}) + "\n")
 
 
 @contextmanager

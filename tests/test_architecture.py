@@ -15,7 +15,7 @@ PACKAGE = Path(qvsplit.__file__).parent
 ARROWS = {
     "errors": set(),
     "families": set(),
-    "interrupts": set(),
+    "interrupts": {"errors"},
     "recipe": {"errors"},
     "devices": {"errors"},
     "checkpoint": {"errors", "families"},
@@ -24,7 +24,7 @@ ARROWS = {
     "images": {"errors"},
     "vision": {"errors", "families", "checkpoint", "devices", "recipe", "hf", "weights"},
     "store": {"errors", "recipe"},
-    "album": {"errors", "recipe", "images", "store"},
+    "album": {"errors", "recipe", "checkpoint", "images", "store"},
     "prompt": {"errors", "checkpoint", "hf"},
     "language": {"errors", "recipe", "checkpoint", "devices", "store", "prompt", "weights"},
 }

@@ -319,6 +319,10 @@ def test_verify_says_when_a_picture_cannot_be_compared(run_cli, album, some_phot
     code, out, _ = run_cli("verify", album, "--sample", 4)
     assert code == 0
     assert "chelsea.png: not compared: its file has changed since" in out
+    for file in some_photos.iterdir():
+        file.unlink()
+    code, _, said = run_cli("verify", album, "--sample", 2)
+    assert (code, "nothing could be compared" in one_line(said)) == (2, True)
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

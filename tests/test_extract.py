@@ -300,10 +300,17 @@ def test_a_move_between_two_roots_and_an_emptied_root(extract, tmp_path, photos)
     extract(tmp_path / "a", tmp_path / "b")
     (tmp_path / "a" / "coins.png").rename(tmp_path / "b" / "coins.png")
     summary = extract(tmp_path / "a", tmp_path / "b")
+    assert (summary.moved, summary.copied, summary.encoded, summary.missing) == (0, 1, 0, 0)  # a may not be mounted
+    assert extract(tmp_path / "a", tmp_path / "b", prune=True).gone == 0
+    shutil.copyfile(photos / "color.png", tmp_path / "a" / "color.png")
+    assert extract(tmp_path / "a", tmp_path / "b", prune=True).gone == 1  # it is: what is missing there is gone
+    (tmp_path / "b" / "coins.png").rename(tmp_path / "a" / "coins 2.png")
+    summary = extract(tmp_path / "a", tmp_path / "b")
     assert (summary.moved, summary.copied, summary.encoded, summary.missing) == (1, 0, 0, 0)
     assert [(Path(row.root).name, row.path) for row in open_album(tmp_path / "embeds")] == [
+        ("a", "coins 2.png"),
+        ("a", "color.png"),
         ("b", "coffee.png"),
-        ("b", "coins.png"),
     ]
 
 
@@ -329,6 +336,18 @@ def test_a_move_cut_short_between_its_rows_heals(extract, some_photos, tmp_path,
     extract(some_photos)
     now = contents(tmp_path / "embeds")
     assert (now["coffee.png"][0], now["tea.png"][0]) == ("gone", "ok")
+
+
+def test_another_model_is_refused_even_with_nothing_to_do(extract, some_photos, tmp_path):
+    from make_checkpoint import make_tiny
+
+    extract(some_photos)
+    make_tiny(tmp_path / "other", seed=1)
+    for dry in (False, True):
+        with pytest.raises(RecipeError, match="another tower"):
+            extract(some_photos, model=str(tmp_path / "other"), dry_run=dry)
+    shutil.copytree(open_album(tmp_path / "embeds").made.model, tmp_path / "same")
+    assert extract(some_photos, model=str(tmp_path / "same")).skipped == 4
 
 
 def test_a_folder_is_not_its_own_album(extract, some_photos):

@@ -387,7 +387,10 @@ def test_a_changed_language_half_is_asked_and_answers_as_its_own_whole_model(own
 
 
 def test_a_language_only_checkpoint_of_ours_carries_a_note(own, small_album, tmp_path, some_photos, whole):
-    weights.save_language_half(open_checkpoint(own, "both"), tmp_path / "language")
+    with pytest.raises(ModelError):
+        weights.save_language_half(tmp_path / "nowhere", tmp_path / "language")
+    assert not (tmp_path / "language").exists()
+    weights.save_language_half(own, tmp_path / "language")
     for file in files_of(tmp_path / "language"):
         with safe_open(file, framework="pt") as stream:
             assert not any("visual" in name for name in stream.keys())  # noqa: SIM118
