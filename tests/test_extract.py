@@ -489,6 +489,20 @@ def test_an_interrupt_keeps_what_is_finished_and_the_next_run_ends_it(
     assert contents(out) == contents(tmp_path / "uninterrupted")
 
 
+@pytest.mark.parametrize("seconds", [0.7, 1.6])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+def test_an_interrupt_while_libraries_are_imported_is_not_lost(
+    tmp_path, some_photos, checkpoint, seconds, number, code
+):
+    """An exception raised by a signal is dropped where it meets a callback or a destructor; imports are full of them."""
+    process = start("extract", some_photos, "--model", checkpoint, "--out", tmp_path / "embeds")
+    time.sleep(seconds)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said.count("\n")) == (code, 1), said
+    assert said.startswith("qvsplit: interrupted")
+
+
 def test_a_killed_run_loses_at_most_the_shard_in_hand(tmp_path, photos, checkpoint, extract):
     folder, out = many_photos(tmp_path / "photos", photos, 60), tmp_path / "embeds"
     words = ["extract", folder, "--out", out, "--model", checkpoint, "--patch-budget", 1]
