@@ -489,13 +489,14 @@ def test_an_interrupt_keeps_what_is_finished_and_the_next_run_ends_it(
     assert contents(out) == contents(tmp_path / "uninterrupted")
 
 
-@pytest.mark.parametrize("seconds", [0.7, 1.6])
+@pytest.mark.parametrize("seconds", [0.2, 1.2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_an_interrupt_while_libraries_are_imported_is_not_lost(
     tmp_path, some_photos, checkpoint, seconds, number, code
 ):
     """An exception raised by a signal is dropped where it meets a callback or a destructor; imports are full of them."""
     process = start("extract", some_photos, "--model", checkpoint, "--out", tmp_path / "embeds")
+    wait_for((tmp_path / "embeds" / LOCK_FILE).exists, process)
     time.sleep(seconds)
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
