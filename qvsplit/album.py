@@ -20,14 +20,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qvsplit.checkpoint import Checkpoint, Half, open_checkpoint
-from qvsplit.errors import AlbumDamaged, AlbumInUse, DiskError, ModelError, RecipeError, UsageError, some_of
-from qvsplit.images import Found, name_on_disk
+from qvsplit.errors import AlbumDamaged, AlbumInUse, DiskError, RecipeError, UsageError, some_of
+from qvsplit.images import SHARD_NAME, Found, name_on_disk
 from qvsplit.recipe import Made, Recipe
 from qvsplit.store import Embeds, Row, Shard, disk_errors
 
 LOCK_FILE = ".qvsplit.lock"
-_SHARD_NUMBER = re.compile(r"shard-(\d{6,})\.parquet")
 _TEMPORARY = re.compile(r"\.shard-\d{6,}\.parquet\.\d+\.tmp")
 
 
@@ -140,12 +138,12 @@ def shards_in(folder: Path) -> list[Path]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    return sorted((folder / name for name in names if _SHARD_NUMBER.fullmatch(name)), key=_order)
+    return sorted((folder / name for name in names if SHARD_NAME.fullmatch(name)), key=_order)
 
 
 def _order(path: Path) -> tuple[int, str]:
     """Shards by their number, other names after them."""
-    numbered = _SHARD_NUMBER.fullmatch(path.name)
+    numbered = SHARD_NAME.fullmatch(path.name)
     return (int(numbered[1]) if numbered else 1 << 62, str(path))
 
 
@@ -211,18 +209,8 @@ def _holder(descriptor: int) -> str:
 
 def next_shard(folder: Path) -> Path:
     """The name of the next shard: one above the highest there is."""
-    numbers = [int(match[1]) for name in os.listdir(folder) if (match := _SHARD_NUMBER.fullmatch(name))]
+    numbers = [int(match[1]) for name in os.listdir(folder) if (match := SHARD_NAME.fullmatch(name))]
     return folder / f"shard-{max(numbers, default=0) + 1:06d}.parquet"
-
-
-def open_own_checkpoint(made: Made, half: Half) -> Checkpoint:
-    """The checkpoint that an album's rows name as their maker. ModelError that says where the name is from."""
-    try:
-        return open_checkpoint(made.model, half, revision=made.revision)
-    except ModelError as error:
-        raise ModelError(
-            f"the album was made with {made.model}: {error}; if it has moved, name it with --model"
-        ) from None
 
 
 # ---------------------------------------------------------------------------------------------------- what is new

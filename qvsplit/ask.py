@@ -5,14 +5,13 @@ Nothing is asked until the album is shown to come from the checkpoint's own towe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from qvsplit.album import Album, open_own_checkpoint
-from qvsplit.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
+from qvsplit.album import Album
+from qvsplit.checkpoint import Checkpoint, choose_checkpoint
 from qvsplit.errors import RecipeError, UsageError
 from qvsplit.store import Row
 
@@ -129,7 +128,8 @@ def open_asker(album: Album, settings: Settings | None = None) -> Asker:
     settings = settings or Settings()
     if settings.max_new_tokens < 1:
         raise UsageError("--max-new-tokens must be at least 1")
-    checkpoint = _checkpoint(album, settings)
+    assert album.made is not None
+    checkpoint = choose_checkpoint(settings.model, "language", own=album.made.model, revision=album.made.revision)
     spread = settings.device == "auto"
     device = devices.choose_device(None if spread else settings.device)
     evidence = check_tower(album, checkpoint, allow_unchecked=settings.unchecked_tower)
@@ -212,12 +212,3 @@ def _check_fit(album: Album, checkpoint: Checkpoint) -> None:
         raise RecipeError(
             f"the album does not fit {checkpoint.name} ({'; '.join(wrong)}); ask with the model it was made with"
         )
-
-
-def _checkpoint(album: Album, settings: Settings) -> Checkpoint:
-    made = album.made
-    if settings.model is not None:
-        return open_checkpoint(settings.model, "language")
-    if made is not None and made.model:
-        return open_own_checkpoint(made, "language")
-    return open_checkpoint(os.environ.get("QVSPLIT_MODEL") or DEFAULT_MODEL, "language")

@@ -125,6 +125,19 @@ def open_checkpoint(model: str | os.PathLike[str], half: Half, *, revision: str 
     return checkpoint
 
 
+def choose_checkpoint(asked: str | None, half: Half, *, own: str, revision: str | None) -> Checkpoint:
+    """The checkpoint asked for; else the `own` of an album, as its rows name it; else QVSPLIT_MODEL or the default.
+
+    `own` is empty where there is no album yet. ModelError, which says where the name is from if it is an album's.
+    """
+    if asked is not None or not own:
+        return open_checkpoint(asked or os.environ.get("QVSPLIT_MODEL") or DEFAULT_MODEL, half)
+    try:
+        return open_checkpoint(own, half, revision=revision)
+    except ModelError as error:
+        raise ModelError(f"the album was made with {own}: {error}; if it has moved, name it with --model") from None
+
+
 def looks_like_hub_name(text: str) -> bool:
     """Whether `text` has the form of a hub name, owner/name, and not that of a path."""
     owner, slash, rest = text.partition("/")

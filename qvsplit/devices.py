@@ -7,11 +7,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from qvsplit.errors import UsageError
+from qvsplit.recipe import DTYPE_BYTES
 
 if TYPE_CHECKING:
     import torch
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -42,8 +41,8 @@ def choose_dtype(name: str | None, device: torch.device, stored: str) -> torch.d
     """
     import torch
 
-    if name is not None and name not in DTYPES:
-        raise UsageError(f"--dtype {name}: choose one of {', '.join(DTYPES)}")
+    if name is not None and name not in DTYPE_BYTES:
+        raise UsageError(f"--dtype {name}: choose one of {', '.join(DTYPE_BYTES)}")
     if name is None:
         return torch.float32 if device.type == "cpu" else getattr(torch, stored)
     return getattr(torch, name)

@@ -16,13 +16,13 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from os import PathLike, cpu_count, environ, fspath
+from os import PathLike, cpu_count, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvsplit import images, interrupts
-from qvsplit.album import Album, Plan, gone_row, locked, next_shard, open_own_checkpoint, plan, shards_in
-from qvsplit.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
+from qvsplit.album import Album, Plan, gone_row, locked, next_shard, plan, shards_in
+from qvsplit.checkpoint import Checkpoint, choose_checkpoint, open_checkpoint
 from qvsplit.errors import DiskError, PictureError, RecipeError, UsageError, some_of
 from qvsplit.images import Found
 from qvsplit.interrupts import held_back
@@ -477,11 +477,8 @@ class _Run:
         return vision
 
     def _checkpoint(self) -> Checkpoint:
-        made = self.album.made
-        if self.settings.model is not None or made is None:
-            checkpoint = open_checkpoint(self.settings.model or environ.get("QVSPLIT_MODEL") or DEFAULT_MODEL, "vision")
-        else:
-            checkpoint = open_own_checkpoint(made, "vision")
+        own, revision = (self.album.made.model, self.album.made.revision) if self.album.made else ("", None)
+        checkpoint = choose_checkpoint(self.settings.model, "vision", own=own, revision=revision)
         self.summary.model = checkpoint.name
         return checkpoint
 

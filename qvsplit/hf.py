@@ -29,7 +29,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
-    """ModelError, with the first line of the reason, for what a checkpoint's own files make transformers raise."""
+    """ModelError, with the reason on one line, for what a checkpoint's own files make transformers raise."""
     try:
         with quiet_transformers():
             yield
@@ -38,15 +38,15 @@ def transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
     except Exception as error:  # a checkpoint's files can be wrong in more ways than transformers names
         if is_out_of_memory(error):
             raise ModelError(
-                f"{checkpoint.folder} does not fit into memory ({_first_line(error)}); "
+                f"{checkpoint.folder} does not fit into memory ({_shortened(error)}); "
                 "try another --device or a narrower --dtype"
             ) from error
         if type(error).__module__.startswith("torch"):
             raise
-        raise ModelError(f"{checkpoint.folder} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{checkpoint.folder} cannot be loaded: {_shortened(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def _shortened(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 240 else text[:240] + "…"
 

@@ -35,7 +35,7 @@ FORMATS = (
 MAX_PIXELS = 178_956_970  # 0.5 GB of RGB, beyond any camera: where Pillow, too, speaks of a decompression bomb
 MAX_FILE_BYTES = 1 << 30
 FRESH_NS = 2_000_000_000
-ALBUM_MARK = re.compile(r"shard-\d{6,}\.parquet")
+SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")  # what marks a folder as an album
 
 _ORIENTATION = 0x0112  # EXIF tag
 _BYTES_BEYOND_UTF8 = re.compile(r"[\udc80-\udcff]")
@@ -137,7 +137,7 @@ def _walk_folder(root: str, met: set[tuple[int, int]], on_note: Callable[[str], 
         except OSError as error:
             on_note(f"{top} cannot be read ({error.strerror}): its pictures are left as they are")
             continue
-        if any(ALBUM_MARK.fullmatch(entry.name) for entry in entries):
+        if any(SHARD_NAME.fullmatch(entry.name) for entry in entries):
             if top != out:
                 on_note(f"{top} is an album: it is left out")
             continue

@@ -77,7 +77,7 @@ class Language:
                 mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=list(pictures))},
                 max_new_tokens=max_new_tokens,
                 streamer=_streamer(self.prompter.tokenizer, on_text) if on_text else None,
-                **_GREEDY,
+                **GREEDY,
             )
         tokens = out[0, ids.shape[1] :].tolist()
         return Completion(tokens, "stop" if tokens and tokens[-1] in self._stops() else "length")
@@ -98,7 +98,7 @@ class Language:
 
 
 # Greedy, whatever the checkpoint's generation_config.json says of sampling (the hub's says: sample)
-_GREEDY: Mapping[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+GREEDY: Mapping[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
 @contextmanager

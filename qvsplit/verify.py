@@ -15,7 +15,7 @@ from typing import Any
 from qvsplit import images
 from qvsplit.album import Album, counts
 from qvsplit.ask import check_tower
-from qvsplit.checkpoint import open_checkpoint
+from qvsplit.checkpoint import choose_checkpoint
 from qvsplit.errors import PictureError, QvsplitError
 from qvsplit.images import Found
 from qvsplit.store import Row, Shard
@@ -101,8 +101,7 @@ def check_pictures(
 
     assert album.recipe is not None
     assert album.made is not None
-    revision = album.made.revision if model is None else None
-    checkpoint = open_checkpoint(model or album.made.model, "both", revision=revision)
+    checkpoint = choose_checkpoint(model, "both", own=album.made.model, revision=album.made.revision)
     check_tower(album, checkpoint)
     where = devices.choose_device(device)
     dtype = getattr(torch, album.recipe.compute_dtype)
@@ -131,7 +130,7 @@ def _unchanged(row: Row) -> Any:
 def _check_picture(album: Album, row: Row, image: Any, unsplit: Any) -> PictureCheck:
     import torch
 
-    from qvsplit.language import as_tensor
+    from qvsplit.language import GREEDY, as_tensor
 
     assert album.recipe is not None
     whole, processor = unsplit.model, unsplit.prompter.processor
@@ -144,9 +143,7 @@ def _check_picture(album: Album, row: Row, image: Any, unsplit: Any) -> PictureC
         theirs = whole.get_image_features(
             inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
         ).pooler_output[0]
-        answer = whole.generate(
-            **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, temperature=None, top_p=None, top_k=None
-        )
+        answer = whole.generate(**inputs, max_new_tokens=NEW_TOKENS, **GREEDY)
     reference = theirs.to(mine.dtype).cpu()
     if reference.shape != mine.shape:
         return PictureCheck(row.path, max_difference=None)
