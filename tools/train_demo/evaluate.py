@@ -1,0 +1,198 @@
+"""Exact answers of the demo checkpoint on postcards and wordings that its training never saw.
+
+    python -m train_demo.evaluate CHECKPOINT [--pictures 200] [--table FILE.md]
+
+Postcards are drawn into files of many sizes, formats and shapes, extracted, and asked from the shards alone; the whole
+model of transformers answers the same questions from the pixels; and the shards' answers are asked for again with the
+embeddings of other pictures, which is what chance looks like. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from qvsplit.ask import Asker, open_asker
+from qvsplit.ask import Settings as AskSettings
+from qvsplit.extract import Settings as ExtractSettings
+from qvsplit.extract import extract_pictures
+from qvsplit.store import Row
+from train_demo import postcards, questions
+from train_demo.questions import Question
+
+FORMATS = ("card {:04d}.jpg", "card {:04d}.png", "card {:04d}.webp")
+Answerer = Callable[[Sequence["Card"], str], str]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A held-out postcard in a file, and one question of every kind that it gives."""
+
+    name: str
+    scene: postcards.Scene
+    asked: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Marked:
+    """One question about some cards, and what was answered."""
+
+    cards: tuple[Card, ...]
+    question: Question
+    answer: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether the answer is the truth, word for word."""
+        return self.answer == self.question.answer
+
+
+def held_out_cards(number: int, folder: Path) -> list[Card]:
+    """Draw `number` postcards into `folder`."""
+    cards = []
+    for index in range(number):
+        rng = random.Random(f"evaluation {index}")
+        scene = postcards.make_scene(f"evaluation {index}")
+        asked = [questions.ask(scene, kind, rng, held_out=True) for kind in questions.KINDS_OF_QUESTION[:-1]]
+        card = Card(FORMATS[index % len(FORMATS)].format(index), scene, tuple(one for one in asked if one))
+        width = round(math.sqrt(31_000 * scene.aspect) * rng.uniform(0.9, 5))
+        picture = postcards.draw(scene, width, round(width / scene.aspect), smooth=2)
+        picture.save(folder / card.name, quality=rng.randint(80, 95))  # which a PNG does not heed
+        cards.append(card)
+    return cards
+
+
+def mark(cards: Sequence[Card], answer: Answerer) -> list[Marked]:
+    """All the cards' questions, and one about each card and the next together, answered by `answer`."""
+    marked = [Marked((card,), asked, answer([card], asked.text)) for card in cards for asked in card.asked]
+    for first, second in itertools.pairwise(cards):
+        rng = random.Random(f"evaluation {first.name} {second.name}")
+        asked = questions.ask_two(first.scene, second.scene, rng, held_out=True)
+        marked.append(Marked((first, second), asked, answer([first, second], asked.text)))
+    return marked
+
+
+def from_shards(asker: Asker) -> Answerer:
+    """Answers from an album of the cards."""
+    rows = {row.path: row for row in asker.album}
+    return lambda cards, question: asker.answer([rows[card.name] for card in cards], question).text
+
+
+def shuffled(asker: Asker, cards: Sequence[Card]) -> dict[str, Card]:
+    """From now on `asker` gives every picture the embeddings of another; says whose."""
+    others = {card.name: cards[(index + len(cards) // 2) % len(cards)] for index, card in enumerate(cards)}
+    rows = {row.path: row for row in asker.album}
+    true_embeds = asker.album.embeds
+
+    def embeds(row: Row) -> Any:
+        return true_embeds(rows[others[row.path].name])
+
+    asker.album.embeds = embeds  # type: ignore[method-assign]
+    return others
+
+
+def from_whole_model(checkpoint: Path, folder: Path) -> Answerer:
+    """Answers of transformers' whole model on the cards' pixels, without a line of qvsplit."""
+    import torch
+    from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+    def answer(cards: Sequence[Card], question: str) -> str:
+        content = [*({"type": "image"} for _ in cards), {"type": "text", "text": question}]
+        chat = [{"role": "user", "content": content}]
+        text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        images = [Image.open(folder / card.name).convert("RGB") for card in cards]
+        inputs = processor(text=[text], images=images, return_tensors="pt")
+        with torch.inference_mode():
+            out = model.generate(**inputs, max_new_tokens=128, do_sample=False)
+        return str(processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+    return answer
+
+
+def accuracy(marked: Iterable[Marked]) -> dict[str, float]:
+    """Share of exact answers by kind of question."""
+    right: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for one in marked:
+        total[one.question.kind] += 1
+        right[one.question.kind] += one.exact
+    return {kind: right[kind] / total[kind] for kind in questions.KINDS_OF_QUESTION if total[kind]}
+
+
+def blind(marked: Sequence[Marked]) -> dict[str, float]:
+    """What a guesser would get who knows which answer is the most frequent one to a kind of question.
+
+    Where a question itself names the two answers (`left of`), one half at least.
+    """
+    best = {}
+    for kind in questions.KINDS_OF_QUESTION:
+        answers = Counter(one.question.answer for one in marked if one.question.kind == kind)
+        if answers:
+            share = answers.most_common(1)[0][1] / answers.total()
+            best[kind] = max(share, 0.5) if kind == "left of" else share
+    return best
+
+
+def main() -> None:
+    """Draw, extract, ask three ways, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--table", type=Path, help="write the table here too")
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, album = Path(temporary) / "cards", Path(temporary) / "album"
+        folder.mkdir()
+        cards = held_out_cards(told.pictures, folder)
+        extract_pictures([folder], out=album, settings=ExtractSettings(model=str(told.checkpoint)))
+        from qvsplit.album import open_album
+
+        asker = open_asker(open_album(album), AskSettings())
+        split = mark(cards, from_shards(asker))
+        whole = mark(cards, from_whole_model(told.checkpoint, folder))
+        shuffled(asker, cards)
+        swapped = mark(cards, from_shards(asker))
+    columns = [accuracy(split), accuracy(whole), accuracy(swapped), blind(split)]
+    number = Counter(one.question.kind for one in split)
+    lines = [
+        "| kind of question | asked | from the shards | whole model | another picture's embeddings | blind guess |",
+        "|--|--|--|--|--|--|",
+        *(
+            f"| {kind} | {number[kind]} | " + " | ".join(f"{column[kind]:.1%}" for column in columns) + " |"
+            for kind in columns[0]
+        ),
+    ]
+    share = [sum(one.exact for one in marked) / len(marked) for marked in (split, whole, swapped)]
+    lines.append(f"| **all** | {len(split)} | " + " | ".join(f"**{one:.1%}**" for one in share) + " | |")
+    table = "\n".join(lines)
+    print(table)
+    if told.table:
+        told.table.write_text(table + "\n")
+    for one in [one for one in split if not one.exact][:25]:
+        print(f"{one.cards[0].name}: {one.question.text} {one.answer!r}, not {one.question.answer!r}")
+    different = sum(a.answer != b.answer for a, b in zip(split, whole, strict=True))
+    print(
+        json.dumps(
+            {"pictures": told.pictures, "questions": len(split), "from_shards": share[0], "whole_model": share[1],
+             "another_pictures_embeddings": share[2], "answers_that_differ_from_the_whole_model": different,
+             "by_kind": columns[0]}
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
