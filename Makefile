@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 # changes with what is to be installed; a half-made environment has none
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check format docs setup clean
+.PHONY: demo test check format docs train-demo setup clean
 .DEFAULT_GOAL := test
 
 # pip keeps all it downloads until all is installed; torch's largest needs go first, one by one, so that 8 GB of disk do
@@ -27,9 +27,7 @@ setup: $(STAMP)
 	@test "$$(cat $(VENV)/.checkout)" = "$$(pwd)" || { $(PIP) --no-deps -e . && pwd > $(VENV)/.checkout; }
 
 demo: setup
-	$(PY) tools/make_demo.py $(DEMO)
-	$(VENV)/bin/qvsplit extract $(DEMO)/photos --model $(DEMO)/checkpoint --out $(DEMO)/embeds
-	$(VENV)/bin/qvsplit ask --embeds $(DEMO)/embeds --max-new-tokens 12 "What is in the picture?" "Is it day or night?"
+	$(VENV)/bin/qvsplit demo $(DEMO)
 
 test: setup
 	$(PY) -m pytest
@@ -44,7 +42,11 @@ format: setup
 	$(VENV)/bin/ruff check --fix .
 
 docs: setup
-	$(PY) tools/make_docs.py
+	$(PY) tools/make_docs.py --picture
+
+# the checkpoint of qvsplit/demo/ from nothing; see tools/train_demo/README.md
+train-demo: setup
+	cd tools && $(abspath $(PY)) -m train_demo ../build/train-demo $(TRAIN)
 
 clean:
-	rm -rf build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(DEMO) .mypy_cache .ruff_cache .pytest_cache

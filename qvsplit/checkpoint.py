@@ -18,6 +18,8 @@ from qvsplit.errors import ModelError, some_of
 from qvsplit.families import FAMILIES, Family
 
 DEFAULT_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
+DEMO_MODEL = "demo"  # the small checkpoint that lies in the package
+DEMO_FOLDER = Path(__file__).parent / "demo" / "checkpoint"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 NOTE_FILE = "qvsplit.json"  # what our own language-only checkpoints say of the tower they came with
@@ -107,17 +109,20 @@ class Checkpoint:
 def open_checkpoint(model: str | os.PathLike[str], half: Half, *, revision: str | None = None) -> Checkpoint:
     """The checkpoint that `model` names, with every file of `half` on this disk.
 
-    `model` is a folder, or a hub name, optionally with a revision behind an `@`. Raises ModelError where there is
-    no such model, where it is of an unknown family, or where its weights are pickled.
+    `model` is a folder, or a hub name, optionally with a revision behind an `@`, or `demo`, the small checkpoint in the
+    package (a folder of that name is `./demo`). Raises ModelError where there is no such model, where it is of an
+    unknown family, or where its weights are pickled.
     """
     text = os.fspath(model)
-    if os.path.isdir(text):
+    if text == DEMO_MODEL:
+        checkpoint = _from_folder(DEMO_FOLDER, name=DEMO_MODEL, revision=None)
+    elif os.path.isdir(text):
         checkpoint = _from_folder(Path(text).resolve(), name=None, revision=None)
     elif looks_like_hub_name(text):
         checkpoint = _from_hub(text, half, revision)
     else:
         raise ModelError(
-            f"no model folder at {text}; give a folder with config.json, or a hub name such as {DEFAULT_MODEL}"
+            f"no model folder at {text}; give a folder with config.json, or a hub name such as {DEFAULT_MODEL}, or demo"
         )
     absent = [name for name in checkpoint.file_names(half) if not (checkpoint.folder / name).is_file()]
     if absent:
@@ -266,6 +271,7 @@ def _from_hub(text: str, half: Half, revision: str | None) -> Checkpoint:
 
 
 _ELSEWHERE = "give a checkpoint's folder with --model DIR"
+_OR_DEMO = f"{_ELSEWHERE}, or see the whole way on the small model in the package: qvsplit demo"
 
 
 class _hub_errors:  # noqa: N801 - used as a verb: `with _hub_errors(name):`
@@ -294,7 +300,7 @@ class _hub_errors:  # noqa: N801 - used as a verb: `with _hub_errors(name):`
             raise ModelError(f"{self.name}: the hub has no such revision of it") from None
         if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
             raise ModelError(
-                f"{self.name} is not in the hub's cache and the hub cannot be reached; {_ELSEWHERE}"
+                f"{self.name} is not in the hub's cache and the hub cannot be reached; {_OR_DEMO}"
             ) from None
         if isinstance(error, errors.EntryNotFoundError):
             raise ModelError(
@@ -302,5 +308,5 @@ class _hub_errors:  # noqa: N801 - used as a verb: `with _hub_errors(name):`
             ) from None
         # whatever else the network, the disk or the hub's client stumbles over
         raise ModelError(
-            f"{self.name} cannot be fetched from the hub ({error or type(error).__name__}); {_ELSEWHERE}"
+            f"{self.name} cannot be fetched from the hub ({error or type(error).__name__}); {_OR_DEMO}"
         ) from None

@@ -26,6 +26,7 @@ from qvsplit.errors import (
     QvsplitError,
     UsageError,
     printable,
+    size,
 )
 from qvsplit.interrupts import Terminated
 
@@ -47,8 +48,8 @@ app = typer.Typer(
 Model = Annotated[
     str | None,
     typer.Option(
-        help="A checkpoint's folder or hub name, NAME@REVISION for a revision [default: the album's own, else "
-        "QVSPLIT_MODEL, else Qwen/Qwen2-VL-2B-Instruct].",
+        help="A checkpoint's folder or hub name, NAME@REVISION for a revision, or demo for the small one in the "
+        "package [default: the album's own, else QVSPLIT_MODEL, else Qwen/Qwen2-VL-2B-Instruct].",
         show_default=False,
     ),
 ]
@@ -228,18 +229,11 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
     _say(f"{', '.join(parts) or nothing} in {summary.seconds:.1f} s; {summary.album}")
     if summary.encoded:
         _say(
-            f"{summary.tokens:,} tokens, {_size(summary.bytes)} written; read {_size(summary.weights_bytes_read)} of "
-            f"weights, peak memory {_size(summary.peak_memory_bytes)}"
+            f"{summary.tokens:,} tokens, {size(summary.bytes)} written; read {size(summary.weights_bytes_read)} of "
+            f"weights, peak memory {size(summary.peak_memory_bytes)}"
         )
     if summary.missing:
         _say(f"{summary.missing:,} pictures of the album are no longer there; --prune marks them gone")
-
-
-def _size(count: int) -> str:
-    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count / 1000:.1f} kB"
 
 
 class _Progress:
@@ -265,18 +259,20 @@ class _Progress:
         from qvsplit.extract import Watcher
 
         return Watcher(
-            on_plan=self._begin,
-            on_picture=self._advance,
+            on_plan=lambda to_do: self.next("pictures", to_do),
+            on_picture=self.advance,
             on_failure=lambda path, reason: self._line(f"failed: {path} {reason}"),
             on_note=self._line,
         )
 
-    def _begin(self, to_do: int) -> None:
-        if not self.shown or not to_do:
+    def next(self, what: str, total: int) -> None:
+        """Count `total` of something from here on."""
+        if not self.shown or not total:
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        self.stop()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -286,9 +282,10 @@ class _Progress:
             console=Console(stderr=True),
         )
         self.bar.start()
-        self.task = self.bar.add_task("pictures", total=to_do, rate="")
+        self.task = self.bar.add_task(what, total=total, rate="")
 
-    def _advance(self, path: str) -> None:
+    def advance(self, path: str) -> None:
+        """One more is done."""
         if self.bar is not None:
             task = self.bar.tasks[0]
             rate = f"{task.speed:.1f}/s" if task.speed else ""
@@ -497,7 +494,7 @@ def inspect(
     lines = {
         "pictures": f"{told['pictures']:,} ok, {told['failed']:,} failed, {told['gone']:,} gone",
         "tokens": f"{told['tokens']:,} of {told['hidden_size']} {recipe['stored_dtype']}",
-        "size": f"{_size(told['bytes'])} in {told['shards']} shards, {share:.3f} of the raw embeddings",
+        "size": f"{size(told['bytes'])} in {told['shards']} shards, {share:.3f} of the raw embeddings",
         "model": model,
         "tower": recipe["tower"],
         "computed": f"in {recipe['compute_dtype']} on {told['device']}, stored as {recipe['stored_dtype']}",
@@ -570,3 +567,50 @@ def _verdict(picture: Any) -> str:
         return "another number of tokens"
     bits = "same bits" if picture.same_bits else f"differs by {picture.max_difference:.1e} of the largest value"
     return f"{bits}, {'same' if picture.same_tokens else 'OTHER'} tokens"
+
+
+# ----------------------------------------------------------------------------------------------------------- demo
+
+
+@app.command()
+@_reporting
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where its postcards and its album go.")] = Path(
+        "qvsplit-demo"
+    ),
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """See the whole way: no network, no GPU, every answer beside the truth.
+
+    Copies a dozen drawn postcards into FOLDER/postcards, extracts them into FOLDER/album with the small model that
+    lies in the package, and asks a handful of questions of every one from the album alone. That model knows such
+    postcards and nothing else.
+    """
+    from qvsplit import demo as room
+    from qvsplit.devices import give_back_freed_memory
+
+    give_back_freed_memory()
+    with _Progress(shown=sys.stderr.isatty() and not quiet) as progress:
+        outcome = room.run(
+            folder,
+            device=device,
+            watcher=progress.watcher(),
+            on_asking=lambda answers: progress.next("answers", answers),
+            on_answer=progress.advance,
+        )
+    if as_json:
+        for one in outcome.told:
+            print(json.dumps(one.to_json(), ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from qvsplit.demo.table import postcards, story
+
+    console = Console(file=sys.stdout, highlight=False)
+    for table in postcards(outcome.told, outcome.photos, console):
+        console.print(table)
+    if not quiet:
+        for line in story(outcome):
+            console.print(line, markup=False, soft_wrap=True)

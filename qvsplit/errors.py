@@ -49,6 +49,14 @@ def some_of(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(listed[:most]) + rest
 
 
+def size(count: int) -> str:
+    """`count` bytes for people: decimal units."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count / 1000:.1f} kB"
+
+
 class QvsplitError(Exception):
     """The run cannot go on. The message is one line: what, where, what to do next."""
 

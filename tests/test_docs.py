@@ -87,7 +87,7 @@ def test_every_option_in_the_readme_exists():
 def test_the_tree_names_every_room():
     rooms = {path.name for path in (ROOT / "qvsplit").glob("*.py")}
     assert rooms <= set(re.findall(r"[\w]+\.py", README))
-    for folder in ("bench", "docs", "tests", "tools"):
+    for folder in ("demo", "bench", "docs", "tests", "tools"):
         assert f"{folder}/" in README
 
 
@@ -116,3 +116,45 @@ def test_the_columns_of_the_format_page_are_the_stores_own():
 def test_licence_and_changelog():
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     assert "## Unreleased" in (ROOT / "CHANGELOG.md").read_text()
+
+
+CHINESE = (ROOT / "README.zh-CN.md").read_text()
+
+
+def commands(text: str) -> list[str]:
+    """Everything in code blocks but comments and the tree, one line each."""
+    told = [line for block in re.findall(r"```(?:python)?\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    return [bare for line in told if (bare := re.sub(r"\s+#.*", "", line).rstrip()) and "  " not in bare.strip()]
+
+
+def test_the_chinese_readme_has_the_same_commands_figures_and_links():
+    assert commands(CHINESE) == commands(README)
+    assert len(commands(README)) > 20
+
+    def codes(text: str) -> set[str]:
+        return set(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
+
+    assert codes(README) == codes(CHINESE)
+    assert sorted(re.findall(r"\]\(([^)]*)\)", README.replace(".zh-CN", ""))) == sorted(
+        re.findall(r"\]\(([^)]*)\)", CHINESE.replace(".zh-CN", ""))
+    )
+    figures = r"\d+\.\d+(?: GB)?|\d+,\d+"
+    assert sorted(re.findall(figures, README)) == sorted(re.findall(figures, CHINESE))
+    assert README.count("\n## ") == CHINESE.count("\n## ")
+    assert re.findall(r"^\| ?\**[\d, ]+", README, re.MULTILINE) == re.findall(r"^\| ?\**[\d, ]+", CHINESE, re.MULTILINE)
+
+
+def test_links_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tools/**/*.md")]:
+        for link in re.findall(r"\]\(([^)#]*)[^)]*\)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), (page, link)
+
+
+def test_the_picture_of_the_demo_is_of_today_and_calls_nobody():
+    from qvsplit.demo import truths
+
+    picture = (ROOT / "docs" / "demo.svg").read_text()
+    assert not re.findall(r"https?://(?!www\.w3\.org/)", picture)
+    text = re.sub(r"<[^>]*>", "", picture).replace("&#160;", " ")
+    for words in ("computed", "not again", "seen once, by the vision half alone", *truths()[0][:1]):
+        assert words in text

@@ -140,3 +140,21 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, offline):
     assert done.stdout.startswith("ModelError"), done.stderr
     assert "--model DIR" in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_the_default_model_out_of_reach_names_the_ways_on(tmp_path, some_photos, offline):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    settings = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin",
+                "HF_HUB_OFFLINE": offline}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "qvsplit", "extract", str(some_photos), "--out", str(tmp_path / "embeds")],
+        env=settings, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Qwen/Qwen2-VL-2B-Instruct" in done.stderr
+    assert "--model DIR" in done.stderr
+    assert "qvsplit demo" in done.stderr

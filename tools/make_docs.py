@@ -1,18 +1,27 @@
-"""Write docs/commands.md, the command reference, from the commands' own --help."""
+"""Write what the documents show of the program: docs/commands.md from the commands' own --help, docs/demo.svg.
+
+python tools/make_docs.py            # the command reference
+python tools/make_docs.py --picture  # and what `qvsplit demo` prints, as a picture
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-COMMANDS = ("extract", "ask", "inspect", "verify")
-PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
+COMMANDS = ("extract", "ask", "inspect", "verify", "demo")
+DOCS = Path(__file__).parent.parent / "docs"
+SHOWN = ("turned-left.jpg", "city-lights.jpg", "kite-dogs.webp")  # of the demo's postcards, in its picture
 
 
 def reference() -> str:
-    """The page as it should be."""
+    """The page of commands as it should be."""
     page = "# Commands\n\nWritten by `make docs` from the commands' own `--help`.\n"
     for command in ("", *COMMANDS):
         words = ["qvsplit", *([command] if command else []), "--help"]
@@ -28,5 +37,28 @@ def _help(words: list[str]) -> str:
     return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines()) + "\n"
 
 
+def demo_picture() -> str:
+    """The end of a demo on a terminal of 112 columns, as SVG: some postcards, and what was done."""
+    from rich.console import Console
+
+    from qvsplit import demo
+    from qvsplit.demo.table import postcards, story
+
+    console = Console(record=True, width=112, force_terminal=True, color_system="truecolor", file=io.StringIO())
+    with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
+        outcome = demo.run(Path("qvsplit-demo"))
+        console.print("$ qvsplit demo", highlight=False)
+        for table in postcards([one for one in outcome.told if one.path in SHOWN], outcome.photos, console):
+            console.print(table)
+        console.print("…", highlight=False)
+        sys.argv[0] = "qvsplit"
+        for line in story(outcome):
+            console.print(line, markup=False, highlight=False)
+    svg = console.export_svg(title="qvsplit demo")
+    return re.sub(r"@font-face \{.*?\}|<!--.*?-->", "", svg, flags=re.DOTALL)  # fonts come from the reader's machine
+
+
 if __name__ == "__main__":
-    PAGE.write_text(reference(), encoding="utf-8")
+    (DOCS / "commands.md").write_text(reference(), encoding="utf-8")
+    if "--picture" in sys.argv:
+        (DOCS / "demo.svg").write_text(demo_picture(), encoding="utf-8")

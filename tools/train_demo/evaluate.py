@@ -62,9 +62,13 @@ def held_out_cards(number: int, folder: Path) -> list[Card]:
     """Draw `number` postcards into `folder`."""
     cards = []
     for index in range(number):
-        rng = random.Random(f"evaluation {index}")
+        rng = random.Random(f"evaluation questions {index}")
         scene = postcards.make_scene(f"evaluation {index}")
-        asked = [questions.ask(scene, kind, rng, held_out=True) for kind in questions.KINDS_OF_QUESTION[:-1]]
+        asked = [
+            questions.ask(scene, kind, rng, wordings="held out")
+            for kind in questions.KINDS_OF_QUESTION
+            if kind != "two pictures"
+        ]
         card = Card(FORMATS[index % len(FORMATS)].format(index), scene, tuple(one for one in asked if one))
         width = round(math.sqrt(31_000 * scene.aspect) * rng.uniform(0.9, 5))
         picture = postcards.draw(scene, width, round(width / scene.aspect), smooth=2)
@@ -78,7 +82,7 @@ def mark(cards: Sequence[Card], answer: Answerer) -> list[Marked]:
     marked = [Marked((card,), asked, answer([card], asked.text)) for card in cards for asked in card.asked]
     for first, second in itertools.pairwise(cards):
         rng = random.Random(f"evaluation {first.name} {second.name}")
-        asked = questions.ask_two(first.scene, second.scene, rng, held_out=True)
+        asked = questions.ask_two(first.scene, second.scene, rng, wordings="held out")
         marked.append(Marked((first, second), asked, answer([first, second], asked.text)))
     return marked
 
@@ -177,7 +181,8 @@ def main() -> None:
         ),
     ]
     share = [sum(one.exact for one in marked) / len(marked) for marked in (split, whole, swapped)]
-    lines.append(f"| **all** | {len(split)} | " + " | ".join(f"**{one:.1%}**" for one in share) + " | |")
+    share.append(sum(columns[3][kind] * number[kind] for kind in number) / len(split))
+    lines.append(f"| **all** | {len(split)} | " + " | ".join(f"**{one:.1%}**" for one in share) + " |")
     table = "\n".join(lines)
     print(table)
     if told.table:
@@ -187,11 +192,18 @@ def main() -> None:
     different = sum(a.answer != b.answer for a, b in zip(split, whole, strict=True))
     print(
         json.dumps(
-            {"pictures": told.pictures, "questions": len(split), "from_shards": share[0], "whole_model": share[1],
-             "another_pictures_embeddings": share[2], "answers_that_differ_from_the_whole_model": different,
-             "by_kind": columns[0]}
+            {
+                "pictures": told.pictures,
+                "questions": len(split),
+                "from_shards": share[0],
+                "whole_model": share[1],
+                "another_pictures_embeddings": share[2],
+                "blind_guess": share[3],
+                "answers_that_differ_from_the_whole_model": different,
+                "by_kind": columns[0],
+            }
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -45,8 +45,9 @@ def make_tokenizer() -> Any:
     corpus = [BEFORE, AFTER]
     for number in range(3000):
         scene = postcards.make_scene(f"tokenizer {number}")
-        asked = questions.some_questions(scene, 8, rng)
-        asked.append(questions.ask_two(scene, postcards.make_scene(f"tokenizer other {number}"), rng))
+        asked = questions.some_questions(scene, 8, rng, wordings="first")
+        other = postcards.make_scene(f"tokenizer other {number}")
+        asked.append(questions.ask_two(scene, other, rng, wordings="first"))
         corpus += [text for question in asked for text in (question.text, question.answer)]
     bpe = Tokenizer(tokenizer_models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -202,7 +202,7 @@ class _Pen:
         if scene.weather != "clear":
             for number in range(rng.randint(2, 3)):
                 self._cloud((number + rng.uniform(0.15, 0.85)) / 3, rng.uniform(0.08, 0.22))
-        if scene.light:  # before the clouds, so that it is always seen
+        if scene.light:  # in front of the clouds, so that it is always seen
             (self._moon if self.night else self._sun)(*scene.light)
 
     def weather(self) -> None:

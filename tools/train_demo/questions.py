@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from train_demo.postcards import ALLOWED, COLOURS, KINDS, LIGHTS, SKY, Scene, third
 
@@ -23,12 +24,20 @@ PLACE = {
 }
 
 
+Which = Literal["first", "train", "held out"]
+
+
 @dataclass(frozen=True)
 class Wordings:
-    """Ways to ask one kind of question: for training, and held out from it."""
+    """Ways to ask one kind of question: those training begins with, those it ends with too, those it never sees."""
 
-    train: tuple[str, ...]
+    first: tuple[str, ...]
+    more: tuple[str, ...]
     held_out: tuple[str, ...]
+
+    def of(self, which: Which) -> tuple[str, ...]:
+        """The wordings of one part."""
+        return {"first": self.first, "train": (*self.first, *self.more), "held out": self.held_out}[which]
 
 
 # {thing}: a kind, singular or plural as `is`/`are` wants; {one}: singular; {all}: plural; {a}, {b}: two kinds
@@ -44,6 +53,18 @@ WORDINGS: dict[str, Wordings] = {
             "Is there something {colour}, and what is it?",
             "Find something {colour}.",
         ),
+        (
+            "Tell me what is {colour}.",
+            "Which one is {colour}?",
+            "What in the picture is {colour}?",
+            "Say which thing is {colour}.",
+            "Do you see something {colour}? What is it?",
+            "What is of the colour {colour}?",
+            "Name what is {colour}.",
+            "Which thing in the picture has the colour {colour}?",
+            "Say what has the colour {colour}.",
+            "Which thing there is {colour}?",
+        ),
         ("What has the colour {colour}?", "Name something {colour}.", "Which thing do you see that is {colour}?"),
     ),
     "colour": Wordings(
@@ -57,6 +78,18 @@ WORDINGS: dict[str, Wordings] = {
             "Which colour {do} the {thing} have?",
             "Say what colour the {thing} {is}.",
             "{thing}: what colour?",
+        ),
+        (
+            "Tell me the colour of the {thing}.",
+            "Say the colour of the {thing}.",
+            "The colour of the {thing}?",
+            "Tell me what colour the {thing} {is}.",
+            "In which colour {is} the {thing}?",
+            "{thing}: which colour?",
+            "Say of what colour the {thing} {is}.",
+            "What is the colour of the {thing} in the picture?",
+            "Do you see what colour the {thing} {is}?",
+            "Name the colour that the {thing} {do} have.",
         ),
         (
             "What colour {do} the {thing} have?",
@@ -77,6 +110,19 @@ WORDINGS: dict[str, Wordings] = {
             "How many {all} can be seen?",
             "{all}: how many?",
         ),
+        (
+            "Tell me how many {all} there are.",
+            "Tell me the number of {all}.",
+            "Name the number of {all}.",
+            "What number of {all} do you see?",
+            "Count all the {all}.",
+            "How many {all}?",
+            "Say how many {all} you see.",
+            "Give the number of {all} in the picture.",
+            "Count the {all} in the picture.",
+            "How many {all} does it show?",
+            "What is the number of {all} that you see?",
+        ),
         ("How many {all} can you see?", "Say the number of {all}.", "Count the {all} that you see."),
     ),
     "where": Wordings(
@@ -90,6 +136,17 @@ WORDINGS: dict[str, Wordings] = {
             "Say where the {one} is.",
             "Find the {one}.",
             "{one}: where?",
+        ),
+        (
+            "Tell me where the {one} is.",
+            "In the picture, where is the {one}?",
+            "Say on which side the {one} is.",
+            "Where do you find the {one}?",
+            "Which part of the picture has the {one}?",
+            "Where can the {one} be seen?",
+            "Tell me on which side the {one} is.",
+            "In which part is the {one}?",
+            "The {one} is where?",
         ),
         (
             "Where can you see the {one}?",
@@ -109,6 +166,18 @@ WORDINGS: dict[str, Wordings] = {
             "Are {all} in the picture?",
             "Does it have any {all}?",
         ),
+        (
+            "Tell me if there is a {one}.",
+            "Is there any {one} in the picture?",
+            "Do you see any {one}?",
+            "Are there {all} in the picture?",
+            "Can you find a {one}?",
+            "Can any {all} be seen?",
+            "Say if you see a {one}.",
+            "Does the picture have a {one}?",
+            "Is a {one} there?",
+            "Does it show a {one}?",
+        ),
         ("Can you see a {one}?", "Does it show any {all}?", "Is any {one} there?"),
     ),
     "left of": Wordings(
@@ -120,6 +189,15 @@ WORDINGS: dict[str, Wordings] = {
             "Of the {a} and the {b}, which is more to the left?",
             "Of the {a} and the {b}, say which is further left.",
             "Is the {a} or the {b} further left?",
+        ),
+        (
+            "Tell me which is further left, the {a} or the {b}.",
+            "Is it the {a} or the {b} that is further left?",
+            "The {a} or the {b}: which is more to the left?",
+            "Which one is further left, the {a} or the {b}?",
+            "Of the {a} and the {b}, which is left of the other?",
+            "Say what is more to the left, the {a} or the {b}.",
+            "The {a} and the {b}: say which is further left.",
         ),
         (
             "Is the {a} or the {b} more to the left?",
@@ -138,6 +216,17 @@ WORDINGS: dict[str, Wordings] = {
             "Which is it, day or night?",
             "Does the picture show day or night?",
         ),
+        (
+            "Tell me if it is day or night.",
+            "Is the picture made by day or at night?",
+            "Say which it is, night or day.",
+            "Night or day?",
+            "Is it night or day?",
+            "Is it by day or at night?",
+            "What does it show, day or night?",
+            "Say what time of day it is.",
+            "What time of day does the picture show?",
+        ),
         ("Is this day or night?", "Do you see day or night?", "Was it made at night or by day?"),
     ),
     "weather": Wordings(
@@ -150,6 +239,15 @@ WORDINGS: dict[str, Wordings] = {
             "Say what the weather is like.",
             "What weather does the picture show?",
         ),
+        (
+            "Tell me what the weather is like.",
+            "What is the weather like in the picture?",
+            "How is the weather in the picture?",
+            "Name the weather.",
+            "What weather do you see?",
+            "Is the weather clear, cloudy, rainy or snowy?",
+            "Tell me how the weather is.",
+        ),
         ("Which weather is it?", "Say how the weather is.", "What is the weather in the picture?"),
     ),
     "place": Wordings(
@@ -161,6 +259,17 @@ WORDINGS: dict[str, Wordings] = {
             "Is this a meadow, the sea, the mountains or the city?",
             "Say which place this is.",
             "Name the place.",
+        ),
+        (
+            "Tell me where we are.",
+            "Tell me which place this is.",
+            "Where is this?",
+            "What place do you see?",
+            "Say what place this is.",
+            "Where was it made?",
+            "Is it a meadow, the sea, the mountains or the city?",
+            "In which place was the picture made?",
+            "Which place do you see?",
         ),
         ("Which place does the picture show?", "What place is this?", "Say where we are."),
     ),
@@ -176,6 +285,19 @@ WORDINGS: dict[str, Wordings] = {
             "What can be seen?",
             "List everything.",
         ),
+        (
+            "Tell me what you see.",
+            "Say what you see.",
+            "Name everything that can be seen.",
+            "What are the things in the picture?",
+            "List everything in the picture.",
+            "List all things.",
+            "Which things do you see?",
+            "What can be seen in the picture?",
+            "Name all you see.",
+            "List the things you see.",
+            "Say what is in the picture.",
+        ),
         ("What can you see?", "List everything you see.", "Name the things in the picture."),
     ),
     "describe": Wordings(
@@ -187,6 +309,18 @@ WORDINGS: dict[str, Wordings] = {
             "Give a description of the picture.",
             "Say in one sentence what you see.",
             "Describe what you see.",
+        ),
+        (
+            "Tell me in one sentence what you see.",
+            "Describe everything in one sentence.",
+            "Give me a description.",
+            "Say in one sentence what can be seen.",
+            "Describe this.",
+            "In one sentence, what do you see?",
+            "In one sentence, describe the picture.",
+            "A description, please.",
+            "Give a description of what you see.",
+            "Tell me in one sentence what the picture shows.",
         ),
         (
             "Give a description in one sentence.",
@@ -202,6 +336,15 @@ WORDINGS: dict[str, Wordings] = {
             "Are there more {all} in the first or the second picture?",
             "Where are more {all}, in the first or the second picture?",
             "Say which picture has more {all}.",
+        ),
+        (
+            "Tell me which picture has more {all}.",
+            "Where do you see more {all}, in the first or the second picture?",
+            "Which one has more {all}, the first or the second picture?",
+            "Does the first or the second picture have more {all}?",
+            "Which of the two shows more {all}?",
+            "Of the two pictures, which has more {all}?",
+            "Say in which picture there are more {all}.",
         ),
         ("In which picture are more {all}?", "Which of the two pictures shows more {all}?"),
     ),
@@ -220,23 +363,23 @@ class Question:
     about: Mapping[str, str]
 
 
-def ask(scene: Scene, kind: str, rng: random.Random, *, held_out: bool = False) -> Question | None:
+def ask(scene: Scene, kind: str, rng: random.Random, *, wordings: Which) -> Question | None:
     """A question of `kind` about `scene`; None where the scene gives no such question."""
     about = _CHOOSERS[kind](scene, rng) if kind in _CHOOSERS else {}
     if about is None:
         return None
     answer = truth(scene, kind, about)
     assert answer is not None
-    return _worded(kind, about, answer, rng, held_out)
+    return _worded(kind, about, answer, rng, wordings)
 
 
-def ask_two(first: Scene, second: Scene, rng: random.Random, *, held_out: bool = False) -> Question:
+def ask_two(first: Scene, second: Scene, rng: random.Random, *, wordings: Which) -> Question:
     """A question about two postcards together."""
     seen = [group.kind for scene in (first, second) for group in scene.groups]
     thing = rng.choice(seen) if seen and rng.random() < 0.9 else rng.choice(KINDS)
     counts = [_count(scene, thing) for scene in (first, second)]
     answer = "both the same" if counts[0] == counts[1] else ("the first" if counts[0] > counts[1] else "the second")
-    return _worded("two pictures", {"kind": thing}, answer, rng, held_out)
+    return _worded("two pictures", {"kind": thing}, answer, rng, wordings)
 
 
 def truth(scene: Scene, kind: str, about: Mapping[str, str]) -> str | None:
@@ -244,26 +387,28 @@ def truth(scene: Scene, kind: str, about: Mapping[str, str]) -> str | None:
     return _ANSWERS[kind](scene, about)
 
 
-def some_questions(scene: Scene, number: int, rng: random.Random, *, held_out: bool = False) -> list[Question]:
+def some_questions(scene: Scene, number: int, rng: random.Random, *, wordings: Which) -> list[Question]:
     """`number` questions about one scene, of kinds drawn by how hard they are to learn."""
+    shares = _FIRST_SHARES if wordings == "first" else _SHARES
     asked: list[Question] = []
     while len(asked) < number:
-        question = ask(scene, rng.choices(list(_SHARES), list(_SHARES.values()))[0], rng, held_out=held_out)
+        question = ask(scene, rng.choices(list(shares), list(shares.values()))[0], rng, wordings=wordings)
         if question:
             asked.append(question)
     return asked
 
 
-def _worded(kind: str, about: Mapping[str, str], answer: str, rng: random.Random, held_out: bool) -> Question:
-    wording = rng.choice(WORDINGS[kind].held_out if held_out else WORDINGS[kind].train)
-    text = wording.format(**_slots(about))
+def _worded(kind: str, about: Mapping[str, str], answer: str, rng: random.Random, wordings: Which) -> Question:
+    text = rng.choice(WORDINGS[kind].of(wordings)).format(**_slots(about))
+    if wordings != "first":
+        text = text.replace(" a orange", " an orange")
     text = text[0].upper() + text[1:]
     opening = rng.choice(OPENINGS)
     if opening.endswith(": ") and rng.random() < 0.5:
         text = text[0].lower() + text[1:]
     if rng.random() < 0.2:
         text = text.replace("colour", "color")
-    if not held_out and rng.random() < 0.1:  # as people type
+    if wordings != "held out" and rng.random() < 0.1:  # as people type
         text = text[0].lower() + text[1:].rstrip("?.")
     return Question(kind, opening + text, answer, about)
 
@@ -417,7 +562,11 @@ _ANSWERS: dict[str, Callable[[Scene, Mapping[str, str]], str | None]] = {
     "weather": lambda scene, _: scene.weather, "place": lambda scene, _: PLACE[scene.place], "list": _answer_list,
     "describe": _answer_describe,
 }  # fmt: skip
-_SHARES = {
+_FIRST_SHARES = {
     "what": 3, "colour": 3, "how many": 4, "where": 3, "is there": 3, "left of": 4, "day or night": 0.7, "weather": 1,
     "place": 0.7, "list": 3, "describe": 4,
+}  # fmt: skip
+_SHARES = {
+    "what": 3, "colour": 2, "how many": 6, "where": 2, "is there": 4, "left of": 3, "day or night": 1, "weather": 1,
+    "place": 1, "list": 4, "describe": 6,
 }  # fmt: skip

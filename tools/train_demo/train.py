@@ -1,12 +1,12 @@
 """Training of the demo checkpoint, from nothing, with a fixed seed.
 
-    python -m train_demo OUT [--device cuda] [--steps N]
+    python -m train_demo OUT [--device cuda] [--scale 1.0]
 
 First the tower alone learns to say what stands in each token's square and what the whole card shows (the drawing
-knows), through heads that are thrown away afterwards; then both halves learn to answer. Postcards are drawn as they
-are needed, and none is seen twice. Writes the checkpoint and `log.jsonl` (loss, exact answers on held-out postcards).
-The same command again goes on where a stopped run was; with more `--steps` a run may be lengthened as long as it has
-not begun to cool down, with the same result as if they had been asked for at once.
+knows), through heads that are thrown away afterwards; then both halves learn to answer, asked in few wordings; then in
+many, while the learning rate falls. Postcards are drawn as they are needed, and none is seen twice. Writes the
+checkpoint and `log.jsonl` (loss, exact answers on held-out postcards). The same command again goes on where a stopped
+run was, to the same end.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from train_demo.model import (
     save,
     vision_forward,
 )
+from train_demo.questions import Which
 
 SEED = 20
 CELL_KINDS = (*postcards.KINDS, *postcards.LIGHTS)
@@ -54,7 +55,6 @@ FILTERS = (
 
 
 WARM_UP = 100  # steps
-COOL_DOWN = 0.3  # of a stage's steps
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,19 @@ class Stage:
     pictures: int  # a step
     questions_each: int
     two: float  # share of the steps that ask about two pictures together
+    wordings: Which
     rate: float  # learning rate
+    cool_down: float  # share of the steps over which the rate falls to nothing
+    found: float  # how much more a square with a thing in it weighs than an empty one
+    counted: float  # weight of the number of things, summed over squares
 
 
-STAGES = (Stage("tower", 1200, 48, 0, 0.0, 1e-3), Stage("both", 2800, 32, 6, 0.12, 1e-3))
+STAGES = (
+    Stage("tower", 1200, 48, 0, 0.0, "first", 1e-3, 0.3, 5.0, 0.0),
+    Stage("both", 2300, 32, 6, 0.12, "first", 1e-3, 0.0, 5.0, 0.0),
+    Stage("many wordings", 2000, 32, 6, 0.15, "train", 1e-3, 0.6, 1.0, 0.5),
+    Stage("counting", 800, 32, 6, 0.25, "train", 7e-4, 0.9, 1.0, 2.0),
+)
 
 
 @dataclass
@@ -90,10 +99,10 @@ class Postcards(torch.utils.data.IterableDataset[Batch]):  # type: ignore[misc]
     """Batches without end. `questions_each` 0 gives none; `two` is the share of batches with two cards together."""
 
     def __init__(
-        self, name: str, size: int, tokenizer: Any, questions_each: int, two: float, held_out: bool, start: int = 0
+        self, name: str, size: int, tokenizer: Any, questions_each: int, two: float, wordings: Which, start: int = 0
     ) -> None:
         super().__init__()
-        self.name, self.size, self.questions_each, self.two, self.held_out = name, size, questions_each, two, held_out
+        self.name, self.size, self.questions_each, self.two, self.wordings = name, size, questions_each, two, wordings
         self.start = start
         self.packer = Packer(tokenizer)
 
@@ -119,13 +128,13 @@ class Postcards(torch.utils.data.IterableDataset[Batch]):  # type: ignore[misc]
         if self.questions_each and rng.random() < self.two:
             pairs = list(zip(scenes[::2], scenes[1::2], strict=True))
             asked = [
-                [questions.ask_two(*pair, rng, held_out=self.held_out) for _ in range(self.questions_each)]
+                [questions.ask_two(*pair, rng, wordings=self.wordings) for _ in range(self.questions_each)]
                 for pair in pairs
             ]
             packed = self.packer.pack(asked, 2, (rows, columns))
         elif self.questions_each:
             asked = [
-                questions.some_questions(scene, self.questions_each, rng, held_out=self.held_out) for scene in scenes
+                questions.some_questions(scene, self.questions_each, rng, wordings=self.wordings) for scene in scenes
             ]
             packed = self.packer.pack(asked, 1, (rows, columns))
         return Batch(images, *_targets(scenes, rows, columns), packed, (rows, columns), asked)
@@ -178,15 +187,22 @@ class Heads(nn.Module):  # type: ignore[misc]
         self.side = nn.Linear(width, 3)
         self.place, self.time, self.weather = nn.Linear(width, 4), nn.Linear(width, 2), nn.Linear(width, 4)
 
-    def forward(self, embeds: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The loss of embeddings [pictures, tokens, hidden_size]."""
+    def forward(self, embeds: torch.Tensor, batch: Batch, *, found: float, counted: float) -> torch.Tensor:
+        """The loss of embeddings [pictures, tokens, hidden_size]; for `found` and `counted` see `Stage`."""
         device = embeds.device
         cross = nn.functional.cross_entropy
         kinds, width = batch.cell_kind.to(device).flatten(), embeds.shape[-1]
         flat = embeds.reshape(-1, width)
-        each = cross(self.kind(flat), kinds, reduction="none")
-        worth = 1.0 + 4.0 * (kinds > 0)
+        told = self.kind(flat)
+        each = cross(told, kinds, reduction="none")
+        worth = 1.0 + (found - 1.0) * (kinds > 0)
         loss = (each * worth).sum() / worth.sum()
+        if counted:
+            # a thing on the border of two squares is half in each: what the squares say must add up to one
+            shape = (*embeds.shape[:2], 1 + len(CELL_KINDS))
+            sums = told.softmax(-1).view(shape).sum(1)
+            true = nn.functional.one_hot(kinds, shape[-1]).view(shape).sum(1).to(sums.dtype)
+            loss = loss + counted * nn.functional.smooth_l1_loss(sums[:, 1:], true[:, 1:], beta=0.1) * len(CELL_KINDS)
         loss = loss + cross(self.colour(flat), batch.cell_colour.to(device).flatten())
         loss = loss + cross(self.side(flat), batch.cell_third.to(device).flatten())
         mean, whole = embeds.mean(1), batch.whole.to(device)
@@ -198,9 +214,9 @@ class Heads(nn.Module):  # type: ignore[misc]
 class Run:
     """Model, optimizer, clock and log of one training."""
 
-    def __init__(self, out: Path, device: torch.device, workers: int) -> None:
+    def __init__(self, out: Path, device: torch.device, workers: int, scale: float = 1.0) -> None:
         torch.manual_seed(SEED)
-        self.out, self.device, self.workers = out, device, workers
+        self.out, self.device, self.workers, self.scale = out, device, workers, scale
         self.tokenizer = make_tokenizer()
         self.model = make_model(self.tokenizer).to(device).train()
         self.tower = self.model.model.visual
@@ -216,9 +232,11 @@ class Run:
         self.log.write(line + "\n")
         self.log.flush()
 
-    def batches(self, name: str, size: int, questions_each: int, two: float, start: int) -> Iterator[Batch]:
+    def batches(self, stage: Stage, start: int) -> Iterator[Batch]:
         """Training batches from number `start`, drawn in other processes."""
-        cards = Postcards(name, size, self.tokenizer, questions_each, two, held_out=False, start=start)
+        cards = Postcards(
+            stage.name, stage.pictures, self.tokenizer, stage.questions_each, stage.two, stage.wordings, start=start
+        )
         loader = torch.utils.data.DataLoader(cards, batch_size=None, num_workers=self.workers, prefetch_factor=8)
         return iter(loader)
 
@@ -238,19 +256,22 @@ class Run:
         optimizer = self.optimizer(stage.rate, modules)
         tensors = [p for group in optimizer.param_groups for p in group["params"]]
         done = self.restore(stage, optimizer)
-        batches = self.batches(stage.name, stage.pictures, stage.questions_each, stage.two, done)
+        if done >= last:
+            return
+        batches = self.batches(stage, done)
         smooth: dict[str, float] = {}
         for step in range(done + 1, last + 1):
-            share = min(1.0, step / WARM_UP, (stage.steps - step + 1) / (COOL_DOWN * stage.steps))
+            share = min(1.0, step / WARM_UP, (stage.steps - step + 1) / max(1.0, stage.cool_down * stage.steps))
             for group in optimizer.param_groups:
                 group["lr"] = stage.rate * share
-            losses = self.losses(next(batches))
+            losses = self.losses(next(batches), stage)
             optimizer.zero_grad(set_to_none=True)
             losses["all"].backward()
             nn.utils.clip_grad_norm_(tensors, 1.0)
             optimizer.step()
-            for name, value in losses.items():
-                smooth[name] = 0.97 * smooth.get(name, float(value)) + 0.03 * float(value)
+            for name, loss in losses.items():
+                value = loss.item()
+                smooth[name] = 0.97 * smooth.get(name, value) + 0.03 * value
             if step % 100 == 0 or step == last:
                 self.say(stage=stage.name, step=step, **{name: round(value, 4) for name, value in smooth.items()})
             if stage.questions_each and (step % 500 == 0 or step == last):
@@ -266,8 +287,12 @@ class Run:
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if name != "model.lm_head.weight"}
-        save_file(tensors, self.out / "state.new", metadata={"stage": stage.name, "step": str(step)})
+        save_file(tensors, self.out / "state.new", metadata=self._marks(stage) | {"step": str(step)})
         (self.out / "state.new").rename(self.out / "state.safetensors")
+
+    def _marks(self, stage: Stage) -> dict[str, str]:
+        """What a state belongs to."""
+        return {"stage": stage.name, "scale": str(self.scale), "stages": str(STAGES)}
 
     def restore(self, stage: Stage, optimizer: torch.optim.AdamW) -> int:
         """Take up what `keep` wrote; gives the steps of this stage that are done."""
@@ -278,13 +303,17 @@ class Run:
             where = stream.metadata()
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dict
         order = [one.name for one in STAGES]
+        if where["scale"] != str(self.scale) or where["stages"] != str(STAGES):
+            raise SystemExit(f"{file} is of a training with other stages or another --scale; choose another OUT")
         if order.index(where["stage"]) > order.index(stage.name):
             return stage.steps
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-        self.model.load_state_dict(part("model."), strict=False)  # all but the tied lm_head
+        lost = self.model.load_state_dict(part("model."), strict=False)
+        assert lost.missing_keys == ["lm_head.weight"], lost  # which is tied
+        assert not lost.unexpected_keys, lost
         self.heads.load_state_dict(part("heads."))
         if where["stage"] != stage.name:
             return 0
@@ -295,10 +324,10 @@ class Run:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return int(where["step"])
 
-    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Batch, stage: Stage) -> dict[str, torch.Tensor]:
         """`seen` of the tower, `answers` where something is asked, `all` to go down."""
         embeds = self.see(batch)
-        seen = self.heads(embeds, batch)
+        seen = self.heads(embeds, batch, found=stage.found, counted=stage.counted)
         if batch.packed is None:
             return {"seen": seen, "all": seen}
         answers = self.answer_loss(batch.packed.to(self.device), embeds)
@@ -325,7 +354,7 @@ class Run:
         right: Counter[str] = Counter()
         total: Counter[str] = Counter()
         for two in (0.0, 1.0):
-            cards = Postcards("held out", 32, self.tokenizer, 8, two, held_out=True)
+            cards = Postcards("held out", 32, self.tokenizer, 8, two, "held out")
             for number in range(batches if not two else max(1, batches // 3)):
                 batch = cards.batch(f"held out {two} {number}")
                 assert batch.packed is not None
@@ -348,14 +377,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int, default=STAGES[-1].steps, help="of the second stage")
+    parser.add_argument("--scale", type=float, default=1.0, help="this many times the usual steps")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="processes that draw")
     told = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    run = Run(told.out, torch.device(told.device), told.workers)
-    run.say(parameters=sum(p.numel() for p in run.model.parameters()), torch=torch.__version__, device=told.device)
-    run.stage(STAGES[0])
-    run.stage(replace(STAGES[1], steps=told.steps))
+    run = Run(told.out, torch.device(told.device), max(1, told.workers), told.scale)
+    run.say(
+        parameters=sum(p.numel() for p in run.model.parameters()),
+        torch=torch.__version__,
+        device=told.device,
+        seed=SEED,
+        scale=told.scale,
+    )
+    for stage in STAGES:
+        run.stage(replace(stage, steps=max(1, round(stage.steps * told.scale))))
     run.say(done=True)
 
 
