@@ -318,10 +318,17 @@ class Shard:
         self._group_starts = self._check_groups()
         self.rows = self._read_rows()
 
-    def _open(self) -> pq.ParquetFile:
+    @contextmanager
+    def _open(self) -> Iterator[pq.ParquetFile]:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return pq.ParquetFile(self.path, metadata=self._metadata, page_checksum_verification=True, memory_map=False)
+        # by bytes: pyarrow takes no str whose bytes are not UTF-8
+        with (
+            pa.OSFile(os.fsencode(self.path)) as file,
+            pq.ParquetFile(file, metadata=self._metadata, page_checksum_verification=True) as parquet,
+        ):
+            yield parquet
 
     def embeds(self, index: int) -> Embeds:
         """The embeddings of row `index`, checked."""

@@ -390,7 +390,7 @@ def test_the_demo_tells_the_truth_and_what_it_did(tmp_path, run_cli, monkeypatch
     assert out.count("question") == len(answers)
     assert all(name in out for name in ("seaside.jpg", "turned-left.jpg", "red-houses.png"))
     assert "12 pictures seen once, by the vision half alone" in out
-    assert ", 1 the same bytes as another, 1 broken and set aside" in out
+    assert ", 1 a copy of another, 1 broken and set aside" in out
     assert f"{len(asked) * len(answers)} answers by the language half alone" in out
     assert "extract ~/Pictures --model Qwen/Qwen2-VL-2B-Instruct" in out
     assert "failed: torn.jpg" in err

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from qvsplit import store
+from qvsplit.album import open_album
 from qvsplit.errors import AlbumDamaged, DiskError, QvsplitError, RecipeError
 from qvsplit.recipe import PICTURE_POLICY, Made, Recipe
 from qvsplit.store import Row, Shard, ShardWriter
@@ -341,3 +343,11 @@ def test_a_newer_format_says_upgrade(tmp_path, shard_file):
     path = sealed(tmp_path / "newer.parquet", table.replace_schema_metadata({b"qvsplit": json.dumps(newer)}))
     with pytest.raises(RecipeError, match=r"format 2.*upgrade"):
         Shard(path)
+
+
+def test_a_folder_whose_name_is_not_utf_8(tmp_path, album_folder):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff")
+    shutil.copytree(album_folder, folder)
+    album = open_album(folder)
+    assert len(album) == len(open_album(album_folder))
+    assert all(len(album.embeds(row).numpy()) == row.n_tokens for row in album)

@@ -38,13 +38,13 @@ def _help(words: list[str]) -> str:
 
 
 def demo_picture() -> str:
-    """The end of a demo on a terminal of 112 columns, as SVG: some postcards, and what was done."""
+    """The end of a demo on a terminal of 116 columns, as SVG: some postcards, and what was done."""
     from rich.console import Console
 
     from qvsplit import demo
     from qvsplit.demo.table import postcards, story
 
-    console = Console(record=True, width=112, force_terminal=True, color_system="truecolor", file=io.StringIO())
+    console = Console(record=True, width=116, force_terminal=True, color_system="truecolor", file=io.StringIO())
     with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
         outcome = demo.run(Path("qvsplit-demo"))
         console.print("$ qvsplit demo", highlight=False)

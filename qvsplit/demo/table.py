@@ -88,7 +88,7 @@ def _thumbnail(file: Path) -> Text:
 def story(outcome: Outcome) -> list[str]:
     """What was done, what was not, and what to do next, in a line each."""
     extracted = outcome.extracted
-    counted = {"the same bytes as another": extracted.copied, "broken and set aside": extracted.failed}
+    counted = {"a copy of another": extracted.copied, "broken and set aside": extracted.failed}
     beside = "".join(f", {number} {what}" for what, number in counted.items() if number)
     if extracted.encoded:
         seen = f"{extracted.encoded} pictures seen once, by the vision half alone, in {extracted.seconds:.1f} s{beside}"
