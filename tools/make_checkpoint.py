@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,14 @@ CORPUS = (
 ) * 8
 
 
-def make_tokenizer() -> Any:
-    """A byte-level BPE tokenizer trained on a few sentences, with Qwen2-VL's control tokens."""
+def make_tokenizer(corpus: Iterable[str] = (CORPUS,), vocab_size: int = 400) -> Any:
+    """A byte-level BPE tokenizer trained on `corpus`, a few sentences by default, with Qwen2-VL's control tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        [CORPUS], trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+        corpus, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=STOP, pad_token=END, additional_special_tokens=CONTROL, chat_template=TEMPLATE
@@ -78,7 +78,7 @@ def make_tokenizer() -> Any:
 
 def tiny_config(tokenizer: Any, *, tied: bool = False) -> Any:
     """Three vision blocks of width 64, four language layers of width 128."""
-    return _config(
+    return make_config(
         tokenizer,
         text={
             "vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
@@ -92,7 +92,7 @@ def tiny_config(tokenizer: Any, *, tied: bool = False) -> Any:
 
 def qwen2_vl_2b_config(tokenizer: Any) -> Any:
     """The shape of Qwen2-VL-2B."""
-    return _config(
+    return make_config(
         tokenizer,
         text={
             "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
@@ -104,7 +104,8 @@ def qwen2_vl_2b_config(tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
-def _config(tokenizer: Any, *, text: dict[str, Any], vision: dict[str, Any], tied: bool) -> Any:
+def make_config(tokenizer: Any, *, text: dict[str, Any], vision: dict[str, Any], tied: bool) -> Any:
+    """Qwen2-VL's config with the tokenizer's numbers; `text` and `vision` give the shapes of the two halves."""
     number = tokenizer.convert_tokens_to_ids
     ends = {"bos_token_id": number(END), "eos_token_id": number(STOP), "pad_token_id": number(END)}
     return Qwen2VLConfig(

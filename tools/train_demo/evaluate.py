@@ -23,6 +23,7 @@ from typing import Any
 
 from PIL import Image
 
+from qvsplit.album import open_album
 from qvsplit.ask import Asker, open_asker
 from qvsplit.ask import Settings as AskSettings
 from qvsplit.extract import Settings as ExtractSettings
@@ -163,8 +164,6 @@ def main() -> None:
         folder.mkdir()
         cards = held_out_cards(told.pictures, folder)
         extract_pictures([folder], out=album, settings=ExtractSettings(model=str(told.checkpoint)))
-        from qvsplit.album import open_album
-
         asker = open_asker(open_album(album), AskSettings())
         split = mark(cards, from_shards(asker))
         whole = mark(cards, from_whole_model(told.checkpoint, folder))

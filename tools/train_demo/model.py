@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import make_checkpoint
 import torch
-from make_checkpoint import CONTROL, END, IMAGE, STOP, TEMPLATE
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers import models as tokenizer_models
+from make_checkpoint import END, IMAGE, STOP, TEMPLATE
 from torch import nn
 from transformers import (
     GenerationConfig,
-    PreTrainedTokenizerFast,
-    Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
@@ -29,6 +26,7 @@ from transformers import (
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
+from qvsplit.families import QWEN2_VL
 from train_demo import postcards, questions
 
 PATCH, MERGE = 14, 2
@@ -49,39 +47,22 @@ def make_tokenizer() -> Any:
         other = postcards.make_scene(f"tokenizer other {number}")
         asked.append(questions.ask_two(scene, other, rng, wordings="first"))
         corpus += [text for question in asked for text in (question.text, question.answer)]
-    bpe = Tokenizer(tokenizer_models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=900, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    bpe.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=STOP, pad_token=END, additional_special_tokens=CONTROL, chat_template=TEMPLATE
-    )
+    return make_checkpoint.make_tokenizer(corpus, vocab_size=900)
 
 
 def make_config(tokenizer: Any) -> Any:
     """Four blocks of width 128 for the tower, four layers of width 192 for the language half."""
-    number = tokenizer.convert_tokens_to_ids
-    ends = {"bos_token_id": number(END), "eos_token_id": number(STOP), "pad_token_id": number(END)}
-    return Qwen2VLConfig(
-        text_config={
+    return make_checkpoint.make_config(
+        tokenizer,
+        text={
             "vocab_size": len(tokenizer), "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4,
             "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 4096,
             "initializer_range": 0.03,
             # a small base: the grid of a postcard spans ten positions, which a million would hardly tell apart
             "rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "mrope_section": [4, 6, 6]},
-        } | ends,
-        vision_config={
-            "depth": 4, "embed_dim": 128, "num_heads": 4, "hidden_size": 192, "mlp_ratio": 4, "patch_size": PATCH,
-            "initializer_range": 0.03,
         },
-        image_token_id=number(IMAGE),
-        video_token_id=number("<|video_pad|>"),
-        vision_start_token_id=number("<|vision_start|>"),
-        vision_end_token_id=number("<|vision_end|>"),
-        tie_word_embeddings=True,
+        vision={"depth": 4, "embed_dim": 128, "num_heads": 4, "hidden_size": 192, "initializer_range": 0.03},
+        tied=True,
     )  # fmt: skip
 
 
@@ -118,8 +99,10 @@ def grid_of(width: int, height: int) -> tuple[int, int]:
 
 def patches_of(images: torch.Tensor) -> torch.Tensor:
     """uint8 [pictures, height, width, 3] to float32 [pictures, patches, 3 · 14 · 14], normalised, in merge order."""
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073], device=images.device)
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711], device=images.device)
+    mean, std = (
+        torch.tensor(QWEN2_VL.processor_settings[name].default, device=images.device)
+        for name in ("image_mean", "image_std")
+    )
     count, height, width, _ = images.shape
     pixels = (images.float() / 255 - mean) / std
     shape = (count, height // CELL, MERGE, PATCH, width // CELL, MERGE, PATCH, 3)
