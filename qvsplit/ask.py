@@ -1,29 +1,45 @@
 """Rows × questions to answers: the album's rows, checked; the language half, loaded alone.
 
-Nothing is asked until the album is shown to come from the checkpoint's own tower (`check_tower`).
+Nothing is asked until the album is shown to come from the checkpoint's own tower (`check_tower`). The prompt up to
+its last picture is computed once a picture; the questions behind it, and those behind other pictures, share batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.album import Album
 from qvsplit.checkpoint import Checkpoint, choose_checkpoint
-from qvsplit.errors import RecipeError, UsageError
+from qvsplit.checks import Question, levels, normalised, outcome
+from qvsplit.errors import OutOfMemory, RecipeError, UsageError
 from qvsplit.store import Row
 
 if TYPE_CHECKING:
-    from qvsplit.language import Language
+    from qvsplit.language import Decoding, Language
+    from qvsplit.prefix import Prefix, Warm
+    from qvsplit.prompt import Prompt
 
 MAX_NEW_TOKENS = 128
+TOKEN_BUDGET = {"cpu": 1 << 14, "cuda": 1 << 17}  # in one batch, a picture's once: 0.9 GB on a 2B in float32
+WARM_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}  # of prefixes that are kept for the next question
+WINDOW = 64  # questions that are answered before the first of them is handed on
+SKIPPED = "skipped"  # the finish reason of a question whose `only_if` did not hold
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What asking may be told. None is the album's own, or the default."""
+    """What asking may be told. None is the album's own, or the default.
+
+    Greedy without `temperature`; with it, or `top_p` or `top_k`, sampled, and the same `seed` gives the same answers
+    whatever is asked beside them. `token_budget` and `warm_tokens` bound what is in memory, in tokens of KV cache.
+    """
 
     model: str | None = None
     device: str | None = None  # `auto` spreads the model over all devices, as transformers does
@@ -31,11 +47,37 @@ class Settings:
     max_new_tokens: int = MAX_NEW_TOKENS
     system: str | None = None
     unchecked_tower: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    json_schema: Mapping[str, Any] | None = None
+    token_budget: int | None = None
+    warm_tokens: int | None = None
+
+    @property
+    def sampled(self) -> bool:
+        """Whether answers are drawn, not greedy."""
+        return any(value is not None for value in (self.temperature, self.top_p, self.top_k))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The pictures of one prompt, in order; the first `shared` of them begin others' prompts too."""
+
+    rows: tuple[Row, ...]
+    shared: int = 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, and the evidence (`tower_check`) that its embeddings belong to the model."""
+    """One answer, and the evidence (`tower_check`) that its embeddings belong to the model.
+
+    For a question with allowed answers `text` is the likeliest of them, `tokens` is empty, `logprobs` has the
+    log-probability of each as a whole answer, and `probabilities` the same normalised over them. `flagged` says
+    whether the answer raised its check, None where nothing could.
+    """
 
     rows: tuple[Row, ...]
     question: str
@@ -44,15 +86,41 @@ class Answer:
     prompt_tokens: int
     finish_reason: str
     tower_check: str
+    id: str = ""
+    severity: str | None = None
+    flagged: bool | None = None
+    logprobs: Mapping[str, float] | None = None
+    probabilities: Mapping[str, float] | None = None
+
+    @property
+    def name(self) -> str:
+        """The check's id, or the question."""
+        return self.id or self.question
+
+    @property
+    def probability(self) -> float | None:
+        """Of the likeliest allowed answer."""
+        return max(self.probabilities.values()) if self.probabilities else None
+
+    @property
+    def coverage(self) -> float | None:
+        """How probable it is that the model would have given any of the allowed answers by itself."""
+        return math.fsum(map(math.exp, self.logprobs.values())) if self.logprobs else None
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it: `path`, or `paths` where pictures were asked together."""
         paths, roots = [row.path for row in self.rows], [row.root for row in self.rows]
         alone = len(paths) == 1
         named: dict[str, Any] = {"path": paths[0], "root": roots[0]} if alone else {"paths": paths, "roots": roots}
-        return named | {
-            "question": self.question,
-            "answer": self.text,
+        told = named | ({"id": self.id} if self.id else {}) | {"question": self.question, "answer": self.text}
+        if self.probabilities is not None:
+            told |= {
+                "probability": self.probability, "probabilities": dict(self.probabilities),
+                "logprobs": dict(self.logprobs or {}), "coverage": self.coverage,
+            }  # fmt: skip
+        if self.flagged is not None:
+            told |= {"flagged": self.flagged, "severity": self.severity}
+        return told | {
             "tokens": self.tokens,
             "prompt_tokens": self.prompt_tokens,
             "finish_reason": self.finish_reason,
@@ -60,48 +128,129 @@ class Answer:
         }
 
 
+@dataclass
+class _Ready:
+    """A question ready for the language half."""
+
+    shown: Shown
+    question: Question
+    prompt: Prompt
+    spelt: list[list[int]] = field(default_factory=list)  # tokens of every spelling of every allowed answer
+
+    @property
+    def tail(self) -> list[int]:
+        return self.prompt.input_ids[self.prompt.prefix_tokens :]
+
+
 class Asker:
     """An album and the language half that may answer for it."""
 
-    def __init__(self, album: Album, language: Language, *, settings: Settings, tower_check: str, model: str) -> None:
+    def __init__(
+        self,
+        album: Album,
+        load: Callable[[], Language],
+        *,
+        settings: Settings,
+        tower_check: str,
+        checkpoint: Checkpoint,
+    ) -> None:
         self.album = album
-        self.language = language
         self.settings = settings
         self.tower_check = tower_check
-        self.model = model
+        self.checkpoint = checkpoint
+        self._load = load
+
+    @property
+    def model(self) -> str:
+        """The model as it was named."""
+        return self.checkpoint.name
+
+    @cached_property
+    def language(self) -> Language:
+        """The language half, loaded when it is first needed."""
+        return self._load()
+
+    @cached_property
+    def _warm(self) -> Warm:
+        from qvsplit.prefix import Warm
+
+        wanted = self.settings.warm_tokens
+        return Warm(WARM_TOKENS[self.language.device.type] if wanted is None else wanted)
+
+    @cached_property
+    def _budget(self) -> int:
+        return self.settings.token_budget or TOKEN_BUDGET[self.language.device.type]
+
+    @cached_property
+    def _decoding(self) -> Decoding:
+        from qvsplit.language import Decoding
+        from qvsplit.schema import compiler
+
+        told, constraint = self.settings, None
+        if told.json_schema is not None:
+            constraint = compiler(told.json_schema, self.language.prompter.tokenizer, self.language.stops)
+        return Decoding(
+            max_new_tokens=told.max_new_tokens,
+            temperature=(1.0 if told.temperature is None else told.temperature) if told.sampled else None,
+            top_p=told.top_p, top_k=told.top_k, stop=told.stop, constraint=constraint,
+        )  # fmt: skip
 
     def answer(
-        self, rows: Row | Sequence[Row], question: str, *, on_text: Callable[[str], None] | None = None
+        self, rows: Row | Sequence[Row], question: str | Question, *, on_text: Callable[[str], None] | None = None
     ) -> Answer:
         """The answer to one question about one picture, or about several shown together in this order."""
-        from qvsplit.language import as_tensor
+        ready = self._prepare(Shown(_together(rows)), _question(question))
+        return self._run([ready], {}, on_text)[0]
 
-        together = (rows,) if isinstance(rows, Row) else tuple(rows)
-        if not together:
-            raise UsageError("no picture to ask about")
-        stored = [self.album.embeds(row) for row in together]
-        assert self.album.recipe is not None
-        prompt = self.language.prompter.ask(
-            question,
-            [embeds.grid_thw for embeds in stored],
-            merge_size=self.album.recipe.merge_size,
-            system=self.settings.system,
-        )
-        completion = self.language.generate(
-            prompt,
-            [as_tensor(embeds) for embeds in stored],
-            max_new_tokens=self.settings.max_new_tokens,
-            on_text=on_text,
-        )
-        return Answer(
-            rows=together,
-            question=question,
-            text=self.language.prompter.decode(completion.tokens),
-            tokens=completion.tokens,
-            prompt_tokens=len(prompt.input_ids),
-            finish_reason=completion.finish_reason,
-            tower_check=self.tower_check,
-        )
+    def answers(self, rows: Row | Sequence[Row], questions: Iterable[str | Question]) -> list[Answer]:
+        """The answers to many questions about one picture, or about several shown together: one prefill for all."""
+        return list(self.survey([Shown(_together(rows))], [_question(question) for question in questions]))
+
+    def survey(
+        self,
+        shown: Iterable[Shown],
+        questions: Sequence[Question],
+        *,
+        recall: Callable[[Shown, Question], Answer | None] = lambda shown, question: None,
+    ) -> Iterator[Answer]:
+        """Every question asked of everything shown, in that order; what `recall` knows already is not asked again.
+
+        A question whose `only_if` does not hold gives an answer with the finish reason `skipped`.
+        """
+        rounds = levels(questions)
+        for window in self._windows(shown, questions, recall):
+            held: dict[Any, Prefix] = {}
+            for level in rounds:
+                asked: list[tuple[Shown, dict[str, Answer], Question]] = []
+                for one, told in window:
+                    for question in level:
+                        if not _is_due(question, told):
+                            told[question.name] = self._skipped(one, question)
+                        elif question.name not in told:
+                            asked.append((one, told, question))
+                ready = [self._prepare(one, question) for one, _, question in asked]
+                answers = [answer for batch in self._batches(ready) for answer in self._run(batch, held)]
+                for (_, told, question), answer in zip(asked, answers, strict=True):
+                    told[question.name] = answer
+            for _, told in window:
+                yield from (told[question.name] for question in questions)
+
+    def _windows(
+        self, shown: Iterable[Shown], questions: Sequence[Question], recall: Callable[[Shown, Question], Answer | None]
+    ) -> Iterator[list[tuple[Shown, dict[str, Answer]]]]:
+        """What is shown, with what is known of it, in parts that are answered together."""
+        window: list[tuple[Shown, dict[str, Answer]]] = []
+        tokens = unknown = 0
+        for one in shown:
+            known = {q.name: answer for q in questions if (answer := recall(one, q)) is not None}
+            new = sum(row.n_tokens or 0 for row in one.rows) if len(known) < len(questions) else 0
+            if window and (unknown >= WINDOW or (new and tokens + new > self._budget)):
+                yield window
+                window, tokens, unknown = [], 0, 0
+            window.append((one, known))
+            tokens, unknown = tokens + new, unknown + max(1, len(questions) - len(known))
+        if window:
+            yield window
 
     def dtype_note(self) -> str | None:
         """What a user should know where the two halves compute in different dtypes; None where they do not."""
@@ -116,30 +265,217 @@ class Asker:
             f"dtypes, not of a whole model in one; --dtype {theirs} makes them so"
         )
 
+    def _prepare(self, shown: Shown, question: Question) -> _Ready:
+        assert self.album.recipe is not None
+        if not shown.rows:
+            raise UsageError("no picture to ask about")
+        prompter = self.language.prompter
+        grids = []
+        for row in shown.rows:
+            if row.grid_thw is None:
+                self.album.embeds(row)  # says why it has none
+            assert row.grid_thw is not None
+            grids.append(row.grid_thw)
+        prompt = prompter.ask(
+            question.text, grids, merge_size=self.album.recipe.merge_size, system=self.settings.system
+        )  # fmt: skip
+        spellings = [spelling for spelt in (question.answers or {}).values() for spelling in spelt]
+        return _Ready(shown, question, prompt, [prompter.text_tokens(spelling) for spelling in spellings])
 
-def open_asker(album: Album, settings: Settings | None = None) -> Asker:
-    """Check that `album` belongs to the model, then load the model's language half.
+    def _batches(self, ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
+        """Cut by the token budget; scored and generated questions are batches of their own, and keep their order."""
+        batch: list[_Ready] = []
+        for one in ready:
+            mixed = batch and bool(batch[0].spelt) != bool(one.spelt)
+            if mixed or (batch and self._cost([*batch, one]) > self._budget):
+                yield batch
+                batch = []
+            batch.append(one)
+        if batch:
+            yield batch
+
+    def _cost(self, batch: Sequence[_Ready]) -> int:
+        """Tokens in memory: each prefix once, the tails padded to the longest, and room for the answers."""
+        prefixes = {_key(one.shown): one.prompt.prefix_tokens for one in batch}
+        tail = max(len(one.tail) + sum(map(len, one.spelt)) for one in batch)
+        room = 0 if batch[0].spelt else self.settings.max_new_tokens
+        return sum(prefixes.values()) + len(batch) * (tail + room)
+
+    def _run(
+        self, batch: Sequence[_Ready], held: dict[Any, Prefix], on_text: Callable[[str], None] | None = None
+    ) -> list[Answer]:
+        """One batch's answers; where memory does not suffice for all, in halves."""
+        try:
+            return self._run_whole(batch, held, on_text)
+        except OutOfMemory:
+            if len(batch) == 1:
+                raise
+        from qvsplit.devices import empty_cache
+
+        held.clear()
+        self._warm.clear()
+        empty_cache()
+        middle = len(batch) // 2
+        return [*self._run(batch[:middle], held), *self._run(batch[middle:], held)]
+
+    def _run_whole(
+        self, batch: Sequence[_Ready], held: dict[Any, Prefix], on_text: Callable[[str], None] | None
+    ) -> list[Answer]:
+        from qvsplit.language import Asked
+
+        for one in batch:
+            if _key(one.shown) not in held:
+                held[_key(one.shown)] = self._prefix(one.shown, one.prompt)
+        asked = [Asked(held[_key(one.shown)], one.tail, self._seed(one)) for one in batch]
+        if batch[0].spelt:
+            scored = self.language.score(asked, [one.spelt for one in batch])
+            return [self._scored(one, logs) for one, logs in zip(batch, scored, strict=True)]
+        completions = self.language.generate(asked, self._decoding, on_text=on_text)
+        return [
+            replace(self._blank(one), text=done.text, tokens=done.tokens, finish_reason=done.finish_reason)
+            for one, done in zip(batch, completions, strict=True)
+        ]
+
+    def _prefix(self, shown: Shown, prompt: Prompt) -> Prefix:
+        """The KV prefix of what is shown: a warm one, one behind a shared beginning, or a new one."""
+        from qvsplit.language import as_tensor
+
+        key = (self.settings.system, *_key(shown))
+        known = self._warm.get(key)
+        if known is not None and list(known.input_ids) == prompt.input_ids[: prompt.prefix_tokens]:
+            return known
+        after = None
+        if 0 < shown.shared < len(shown.rows):
+            first = Shown(shown.rows[: shown.shared])
+            after = self._prefix(first, prompt.upto(shown.shared))
+        new = shown.rows[shown.shared if after else 0 :]
+        prefix = self.language.prefill(prompt, [as_tensor(self.album.embeds(row)) for row in new], after=after)
+        self._warm.put(key, prefix)
+        return prefix
+
+    def _blank(self, one: _Ready) -> Answer:
+        return Answer(
+            rows=one.shown.rows, question=one.question.text, id=one.question.id, text="", tokens=[],
+            prompt_tokens=len(one.prompt.input_ids), finish_reason="", tower_check=self.tower_check,
+        )  # fmt: skip
+
+    def _scored(self, one: _Ready, logs: Sequence[float]) -> Answer:
+        assert one.question.answers is not None
+        spelt = iter(logs)
+        logprobs = {
+            answer: _log_sum([next(spelt) for _ in spellings]) for answer, spellings in one.question.answers.items()
+        }
+        return judged(replace(self._blank(one), logprobs=logprobs, finish_reason="scored"), one.question)
+
+    def _skipped(self, shown: Shown, question: Question) -> Answer:
+        return Answer(
+            rows=shown.rows, question=question.text, text="", tokens=[], prompt_tokens=0, finish_reason=SKIPPED,
+            tower_check=self.tower_check, id=question.id,
+        )  # fmt: skip
+
+    def _seed(self, one: _Ready) -> int:
+        told = [self.settings.seed, [(row.sha256 or b"").hex() for row in one.shown.rows], one.tail]
+        return int.from_bytes(hashlib.sha256(json.dumps(told).encode()).digest()[:7])
+
+
+def judged(answer: Answer, question: Question) -> Answer:
+    """`answer` by its log-probabilities, under the threshold, flag and severity that `question` has now."""
+    if answer.logprobs is None:
+        return answer
+    probabilities = normalised(answer.logprobs)
+    found = outcome(question, probabilities)
+    return replace(
+        answer, text=found.answer, probabilities=probabilities, flagged=found.flagged,
+        severity=question.severity if question.flag else None, id=question.id,
+    )  # fmt: skip
+
+
+def prompt_hash(question: Question, settings: Settings) -> str:
+    """What decides an answer beside picture, recipe and model: the prompt, the allowed answers, the decoding."""
+    told: dict[str, Any] = {"question": question.text, "system": settings.system}
+    if question.answers is not None:
+        told["answers"] = {answer: list(spellings) for answer, spellings in question.answers.items()}
+    else:
+        told |= {"max_new_tokens": settings.max_new_tokens, "stop": list(settings.stop), "schema": settings.json_schema}
+    if question.answers is None and settings.sampled:
+        told |= {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k", "seed")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _is_due(question: Question, told: Mapping[str, Answer]) -> bool:
+    """Whether `only_if` holds, by what was told in the rounds before."""
+    condition = question.only_if
+    if condition is None:
+        return True
+    other = told[condition.id]
+    if other.finish_reason == SKIPPED:
+        return False
+    return bool(other.flagged) if condition.answer is None else other.text == condition.answer
+
+
+def _together(rows: Row | Sequence[Row]) -> tuple[Row, ...]:
+    return (rows,) if isinstance(rows, Row) else tuple(rows)
+
+
+def _question(question: str | Question) -> Question:
+    return question if isinstance(question, Question) else Question(question)
+
+
+def _key(shown: Shown) -> tuple[bytes | None, ...]:
+    return tuple(row.sha256 for row in shown.rows)
+
+
+def _log_sum(logs: Sequence[float]) -> float:
+    top = max(logs)
+    return top + math.log(math.fsum(math.exp(log - top) for log in logs)) if math.isfinite(top) else top
+
+
+def open_asker(album: Album, settings: Settings | None = None, *, loaded: bool = True) -> Asker:
+    """Check that `album` belongs to the model, then load the model's language half, or, not `loaded`, when it is used.
 
     RecipeError if it does not, or if nothing shows that it does; ModelError if the model cannot be loaded.
     """
+    settings = settings or Settings()
+    _check_settings(settings)
+    assert album.made is not None
+    checkpoint = choose_checkpoint(settings.model, "language", own=album.made.model, revision=album.made.revision)
+    evidence = check_tower(album, checkpoint, allow_unchecked=settings.unchecked_tower)
+    asker = Asker(
+        album, lambda: _load(checkpoint, settings), settings=settings, tower_check=evidence, checkpoint=checkpoint
+    )
+    if loaded:
+        _ = asker.language
+    return asker
+
+
+def _check_settings(settings: Settings) -> None:
+    """UsageError for numbers that mean nothing."""
+    if settings.max_new_tokens < 1:
+        raise UsageError("--max-new-tokens must be at least 1")
+    if settings.temperature is not None and not 0 < settings.temperature < math.inf:
+        raise UsageError("--temperature must be above 0; leave it out for greedy answers")
+    if settings.top_p is not None and not 0 < settings.top_p <= 1:
+        raise UsageError("--top-p must be above 0, and at most 1")
+    if settings.top_k is not None and settings.top_k < 1:
+        raise UsageError("--top-k must be at least 1")
+    if any(not stop for stop in settings.stop):
+        raise UsageError("--stop must not be empty")
+    if settings.token_budget is not None and settings.token_budget < 1:
+        raise UsageError("--token-budget must be at least 1")
+
+
+def _load(checkpoint: Checkpoint, settings: Settings) -> Language:
     from qvsplit import devices, language
     from qvsplit.weights import stored_dtype
 
-    settings = settings or Settings()
-    if settings.max_new_tokens < 1:
-        raise UsageError("--max-new-tokens must be at least 1")
-    assert album.made is not None
-    checkpoint = choose_checkpoint(settings.model, "language", own=album.made.model, revision=album.made.revision)
     spread = settings.device == "auto"
     device = devices.choose_device(None if spread else settings.device)
-    evidence = check_tower(album, checkpoint, allow_unchecked=settings.unchecked_tower)
     dtype = None  # a quantised checkpoint's own
     if settings.dtype is not None:
         dtype = devices.choose_dtype(settings.dtype, device, "")
     elif "quantization_config" not in checkpoint.config:
         dtype = devices.choose_dtype(None, device, stored_dtype(checkpoint, "language"))
-    loaded = language.load(checkpoint, device=device, dtype=dtype, device_map="auto" if spread else None)
-    return Asker(album, loaded, settings=settings, tower_check=evidence, model=checkpoint.name)
+    return language.load(checkpoint, device=device, dtype=dtype, device_map="auto" if spread else None)
 
 
 def select(album: Album, globs: Sequence[str] = ()) -> list[Row]:

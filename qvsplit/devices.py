@@ -64,6 +64,14 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").mallopt(m_mmap_threshold, 1 << 20)
 
 
+def empty_cache() -> None:
+    """Have torch give back what it keeps of a GPU's memory without using it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: torch's error on CUDA, Python's, or torch's on a CPU, told only by its words."""
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):

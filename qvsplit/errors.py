@@ -8,7 +8,8 @@ Two branches, on purpose apart:
     QvsplitError
     ├── UsageError            2   the words of the call are off
     ├── ModelError            3   no such model, or not loadable
-    │   └── WeightsError      3   tensors missing, left over, or of the wrong shape
+    │   ├── WeightsError      3   tensors missing, left over, or of the wrong shape
+    │   └── OutOfMemory       3   the model is loaded, and what was asked of it does not fit beside it
     ├── RecipeError           4   rows made with another tower, processor, dtype or format
     ├── AlbumInUse            5   another run is writing
     ├── AlbumDamaged          6   a shard is not what was written
@@ -103,6 +104,10 @@ class WeightsError(ModelError):
             f"the tensors in {where} do not fit its config.json ({'; '.join(parts)}); "
             "download the checkpoint again, or point --model at the right folder"
         )
+
+
+class OutOfMemory(ModelError):
+    """What was asked does not fit into memory beside the model."""
 
 
 class RecipeError(QvsplitError):

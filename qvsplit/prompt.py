@@ -29,6 +29,20 @@ class Prompt:
     mm_token_type_ids: list[int]
     grids: list[Grid]
 
+    @property
+    def prefix_tokens(self) -> int:
+        """How many tokens the prompt has up to its last picture, that included: what every question shares."""
+        return len(self.mm_token_type_ids) - self.mm_token_type_ids[::-1].index(IMAGE_TYPE)
+
+    def upto(self, pictures: int) -> Prompt:
+        """The prompt's beginning, up to the end of its picture number `pictures`, counted from one."""
+        types = self.mm_token_type_ids
+        ends = [
+            end for end in range(1, len(types) + 1) if types[end - 1] == IMAGE_TYPE and [0, *types, 0][end + 1] == 0
+        ]
+        end = ends[pictures - 1]
+        return Prompt(self.input_ids[:end], types[:end], self.grids[:pictures])
+
 
 class Prompter:
     """Tokenizer and chat template of one checkpoint."""
@@ -64,7 +78,7 @@ class Prompter:
         ids, types, shown = [], [], 0
         for piece in self._pieces(messages):
             if isinstance(piece, str):
-                new = self._as_text(piece)
+                new = self.text_tokens(piece)
             elif piece == self._control[self._image_token]:
                 new = [piece] * tokens[shown]
                 shown += 1
@@ -113,7 +127,8 @@ class Prompter:
         except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
             raise ModelError(f"{self.folder} has no usable chat template ({error}); download it again") from None
 
-    def _as_text(self, text: str) -> list[int]:
+    def text_tokens(self, text: str) -> list[int]:
+        """The tokens of plain text; what looks like a control token in it is text as well."""
         ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         slipped = set(ids) & {self._control[token] for token in self._control if token in text}
         if slipped:  # no tokenizer known to us does this; a silently different prompt would be worse than stopping

@@ -22,6 +22,8 @@ from qvsplit.store import Row, Shard
 
 QUESTION = "Describe the picture."
 NEW_TOKENS = 16
+# Whatever the checkpoint's generation_config.json says of sampling (the hub's says: sample)
+GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 # Largest |difference| over largest |value| that another batch, machine or library version may make, by the coarser
 # of compute and stored dtype: some tens of units in the last place, as the tower's layers add up.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2}
@@ -95,7 +97,6 @@ def check_pictures(
     import torch
 
     from qvsplit import devices
-    from qvsplit.language import Language
     from qvsplit.prompt import Prompter
     from qvsplit.weights import load_whole
 
@@ -117,7 +118,7 @@ def check_pictures(
         except PictureError as error:
             yield PictureCheck(row.path, skipped=f"its file {error}")
         else:
-            yield _check_picture(album, row, image, Language(whole, prompter))
+            yield _check_picture(album, row, image, whole, prompter)
 
 
 def _unchanged(row: Row) -> Any:
@@ -127,13 +128,14 @@ def _unchanged(row: Row) -> Any:
     return images.decode(file.data)
 
 
-def _check_picture(album: Album, row: Row, image: Any, unsplit: Any) -> PictureCheck:
+def _check_picture(album: Album, row: Row, image: Any, whole: Any, prompter: Any) -> PictureCheck:
     import torch
 
-    from qvsplit.language import GREEDY, as_tensor
+    from qvsplit.language import Asked, Decoding, Language, as_tensor
 
     assert album.recipe is not None
-    whole, processor = unsplit.model, unsplit.prompter.processor
+    whole.set_attn_implementation("sdpa")  # the reference is transformers' own from end to end
+    processor = prompter.processor
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     inputs = processor(text=[text], images=[image], return_tensors="pt").to(whole.device)
@@ -148,8 +150,10 @@ def _check_picture(album: Album, row: Row, image: Any, unsplit: Any) -> PictureC
     if reference.shape != mine.shape:
         return PictureCheck(row.path, max_difference=None)
     expected = answer[0, inputs["input_ids"].shape[1] :].tolist()
-    prompt = unsplit.prompter.ask(QUESTION, [stored.grid_thw], merge_size=album.recipe.merge_size)
-    got = unsplit.generate(prompt, [mine], max_new_tokens=NEW_TOKENS)
+    prompt = prompter.ask(QUESTION, [stored.grid_thw], merge_size=album.recipe.merge_size)
+    unsplit = Language(whole, prompter)
+    asked = Asked(unsplit.prefill(prompt, [mine]), prompt.input_ids[prompt.prefix_tokens :])
+    (got,) = unsplit.generate([asked], Decoding(max_new_tokens=NEW_TOKENS))
     difference = float((mine.float() - reference.float()).abs().max() / reference.float().abs().max().clamp_min(1e-30))
     return PictureCheck(
         row.path,

@@ -1,8 +1,9 @@
 """Make a random Qwen2-VL checkpoint on disk: real classes, real file names, no download.
 
-    python tools/make_checkpoint.py OUT [--shape tiny|2b] [--layout today|hub] [--prefix hub|nested] …
+    python tools/make_checkpoint.py OUT [--shape tiny|113m|2b] [--layout today|hub] [--prefix hub|nested] …
 
-`tiny` has about a million parameters, for tests and the plumbing demo. `2b` has the true Qwen2-VL-2B shape
+`tiny` has about a million parameters, for tests. `113m` has 113 million, 88 of them the language half's, for measuring
+speed: it never ends an answer by itself, so that every answer has the same length. `2b` has the true Qwen2-VL-2B shape
 (2.2 G parameters, 4.4 GB in bfloat16, two files as on the hub) for measuring memory and bytes; its tower's numbers
 are as random as the rest. `--layout hub` writes the older files that the hub's checkpoints have.
 """
@@ -90,6 +91,20 @@ def tiny_config(tokenizer: Any, *, tied: bool = False) -> Any:
     )  # fmt: skip
 
 
+def small_config(tokenizer: Any) -> Any:
+    """Six vision blocks of width 512, ten language layers of width 768."""
+    return make_config(
+        tokenizer,
+        text={
+            "vocab_size": len(tokenizer), "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 10,
+            "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 32768,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+        },
+        vision={"depth": 6, "embed_dim": 512, "num_heads": 8, "hidden_size": 768},
+        tied=False,
+    )  # fmt: skip
+
+
 def qwen2_vl_2b_config(tokenizer: Any) -> Any:
     """The shape of Qwen2-VL-2B."""
     return make_config(
@@ -135,6 +150,24 @@ def make_tiny(
     model.generation_config = generation_config(tokenizer)
     model.save_pretrained(out, max_shard_size="100GB")
     rewrite(out, files=files, prefix=prefix)
+    _save_small_files(out, tokenizer, layout)
+
+
+def make_small(out: Path, *, layout: str = "hub") -> None:
+    """A checkpoint of 113 M parameters in float32, in one file, whose answers go on until they are cut."""
+    logging.disable_progress_bar()
+    tokenizer = make_tokenizer(vocab_size=2000)
+    config = small_config(tokenizer)
+    config.text_config.initializer_range = config.vision_config.initializer_range = 0.06
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(config)
+    with torch.no_grad():
+        for token in CONTROL:
+            model.lm_head.weight[tokenizer.convert_tokens_to_ids(token)] = 0
+    model.config.dtype = "float32"
+    model.generation_config = generation_config(tokenizer)
+    model.save_pretrained(out, max_shard_size="100GB")
+    rewrite(out, files=1)
     _save_small_files(out, tokenizer, layout)
 
 
@@ -259,7 +292,7 @@ def main() -> None:
     """Parse, make, say where."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--shape", choices=["tiny", "2b"], default="tiny")
+    parser.add_argument("--shape", choices=["tiny", "113m", "2b"], default="tiny")
     parser.add_argument("--layout", choices=["today", "hub"], default="today")
     parser.add_argument("--prefix", choices=["hub", "nested", "mixed"], default="hub")
     parser.add_argument("--files", type=int, default=5)
@@ -270,6 +303,8 @@ def main() -> None:
         parser.error(f"{told.out} exists; give a new folder")
     if told.shape == "2b":
         make_2b(told.out, layout=told.layout)
+    elif told.shape == "113m":
+        make_small(told.out, layout=told.layout)
     else:
         make_tiny(
             told.out, layout=told.layout, prefix=told.prefix, files=told.files, tied=told.tied, dtype=told.dtype
