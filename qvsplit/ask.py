@@ -11,11 +11,13 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.album import Album
+from qvsplit.answers import Key, Table
 from qvsplit.checkpoint import Checkpoint, choose_checkpoint
 from qvsplit.checks import Question, levels, normalised, outcome
 from qvsplit.errors import OutOfMemory, RecipeError, UsageError
@@ -91,6 +93,8 @@ class Answer:
     flagged: bool | None = None
     logprobs: Mapping[str, float] | None = None
     probabilities: Mapping[str, float] | None = None
+    recalled: str | None = None  # the dtype it was computed in, where it was known from before
+    time: str | None = None  # when it was given, where it was known from before
 
     @property
     def name(self) -> str:
@@ -164,6 +168,11 @@ class Asker:
     def model(self) -> str:
         """The model as it was named."""
         return self.checkpoint.name
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the language half is in memory."""
+        return "language" in self.__dict__
 
     @cached_property
     def language(self) -> Language:
@@ -243,12 +252,13 @@ class Asker:
         tokens = unknown = 0
         for one in shown:
             known = {q.name: answer for q in questions if (answer := recall(one, q)) is not None}
-            new = sum(row.n_tokens or 0 for row in one.rows) if len(known) < len(questions) else 0
+            missing = sum(q.name not in known and _may_be_due(q, known) for q in questions)
+            new = sum(row.n_tokens or 0 for row in one.rows) if missing else 0
             if window and (unknown >= WINDOW or (new and tokens + new > self._budget)):
                 yield window
                 window, tokens, unknown = [], 0, 0
             window.append((one, known))
-            tokens, unknown = tokens + new, unknown + max(1, len(questions) - len(known))
+            tokens, unknown = tokens + new, unknown + max(1, missing)
         if window:
             yield window
 
@@ -390,6 +400,95 @@ def judged(answer: Answer, question: Question) -> Answer:
     )  # fmt: skip
 
 
+class Recorder:
+    """A survey's way into a table, and what of it the table knows already."""
+
+    def __init__(self, table: Table, asker: Asker, questions: Sequence[Question]) -> None:
+        from qvsplit.weights import canonical_json, language_fingerprint
+
+        assert asker.album.recipe is not None
+        self._table = table
+        self._asker = asker
+        self._recipe = hashlib.sha256(canonical_json(asker.album.recipe.to_json())).hexdigest()
+        self._weights = language_fingerprint(asker.checkpoint)
+        self._hashes = {question.name: prompt_hash(question, asker.settings) for question in questions}
+        self.recalled = self.asked = 0
+
+    def recall(self, shown: Shown, question: Question) -> Answer | None:
+        """The answer that the table has for these very bytes, prompt, recipe and model, judged anew."""
+        record = self._table.find(self._key(shown.rows, question.name))
+        wanted = self._asker.settings.dtype
+        if record is None or (wanted is not None and record["dtype"] != wanted):
+            return None
+        self.recalled += 1
+        answer = Answer(
+            rows=shown.rows, question=question.text, id=question.id, text=record["answer"] or "",
+            tokens=record["tokens"] or [], prompt_tokens=record["prompt_tokens"] or 0,
+            finish_reason=record["finish_reason"], tower_check=record["tower_check"], logprobs=record["logprobs"],
+            recalled=record["dtype"], time=record["time"],
+        )  # fmt: skip
+        return judged(answer, question)
+
+    def put(self, answer: Answer) -> None:
+        """Into the table."""
+        from qvsplit.devices import dtype_name
+
+        self.asked += answer.recalled is None and answer.finish_reason != SKIPPED
+        skipped = answer.finish_reason == SKIPPED
+        key = self._key(answer.rows, answer.name)
+        dtype = answer.recalled or (None if skipped else dtype_name(self._asker.language.dtype))
+        self._table.put({
+            "root": _joined([row.root for row in answer.rows]), "path": _joined([row.path for row in answer.rows]),
+            "sha256": key.sha256, "id": answer.name, "question": answer.question,
+            "answer": None if skipped else answer.text, "probability": answer.probability, "flagged": answer.flagged,
+            "severity": answer.severity, "probabilities": _plain(answer.probabilities),
+            "logprobs": _plain(answer.logprobs), "coverage": answer.coverage, "tokens": answer.tokens,
+            "prompt_tokens": answer.prompt_tokens, "finish_reason": answer.finish_reason, "recipe": key.recipe,
+            "prompt_hash": key.prompt_hash, "model": self._asker.model, "weights": key.weights, "dtype": dtype,
+            "tower_check": answer.tower_check, "time": answer.time or _now(),
+        })  # fmt: skip
+
+    def drop_stale(self) -> None:
+        """Drop what was answered about pictures that the album knows to be gone, or to be other bytes by now."""
+        self._table.keep(lambda record: not self._is_stale(record))
+
+    def _is_stale(self, record: Mapping[str, Any]) -> bool:
+        hashes = record["sha256"].split("+")
+        roots, paths = (_parts(record[name], len(hashes)) for name in ("root", "path"))
+        for root, path, sha256 in zip(roots, paths, hashes, strict=False):
+            row = self._asker.album.current(root, path)
+            if row is not None and (row.status != "ok" or row.sha256 is None or row.sha256.hex() != sha256):
+                return True
+        return False
+
+    def _key(self, rows: Sequence[Row], name: str) -> Key:
+        hashes = "+".join((row.sha256 or b"").hex() for row in rows)
+        return Key(hashes, self._hashes[name], self._recipe, self._weights)
+
+
+def _joined(names: list[str]) -> str:
+    """One name as it is, several as a JSON list."""
+    return names[0] if len(names) == 1 else json.dumps(names, ensure_ascii=False)
+
+
+def _parts(text: str, number: int) -> list[str]:
+    """The inverse of `_joined` for `number` names."""
+    if number == 1:
+        return [text]
+    try:
+        return [str(name) for name in json.loads(text)]
+    except (ValueError, TypeError):
+        return []  # not ours: nothing is known of it
+
+
+def _plain(told: Mapping[str, float] | None) -> dict[str, float] | None:
+    return None if told is None else dict(told)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
 def prompt_hash(question: Question, settings: Settings) -> str:
     """What decides an answer beside picture, recipe and model: the prompt, the allowed answers, the decoding."""
     told: dict[str, Any] = {"question": question.text, "system": settings.system}
@@ -411,6 +510,11 @@ def _is_due(question: Question, told: Mapping[str, Answer]) -> bool:
     if other.finish_reason == SKIPPED:
         return False
     return bool(other.flagged) if condition.answer is None else other.text == condition.answer
+
+
+def _may_be_due(question: Question, known: Mapping[str, Answer]) -> bool:
+    """Whether `only_if` holds, or hangs on what is not known yet."""
+    return question.only_if is None or question.only_if.id not in known or _is_due(question, known)
 
 
 def _together(rows: Row | Sequence[Row]) -> tuple[Row, ...]:
@@ -478,9 +582,14 @@ def _load(checkpoint: Checkpoint, settings: Settings) -> Language:
     return language.load(checkpoint, device=device, dtype=dtype, device_map="auto" if spread else None)
 
 
-def select(album: Album, globs: Sequence[str] = ()) -> list[Row]:
-    """The rows that can be asked and that one of `globs` matches, by path or by file name; all without globs."""
+def select(album: Album, globs: Sequence[str] = (), *, only: int | None = None) -> list[Row]:
+    """The rows that can be asked and that one of `globs` matches, by path or by file name; all without globs.
+
+    UsageError if there are none, or another number than `only`.
+    """
     rows = [row for row in album if not globs or any(_matches(row, pattern) for pattern in globs)]
+    if only is not None and len(rows) != only:
+        raise UsageError(f"{' '.join(globs)} matches {len(rows)} of the album's {len(album)} pictures, not {only}")
     if not rows and globs:
         raise UsageError(f"--image {' '.join(globs)} matches none of the album's {len(album)} pictures")
     if not rows:

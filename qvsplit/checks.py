@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,9 @@ class Outcome:
     flagged: bool | None
 
 
-def choices(question: str, allowed: Sequence[str]) -> Question:
+def with_choices(question: Question, allowed: Sequence[str]) -> Question:
     """`question` with the allowed answers of `--choices`."""
-    return Question(question, answers=_answers(list(allowed), f"--choices {','.join(allowed)}"))
+    return replace(question, answers=_answers(list(allowed), f"--choices {','.join(allowed)}"))
 
 
 def normalised(logprobs: Mapping[str, float]) -> dict[str, float]:

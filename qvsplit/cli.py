@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ import typer
 
 from qvsplit import interrupts
 from qvsplit.errors import (
+    CHECKS_RAISED,
     INTERRUPTED,
     PICTURES_FAILED,
     TERMINATED,
@@ -31,7 +32,9 @@ from qvsplit.errors import (
 from qvsplit.interrupts import Terminated
 
 if TYPE_CHECKING:
-    from qvsplit.ask import Answer, Asker
+    from qvsplit.answers import Table
+    from qvsplit.ask import Answer, Asker, Shown
+    from qvsplit.checks import Question
     from qvsplit.extract import Summary, Watcher
     from qvsplit.store import Row
 
@@ -321,6 +324,22 @@ def ask(
     questions_file: Annotated[
         Path | None, typer.Option("--questions", metavar="FILE", help="More questions, one a line.", show_default=False)
     ] = None,
+    checks_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--checks", metavar="FILE", help="Checks, in TOML or YAML: see docs/checks.md.", show_default=False
+        ),
+    ] = None,
+    choices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", help="The answers allowed, each given its probability: yes,no.", show_default=False
+        ),
+    ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Answers are JSON that conforms to this schema.", show_default=False),
+    ] = None,
     image: Annotated[
         list[str] | None,
         typer.Option(
@@ -330,10 +349,58 @@ def ask(
     together: Annotated[
         bool, typer.Option("--together", help="Show all chosen pictures in one prompt, in order of path.")
     ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Show each picture in one prompt behind this one.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Answers as a table: .parquet, .csv or .jsonl. What is in it already is not asked again.",
+            show_default=False,
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Answers as one page with thumbnails.", show_default=False),
+    ] = None,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SEVERITY",
+            help="Exit with 8 if a check of this severity or a graver one was raised: info, warn or block.",
+            show_default=False,
+        ),
+    ] = None,
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="Print the log-probability of every allowed answer.")
+    ] = False,
     system: Annotated[
         str | None, typer.Option(help="A system message in place of the template's own.", show_default=False)
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 128,
+    temperature: Annotated[
+        float | None, typer.Option(help="Draw answers instead of the likeliest tokens.", show_default=False)
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens of this probability.", show_default=False)
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw from this many of the likeliest tokens.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same answers.")] = 0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End an answer before this text; may be repeated.", show_default=False),
+    ] = None,
+    token_budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens in one batch: memory against speed [default: 16384 on a CPU, 131072 on CUDA].",
+            show_default=False,
+        ),
+    ] = None,
     model: Model = None,
     device: Annotated[
         str | None,
@@ -358,68 +425,133 @@ def ask(
 ) -> None:
     """Answer questions from an album alone.
 
-    Every question is asked of every picture chosen, from its stored embeddings. Only the language model is loaded.
-    Answers are greedy, and are the whole model's own, token for token.
+    Every question is asked of every picture chosen, from its stored embeddings. Only the language model is loaded,
+    and a picture's part of the prompt is computed once for all its questions. Answers are greedy unless you say
+    otherwise, and are the whole model's own, token for token. With --out or --report they go there, and to stdout
+    only with --json.
     """
+    from qvsplit import checks
     from qvsplit.album import open_album
-    from qvsplit.ask import Settings, open_asker, select
+    from qvsplit.answers import Table
+    from qvsplit.ask import Settings, Shown, open_asker, select
+    from qvsplit.schema import read_schema
 
-    typed = not questions and questions_file is None and sys.stdin is not None and sys.stdin.isatty()
-    asked = [] if typed else _questions(questions or [], questions_file)
-    album = open_album(*(embeds or ["embeds"]))
-    rows = select(album, image or [])
+    if fail_on is not None and fail_on not in checks.SEVERITIES:
+        raise UsageError(f"--fail-on {fail_on}: choose one of {', '.join(checks.SEVERITIES)}")
+    if together and compare is not None:
+        raise UsageError("--together and --compare: choose one")
+    interactive = sys.stdin is not None and sys.stdin.isatty()
+    typed = not questions and questions_file is None and checks_file is None and interactive
+    if typed and (out is not None or report is not None or fail_on is not None):
+        raise UsageError("--out, --report and --fail-on need questions: on the command line, in a file or in a pipe")
+    asked = [] if typed else _questions(questions or [], questions_file, choices, checks_file)
+    if fail_on is not None and not any(question.flag for question in asked):
+        raise UsageError("--fail-on needs --checks FILE with a check that has a flag")
+    table = Table(out) if out is not None else None
     settings = Settings(
         model=model, device=device, dtype=dtype, max_new_tokens=max_new_tokens, system=system,
-        unchecked_tower=unchecked_tower,
+        unchecked_tower=unchecked_tower, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
+        stop=tuple(stop or ()), json_schema=read_schema(json_schema) if json_schema is not None else None,
+        token_budget=token_budget,
     )  # fmt: skip
+    album = open_album(*(embeds or ["embeds"]))
+    rows = select(album, image or [])
+    shown = [Shown((row,)) for row in rows]
+    if together:
+        shown = [Shown(tuple(rows))]
+    elif compare is not None:
+        (reference,) = select(album, [compare], only=1)
+        shown = [Shown((reference, row), shared=1) for row in rows if row is not reference]
+        if not shown:
+            raise UsageError(f"--compare {compare}: there is no other picture to compare it with")
     with interrupts.at_once():  # only reading so far
-        asker = open_asker(album, settings)
-    note = asker.dtype_note()
-    if note and not quiet:
-        _say(note)
-    groups: list[tuple[Row, ...]] = [tuple(rows)] if together else [(row,) for row in rows]
-    one_root = len({row.root for row in rows}) == 1
-    printer = _Printer(as_json=as_json, single=len(groups) * len(asked) == 1, one_root=one_root)
+        asker = open_asker(album, settings, loaded=table is None)
+    printer = _Printer(
+        as_json=as_json, single=len(shown) * len(asked) == 1, one_root=len({row.root for row in rows}) == 1,
+        logprobs=logprobs,
+    )  # fmt: skip
     if typed:
-        _prompt_loop(asker, groups, printer)
+        _note(asker, quiet)
+        _prompt_loop(asker, shown, printer, choices)
         return
-    for group in groups:
-        for question in asked:
-            printer.answer(asker, group, question)
-            interrupts.check()
+    survey = _Survey(asker, shown, asked, printer, told=as_json or (out is None and report is None), quiet=quiet)
+    if table is None:
+        _note(asker, quiet)
+        survey.run()
+    else:
+        with table:
+            survey.run(table)
+        _note(asker, quiet)
+        if not quiet:
+            _say(f"{survey.recalled:,} answers known, {survey.answered:,} asked; {len(table):,} in {out}")
+    if report is not None:
+        survey.report(report)
+    verdicts = survey.verdicts
+    if verdicts and not quiet:
+        counted = {name: verdicts.count(name) for name in (*reversed(checks.SEVERITIES), checks.PASS)}
+        _say(", ".join(f"{name}: {number:,}" for name, number in counted.items() if number))
+    if fail_on is not None:
+        grave = checks.SEVERITIES[checks.SEVERITIES.index(fail_on) :]
+        if any(name in grave for name in verdicts):
+            raise typer.Exit(CHECKS_RAISED)
 
 
-def _questions(given: list[str], file: Path | None) -> list[str]:
-    """All questions there are, from the command line, a file, and, where neither has any, the pipe."""
+def _note(asker: Asker, quiet: bool) -> None:
+    """Where the halves compute in different dtypes, say so; a model that was not needed is not loaded for it."""
+    note = asker.dtype_note() if asker.is_loaded and not quiet else None
+    if note:
+        _say(note)
+
+
+def _questions(given: list[str], file: Path | None, choices: str | None, checks_file: Path | None) -> list[Question]:
+    """All questions there are: the command line's, a file's, the checks, and, where none has any, the pipe's."""
+    from qvsplit.checks import Question, read_checks
+
     asked = list(given)
     try:
         if file is not None:
             asked += file.read_text(encoding="utf-8-sig").split("\n")
-        elif not given and sys.stdin is not None:
+        elif not given and checks_file is None and sys.stdin is not None:
             asked += sys.stdin.read().removeprefix("\ufeff").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"questions cannot be read from {file or 'the pipe'} ({error})") from None
-    asked = [question.rstrip("\r") for question in asked if question.strip()]
-    if not asked:
+    texts = dict.fromkeys(question.rstrip("\r") for question in asked if question.strip())
+    all_of_them = [_with_choices(Question(text), choices) for text in texts]
+    all_of_them += read_checks(checks_file) if checks_file is not None else []
+    if not all_of_them:
         raise UsageError('no question; give one in quotes: qvsplit ask "What is in the picture?"')
-    return asked
+    return all_of_them
 
 
-def _prompt_loop(asker: Asker, groups: list[tuple[Row, ...]], printer: _Printer) -> None:
-    """Questions one by one; the model stays loaded. An empty line or Ctrl-D ends it, Ctrl-C cuts an answer short."""
-    _say(f"{sum(map(len, groups))} pictures; type a question, or an empty line to end")
+def _with_choices(question: Question, choices: str | None) -> Question:
+    from qvsplit.checks import with_choices
+
+    if choices is None:
+        return question
+    return with_choices(question, [choice.strip() for choice in choices.split(",")])
+
+
+def _prompt_loop(asker: Asker, shown: list[Shown], printer: _Printer, choices: str | None) -> None:
+    """Questions one by one; model and pictures stay warm. An empty line or Ctrl-D ends it, Ctrl-C cuts an answer."""
+    from qvsplit.checks import Question
+
+    _say(f"{sum(len(one.rows) for one in shown)} pictures; type a question, or an empty line to end")
     while True:
         print("? ", end="", file=sys.stderr, flush=True)
         try:
-            question = input().strip()
+            text = input().strip()
         except EOFError:
             print(file=sys.stderr)
             return
-        if not question:
+        if not text:
             return
         try:
-            for group in groups:
-                printer.answer(asker, group, question)
+            question = _with_choices(Question(text), choices)
+            if len(shown) == 1:
+                printer.stream(asker, shown[0], question)
+            else:
+                for answer in asker.survey(shown, [question]):
+                    printer.tell(answer)
         except Terminated:
             raise
         except KeyboardInterrupt:
@@ -429,43 +561,152 @@ def _prompt_loop(asker: Asker, groups: list[tuple[Row, ...]], printer: _Printer)
             _say(str(error))
 
 
+class _Survey:
+    """Every question asked of every picture: told as they are answered, kept for table, report and verdicts."""
+
+    def __init__(
+        self, asker: Asker, shown: list[Shown], questions: list[Question], printer: _Printer, *, told: bool, quiet: bool
+    ) -> None:
+        self.asker = asker
+        self.shown = shown
+        self.questions = questions
+        self.printer = printer
+        self.told = told
+        self.quiet = quiet
+        self.recalled = self.answered = 0
+        self.verdicts: list[str] = []
+        self._answers: list[Answer] = []
+
+    def run(self, table: Table | None = None) -> None:
+        """Ask; with `table`, only what it does not know, and put the rest into it."""
+        from qvsplit.ask import Recorder
+
+        if table is None and self.printer.streams and self.printer.single:
+            self._take([self.printer.stream(self.asker, self.shown[0], self.questions[0])])
+            return
+        with interrupts.at_once():  # the weights' fingerprint takes its time, once
+            recorder = Recorder(table, self.asker, self.questions) if table is not None else None
+        total = len(self.shown) * len(self.questions)
+        with _Progress(
+            shown=sys.stderr.isatty() and not self.quiet and not (self.told and self.printer.streams)
+        ) as bar:
+            bar.next("answers", total)
+            picture: list[Answer] = []
+            for answer in self.asker.survey(
+                self.shown, self.questions, **({"recall": recorder.recall} if recorder else {})
+            ):
+                if recorder is not None:
+                    recorder.put(answer)
+                if self.told:
+                    self.printer.tell(answer)
+                bar.advance(answer.rows[-1].path)
+                picture.append(answer)
+                if len(picture) == len(self.questions):
+                    self._take(picture)
+                    picture = []
+                interrupts.check()
+        if recorder is not None:
+            recorder.drop_stale()
+            self.recalled, self.answered = recorder.recalled, recorder.asked
+
+    def report(self, file: Path) -> None:
+        """The answers as one page."""
+        from qvsplit.report import write_report
+
+        with _Progress(shown=sys.stderr.isatty() and not self.quiet) as bar:
+            bar.next("thumbnails", len(self.shown))
+            told = {
+                "model": self.asker.model,
+                "pictures": f"{len(self.shown):,}",
+                "questions": f"{len(self.questions):,}",
+            }
+            write_report(file, self._answers, title=file.stem, told=told, on_picture=bar.advance)
+        if not self.quiet:
+            _say(f"{file}: {len(self.shown):,} pictures, {size(file.stat().st_size)}")
+
+    def _take(self, answers: list[Answer]) -> None:
+        """One picture's answers are complete."""
+        from qvsplit.checks import verdict
+
+        self._answers += answers
+        if any(question.flag for question in self.questions):
+            raised = [answer for answer in answers if answer.flagged]
+            self.verdicts.append(verdict(answer.severity or "" for answer in raised))
+            if self.told:
+                self.printer.verdict(answers[0].rows, self.verdicts[-1], [answer.name for answer in raised])
+
+
 class _Printer:
     """Answers to stdout: streamed on a terminal, JSON lines, or plain lines for a pipe."""
 
-    def __init__(self, *, as_json: bool, single: bool, one_root: bool) -> None:
+    def __init__(self, *, as_json: bool, single: bool, one_root: bool, logprobs: bool) -> None:
         self.one_root = one_root
         self.as_json = as_json
         self.single = single
+        self.logprobs = logprobs
         self.streams = sys.stdout is not None and sys.stdout.isatty() and not as_json
 
-    def answer(self, asker: Asker, group: tuple[Row, ...], question: str) -> None:
-        if self.streams:
-            self._heading(group, question)
-            asker.answer(group, question, on_text=self._stream)
-            print(flush=True)
-            return
-        answer = asker.answer(group, question)
-        print(json.dumps(answer.to_json(), ensure_ascii=False) if self.as_json else self._plain(answer), flush=True)
+    def stream(self, asker: Asker, shown: Shown, question: Question) -> Answer:
+        """Ask, and show the answer as it grows, where somebody watches."""
+        if not self.streams or question.answers is not None:
+            answer = asker.answer(shown.rows, question)
+            self.tell(answer)
+            return answer
+        self._heading(shown.rows, question.text)
+        answer = asker.answer(shown.rows, question, on_text=self._grow)
+        print(flush=True)
+        return answer
 
-    def _heading(self, group: tuple[Row, ...], question: str) -> None:
+    def tell(self, answer: Answer) -> None:
+        """One finished answer."""
+        if self.as_json:
+            print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
+        elif self.streams:
+            self._heading(answer.rows, answer.name)
+            print(printable("  ".join([answer.text, *self._odds(answer)]), keep="\n\t"), flush=True)
+        elif self.single:
+            print("\t".join([answer.text, *self._odds(answer)]), flush=True)
+        else:
+            self._line([self._names(answer.rows), answer.name, answer.text, *self._odds(answer)])
+
+    def verdict(self, rows: Sequence[Row], verdict: str, raised: list[str]) -> None:
+        """What a picture's checks come to."""
+        if self.as_json:
+            print(json.dumps({
+                "paths": [row.path for row in rows], "roots": [row.root for row in rows], "verdict": verdict,
+                "raised": raised,
+            }, ensure_ascii=False), flush=True)  # fmt: skip
+        else:
+            self._line([self._names(rows), "verdict", verdict, ",".join(raised)])
+
+    def _line(self, parts: list[str]) -> None:
+        print("\t".join(printable(" ".join(part.split())) for part in parts), flush=True)
+
+    def _odds(self, answer: Answer) -> list[str]:
+        """Probability, what it raised, log-probabilities: nothing for an answer in the model's own words."""
+        if answer.probabilities is None:
+            return ["skipped"] if answer.finish_reason == "skipped" else []
+        told = [f"{answer.probability:.3f}", (answer.severity or "") if answer.flagged else ""]
+        if self.logprobs:
+            told += [f"{name}={value:.4f}" for name, value in (answer.logprobs or {}).items()]
+        return told if any(told[1:]) else told[:1]
+
+    def _heading(self, rows: Sequence[Row], question: str) -> None:
         if self.single:
             return
         bold, plain = ("", "") if os.environ.get("NO_COLOR") else ("\033[1m", "\033[0m")
-        names = ", ".join(printable(self._name(row)) for row in group)
+        names = ", ".join(printable(self._name(row)) for row in rows)
         print(f"\n{bold}{names}{plain}  {printable(question)}", flush=True)
 
-    def _stream(self, text: str) -> None:
+    def _grow(self, text: str) -> None:
         print(printable(text, keep="\n\t"), end="", flush=True)
+
+    def _names(self, rows: Sequence[Row]) -> str:
+        return ",".join(map(self._name, rows))
 
     def _name(self, row: Row) -> str:
         """The path alone where all pictures have one root, else with it."""
         return row.path if self.one_root else f"{row.root}/{row.path}"
-
-    def _plain(self, answer: Answer) -> str:
-        if self.single:
-            return answer.text
-        names = ",".join(map(self._name, answer.rows))
-        return "\t".join(printable(" ".join(part.split())) for part in (names, answer.question, answer.text))
 
 
 # ------------------------------------------------------------------------------------------------ inspect, verify

@@ -23,6 +23,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 
 PICTURES_FAILED = 1
+CHECKS_RAISED = 8
 INTERRUPTED = 130  # 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
 

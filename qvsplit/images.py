@@ -196,8 +196,12 @@ def read(found: Found) -> ReadFile:
 # --------------------------------------------------------------------------------------------------------- decode
 
 
-def decode(data: bytes) -> Image.Image:
-    """The picture in `data` as an upright 8-bit RGB image. PictureError with the reason if it cannot be had."""
+def decode(data: bytes, *, about: int | None = None) -> Image.Image:
+    """The picture in `data` as an upright 8-bit RGB image. PictureError with the reason if it cannot be had.
+
+    With `about`, a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as its shorter side keeps
+    that many pixels: for thumbnails, as the pixels are not those that a model sees.
+    """
     import io
 
     from PIL import Image, UnidentifiedImageError
@@ -207,6 +211,8 @@ def decode(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
             _check_size(*image.size)
+            if about is not None:
+                image.draft(None, (about, about))
             image.load()
             return _to_rgb(_upright(image))
     except PictureError:

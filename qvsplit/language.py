@@ -390,11 +390,18 @@ def load(
     checkpoint: Checkpoint, *, device: torch.device | None, dtype: torch.dtype | None, device_map: str | None = None
 ) -> Language:
     """The language half of `checkpoint` on `device`, or spread by `device_map` as transformers and accelerate do."""
+    import torch
+
+    from qvsplit.packing import pack
+
     prompter = Prompter(checkpoint)
     mapped: str | dict[str, Any] | None = device_map
     if device_map is None and device is not None and device.type != "cpu":
         mapped = {"": device}
-    return Language(load_language(checkpoint, dtype=dtype, device_map=mapped), prompter)
+    model = load_language(checkpoint, dtype=dtype, device_map=mapped)
+    if mapped is None and model.dtype == torch.float32:
+        pack(model)
+    return Language(model, prompter)
 
 
 def as_tensor(embeds: Embeds) -> torch.Tensor:

@@ -193,20 +193,45 @@ def fingerprint(checkpoint: Checkpoint, *, cache: Path | None = None) -> str:
     """
     began = time.time_ns()
     places = tower_places(checkpoint)
-    entry = (cache or cache_folder()) / "fingerprints" / f"{_stat_key(checkpoint, places)}.json"
+    entry = (cache or cache_folder()) / "fingerprints" / f"{_stat_key(_files_behind(checkpoint, places))}.json"
     known = _remembered(entry)
     if known is not None:
         return known
+    summary = _fingerprint_of(checkpoint, places, _digests(places))
+    _remember(entry, summary, [*_files_behind(checkpoint, places)], began)
+    return summary
+
+
+def language_fingerprint(checkpoint: Checkpoint) -> str:
+    """What names the language half: its tensors, and the small files that decide prompts and answers. 64 hex digits.
+
+    Reads that half once, then remembers as `fingerprint` does. Unlike a tower's it does not survive other names or
+    settings that mean the same: it only says that answers given before are still this model's.
+    """
+    began = time.time_ns()
+    places = checkpoint.places(checkpoint.language_names)
+    files = sorted({*(place.file for place in places.values()), *_small_files(checkpoint)})
+    entry = cache_folder() / "fingerprints" / f"{_stat_key(files, 'language')}.json"
+    known = _remembered(entry)
+    if known is None:
+        small = [
+            [path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(_small_files(checkpoint))
+        ]
+        digests = _digests(places)
+        tensors = [[name, places[name].dtype, list(places[name].shape), digests[name]] for name in sorted(places)]
+        known = hashlib.sha256(canonical_json({"tensors": tensors, "files": small})).hexdigest()
+        _remember(entry, known, files, began)
+    return known
+
+
+def _digests(places: Mapping[str, TensorPlace]) -> dict[str, str]:
+    """SHA-256 of every tensor's bytes."""
     with ThreadPoolExecutor(1, "qvsplit-hash") as pool:
         digests: dict[str, Future[str]] = {}
         for name, raw in _read_in_file_order(places):
             digests[name] = pool.submit(_digest, raw)
             _wait_for_backlog(digests)
-        summary = _fingerprint_of(checkpoint, places, {name: d.result() for name, d in digests.items()})
-    newest = max(path.stat().st_mtime_ns for path in _files_behind(checkpoint, places))
-    if began - newest > FRESH_NS:
-        _remember(entry, summary)
-    return summary
+        return {name: digest.result() for name, digest in digests.items()}
 
 
 def noted_fingerprint(checkpoint: Checkpoint) -> str | None:
@@ -263,12 +288,12 @@ def _files_behind(checkpoint: Checkpoint, places: Mapping[str, TensorPlace]) -> 
     ]
 
 
-def _stat_key(checkpoint: Checkpoint, places: Mapping[str, TensorPlace]) -> str:
+def _stat_key(files: list[Path], *of: str) -> str:
     stats = []
-    for path in _files_behind(checkpoint, places):
+    for path in files:
         status = path.stat()
         stats.append((str(path), status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns))
-    return hashlib.sha256(canonical_json(["fingerprint 1", stats])).hexdigest()
+    return hashlib.sha256(canonical_json(["fingerprint 1", stats, *of])).hexdigest()
 
 
 def _remembered(entry: Path) -> str | None:
@@ -279,8 +304,10 @@ def _remembered(entry: Path) -> str | None:
     return known if isinstance(known, str) and len(known) == 64 else None
 
 
-def _remember(entry: Path, summary: str) -> None:
-    """A cache that cannot be written only costs the time to compute it again."""
+def _remember(entry: Path, summary: str, files: list[Path], began: int) -> None:
+    """Not where a file is so fresh that it may change unseen. A cache that cannot be written only costs time."""
+    if began - max(path.stat().st_mtime_ns for path in files) <= FRESH_NS:
+        return
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=entry.parent, delete=False) as temporary:

@@ -26,14 +26,20 @@ ARROWS = {
     "store": {"errors", "recipe"},
     "album": {"errors", "recipe", "images", "store"},
     "prompt": {"errors", "checkpoint", "hf"},
-    "language": {"errors", "recipe", "checkpoint", "devices", "store", "prompt", "weights"},
+    "packing": set(),
+    "prefix": set(),
+    "language": {"errors", "recipe", "checkpoint", "devices", "store", "prompt", "weights", "packing", "prefix"},
+    "checks": {"errors"},
+    "schema": {"errors"},
+    "answers": {"errors", "interrupts", "store"},
+    "report": {"errors", "checks", "images", "store"},
 }
 LOOPS = {"extract", "ask", "verify"}
 # a room of several files above the loops, with the embedded checkpoint; it calls them as a user would
 DEMO = {"demo/__init__": {"errors", "interrupts", "checkpoint", "images", "store", "album", "extract", "ask"},
         "demo/table": {"errors", "checkpoint", "images", "demo"}}  # fmt: skip
 DOORS = {"cli", "__init__", "__main__"}
-TOUCH_TORCH = {"hf", "weights", "vision", "language", "devices", *LOOPS}
+TOUCH_TORCH = {"hf", "weights", "vision", "language", "packing", "prefix", "schema", "devices", *LOOPS}
 
 
 def imports(room: str, *, for_types: bool = False) -> set[str]:

@@ -95,8 +95,8 @@ def test_with_the_embeddings_of_other_pictures_it_falls_to_chance(cards, from_th
     """And what it then says is true of those other pictures."""
     _, drawn, album = cards
     asker = open_asker(open_album(album))
-    others = shuffled(asker, drawn)
-    swapped = [one for one in mark(drawn, from_shards(asker)) if len(one.cards) == 1]
+    answerer, others = shuffled(asker, drawn)
+    swapped = [one for one in mark(drawn, answerer) if len(one.cards) == 1]
     truths = [questions.truth(others[m.cards[0].name].scene, m.question.kind, m.question.about) for m in swapped]
     same = np.mean([truth == one.question.answer for truth, one in zip(truths, swapped, strict=True)])
     right = np.mean([one.exact for one in swapped])

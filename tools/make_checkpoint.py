@@ -156,7 +156,8 @@ def make_tiny(
 def make_small(out: Path, *, layout: str = "hub") -> None:
     """A checkpoint of 113 M parameters in float32, in one file, whose answers go on until they are cut."""
     logging.disable_progress_bar()
-    tokenizer = make_tokenizer(vocab_size=2000)
+    licence = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
+    tokenizer = make_tokenizer([CORPUS, licence], vocab_size=2000)
     config = small_config(tokenizer)
     config.text_config.initializer_range = config.vision_config.initializer_range = 0.06
     torch.manual_seed(0)

@@ -94,17 +94,11 @@ def from_shards(asker: Asker) -> Answerer:
     return lambda cards, question: asker.answer([rows[card.name] for card in cards], question).text
 
 
-def shuffled(asker: Asker, cards: Sequence[Card]) -> dict[str, Card]:
-    """From now on `asker` gives every picture the embeddings of another; says whose."""
+def shuffled(asker: Asker, cards: Sequence[Card]) -> tuple[Answerer, dict[str, Card]]:
+    """Answers that give every picture the embeddings of another; and whose, by name."""
     others = {card.name: cards[(index + len(cards) // 2) % len(cards)] for index, card in enumerate(cards)}
     rows = {row.path: row for row in asker.album}
-    true_embeds = asker.album.embeds
-
-    def embeds(row: Row) -> Any:
-        return true_embeds(rows[others[row.path].name])
-
-    asker.album.embeds = embeds  # type: ignore[method-assign]
-    return others
+    return lambda some, question: asker.answer([rows[others[card.name].name] for card in some], question).text, others
 
 
 def from_whole_model(checkpoint: Path, folder: Path) -> Answerer:
@@ -167,8 +161,7 @@ def main() -> None:
         asker = open_asker(open_album(album), AskSettings())
         split = mark(cards, from_shards(asker))
         whole = mark(cards, from_whole_model(told.checkpoint, folder))
-        shuffled(asker, cards)
-        swapped = mark(cards, from_shards(asker))
+        swapped = mark(cards, shuffled(asker, cards)[0])
     columns = [accuracy(split), accuracy(whole), accuracy(swapped), blind(split)]
     number = Counter(one.question.kind for one in split)
     lines = [

@@ -1,0 +1,219 @@
+"""Many questions of one picture: what does each further one cost? Side by side, on one machine, in one run.
+
+    python bench/ask.py CHECKPOINT [--vllm PYTHON] [--questions 1,5,20,100] [--tokens 256,1250,2700] [--plot FILE.svg]
+
+CHECKPOINT: `python tools/make_checkpoint.py DIR --shape 113m --layout hub`. All contenders answer greedily, in
+float32, 16 new tokens a question, from the picture to the last answer, models loaded and warmed up before:
+
+    whole    transformers' whole model on the pixels, a question at a time: tower, prefill, decode
+    stored   stored embeddings, but a prefill a question: transformers' language half, a question at a time
+    vllm     vLLM with prefix caching on stored embeddings, all questions as one batch, an empty cache before each run
+    qvsplit  stored embeddings read from the album, one prefill, all questions behind it; nothing warm
+
+`whole` and `stored` take the same time for every question, so three are timed and the mean is multiplied. `vllm` and
+`qvsplit` are the median of three whole runs. PYTHON is that of an environment with vllm (bench/vllm_peer.py runs in
+it, before the others). Answers are compared token by token. Last line: one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from plot import lines
+
+import qvsplit
+from qvsplit.images import open_file
+
+NEW_TOKENS = 16
+TIMED_ALONE, REPEATS = 3, 3
+GRIDS = {256: (16, 16), 1250: (25, 50), 2700: (50, 54)}  # tokens: rows and columns of them
+SUBJECTS = ("person", "dog", "car", "tree", "house", "sign", "boat", "flower", "lamp", "table")
+FORMS = (
+    "Is there a {} in the picture?", "How many of these do you see: {}?", "What colour is the {}?",
+    "Where is the {}?", "Is the {} on the left or on the right?", "What is next to the {}?", "Is the {} in focus?",
+    "Describe the {} in one sentence, please.", "Is the {} larger than half of the picture?", "Is a {} in front?",
+)  # fmt: skip
+
+
+def questions(number: int) -> list[str]:
+    """That many different questions."""
+    return [form.format(subject) for form in FORMS for subject in SUBJECTS][:number]
+
+
+def main() -> None:
+    """Time every contender on every size and number of questions; print ratios and the cost of one more question."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--vllm", type=Path, help="the Python of an environment with vllm")
+    parser.add_argument("--questions", default="1,5,20,100")
+    parser.add_argument("--tokens", default="256,1250,2700")
+    parser.add_argument("--plot", type=Path)
+    told = parser.parse_args()
+    counts, sizes = ([int(n) for n in text.split(",")] for text in (told.questions, told.tokens))
+    with tempfile.TemporaryDirectory() as folder:
+        album = _album(told.checkpoint, Path(folder), sizes)
+        vllm = _vllm(told, album, Path(folder), counts) if told.vllm else {}
+        results = [_case(told.checkpoint, album, row, counts, vllm) for row in album]
+    _tell(results, counts)
+    if told.plot:
+        told.plot.write_text(_plot(results))
+    print(json.dumps({
+        "bench": "ask", "machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
+        "threads": torch.get_num_threads(), "new_tokens": NEW_TOKENS, "results": results,
+    }))  # fmt: skip
+
+
+def _album(checkpoint: Path, folder: Path, sizes: list[int]) -> qvsplit.Album:
+    """One photograph, cut to each size."""
+    import skimage
+
+    photo = open_file(Path(skimage.__file__).parent / "data" / "retina.jpg")
+    (folder / "photos").mkdir()
+    for size in sizes:
+        rows, columns = GRIDS[size]
+        photo.resize((columns * 28, rows * 28)).save(folder / "photos" / f"{size:05}.png")
+    settings = qvsplit.ExtractSettings(model=str(checkpoint), max_pixels=4000 * 28 * 28)
+    qvsplit.extract_pictures([folder / "photos"], out=folder / "album", settings=settings)
+    return qvsplit.open_album(folder / "album")
+
+
+def _median(run: Callable[[], Any]) -> tuple[float, Any]:
+    seconds, out = [], None
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        out = run()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds), out
+
+
+def _case(
+    checkpoint: Path, album: qvsplit.Album, row: qvsplit.Row, counts: list[int], vllm: dict[str, Any]
+) -> dict[str, Any]:
+    """One picture, all contenders: seconds by the number of questions."""
+    whole_seconds, stored_seconds, reference = _one_by_one(checkpoint, album, row)
+    asker = qvsplit.open_asker(album, qvsplit.AskSettings(max_new_tokens=NEW_TOKENS, warm_tokens=0))
+    asker.answers(row, questions(5))
+    seconds: dict[str, dict[int, float]] = {
+        "whole": {n: whole_seconds * n for n in counts}, "stored": {n: stored_seconds * n for n in counts},
+        "qvsplit": {}, "vllm": {},
+    }  # fmt: skip
+    same = {"whole": 0, "vllm": 0}
+    for number in counts:
+        seconds["qvsplit"][number], answers = _median(functools.partial(asker.answers, row, questions(number)))
+        mine = [answer.tokens for answer in answers]
+        if number == max(counts):
+            same["whole"] = sum(a == b for a, b in zip(mine, reference, strict=False))
+        if vllm:
+            other = vllm[row.path][str(number)]
+            seconds["vllm"][number] = other["seconds"]
+            if number == max(counts):
+                same["vllm"] = sum(a == b for a, b in zip(mine, other["tokens"], strict=True))
+    if not vllm:
+        del seconds["vllm"]
+    tail = answers[0].prompt_tokens - (row.n_tokens or 0)
+    return {"tokens": row.n_tokens, "other_prompt_tokens": tail, "seconds": seconds, "identical": same,
+            "compared": {"whole": min(TIMED_ALONE, max(counts)), "vllm": max(counts) if vllm else 0}}  # fmt: skip
+
+
+def _one_by_one(checkpoint: Path, album: qvsplit.Album, row: qvsplit.Row) -> tuple[float, float, list[list[int]]]:
+    """Seconds a question of `whole` and `stored`, and the whole model's answers."""
+    from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 4000 * 28 * 28}
+    model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    image = open_file(Path(row.root) / row.path)
+    embeds = qvsplit.as_tensor(album.embeds(row))
+    greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+    def inputs(question: str) -> Any:
+        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return processor(text=[text], images=[image], return_tensors="pt")
+
+    def answer(given: Any, **more: Any) -> list[int]:
+        with torch.inference_mode():
+            out = model.generate(**given, **more, max_new_tokens=NEW_TOKENS, **greedy)
+        tokens: list[int] = out[0, given["input_ids"].shape[1] :].tolist()
+        return tokens
+
+    answer(inputs("Ready?"))
+    whole, stored, told = [], [], []
+    for question in questions(TIMED_ALONE):
+        began = time.perf_counter()
+        told.append(answer(inputs(question)))
+        whole.append(time.perf_counter() - began)
+        given = {name: value for name, value in inputs(question).items() if name != "pixel_values"}
+        began = time.perf_counter()
+        again = answer(given, mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=[embeds])})
+        stored.append(time.perf_counter() - began)
+        if again != told[-1]:
+            raise SystemExit("stored embeddings and pixels gave different answers: nothing to compare")
+    return statistics.mean(whole), statistics.mean(stored), told
+
+
+def _vllm(told: argparse.Namespace, album: qvsplit.Album, folder: Path, counts: list[int]) -> dict[str, Any]:
+    """Seconds and tokens by picture and number of questions, from a process of its own."""
+    from safetensors.numpy import save_file
+
+    save_file({row.path: album.embeds(row).numpy() for row in album}, folder / "embeds.safetensors")
+    job = {
+        "model": str(told.checkpoint), "embeds": str(folder / "embeds.safetensors"), "counts": counts,
+        "grids": {row.path: row.grid_thw for row in album}, "questions": questions(max(counts)),
+        "new_tokens": NEW_TOKENS, "repeats": REPEATS, "out": str(folder / "vllm.json"),
+    }  # fmt: skip
+    (folder / "job.json").write_text(json.dumps(job))
+    here = Path(__file__).parent
+    subprocess.run([told.vllm, here / "vllm_peer.py", folder / "job.json"], check=True, stdout=sys.stderr)
+    answers: dict[str, Any] = json.loads((folder / "vllm.json").read_text())
+    return answers
+
+
+def _tell(results: list[dict[str, Any]], counts: list[int]) -> None:
+    for result in results:
+        seconds = result["seconds"]
+        print(f"\n{result['tokens']} tokens of picture, {result['other_prompt_tokens']} of system and question")
+        print(f"{'questions':>10}" + "".join(f"{name:>12}" for name in seconds) + "    qvsplit is")
+        for number in counts:
+            mine = seconds["qvsplit"][number]
+            ratios = ", ".join(f"{seconds[name][number] / mine:.1f} x {name}" for name in seconds if name != "qvsplit")
+            print(f"{number:>10}" + "".join(f"{seconds[name][number]:>10.2f} s" for name in seconds) + f"    {ratios}")
+        for low, high in itertools.pairwise(counts):
+            more = {name: (told[high] - told[low]) / (high - low) for name, told in seconds.items()}
+            print(
+                f"one more question, {low} to {high}: " + ", ".join(f"{n} {s * 1000:.0f} ms" for n, s in more.items())
+            )
+        print(f"identical answers: {result['identical']} of {result['compared']}")
+
+
+def _plot(results: list[dict[str, Any]]) -> str:
+    """Seconds a question by the number of questions, for the middle size."""
+    result = results[len(results) // 2]
+    series = {
+        name: [(number, seconds / number) for number, seconds in told.items()]
+        for name, told in result["seconds"].items()
+    }
+    return lines(
+        series, title=f"Seconds a question, one picture of {result['tokens']:,} tokens", x="questions", y="seconds"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""Answers as a table: one record an answer, in a Parquet, CSV or JSON Lines file that any reader opens.
+
+While questions are asked, every record goes to a journal beside the file first, so that a killed run loses no answer
+that was finished; at the end, and after an interruption, the file is written anew and put in place whole. A record is
+found again by what decided it: the pictures' bytes, the prompt, the recipe and the model. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from qvsplit import interrupts
+from qvsplit.errors import AlbumDamaged, AlbumInUse, UsageError
+from qvsplit.store import disk_errors, sync_folder
+
+Record = dict[str, Any]
+
+# Column and kind. `json` is a list or an object: itself in JSON Lines, JSON text elsewhere, but for Parquet's tokens.
+COLUMNS: Mapping[str, str] = {
+    "root": "text", "path": "text", "sha256": "text", "id": "text", "question": "text", "answer": "text",
+    "probability": "float", "flagged": "bool", "severity": "text", "probabilities": "json", "logprobs": "json",
+    "coverage": "float", "tokens": "json", "prompt_tokens": "int", "finish_reason": "text", "recipe": "text",
+    "prompt_hash": "text", "model": "text", "weights": "text", "dtype": "text", "tower_check": "text", "time": "text",
+}  # fmt: skip
+FORMATS = (".parquet", ".csv", ".jsonl")
+SYNC_SECONDS = 5
+_REQUIRED = ("root", "path", "sha256", "id", "question", "finish_reason", "recipe", "prompt_hash", "weights")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What decides an answer: of which bytes, to which prompt, of an album of which recipe, by which weights."""
+
+    sha256: str
+    prompt_hash: str
+    recipe: str
+    weights: str
+
+
+class Table:
+    """The answers in one file, open for reading and adding. Use it in a `with` block: the end writes the file.
+
+    Records are the newest by (root, path, id), in the order in which they first came. UsageError for a file that is
+    no such table, AlbumInUse while another process has it open, AlbumDamaged for a journal that was tampered with,
+    DiskError where nothing can be written.
+    """
+
+    def __init__(self, file: Path) -> None:
+        if file.suffix.lower() not in FORMATS:
+            raise UsageError(f"--out {file}: the name must end in {', '.join(FORMATS)}")
+        if file.is_dir():
+            raise UsageError(f"--out {file} is a folder; name a file in it")
+        self.file = file
+        self.journal = file.with_name(f".{file.name}.journal")
+        self._records: dict[tuple[str, str, str], Record] = {}
+        self._known: dict[Key, Record] = {}
+        self._changed = False
+        self._stream: IO[bytes] | None = None
+        self._synced = time.monotonic()
+
+    def __enter__(self) -> Table:
+        with _disk_errors(self.file):
+            self._stream = _locked(self.journal)
+        try:
+            existed = self.file.exists()
+            for record in _read(self.file) if existed else ():
+                self._add(record)
+            for record in _read_journal(self._stream, self.journal):
+                self._add(record)
+                self._changed = True
+            self._changed |= not existed
+        except BaseException:
+            self._stream.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Put the file in place. Where that fails the journal stays, and the next run takes it up."""
+        assert self._stream is not None
+        with interrupts.held_back(), _disk_errors(self.file), self._stream:
+            if self._changed and (self._records or kind is None):
+                _write(self.file, list(self._records.values()))
+            self.journal.unlink()
+
+    def __len__(self) -> int:
+        """Records."""
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records, in order."""
+        return iter(self._records.values())
+
+    def find(self, key: Key) -> Record | None:
+        """The newest record that `key` decided, whatever picture's name and id it stands under."""
+        return self._known.get(key)
+
+    def put(self, record: Record) -> None:
+        """Add `record`, over an older one of its root, path and id; one that says the same is left as it is.
+
+        From here on it survives a killed process, and, seconds later, a power cut.
+        """
+        old = self._records.get(_place(record))
+        if old is not None and {**old, "time": None} == {**record, "time": None}:
+            return
+        assert self._stream is not None
+        with _disk_errors(self.file):
+            self._stream.write(_line(record))
+            self._stream.flush()
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._stream.fileno())
+                self._synced = time.monotonic()
+        self._add(record)
+        self._changed = True
+
+    def keep(self, wanted: Callable[[Record], bool]) -> None:
+        """Drop the records that `wanted` denies."""
+        left = {place: record for place, record in self._records.items() if wanted(record)}
+        self._changed |= len(left) < len(self._records)
+        self._records = left
+
+    def _add(self, record: Record) -> None:
+        self._records[_place(record)] = record
+        key = Key(record["sha256"], record["prompt_hash"], record["recipe"], record["weights"])
+        if record["finish_reason"] != "skipped":
+            self._known[key] = record
+
+
+def _place(record: Record) -> tuple[str, str, str]:
+    return record["root"], record["path"], record["id"]
+
+
+# -------------------------------------------------------------------------------------------------------- journal
+
+
+def _locked(journal: Path) -> IO[bytes]:
+    """The journal, open and ours alone; AlbumInUse if another process has it. The lock ends with the process."""
+    while True:
+        stream = open(journal, "a+b")  # noqa: SIM115 - it stays open
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.close()
+            raise AlbumInUse(f"{journal.name[1:-8]} is being written by another run; wait for it") from None
+        try:
+            if os.fstat(stream.fileno()).st_ino == journal.stat().st_ino:
+                return stream
+        except FileNotFoundError:
+            pass
+        stream.close()  # its owner has just finished and removed it: once more, with a new one
+
+
+def _read_journal(stream: IO[bytes], journal: Path) -> Iterator[Record]:
+    """What a killed run had finished; its last line may be torn, and is cut off."""
+    stream.seek(0)
+    sound = 0
+    for line in stream.read().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            yield _checked(json.loads(line))
+        except ValueError as error:
+            raise AlbumDamaged(f"{journal} is damaged ({error}); remove it and run again") from None
+        sound += len(line)
+    stream.truncate(sound)
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(record, ensure_ascii=True, allow_nan=True).encode() + b"\n"
+
+
+# -------------------------------------------------------------------------------------------------------- formats
+
+
+def _read(file: Path) -> Iterator[Record]:
+    try:
+        with _disk_errors(file):
+            rows = list(
+                {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}[file.suffix.lower()](file)
+            )
+        for row in rows:
+            yield _checked(row)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--out {file} is there and is no table of qvsplit's answers ({error}); choose another name"
+        ) from None
+
+
+def _checked(row: Any) -> Record:
+    """ValueError unless `row` is a record."""
+    if not isinstance(row, dict):
+        raise ValueError("a line is no record")
+    missing = [name for name in _REQUIRED if not isinstance(row.get(name), str)]
+    if missing:
+        raise ValueError(f"without {missing[0]}")
+    return {name: row.get(name) for name in COLUMNS}
+
+
+def _read_parquet(file: Path) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pa.OSFile(os.fsencode(file)) as source:
+            rows = pq.read_table(source).to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    for row in rows:
+        yield {name: json.loads(v) if _is_text(name) and v is not None else v for name, v in row.items()}
+
+
+def _read_csv(file: Path) -> Iterator[Record]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream, strict=True):
+            record = {name: _parsed(text, COLUMNS.get(name, "text")) for name, text in row.items()}
+            if record.get("answer") is None and record.get("finish_reason") != "skipped":
+                record["answer"] = ""  # CSV knows no difference between nothing and an empty text
+            yield record
+
+
+def _read_jsonl(file: Path) -> Iterator[Record]:
+    with file.open(encoding="utf-8") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def _parsed(text: str | None, kind: str) -> Any:
+    if not text:
+        return None
+    parse: Mapping[str, Callable[[str], Any]] = {
+        "int": int, "float": float, "json": json.loads, "bool": lambda told: {"true": True, "false": False}[told],
+    }  # fmt: skip
+    return parse.get(kind, str)(text)
+
+
+def _is_text(column: str) -> bool:
+    """Whether Parquet holds this column's lists and objects as JSON text."""
+    return COLUMNS.get(column) == "json" and column != "tokens"
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name at the end of the block, synced, or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(file.parent)
+
+
+def _write(file: Path, records: list[Record]) -> None:
+    write = {".parquet": _write_parquet, ".csv": _write_csv, ".jsonl": _write_jsonl}[file.suffix.lower()]
+    with _whole(file) as stream:
+        write(stream, records)
+
+
+def _write_parquet(stream: IO[bytes], records: list[Record]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"text": pa.string(), "json": pa.string(), "int": pa.int32(), "float": pa.float64(), "bool": pa.bool_()}
+    fields = [(name, pa.list_(pa.int32()) if name == "tokens" else types[kind]) for name, kind in COLUMNS.items()]
+    columns = {
+        name: [_json(r[name]) if _is_text(name) else r[name] for r in records] for name in COLUMNS
+    }  # fmt: skip
+    pq.write_table(pa.table(columns, pa.schema(fields)), stream, compression="zstd")
+
+
+def _write_csv(stream: IO[bytes], records: list[Record]) -> None:
+    import io
+
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for record in records:
+        writer.writerow([_cell(record[name], kind) for name, kind in COLUMNS.items()])
+    text.detach()
+
+
+def _write_jsonl(stream: IO[bytes], records: list[Record]) -> None:
+    for record in records:
+        stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+def _cell(value: Any, kind: str) -> Any:
+    if value is None:
+        return ""
+    if kind == "json":
+        return _json(value)
+    return str(value).lower() if kind == "bool" else value
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _disk_errors(file: Path) -> AbstractContextManager[None]:
+    return disk_errors(file, "every answer that was finished is kept")

@@ -1,0 +1,68 @@
+"""Linear layers with their weights in oneDNN's own layout, for float32 on a CPU.
+
+torch's matrix product lays a weight out anew for every call, which is most of the time where few rows meet a large
+weight: decoding. Laid out once, at load time, the same product takes a half to a third of it (docs/decisions.md).
+A packed weight takes the place of the plain one; there are never two of a layer. The values are the same, sums are
+added in another order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+ROWS = 16  # the number of rows that the layout is made for; it serves one row and a thousand well, too
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` with its weight packed. Takes and gives float32, on a CPU."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[…, in_features] to […, out_features]."""
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return out
+
+
+def pack(model: nn.Module) -> bool:
+    """Pack every linear layer of `model` whose weight is its own; False, and nothing done, where torch cannot.
+
+    A weight that others share (an output layer tied to the embedding) stays as it is.
+    """
+    if not _is_possible():
+        return False
+    shared: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            shared[id(parameter)] = shared.get(id(parameter), 0) + 1
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and _fits(child) and shared[id(child.weight)] == 1:
+                setattr(parent, name, PackedLinear(child))
+    return True
+
+
+def _fits(linear: nn.Linear) -> bool:
+    hooked: Any = getattr(linear, "_hf_hook", None)  # accelerate moves such weights about
+    return linear.weight.dtype == torch.float32 and linear.weight.device.type == "cpu" and hooked is None
+
+
+def _is_possible() -> bool:
+    """Whether this torch has what it takes, and gets the right product from it."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(24, 40)
+    x = torch.randn(2, 3, 24, generator=generator)
+    with torch.no_grad():
+        try:
+            return bool(torch.allclose(PackedLinear(linear)(x), linear(x), rtol=1e-4, atol=1e-5))
+        except (AttributeError, RuntimeError, TypeError):  # operators that torch promises to nobody
+            return False
