@@ -16,7 +16,7 @@ from torch import nn
 ROWS = 16  # the number of rows that the layout is made for; it serves one row and a thousand well, too
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Module):  # type: ignore[misc]
     """`nn.Linear` with its weight packed. Takes and gives float32, on a CPU."""
 
     def __init__(self, linear: nn.Linear) -> None:

@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -28,7 +27,6 @@ from qvsplit.ask import Asker, open_asker
 from qvsplit.ask import Settings as AskSettings
 from qvsplit.extract import Settings as ExtractSettings
 from qvsplit.extract import extract_pictures
-from qvsplit.store import Row
 from train_demo import postcards, questions
 from train_demo.questions import Question
 
