@@ -434,6 +434,7 @@ def ask(
     from qvsplit.album import open_album
     from qvsplit.answers import Table
     from qvsplit.ask import Settings, Shown, open_asker, select
+    from qvsplit.report import check_target
     from qvsplit.schema import read_schema
 
     if fail_on is not None and fail_on not in checks.SEVERITIES:
@@ -454,6 +455,8 @@ def ask(
         stop=tuple(stop or ()), json_schema=read_schema(json_schema) if json_schema is not None else None,
         token_budget=token_budget,
     )  # fmt: skip
+    if report is not None:
+        check_target(report)
     album = open_album(*(embeds or ["embeds"]))
     rows = select(album, image or [])
     shown = [Shown((row,)) for row in rows]

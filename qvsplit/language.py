@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -108,7 +108,7 @@ class Language:
         import torch
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        from qvsplit.prefix import Capture, Prefix, Tails
+        from qvsplit.prefix import Capture, Complete, Prefix, Tails
 
         known, end = (len(after) if after else 0), prompt.prefix_tokens
         new = prompt.input_ids[known:end]
@@ -123,8 +123,11 @@ class Language:
         next_position = end + int(deltas)
         with torch.inference_mode(), _memory_errors(end):
             if after is None:
-                cache = Capture()
-                self._forward(ids, positions, None, past_key_values=cache, mm_encoder_outputs={"image": encoded})
+                # where hooks move weights about, every layer must run to its end
+                spread = hasattr(self.model, "hf_device_map")
+                cache = Capture(None if spread else self.model.config.get_text_config().num_hidden_layers)
+                with suppress(Complete):
+                    self._forward(ids, positions, None, past_key_values=cache, mm_encoder_outputs={"image": encoded})
                 return Prefix(tuple(new), tuple(cache.keys), tuple(cache.values), next_position)
             tails = Tails([after], [0])
             self._forward(

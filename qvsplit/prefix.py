@@ -42,12 +42,21 @@ class Prefix:
         return len(self.input_ids)
 
 
-class Capture:
-    """Stands where transformers expects a KV cache, and keeps what a prefill computes."""
+class Complete(Exception):  # noqa: N818 - it is no error
+    """All keys and values of a prefill are there; what its last layer would do with them, nobody asks for."""
 
-    def __init__(self) -> None:
+
+class Capture:
+    """Stands where transformers expects a KV cache, and keeps what a prefill computes.
+
+    With `layers`, raises Complete as soon as it has the last one's: a question sees of a prefix its keys and values,
+    and nothing that comes after the last layer's.
+    """
+
+    def __init__(self, layers: int | None = None) -> None:
         self.keys: list[torch.Tensor] = []  # [K, n, D], one a layer
         self.values: list[torch.Tensor] = []
+        self._layers = layers
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
@@ -55,6 +64,8 @@ class Capture:
         """Keep one layer's, [1, K, n, D], and hand them on."""
         self.keys.append(keys[0].contiguous())
         self.values.append(values[0].contiguous())
+        if len(self.keys) == self._layers:
+            raise Complete
         return keys, values
 
 

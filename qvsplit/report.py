@@ -85,6 +85,12 @@ def write_report(
         page.finish()
 
 
+def check_target(file: Path) -> None:
+    """UsageError or DiskError if no page could be written to `file`: to be known before the first question is asked."""
+    with _Page(file):
+        pass
+
+
 # --------------------------------------------------------------------------------------------------------- the file
 
 

@@ -554,3 +554,140 @@ def test_ctrl_c_while_asking_exits_130(album):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert one_line(said) == "qvsplit: interrupted"
+
+
+# ------------------------------------------------------------------------------- ask: checks, tables, pages, sampling
+
+
+@pytest.fixture(scope="module")
+def postcards(tmp_path_factory):
+    """The demo's postcards in an album: a model that means what it says."""
+    from qvsplit.demo import POSTCARDS
+    from qvsplit.extract import Settings, extract_pictures
+
+    folder = tmp_path_factory.mktemp("postcards")
+    shutil.copytree(POSTCARDS, folder / "postcards")
+    extract_pictures([folder / "postcards"], out=folder / "album", settings=Settings(model="demo"))
+    return folder / "album"
+
+
+def test_choices_give_probabilities(run_cli, postcards):
+    words = ("ask", "--embeds", postcards, "--image", "su*", "--choices", "day, night", "Day or night?")
+    code, out, _ = run_cli(*words)
+    assert (code, out) == (0, "day\t1.000\n")
+    _, out, _ = run_cli(*words, "--json")
+    told = json.loads(out)
+    assert told["answer"] == "day"
+    assert sum(told["probabilities"].values()) == pytest.approx(1)
+    assert list(told["probabilities"]) == ["day", "night"]
+    assert told["coverage"] > 0.99
+    _, out, _ = run_cli(*words, "Is there a dog?", "--logprobs")
+    assert [line.split("\t")[:3] for line in out.splitlines()] == [
+        ["sunday.jpg", "Day or night?", "day"], ["sunday.jpg", "Is there a dog?", "day"]
+    ]  # fmt: skip
+    assert all("day=-" in line and "night=-" in line for line in out.splitlines())
+
+
+def test_checks_give_verdicts_and_an_exit_code(run_cli, postcards):
+    examples = Path(__file__).parent.parent / "examples"
+    words = ("ask", "--embeds", postcards, "--checks", examples / "moderation.toml")
+    code, out, said = run_cli(*words, "--image", "s*.jpg")
+    assert code == 0
+    lines = [line.split("\t") for line in out.splitlines()]
+    by_name = {(line[0], line[1]): line[2:] for line in lines}
+    assert by_name["seaside.jpg", "verdict"] == ["block", "dog"]
+    assert by_name["seaside.jpg", "dog"][::2] == ["yes", "block"]
+    assert by_name["sunday.jpg", "pack"] == ["", "skipped"]
+    assert by_name["sunday.jpg", "verdict"] == ["warn", "crowd"]
+    assert said.strip() == "qvsplit: block: 2, warn: 1"
+    assert run_cli(*words, "--image", "s*.jpg", "--fail-on", "block", "--quiet")[0] == 8
+    assert run_cli(*words, "--image", "sunday.jpg", "--fail-on", "block", "--quiet")[0] == 0
+    assert run_cli(*words, "--image", "sunday.jpg", "--fail-on", "warn", "--quiet")[0] == 8
+    _, out, _ = run_cli(*words, "--image", "sunday.jpg", "--json")
+    assert json.loads(out.splitlines()[-1]) == {
+        "paths": ["sunday.jpg"], "roots": [str(postcards.parent / "postcards")], "verdict": "warn", "raised": ["crowd"]
+    }  # fmt: skip
+
+
+def test_the_album_of_the_examples_asks_what_it_says(run_cli, postcards, tmp_path):
+    examples = Path(__file__).parent.parent / "examples"
+    code, _, said = run_cli("ask", "--embeds", postcards, "--checks", examples / "album.toml",
+                            "--out", tmp_path / "a.jsonl", "--report", tmp_path / "a.html")  # fmt: skip
+    assert code == 0
+    assert "13 pictures" in said
+    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    told = {(one["path"], one["id"]): one["answer"] for one in records}
+    assert len(told) == 13 * 13
+    assert told["seaside.jpg", "place"] == "sea"
+    assert told["seaside.jpg", "house_colour"] == "purple"
+    assert told["parade.jpg", "water"] is None
+    assert told["winter.jpg", "weather"] == "snowy"
+    page = (tmp_path / "a.html").read_text()
+    assert page.count("data:image/") == 12  # one is a copy of another
+
+
+def test_compare_shows_each_picture_behind_the_reference(run_cli, postcards):
+    code, out, _ = run_cli("ask", "--embeds", postcards, "--image", "*.jpg", "--compare", "quiet-night.jpg",
+                           "Which picture has more people?", "--json")  # fmt: skip
+    assert code == 0
+    told = [json.loads(line) for line in out.splitlines()]
+    assert all(one["paths"][0] == "quiet-night.jpg" != one["paths"][1] for one in told)
+    assert {one["paths"][1]: one["answer"] for one in told}["sunday.jpg"] == "the second"
+
+
+def test_seeds_and_stop_strings(run_cli, postcards):
+    words = ("ask", "--embeds", postcards, "--image", "sunday.jpg", "Describe the picture.")
+    drawn = [run_cli(*words, "--temperature", "3", "--seed", seed)[1] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    _, whole, _ = run_cli(*words)
+    _, cut, _ = run_cli(*words, "--stop", " with")
+    assert whole.startswith(cut.strip() + " with")
+    assert cut == whole.split(" with")[0] + "\n"
+
+
+def test_any_script_goes_in_and_comes_out(run_cli, album):
+    asked = "这是什么？ Что это? ما هذا؟ 👩‍👩‍👧"
+    code, out, _ = run_cli("ask", "--embeds", album, "--json", asked, "--system", "ты — кот", "--max-new-tokens", "2")
+    assert code == 0
+    assert {json.loads(line)["question"] for line in out.splitlines()} == {asked}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--fail-on", "fatal", "?"], "choose one of info, warn, block"),
+        (["--fail-on", "warn", "?"], "needs --checks"),
+        (["--together", "--compare", "x", "?"], "choose one"),
+        (["--compare", "none.jpg", "?"], "matches 0 of"),
+        (["--compare", "*", "?"], "matches 4 of"),
+        (["--choices", "yes", "?"], "at least two answers"),
+        (["--choices", "yes,,no", "?"], "an answer is a text"),
+        (["--checks", "none.toml"], "cannot be read from none.toml"),
+        (["--json-schema", "none.json", "?"], "no JSON schema can be read"),
+        (["--out", "answers.txt", "?"], "must end in"),
+        (["--temperature", "0", "?"], "above 0"),
+        (["--top-p", "1.5", "?"], "at most 1"),
+        (["--top-k", "0", "?"], "at least 1"),
+        (["--stop", "", "?"], "must not be empty"),
+        (["--token-budget", "0", "?"], "at least 1"),
+        (["--report", "none/page.html", "?"], "no folder at"),
+    ],
+)
+def test_what_is_off_is_said_in_one_line(run_cli, album, words, said):
+    code, out, told = run_cli("ask", "--embeds", album, *words)
+    assert (code, out) == (2, "")
+    assert said in one_line(told)
+
+
+def test_a_table_in_use_and_a_table_that_is_none(run_cli, album, tmp_path):
+    from qvsplit.answers import Table
+
+    with Table(tmp_path / "a.csv"):
+        code, _, said = run_cli("ask", "--embeds", album, "?", "--out", tmp_path / "a.csv")
+        assert code == 5
+        one_line(said)
+    (tmp_path / "b.csv").write_text("name\nada\n")
+    code, _, said = run_cli("ask", "--embeds", album, "?", "--out", tmp_path / "b.csv")
+    assert code == 2
+    assert "choose another name" in one_line(said)
+    assert (tmp_path / "b.csv").read_text() == "name\nada\n"
