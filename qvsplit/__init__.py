@@ -9,7 +9,12 @@
         print(row.path, stored.grid_thw, qvsplit.as_tensor(stored).shape)
 
     asker = qvsplit.open_asker(album)  # loads the language half alone
-    print(asker.answer(next(iter(album)), "What is in the picture?").text)
+    row = next(iter(album))
+    print(asker.answer(row, "What is in the picture?").text)
+    for answer in asker.answers(row, ["Is there a dog?", "Day or night?"]):  # one prefill for all of them
+        print(answer.question, answer.text)
+    likely = asker.answer(row, qvsplit.Question("Is there a dog?", answers={"yes": ("yes",), "no": ("no",)}))
+    print(likely.text, likely.probabilities)
 
 Names are looked up when they are used, so that importing qvsplit imports neither torch nor pyarrow.
 """
@@ -21,13 +26,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qvsplit.album import Album, open_album
-    from qvsplit.ask import Answer, Asker, open_asker, select
+    from qvsplit.ask import Answer, Asker, Shown, open_asker, select
     from qvsplit.ask import Settings as AskSettings
+    from qvsplit.checks import Question, read_checks
     from qvsplit.errors import PictureError, QvsplitError
     from qvsplit.extract import Settings as ExtractSettings
     from qvsplit.extract import Summary, Watcher, extract_pictures
     from qvsplit.language import as_tensor
     from qvsplit.recipe import Recipe
+    from qvsplit.report import write_report
     from qvsplit.store import Embeds, Row
     from qvsplit.verify import check_pictures, check_shards, describe
     from qvsplit.weights import save_language_half
@@ -40,9 +47,11 @@ _HOMES = {
     "Embeds": ("store", "Embeds"),
     "ExtractSettings": ("extract", "Settings"),
     "PictureError": ("errors", "PictureError"),
+    "Question": ("checks", "Question"),
     "QvsplitError": ("errors", "QvsplitError"),
     "Recipe": ("recipe", "Recipe"),
     "Row": ("store", "Row"),
+    "Shown": ("ask", "Shown"),
     "Summary": ("extract", "Summary"),
     "Watcher": ("extract", "Watcher"),
     "as_tensor": ("language", "as_tensor"),
@@ -52,8 +61,10 @@ _HOMES = {
     "extract_pictures": ("extract", "extract_pictures"),
     "open_album": ("album", "open_album"),
     "open_asker": ("ask", "open_asker"),
+    "read_checks": ("checks", "read_checks"),
     "save_language_half": ("weights", "save_language_half"),
     "select": ("ask", "select"),
+    "write_report": ("report", "write_report"),
 }
 
 __all__ = [
@@ -64,9 +75,11 @@ __all__ = [
     "Embeds",
     "ExtractSettings",
     "PictureError",
+    "Question",
     "QvsplitError",
     "Recipe",
     "Row",
+    "Shown",
     "Summary",
     "Watcher",
     "as_tensor",
@@ -76,8 +89,10 @@ __all__ = [
     "extract_pictures",
     "open_album",
     "open_asker",
+    "read_checks",
     "save_language_half",
     "select",
+    "write_report",
 ]
 
 

@@ -191,7 +191,7 @@ def _read(file: Path) -> Iterator[Record]:
             )
         for row in rows:
             yield _checked(row)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise UsageError(
             f"--out {file} is there and is no table of qvsplit's answers ({error}); choose another name"
         ) from None
@@ -207,22 +207,33 @@ def _checked(row: Any) -> Record:
     return {name: row.get(name) for name in COLUMNS}
 
 
+def _check_columns(names: list[str]) -> None:
+    """ValueError unless a table with these columns may be ours, were it empty."""
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        raise ValueError(f"without {missing[0]}")
+
+
 def _read_parquet(file: Path) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pa.OSFile(os.fsencode(file)) as source:
-            rows = pq.read_table(source).to_pylist()
+            table = pq.read_table(source)
     except pa.ArrowException as error:
         raise ValueError(str(error).splitlines()[0]) from None
-    for row in rows:
+    _check_columns(table.column_names)
+    for row in table.to_pylist():
         yield {name: json.loads(v) if _is_text(name) and v is not None else v for name, v in row.items()}
 
 
 def _read_csv(file: Path) -> Iterator[Record]:
     with file.open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream, strict=True):
+        rows = csv.DictReader(stream, strict=True)
+        if file.stat().st_size:
+            _check_columns(list(rows.fieldnames or ()))
+        for row in rows:
             record = {name: _parsed(text, COLUMNS.get(name, "text")) for name, text in row.items()}
             if record.get("answer") is None and record.get("finish_reason") != "skipped":
                 record["answer"] = ""  # CSV knows no difference between nothing and an empty text

@@ -232,10 +232,12 @@ class Asker:
             for level in rounds:
                 asked: list[tuple[Shown, dict[str, Answer], Question]] = []
                 for one, told in window:
+                    waiting: set[str] = set()  # the same question may stand there twice
                     for question in level:
                         if not _is_due(question, told):
                             told[question.name] = self._skipped(one, question)
-                        elif question.name not in told:
+                        elif question.name not in told and question.name not in waiting:
+                            waiting.add(question.name)
                             asked.append((one, told, question))
                 ready = [self._prepare(one, question) for one, _, question in asked]
                 answers = [answer for batch in self._batches(ready) for answer in self._run(batch, held)]

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from qvsplit.extract import Summary, Watcher
     from qvsplit.store import Row
 
+COVERED = 0.01  # the least that allowed answers should come to of what the model would say by itself
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -518,7 +520,7 @@ def _questions(given: list[str], file: Path | None, choices: str | None, checks_
             asked += sys.stdin.read().removeprefix("\ufeff").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"questions cannot be read from {file or 'the pipe'} ({error})") from None
-    texts = dict.fromkeys(question.rstrip("\r") for question in asked if question.strip())
+    texts = [question.rstrip("\r") for question in asked if question.strip()]
     all_of_them = [_with_choices(Question(text), choices) for text in texts]
     all_of_them += read_checks(checks_file) if checks_file is not None else []
     if not all_of_them:
@@ -579,6 +581,7 @@ class _Survey:
         self.recalled = self.answered = 0
         self.verdicts: list[str] = []
         self._answers: list[Answer] = []
+        self._uncovered: dict[str, int] = {}
 
     def run(self, table: Table | None = None) -> None:
         """Ask; with `table`, only what it does not know, and put the rest into it."""
@@ -608,6 +611,11 @@ class _Survey:
                     self._take(picture)
                     picture = []
                 interrupts.check()
+        for name, number in self._uncovered.items():
+            _say(
+                f"{name}: on {number:,} of {len(self.shown):,} pictures the model would have given none of the answers "
+                "by itself, and their probabilities mean little; spell them as it does (docs/checks.md)"
+            )
         if recorder is not None:
             recorder.drop_stale()
             self.recalled, self.answered = recorder.recalled, recorder.asked
@@ -632,6 +640,9 @@ class _Survey:
         from qvsplit.checks import verdict
 
         self._answers += answers
+        for answer in answers:
+            if answer.coverage is not None and answer.coverage < COVERED:
+                self._uncovered[answer.name] = self._uncovered.get(answer.name, 0) + 1
         if any(question.flag for question in self.questions):
             raised = [answer for answer in answers if answer.flagged]
             self.verdicts.append(verdict(answer.severity or "" for answer in raised))
@@ -642,7 +653,7 @@ class _Survey:
 class _Printer:
     """Answers to stdout: streamed on a terminal, JSON lines, or plain lines for a pipe."""
 
-    def __init__(self, *, as_json: bool, single: bool, one_root: bool, logprobs: bool) -> None:
+    def __init__(self, *, as_json: bool, single: bool, one_root: bool, logprobs: bool = False) -> None:
         self.one_root = one_root
         self.as_json = as_json
         self.single = single

@@ -42,7 +42,7 @@ class Prefix:
         return len(self.input_ids)
 
 
-class Complete(Exception):  # noqa: N818 - it is no error
+class Complete(Exception):
     """All keys and values of a prefill are there; what its last layer would do with them, nobody asks for."""
 
 

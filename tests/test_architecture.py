@@ -36,7 +36,7 @@ ARROWS = {
 }
 LOOPS = {"extract", "ask", "verify"}
 # a room of several files above the loops, with the embedded checkpoint; it calls them as a user would
-DEMO = {"demo/__init__": {"errors", "interrupts", "checkpoint", "images", "store", "album", "extract", "ask"},
+DEMO = {"demo/__init__": {"errors", "interrupts", "checkpoint", "images", "store", "album", "checks", "extract", "ask"},
         "demo/table": {"errors", "checkpoint", "images", "demo"}}  # fmt: skip
 DOORS = {"cli", "__init__", "__main__"}
 TOUCH_TORCH = {"hf", "weights", "vision", "language", "packing", "prefix", "schema", "devices", *LOOPS}

@@ -206,7 +206,7 @@ def test_the_last_pictures_stay_warm_each_with_its_own_positions(asker, few, tol
 
 def test_what_is_kept_warm_is_bounded(few, counted):
     first, second, third = few[1]
-    bound = (first.n_tokens or 0) + (second.n_tokens or 0) + 100
+    bound = (first.n_tokens or 0) + (second.n_tokens or 0) + 200
     asker = open_asker(few[0], AskSettings(max_new_tokens=1, warm_tokens=bound))
     for row in (first, second, first, third, first):
         asker.answer(row, "?")
@@ -238,7 +238,7 @@ def test_a_shared_beginning_is_computed_once(asker, few, told):
 
 
 def test_a_prefix_of_another_beginning_is_refused(asker, few):
-    one, two = few[1][:2]
+    two, one = few[1][:2]  # the longer one first
     ready = [asker._prepare(Shown((row,)), Question("?")) for row in (one, two)]
     embeds = [language_room.as_tensor(few[0].embeds(row)) for row in (one, two)]
     first = asker.language.prefill(ready[0].prompt, embeds[:1])

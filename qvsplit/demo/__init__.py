@@ -19,8 +19,9 @@ from typing import Any
 from qvsplit import images, interrupts
 from qvsplit.album import open_album
 from qvsplit.ask import Settings as AskSettings
-from qvsplit.ask import open_asker
+from qvsplit.ask import Shown, open_asker
 from qvsplit.checkpoint import DEMO_MODEL
+from qvsplit.checks import Question
 from qvsplit.errors import DiskError, RecipeError, UsageError
 from qvsplit.extract import Settings as ExtractSettings
 from qvsplit.extract import Summary, Watcher, extract_pictures
@@ -130,10 +131,11 @@ def run(
     began = time.perf_counter()
 
     def ask() -> Iterator[Told]:
+        surveyed = asker.survey([Shown((row,)) for row in rows], [Question(text) for text in questions])
         for row in rows:
             right = answers.get(row.sha256 or b"", [None] * len(questions))
             for question, truth in zip(questions, right, strict=True):
-                yield Told(row.path, question, asker.answer(row, question).text, truth)
+                yield Told(row.path, question, next(surveyed).text, truth)
                 on_answer(row.path)
                 interrupts.check()
 
