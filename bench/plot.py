@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 720, 380
-LEFT, RIGHT, TOP, BOTTOM = 64, 150, 48, 48
+LEFT, RIGHT, TOP, BOTTOM = 64, 176, 48, 48
 COLOURS = {"whole": "#b3261e", "stored": "#c77700", "vllm": "#5b6b7a", "qvsplit": "#0b7a4b"}
 NAMES = {
     "whole": "the whole model", "stored": "a prefill a question", "vllm": "vLLM, prefix cache", "qvsplit": "qvsplit",

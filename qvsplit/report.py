@@ -46,9 +46,12 @@ BLOCK = 64  # thumbnails in one block of the page; a block is taken apart when o
 LARGE_PIXELS = 24_000_000
 LARGE_BYTES = 64 << 20
 
+# Below this the allowed answers were none of what the model would have said: which of them is likelier means little.
+COVERED = 0.01
+
 VERDICTS = (PASS, *SEVERITIES)
 # What an answer's third number says, added up
-_FLAGGED, _CUT, _SKIPPED = 1, 2, 4
+_FLAGGED, _CUT, _SKIPPED, _UNCOVERED = 1, 2, 4, 8
 _THUMBNAILS, _DATA = "<!-- thumbnails -->", "<!-- data -->"
 _ONE_LARGE = threading.Lock()
 
@@ -196,7 +199,7 @@ class _Cards:
         return self._texts.setdefault(_text(text), len(self._texts))
 
     def _scores(self, question: int, answer: Answer) -> list[Any]:
-        """Severity's number, probabilities and log-probabilities in the order of the question's allowed answers."""
+        """Severity's number, probabilities and log-probabilities in the order of the allowed answers, coverage."""
         if not answer.probabilities:
             return []
         allowed = self._allowed[question]
@@ -208,6 +211,7 @@ class _Cards:
             severity,
             [_figure(answer.probabilities.get(name)) for name in allowed],
             [_figure(logs.get(name)) for name in allowed],
+            _figure(answer.coverage, digits=3),
         ]
 
     def _close(self) -> None:
@@ -243,12 +247,14 @@ def _severity(answer: Answer) -> str:
 
 def _marks(answer: Answer) -> int:
     reason = answer.finish_reason
-    return _FLAGGED * bool(answer.flagged) + _CUT * (reason == "length") + _SKIPPED * (reason == "skipped")
+    marks = _FLAGGED * bool(answer.flagged) + _CUT * (reason == "length") + _SKIPPED * (reason == "skipped")
+    coverage = answer.coverage if answer.probabilities else None
+    return marks + _UNCOVERED * (coverage is not None and coverage < COVERED)
 
 
-def _figure(value: float | None) -> float | None:
-    """Six digits will do, and JSON has no infinity."""
-    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
+def _figure(value: float | None, *, digits: int = 6) -> float | None:
+    """So many digits will do, and JSON has no infinity."""
+    return float(f"{value:.{digits}g}") if value is not None and math.isfinite(value) else None
 
 
 def _text(text: str) -> str:

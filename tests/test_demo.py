@@ -17,7 +17,16 @@ import torch
 from conftest import run_process
 from PIL import Image
 from train_demo import evaluate, postcards, questions
-from train_demo.evaluate import accuracy, blind, from_shards, from_whole_model, held_out_cards, mark, shuffled
+from train_demo.evaluate import (
+    accuracy,
+    as_checks,
+    blind,
+    from_shards,
+    from_whole_model,
+    held_out_cards,
+    mark,
+    shuffled,
+)
 
 from qvsplit import demo
 from qvsplit.album import open_album
@@ -89,6 +98,14 @@ def test_from_the_shards_is_exactly_the_whole_model(cards, from_the_shards):
     whole = mark(drawn, from_whole_model(DEMO_FOLDER, folder))
     assert [one.answer for one in whole] == [one.answer for one in from_the_shards]
     assert accuracy(whole) == accuracy(from_the_shards)
+
+
+def test_checks_are_right_at_least_as_often_as_greedy_answers(cards, from_the_shards):
+    asker = open_asker(open_album(cards[2]))
+    checked = as_checks(asker, from_the_shards)
+    greedy = [one for one in from_the_shards if one.question.kind not in {"list", "describe"}]
+    assert [one.question for one in checked] == [one.question for one in greedy]
+    assert sum(one.exact for one in checked) >= sum(one.exact for one in greedy) > 0.9 * len(greedy)
 
 
 def test_with_the_embeddings_of_other_pictures_it_falls_to_chance(cards, from_the_shards):

@@ -51,9 +51,12 @@ def said(rows: Row | tuple[Row, ...], question: str, text: str, **changes) -> An
     return replace(Answer(shown, question, text, [1], 9, "stop", "fingerprint"), **changes)
 
 
-def scored(rows: Row, id: str, yes: float, *, severity: str | None = None, question: str = "Is it so?") -> Answer:
+def scored(
+    rows: Row, id: str, yes: float, *, severity: str | None = None, question: str = "Is it so?",
+    coverage: float = math.exp(-0.1),
+) -> Answer:  # fmt: skip
     probabilities = {"yes": yes, "no": 1 - yes}
-    logprobs = {name: math.log(p) - 0.1 if p else -math.inf for name, p in probabilities.items()}
+    logprobs = {name: math.log(p) + math.log(coverage) if p else -math.inf for name, p in probabilities.items()}
     return Answer(
         (rows,), question, "yes" if yes >= 0.5 else "no", [], 9, "scored", "fingerprint", id=id, severity=severity,
         flagged=None if severity is None else yes >= 0.5, logprobs=logprobs, probabilities=probabilities,
@@ -269,6 +272,20 @@ def test_verdicts_and_marks_and_figures(tmp_path):
     assert data["questions"][0] == ["dog", "Is it so?", [data["texts"].index("yes"), data["texts"].index("no")]]
 
 
+def test_coverage_is_in_the_data_and_marks_answers_that_mean_little(tmp_path):
+    row, shown = no_row("a.jpg"), (0.9, 0.0100001, 0.0099999, 3.21987e-12, 0.99999)
+    answers = [scored(row, f"check-{number}", 0.9, coverage=coverage) for number, coverage in enumerate(shown)]
+    answers += [
+        scored(row, "raised", 0.9, coverage=1e-5, severity="warn"),
+        replace(scored(row, "unknown", 0.9), logprobs=None),
+        said(row, "What?", "x"),
+    ]
+    told = data_of(written(tmp_path / "page.html", answers))["cards"][0][2]
+    assert [answer[6] for answer in told[:7]] == [0.9, 0.01, 0.01, 3.22e-12, 1.0, 1e-5, None]
+    few = report._UNCOVERED
+    assert [answer[2] for answer in told] == [0, 0, few, few, 0, few + report._FLAGGED, 0, 0]
+
+
 def test_the_data_is_compact(tmp_path):
     def many():
         for number in range(200):
@@ -417,6 +434,98 @@ def test_sorting_by_name_verdict_and_probability(opened):
     assert names(opened)[0] == "turned.jpg"
 
 
+@pytest.fixture
+def uncovered(window, tmp_path) -> Path:
+    """Five cards asked `event`, two of them for nothing, one not at all; a raised check is not covered either."""
+    answers = []
+    for name, event, coverage in (("a", 0.6, 0.5), ("b", 0.99, 3e-12), ("c", 0.3, 1.0), ("d", 0.001, 0.0042)):
+        answers.append(scored(no_row(f"{name}.jpg"), "event", event, coverage=coverage, question="Is it a wedding?"))
+        answers.append(scored(no_row(f"{name}.jpg"), "gun", event, coverage=coverage, severity="block"))
+    answers.append(scored(no_row("e.jpg"), "other", 0.5))
+    page = written(tmp_path / "page.html", answers)
+    window.resize(1280, 900)
+    window.media()
+    window.open(page)
+    return page
+
+
+LITTLE = "he model would have said none of these answers by itself (coverage {}): their probabilities mean little"
+
+
+def test_an_answer_that_is_not_covered_is_grey_and_marked(window, uncovered):
+    lines = window.evaluate(
+        "[...document.querySelectorAll('.line')].map(l => {"
+        " const s = getComputedStyle(l.querySelector('dd span')), mark = l.querySelector('.unsure');"
+        " return {said: l.innerText.split(/\\s+/).filter(Boolean).join(' '), bar: !!l.querySelector('.bar'),"
+        " style: s.fontStyle, colour: s.color, whole: getComputedStyle(l).color, title: l.title,"
+        " mark: mark && mark.getAttribute('aria-label')} })"
+    )
+    assert [line["said"] for line in lines] == [
+        "event yes 60 %", "gun yes ✕ block 60 %", "event yes ?", "gun yes ✕ block ?",
+        "event no 70 %", "gun no 70 %", "event no ?", "gun no ?", "other yes 50 %",
+    ]  # fmt: skip
+    for line in lines:
+        doubtful = line["said"].endswith("?")
+        assert (line["bar"], line["style"]) == ((False, "italic") if doubtful else (True, "normal"))
+        assert ("coverage" in line["title"]) is bool(line["mark"]) is doubtful
+        assert (line["colour"] != line["whole"]) is (doubtful and "block" not in line["said"])  # grey, or the verdict's
+    assert lines[1]["colour"] == lines[3]["colour"]
+    assert "T" + LITTLE.format("3e-12") + "." in lines[2]["title"] and "yes  99.0 %" in lines[2]["title"]
+    assert lines[6]["mark"] == "t" + LITTLE.format("0.0042")
+    badges = window.evaluate("[...document.querySelectorAll('.title .badge')].map(b => b.textContent)")
+    assert badges == ["✕ block", "✕ block", "✓ pass", "✓ pass"]
+    panels = window.evaluate("[...document.querySelectorAll('.panel')].map(p => p.querySelector('p')?.textContent)")
+    assert panels == ["2 not covered", "2 not covered", None] and window.errors == []
+
+
+def test_the_large_card_has_every_coverage(window, uncovered):
+    notes = "[...document.querySelectorAll('dialog .note')].map(n => n.textContent)"
+    styles = "[...new Set([...document.querySelectorAll('dialog td')].map(n => getComputedStyle(n).fontStyle))]"
+    for card, note, style in (
+        (1, "Coverage 0.5", "normal"), (2, "? T" + LITTLE.format("3e-12") + ".", "italic"),
+        (3, "Coverage >0.999", "normal"), (4, "? T" + LITTLE.format("0.0042") + ".", "italic"),
+    ):  # fmt: skip
+        window.open(uncovered, f"#card={card}")
+        window.wait("document.querySelector('dialog').open")
+        assert window.evaluate(notes) == [note, note] and window.evaluate(styles) == [style], card
+
+
+def test_sorting_puts_what_is_not_covered_behind_either_way(window, uncovered):
+    window.open(uncovered, "#sort=p:event:yes")
+    assert names(window) == ["a.jpg", "c.jpg", "b.jpg", "d.jpg", "e.jpg"]
+    window.open(uncovered, "#sort=p:event:yes&reversed=1")
+    assert names(window) == ["c.jpg", "a.jpg", "b.jpg", "d.jpg", "e.jpg"]
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_long_names_have_the_room_they_need_and_no_more(window, tmp_path, width):
+    checks = ("dog", "house_colour", "an_identifier_as_long_as_hardly_anyone_would_write_it_in_earnest_or_in_jest")
+    answers = [
+        scored(no_row(f"{card}.jpg"), id, 0.99, severity="block", coverage=0.9)
+        for card, ids in enumerate((checks[:1], checks[:2], checks))
+        for id in ids
+    ]
+    window.resize(width, 900)
+    try:
+        window.open(written(tmp_path / "page.html", answers))
+        told = window.evaluate(
+            "[...document.querySelectorAll('.card')].map(c => [...c.querySelectorAll('.line')].map(l => {"
+            " const t = l.querySelector('dt'), d = l.querySelector('dd'), r = document.createRange();"
+            " r.selectNodeContents(t);"
+            " return {cut: t.scrollWidth > t.clientWidth, share: t.getBoundingClientRect().width / c.clientWidth,"
+            " rows: new Set([...r.getClientRects()].map(x => x.top)).size, at: d.getBoundingClientRect().left,"
+            " spilt: d.scrollWidth > d.clientWidth, inside: l.scrollWidth <= l.clientWidth} }))"
+        )
+        assert not any(line["cut"] or line["spilt"] or not line["inside"] for card in told for line in card)
+        assert [line["rows"] for line in told[1]] == [1, 1]  # whole
+        assert told[2][2]["rows"] > 1 and 0.35 < told[2][2]["share"] <= 0.45
+        assert told[0][0]["share"] < told[1][0]["share"] < told[2][0]["share"]
+        assert all(len({line["at"] for line in card}) == 1 for card in told)
+        assert window.evaluate("document.documentElement.scrollWidth <= innerWidth") and window.errors == []
+    finally:
+        window.resize(1280, 900)
+
+
 def test_skipped_answers_are_shown_when_asked_for(opened):
     skipped = "[...document.querySelectorAll('.card .skipped')].map(s => s.textContent)"
     assert opened.evaluate(skipped) == []
@@ -429,7 +538,7 @@ def test_a_card_opens_large_by_mouse_and_keys_and_back_closes_it(opened):
     opened.wait("document.querySelector('dialog').open")
     text = opened.evaluate("document.querySelector('dialog').innerText")
     assert "Is there a weapon?" in text and "80.0 %" in text and f"ln −{-math.log(0.8) + 0.1:.3f}" in text
-    assert "Together 90.5 %" in text and "/coffee.png" in text
+    assert "Coverage 0.905" in text and "/coffee.png" in text
     opened.key("ArrowRight")
     assert opened.evaluate("document.querySelector('#dialog-title').textContent") == "rocket.jpg"
     assert opened.evaluate("location.hash") == "#card=3"
