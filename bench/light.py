@@ -1,4 +1,4 @@
-"""How light is `extract`? Peak memory and bytes read from disk, side by side, one process a contender.
+"""How light are `extract` and `ask`? Peak memory and bytes read from disk, side by side, one process a contender.
 
     python bench/light.py CHECKPOINT [--dtype float32] [--device cpu]
 
@@ -10,6 +10,8 @@ photograph:
                  `strict=False`, cast to bfloat16
     qvsplit      `qvsplit extract`
     qvsplit cap  the same on a photograph of 1,225 tokens, near the default cap of 1,280
+    whole asks   the whole model answers a question about that one, 4 new tokens
+    qvsplit asks `qvsplit ask`: 20 questions about it from the album, 4 new tokens each
 
 The checkpoint's pages are dropped from the page cache before each, so that bytes read are bytes from the disk
 (`read_bytes` of /proc/self/io; none of it where the file system does not tell). Last line: one JSON object.
@@ -49,9 +51,16 @@ def main() -> None:
         ("circulation", "circulation", SMALL),
         ("qvsplit", "qvsplit", SMALL),
         ("qvsplit cap", "qvsplit", LARGE),
+        ("whole asks", "whole_asks", LARGE),
     ):
         results[name] = _measure(told, contender, _photograph(picture))
         print(f"{name:12} {_line(results[name])}", flush=True)
+    with tempfile.TemporaryDirectory() as album:
+        words = ["extract", str(_photograph(LARGE)), "--model", str(told.checkpoint), "--out", album]
+        subprocess.run([sys.executable, "-m", "qvsplit", *words, "--device", told.device, "--dtype", told.dtype],
+                       check=True)  # fmt: skip
+        results["qvsplit asks"] = _measure(told, "qvsplit_asks", Path(album))
+    print(f"{'qvsplit asks':12} {_line(results['qvsplit asks'])}", flush=True)
     _report(results, told)
 
 
@@ -67,6 +76,9 @@ def _report(results: dict[str, dict[str, float]], told: argparse.Namespace) -> N
         "peak over the tower in the compute dtype": results["qvsplit"]["peak_bytes"] / tower,
         "peak at the cap over the tower in the compute dtype": cap["peak_bytes"] / tower,
         "read over the tower's own bytes": results["qvsplit"]["read_bytes"] / stored,
+        "ask: peak over whole": results["qvsplit asks"]["peak_bytes"] / results["whole asks"]["peak_bytes"],
+        "ask: peak over the language half in the compute dtype": results["qvsplit asks"]["peak_bytes"]
+        / _language_bytes(told.checkpoint, told.dtype),
     }
     for name, ratio in ratios.items():
         print(f"{name:52} {ratio:.3f}")
@@ -166,38 +178,66 @@ def circulation(checkpoint: Path, picture: Path, dtype: str, device: str) -> Non
         model(inputs["pixel_values"].to(torch.bfloat16), grid_thw=inputs["image_grid_thw"])
 
 
+def whole_asks(checkpoint: Path, picture: Path, dtype: str, device: str) -> None:
+    """The whole model, for an answer."""
+    _ready()
+    import torch
+    from PIL import Image
+    from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+
+    model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).to(device).eval()
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 1280 * 28 * 28}
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    inputs = processor(text=[text], images=[Image.open(picture).convert("RGB")], return_tensors="pt").to(device)
+    with torch.inference_mode():
+        model.generate(**inputs, max_new_tokens=4, do_sample=False)
+
+
+def qvsplit_asks(checkpoint: Path, album: Path, dtype: str, device: str) -> None:
+    """The command, in this process, on an album that another one made."""
+    words = ["ask", "--embeds", str(album), "--max-new-tokens", "4", "--dtype", dtype, "--device", device]
+    _command([*words, *(f"What is at place {number}?" for number in range(20))])
+
+
 def qvsplit(checkpoint: Path, picture: Path, dtype: str, device: str) -> None:
     """The command, in this process."""
+    with tempfile.TemporaryDirectory() as out:
+        words = ["extract", str(picture), "--model", str(checkpoint), "--out", out]
+        _command([*words, "--dtype", dtype, "--device", device])
+
+
+def _command(words: list[str]) -> None:
     _ready()
     from typer.testing import CliRunner
 
     from qvsplit.cli import app
 
-    with tempfile.TemporaryDirectory() as out:
-        words = [
-            "extract",
-            str(picture),
-            "--model",
-            str(checkpoint),
-            "--out",
-            out,
-            "--dtype",
-            dtype,
-            "--device",
-            device,
-        ]
-        done = CliRunner().invoke(app, words)
+    done = CliRunner().invoke(app, words)
     if done.exit_code:
         raise SystemExit(done.output)
 
 
-CONTENDERS = {"whole": whole, "circulation": circulation, "qvsplit": qvsplit}
+CONTENDERS = {
+    "whole": whole, "circulation": circulation, "qvsplit": qvsplit, "whole_asks": whole_asks,
+    "qvsplit_asks": qvsplit_asks,
+}  # fmt: skip
 
 
 def _photograph(name: str) -> Path:
     import skimage
 
     return Path(skimage.__file__).parent / "data" / name
+
+
+def _language_bytes(checkpoint: Path, dtype: str) -> int:
+    from qvsplit.checkpoint import SAFETENSORS_BYTES, open_checkpoint
+    from qvsplit.recipe import DTYPE_BYTES
+
+    opened = open_checkpoint(checkpoint, "language")
+    places = opened.places(opened.language_names).values()
+    return sum(p.size // SAFETENSORS_BYTES[p.dtype] * DTYPE_BYTES[dtype] for p in places)
 
 
 def _tower_bytes(checkpoint: Path, dtype: str | None) -> int:

@@ -11,9 +11,10 @@ import csv
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,17 +35,19 @@ COLUMNS: Mapping[str, str] = {
 }  # fmt: skip
 FORMATS = (".parquet", ".csv", ".jsonl")
 SYNC_SECONDS = 5
+MAX_FIELD = 1 << 30  # characters in a cell; the csv module's own limit is below the tokens of a long answer
 _REQUIRED = ("root", "path", "sha256", "id", "question", "finish_reason", "recipe", "prompt_hash", "weights")
 
 
 @dataclass(frozen=True)
 class Key:
-    """What decides an answer: of which bytes, to which prompt, of an album of which recipe, by which weights."""
+    """What decides an answer: of which bytes, to which prompt, of which recipe, by which weights in which dtype."""
 
     sha256: str
     prompt_hash: str
     recipe: str
     weights: str
+    dtype: str | None
 
 
 class Table:
@@ -60,7 +63,9 @@ class Table:
             raise UsageError(f"--out {file}: the name must end in {', '.join(FORMATS)}")
         if file.is_dir():
             raise UsageError(f"--out {file} is a folder; name a file in it")
-        self.file = file
+        if not file.parent.is_dir():
+            raise UsageError(f"--out {file}: no folder at {file.parent}")
+        self.file = file = Path(os.path.realpath(file))
         self.journal = file.with_name(f".{file.name}.journal")
         self._records: dict[tuple[str, str, str], Record] = {}
         self._known: dict[Key, Record] = {}
@@ -72,7 +77,7 @@ class Table:
         with _disk_errors(self.file):
             self._stream = _locked(self.journal)
         try:
-            existed = self.file.exists()
+            existed = self.file.exists() and self.file.stat().st_size > 0
             for record in _read(self.file) if existed else ():
                 self._add(record)
             for record in _read_journal(self._stream, self.journal):
@@ -80,7 +85,9 @@ class Table:
                 self._changed = True
             self._changed |= not existed
         except BaseException:
-            self._stream.close()
+            with self._stream, suppress(OSError):
+                if os.fstat(self._stream.fileno()).st_size == 0:
+                    self.journal.unlink()
             raise
         return self
 
@@ -109,7 +116,7 @@ class Table:
     def put(self, record: Record) -> None:
         """Add `record`, over an older one of its root, path and id; one that says the same is left as it is.
 
-        From here on it survives a killed process, and, seconds later, a power cut.
+        From here on it survives a killed process; a power cut may cost the last seconds' records.
         """
         old = self._records.get(_place(record))
         if old is not None and {**old, "time": None} == {**record, "time": None}:
@@ -132,7 +139,7 @@ class Table:
 
     def _add(self, record: Record) -> None:
         self._records[_place(record)] = record
-        key = Key(record["sha256"], record["prompt_hash"], record["recipe"], record["weights"])
+        key = Key(record["sha256"], record["prompt_hash"], record["recipe"], record["weights"], record["dtype"])
         if record["finish_reason"] != "skipped":
             self._known[key] = record
 
@@ -146,6 +153,7 @@ def _place(record: Record) -> tuple[str, str, str]:
 
 def _locked(journal: Path) -> IO[bytes]:
     """The journal, open and ours alone; AlbumInUse if another process has it. The lock ends with the process."""
+    csv.field_size_limit(MAX_FIELD)
     while True:
         stream = open(journal, "a+b")  # noqa: SIM115 - it stays open
         try:
@@ -155,6 +163,7 @@ def _locked(journal: Path) -> IO[bytes]:
             raise AlbumInUse(f"{journal.name[1:-8]} is being written by another run; wait for it") from None
         try:
             if os.fstat(stream.fileno()).st_ino == journal.stat().st_ino:
+                sync_folder(journal.parent)
                 return stream
         except FileNotFoundError:
             pass
@@ -204,7 +213,22 @@ def _checked(row: Any) -> Record:
     missing = [name for name in _REQUIRED if not isinstance(row.get(name), str)]
     if missing:
         raise ValueError(f"without {missing[0]}")
-    return {name: row.get(name) for name in COLUMNS}
+    record = {name: row.get(name) for name in COLUMNS}
+    wrong = [name for name, kind in COLUMNS.items() if not _is_of_kind(record[name], kind)]
+    if wrong or (record["finish_reason"] == "scored" and not _are_logprobs(record["logprobs"])):
+        raise ValueError(f"its {wrong[0] if wrong else 'logprobs'} is of the wrong kind")
+    return record
+
+
+def _is_of_kind(value: Any, kind: str) -> bool:
+    kinds: Mapping[str, tuple[type, ...]] = {
+        "text": (str,), "float": (int, float), "int": (int,), "bool": (bool,), "json": (list, dict)
+    }  # fmt: skip
+    return value is None or (isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool)))
+
+
+def _are_logprobs(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(one, int | float) for one in value.values())
 
 
 def _check_columns(names: list[str]) -> None:
@@ -231,8 +255,7 @@ def _read_parquet(file: Path) -> Iterator[Record]:
 def _read_csv(file: Path) -> Iterator[Record]:
     with file.open(encoding="utf-8", newline="") as stream:
         rows = csv.DictReader(stream, strict=True)
-        if file.stat().st_size:
-            _check_columns(list(rows.fieldnames or ()))
+        _check_columns(list(rows.fieldnames or ()))
         for row in rows:
             record = {name: _parsed(text, COLUMNS.get(name, "text")) for name, text in row.items()}
             if record.get("answer") is None and record.get("finish_reason") != "skipped":
@@ -263,9 +286,11 @@ def _is_text(column: str) -> bool:
 @contextmanager
 def _whole(file: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name at the end of the block, synced, or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.tmp")  # whoever holds the journal's lock is the only one to write it
     try:
         with temporary.open("wb") as stream:
+            if file.exists():
+                os.fchmod(stream.fileno(), stat.S_IMODE(file.stat().st_mode))
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

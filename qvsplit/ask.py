@@ -93,8 +93,7 @@ class Answer:
     flagged: bool | None = None
     logprobs: Mapping[str, float] | None = None
     probabilities: Mapping[str, float] | None = None
-    recalled: str | None = None  # the dtype it was computed in, where it was known from before
-    time: str | None = None  # when it was given, where it was known from before
+    recalled: str | None = None  # when it was given, where it was known from before
 
     @property
     def name(self) -> str:
@@ -113,10 +112,9 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it: `path`, or `paths` where pictures were asked together."""
-        paths, roots = [row.path for row in self.rows], [row.root for row in self.rows]
-        alone = len(paths) == 1
-        named: dict[str, Any] = {"path": paths[0], "root": roots[0]} if alone else {"paths": paths, "roots": roots}
-        told = named | ({"id": self.id} if self.id else {}) | {"question": self.question, "answer": self.text}
+        told = (
+            named(self.rows) | ({"id": self.id} if self.id else {}) | {"question": self.question, "answer": self.text}
+        )
         if self.probabilities is not None:
             told |= {
                 "probability": self.probability, "probabilities": dict(self.probabilities),
@@ -132,6 +130,13 @@ class Answer:
         }
 
 
+def named(rows: Sequence[Row]) -> dict[str, Any]:
+    """What `--json` calls the pictures of one prompt."""
+    if len(rows) == 1:
+        return {"path": rows[0].path, "root": rows[0].root}
+    return {"paths": [row.path for row in rows], "roots": [row.root for row in rows]}
+
+
 @dataclass
 class _Ready:
     """A question ready for the language half."""
@@ -141,9 +146,17 @@ class _Ready:
     prompt: Prompt
     spelt: list[list[int]] = field(default_factory=list)  # tokens of every spelling of every allowed answer
 
+    def __post_init__(self) -> None:
+        length = self.prompt.prefix_tokens
+        self.tail = self.prompt.input_ids[length:]
+        hashes = tuple(row.sha256 for row in self.shown.rows)
+        # the tokens too: a template may put text before the pictures, and then every question has its own prefix
+        self.key = (hashes, tuple(self.prompt.input_ids[:length]))
+
     @property
-    def tail(self) -> list[int]:
-        return self.prompt.input_ids[self.prompt.prefix_tokens :]
+    def tail_tokens(self) -> int:
+        """What stands behind the prefix: the question, and the allowed answers."""
+        return len(self.tail) + sum(map(len, self.spelt))
 
 
 class Asker:
@@ -213,6 +226,8 @@ class Asker:
 
     def answers(self, rows: Row | Sequence[Row], questions: Iterable[str | Question]) -> list[Answer]:
         """The answers to many questions about one picture, or about several shown together: one prefill for all."""
+        if isinstance(questions, str):
+            raise UsageError("give a list of questions, or ask one with Asker.answer")
         return list(self.survey([Shown(_together(rows))], [_question(question) for question in questions]))
 
     def survey(
@@ -221,11 +236,15 @@ class Asker:
         questions: Sequence[Question],
         *,
         recall: Callable[[Shown, Question], Answer | None] = lambda shown, question: None,
+        on_answer: Callable[[Answer], None] = lambda answer: None,
     ) -> Iterator[Answer]:
         """Every question asked of everything shown, in that order; what `recall` knows already is not asked again.
 
-        A question whose `only_if` does not hold gives an answer with the finish reason `skipped`.
+        A question whose `only_if` does not hold gives an answer with the finish reason `skipped`. `on_answer` hears
+        each answer as soon as its batch is done, before those that stand before it are yielded. UsageError where two
+        different questions have one name: which of them an answer is to could not be told.
         """
+        _check_names(questions)
         rounds = levels(questions)
         for window in self._windows(shown, questions, recall):
             held: dict[Any, Prefix] = {}
@@ -239,10 +258,12 @@ class Asker:
                         elif question.name not in told and question.name not in waiting:
                             waiting.add(question.name)
                             asked.append((one, told, question))
-                ready = [self._prepare(one, question) for one, _, question in asked]
-                answers = [answer for batch in self._batches(ready) for answer in self._run(batch, held)]
-                for (_, told, question), answer in zip(asked, answers, strict=True):
-                    told[question.name] = answer
+                places = iter(asked)
+                for batch in self._batches(self._prepare(one, question) for one, _, question in asked):
+                    for answer in self._run(batch, held):
+                        _, told, question = next(places)
+                        told[question.name] = answer
+                        on_answer(answer)
             for _, told in window:
                 yield from (told[question.name] for question in questions)
 
@@ -252,9 +273,10 @@ class Asker:
         """What is shown, with what is known of it, in parts that are answered together."""
         window: list[tuple[Shown, dict[str, Answer]]] = []
         tokens = unknown = 0
+        by_name = {question.name: question for question in questions}
         for one in shown:
             known = {q.name: answer for q in questions if (answer := recall(one, q)) is not None}
-            missing = sum(q.name not in known and _may_be_due(q, known) for q in questions)
+            missing = sum(q.name not in known and _may_be_due(q, known, by_name) for q in questions)
             new = sum(row.n_tokens or 0 for row in one.rows) if missing else 0
             if window and (unknown >= WINDOW or (new and tokens + new > self._budget)):
                 yield window
@@ -281,6 +303,8 @@ class Asker:
         assert self.album.recipe is not None
         if not shown.rows:
             raise UsageError("no picture to ask about")
+        if not question.text.strip():
+            raise UsageError("an empty question")
         prompter = self.language.prompter
         grids = []
         for row in shown.rows:
@@ -291,42 +315,54 @@ class Asker:
         prompt = prompter.ask(
             question.text, grids, merge_size=self.album.recipe.merge_size, system=self.settings.system
         )  # fmt: skip
-        spellings = [spelling for spelt in (question.answers or {}).values() for spelling in spelt]
-        return _Ready(shown, question, prompt, [prompter.text_tokens(spelling) for spelling in spellings])
+        spellings = [spelling for spelt in question.spelt.values() for spelling in spelt]
+        tokens = [prompter.text_tokens(spelling) for spelling in spellings]
+        if not all(tokens) or len(set(map(tuple, tokens))) < len(tokens):
+            raise UsageError(
+                f"{question.name}: to this model two of the allowed answers are the same, or one is nothing"
+            )
+        return _Ready(shown, question, prompt, tokens)
 
-    def _batches(self, ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
-        """Cut by the token budget; scored and generated questions are batches of their own, and keep their order."""
+    def _batches(self, ready: Iterable[_Ready]) -> Iterator[list[_Ready]]:
+        """Cut by the token budget; scored and generated questions are batches of their own, and keep their order.
+
+        What counts: the tails, padded to the longest, room for the answers, and every prefix but the first, without
+        which nothing could be asked at all.
+        """
         batch: list[_Ready] = []
+        prefixes: dict[Any, int] = {}
+        longest = 0
         for one in ready:
-            mixed = batch and bool(batch[0].spelt) != bool(one.spelt)
-            if mixed or (batch and self._cost([*batch, one]) > self._budget):
+            room = 0 if one.spelt else self.settings.max_new_tokens
+            more = prefixes | {one.key: len(one.key[1])}
+            longest = max(longest, one.tail_tokens)
+            others = sum(more.values()) - next(iter(more.values()))
+            cost = others + (len(batch) + 1) * (longest + room)
+            if batch and (bool(batch[0].spelt) != bool(one.spelt) or cost > self._budget):
                 yield batch
-                batch = []
+                batch, more, longest = [], {one.key: len(one.key[1])}, one.tail_tokens
             batch.append(one)
+            prefixes = more
         if batch:
             yield batch
-
-    def _cost(self, batch: Sequence[_Ready]) -> int:
-        """Tokens in memory: each prefix once, the tails padded to the longest, and room for the answers."""
-        prefixes = {_key(one.shown): one.prompt.prefix_tokens for one in batch}
-        tail = max(len(one.tail) + sum(map(len, one.spelt)) for one in batch)
-        room = 0 if batch[0].spelt else self.settings.max_new_tokens
-        return sum(prefixes.values()) + len(batch) * (tail + room)
 
     def _run(
         self, batch: Sequence[_Ready], held: dict[Any, Prefix], on_text: Callable[[str], None] | None = None
     ) -> list[Answer]:
         """One batch's answers; where memory does not suffice for all, in halves."""
+        others = bool(held) or len(self._warm) > 0
         try:
             return self._run_whole(batch, held, on_text)
         except OutOfMemory:
-            if len(batch) == 1:
+            if len(batch) == 1 and not others:
                 raise
         from qvsplit.devices import empty_cache
 
         held.clear()
         self._warm.clear()
         empty_cache()
+        if len(batch) == 1:
+            return self._run_whole(batch, held, on_text)
         middle = len(batch) // 2
         return [*self._run(batch[:middle], held), *self._run(batch[middle:], held)]
 
@@ -336,9 +372,9 @@ class Asker:
         from qvsplit.language import Asked
 
         for one in batch:
-            if _key(one.shown) not in held:
-                held[_key(one.shown)] = self._prefix(one.shown, one.prompt)
-        asked = [Asked(held[_key(one.shown)], one.tail, self._seed(one)) for one in batch]
+            if one.key not in held:
+                held[one.key] = self._prefix(one.shown, one.prompt)
+        asked = [Asked(held[one.key], one.tail, self._seed(one)) for one in batch]
         if batch[0].spelt:
             scored = self.language.score(asked, [one.spelt for one in batch])
             return [self._scored(one, logs) for one, logs in zip(batch, scored, strict=True)]
@@ -352,9 +388,9 @@ class Asker:
         """The KV prefix of what is shown: a warm one, one behind a shared beginning, or a new one."""
         from qvsplit.language import as_tensor
 
-        key = (self.settings.system, *_key(shown))
+        key = (tuple(row.sha256 for row in shown.rows), tuple(prompt.input_ids[: prompt.prefix_tokens]))
         known = self._warm.get(key)
-        if known is not None and list(known.input_ids) == prompt.input_ids[: prompt.prefix_tokens]:
+        if known is not None:
             return known
         after = None
         if 0 < shown.shared < len(shown.rows):
@@ -372,10 +408,9 @@ class Asker:
         )  # fmt: skip
 
     def _scored(self, one: _Ready, logs: Sequence[float]) -> Answer:
-        assert one.question.answers is not None
         spelt = iter(logs)
         logprobs = {
-            answer: _log_sum([next(spelt) for _ in spellings]) for answer, spellings in one.question.answers.items()
+            answer: _log_sum([next(spelt) for _ in spellings]) for answer, spellings in one.question.spelt.items()
         }
         return judged(replace(self._blank(one), logprobs=logprobs, finish_reason="scored"), one.question)
 
@@ -413,32 +448,32 @@ class Recorder:
         self._asker = asker
         self._recipe = hashlib.sha256(canonical_json(asker.album.recipe.to_json())).hexdigest()
         self._weights = language_fingerprint(asker.checkpoint)
+        self._dtype = expected_dtype(asker.checkpoint, asker.settings)
+        self._new: set[Key] = set()
         self._hashes = {question.name: prompt_hash(question, asker.settings) for question in questions}
         self.recalled = self.asked = 0
 
     def recall(self, shown: Shown, question: Question) -> Answer | None:
         """The answer that the table has for these very bytes, prompt, recipe and model, judged anew."""
         record = self._table.find(self._key(shown.rows, question.name))
-        wanted = self._asker.settings.dtype
-        if record is None or (wanted is not None and record["dtype"] != wanted):
+        if record is None:
             return None
-        self.recalled += 1
         answer = Answer(
             rows=shown.rows, question=question.text, id=question.id, text=record["answer"] or "",
             tokens=record["tokens"] or [], prompt_tokens=record["prompt_tokens"] or 0,
             finish_reason=record["finish_reason"], tower_check=record["tower_check"], logprobs=record["logprobs"],
-            recalled=record["dtype"], time=record["time"],
+            recalled=record["time"],
         )  # fmt: skip
         return judged(answer, question)
 
     def put(self, answer: Answer) -> None:
-        """Into the table."""
-        from qvsplit.devices import dtype_name
-
-        self.asked += answer.recalled is None and answer.finish_reason != SKIPPED
+        """Into the table; again, for an answer that it has, says nothing new."""
         skipped = answer.finish_reason == SKIPPED
         key = self._key(answer.rows, answer.name)
-        dtype = answer.recalled or (None if skipped else dtype_name(self._asker.language.dtype))
+        if answer.recalled is None and not skipped and key not in self._new:
+            self._new.add(key)
+            self.asked += 1
+        self.recalled += answer.recalled is not None and key not in self._new
         self._table.put({
             "root": _joined([row.root for row in answer.rows]), "path": _joined([row.path for row in answer.rows]),
             "sha256": key.sha256, "id": answer.name, "question": answer.question,
@@ -446,8 +481,8 @@ class Recorder:
             "severity": answer.severity, "probabilities": _plain(answer.probabilities),
             "logprobs": _plain(answer.logprobs), "coverage": answer.coverage, "tokens": answer.tokens,
             "prompt_tokens": answer.prompt_tokens, "finish_reason": answer.finish_reason, "recipe": key.recipe,
-            "prompt_hash": key.prompt_hash, "model": self._asker.model, "weights": key.weights, "dtype": dtype,
-            "tower_check": answer.tower_check, "time": answer.time or _now(),
+            "prompt_hash": key.prompt_hash, "model": self._asker.model, "weights": key.weights, "dtype": key.dtype,
+            "tower_check": answer.tower_check, "time": answer.recalled or _now(),
         })  # fmt: skip
 
     def drop_stale(self) -> None:
@@ -465,7 +500,7 @@ class Recorder:
 
     def _key(self, rows: Sequence[Row], name: str) -> Key:
         hashes = "+".join((row.sha256 or b"").hex() for row in rows)
-        return Key(hashes, self._hashes[name], self._recipe, self._weights)
+        return Key(hashes, self._hashes[name], self._recipe, self._weights, self._dtype)
 
 
 def _joined(names: list[str]) -> str:
@@ -495,9 +530,10 @@ def prompt_hash(question: Question, settings: Settings) -> str:
     """What decides an answer beside picture, recipe and model: the prompt, the allowed answers, the decoding."""
     told: dict[str, Any] = {"question": question.text, "system": settings.system}
     if question.answers is not None:
-        told["answers"] = {answer: list(spellings) for answer, spellings in question.answers.items()}
+        told["answers"] = {answer: list(spellings) for answer, spellings in question.spelt.items()}
     else:
-        told |= {"max_new_tokens": settings.max_new_tokens, "stop": list(settings.stop), "schema": settings.json_schema}
+        told |= {"max_new_tokens": settings.max_new_tokens, "stop": list(settings.stop)}
+        told["schema"] = json.dumps(settings.json_schema)  # in its own order, which is the answer's
     if question.answers is None and settings.sampled:
         told |= {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k", "seed")}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -514,9 +550,21 @@ def _is_due(question: Question, told: Mapping[str, Answer]) -> bool:
     return bool(other.flagged) if condition.answer is None else other.text == condition.answer
 
 
-def _may_be_due(question: Question, known: Mapping[str, Answer]) -> bool:
+def _may_be_due(question: Question, known: Mapping[str, Answer], by_name: Mapping[str, Question]) -> bool:
     """Whether `only_if` holds, or hangs on what is not known yet."""
-    return question.only_if is None or question.only_if.id not in known or _is_due(question, known)
+    if question.only_if is None:
+        return True
+    other = by_name[question.only_if.id]
+    if other.name in known and _may_be_due(other, known, by_name):
+        return _is_due(question, known)
+    return other.name not in known and _may_be_due(other, known, by_name)
+
+
+def _check_names(questions: Sequence[Question]) -> None:
+    by_name: dict[str, Question] = {}
+    for question in questions:
+        if by_name.setdefault(question.name, question) != question:
+            raise UsageError(f"two different questions have the name {question.name}; give one of them another id")
 
 
 def _together(rows: Row | Sequence[Row]) -> tuple[Row, ...]:
@@ -525,10 +573,6 @@ def _together(rows: Row | Sequence[Row]) -> tuple[Row, ...]:
 
 def _question(question: str | Question) -> Question:
     return question if isinstance(question, Question) else Question(question)
-
-
-def _key(shown: Shown) -> tuple[bytes | None, ...]:
-    return tuple(row.sha256 for row in shown.rows)
 
 
 def _log_sum(logs: Sequence[float]) -> float:
@@ -552,6 +596,19 @@ def open_asker(album: Album, settings: Settings | None = None, *, loaded: bool =
     if loaded:
         _ = asker.language
     return asker
+
+
+def expected_dtype(checkpoint: Checkpoint, settings: Settings) -> str:
+    """The dtype that answers will be computed in, by its name, without loading the model; or how it is quantised."""
+    from qvsplit import devices
+    from qvsplit.weights import stored_dtype
+
+    if settings.dtype is not None:
+        return settings.dtype
+    if "quantization_config" in checkpoint.config:
+        return f"quantised by {checkpoint.config['quantization_config'].get('quant_method', 'its own way')}"
+    asked = None if settings.device == "auto" else settings.device
+    return stored_dtype(checkpoint, "language") if devices.is_cuda(asked) else "float32"
 
 
 def _check_settings(settings: Settings) -> None:

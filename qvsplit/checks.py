@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qvsplit.errors import UsageError, some_of
 
 SEVERITIES = ("info", "warn", "block")
 PASS = "pass"  # the verdict on a picture that nothing was raised for
+COVERED = 0.01  # the least that allowed answers should come to of what a model would say by itself
 UNSURE = "unsure"  # the answer where none reaches the threshold
 _ID = re.compile(r"[^\s=,]+")
 _KEYS = {"id", "question", "answers", "flag", "threshold", "severity", "only_if"}
@@ -30,22 +31,37 @@ class Condition:
     answer: str | None = None
 
 
+Answers = Sequence[str] | Mapping[str, str | Sequence[str]]
+
+
 @dataclass(frozen=True)
 class Question:
     """One question. Without `answers` it is answered in the model's own words; with them it is a check.
 
-    `answers` has each allowed answer's spellings, whose probabilities are added. `flag`: the answers that raise it,
-    if their probability together reaches `threshold`. Without `flag` the likeliest answer must reach `threshold`,
-    else the answer is `unsure`.
+    `answers` is a list, or has each allowed answer's spellings, whose probabilities are added. `flag`: the answers that
+    raise it, if their probability together reaches `threshold`. Without `flag` the likeliest answer must reach
+    `threshold`, else the answer is `unsure`.
     """
 
     text: str
     id: str = ""
-    answers: Mapping[str, tuple[str, ...]] | None = None
+    answers: Answers | None = None
     flag: tuple[str, ...] = ()
     threshold: float | None = None
     severity: str = "warn"
     only_if: Condition | None = None
+
+    def __post_init__(self) -> None:
+        """Lists become answers with one spelling each. UsageError for what cannot be chosen from."""
+        if self.answers is not None:
+            given = self.answers if isinstance(self.answers, Mapping) else list(self.answers)
+            object.__setattr__(self, "answers", _answers(given, self.name))
+
+    @property
+    def spelt(self) -> Mapping[str, tuple[str, ...]]:
+        """Each allowed answer and its spellings; none for a question that is answered in the model's own words."""
+        assert self.answers is None or isinstance(self.answers, Mapping)
+        return cast("Mapping[str, tuple[str, ...]]", self.answers or {})
 
     @property
     def name(self) -> str:
@@ -68,10 +84,12 @@ def with_choices(question: Question, allowed: Sequence[str]) -> Question:
 
 
 def normalised(logprobs: Mapping[str, float]) -> dict[str, float]:
-    """Log-probabilities to probabilities that add up to one, in the order given."""
+    """Log-probabilities to probabilities that add up to one, in the order given; all zero if none is possible."""
+    if any(math.isnan(value) for value in logprobs.values()):
+        raise ValueError(f"log-probabilities that are none: {dict(logprobs)}")
     top = max(logprobs.values())
     if not math.isfinite(top):
-        return dict.fromkeys(logprobs, 1 / len(logprobs))
+        return dict.fromkeys(logprobs, 0.0)  # the model excludes them all: none is the likelier
     weights = {answer: math.exp(value - top) for answer, value in logprobs.items()}
     total = sum(weights.values())
     return {answer: weight / total for answer, weight in weights.items()}
@@ -94,6 +112,10 @@ def verdict(raised: Iterable[str]) -> str:
 
 def levels(questions: Sequence[Question]) -> list[list[Question]]:
     """`questions` in rounds: each after those that its `only_if` looks at."""
+    names = {question.name for question in questions}
+    for question in questions:
+        if question.only_if is not None and question.only_if.id not in names:
+            raise UsageError(f"{question.name}: only_if names {question.only_if.id}, which is not asked")
     rounds: list[list[Question]] = []
     done: set[str] = set()
     waiting = list(questions)
@@ -143,7 +165,7 @@ def _parse(file: Path) -> Any:
 
         try:
             return yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
             raise UsageError(f"{file} is not YAML ({error})") from None
     import tomllib
 
@@ -170,8 +192,8 @@ def _question(entry: Any, where: str) -> Question:
     answers = _answers(entry["answers"], where) if "answers" in entry else None
     flag = entry.get("flag", [])
     flag = flag if isinstance(flag, list) else [flag]
-    flag = tuple(_answer(answer, where) for answer in flag)
-    strangers = set(flag) - set(answers or ())
+    flag = tuple(dict.fromkeys(_answer(answer, where) for answer in flag))
+    strangers = set(flag) - set(answers or {})
     if strangers:
         raise UsageError(f"{where}: flag {some_of(strangers)} is none of its answers")
     threshold = entry.get("threshold")
@@ -203,7 +225,8 @@ def _answers(given: Any, where: str) -> dict[str, tuple[str, ...]]:
         raise UsageError(f"{where}: answers is a list, or a table of spellings")
     spelt: dict[str, tuple[str, ...]] = {}
     for answer, spellings in told.items():
-        if not isinstance(spellings, list) or not spellings:
+        spellings = [spellings] if isinstance(spellings, str) else spellings
+        if not isinstance(spellings, list | tuple) or not spellings:
             raise UsageError(f"{where}: the spellings of {answer} are a list")
         spelt[answer] = tuple(_answer(spelling, where) for spelling in spellings)
     all_spellings = [spelling for spellings in spelt.values() for spelling in spellings]
@@ -245,5 +268,5 @@ def _check_condition(question: Question, by_id: Mapping[str, Question], file: Pa
         raise UsageError(
             f'{file}, check {question.id}: {condition.id} has no flag; say only_if = "{condition.id} = ANSWER"'
         )
-    if condition.answer is not None and condition.answer not in (other.answers or ()):
+    if condition.answer is not None and condition.answer not in other.spelt:
         raise UsageError(f"{file}, check {question.id}: {condition.answer} is no answer of {condition.id}")

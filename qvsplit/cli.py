@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from qvsplit.extract import Summary, Watcher
     from qvsplit.store import Row
 
-COVERED = 0.01  # the least that allowed answers should come to of what the model would say by itself
-
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -458,7 +456,11 @@ def ask(
         token_budget=token_budget,
     )  # fmt: skip
     if report is not None:
+        if out is not None and os.path.realpath(report) == os.path.realpath(out):
+            raise UsageError("--out and --report name the same file")
         check_target(report)
+    if json_schema is not None and stop:
+        raise UsageError("--stop would cut what --json-schema promises; leave one out")
     album = open_album(*(embeds or ["embeds"]))
     rows = select(album, image or [])
     shown = [Shown((row,)) for row in rows]
@@ -471,21 +473,22 @@ def ask(
             raise UsageError(f"--compare {compare}: there is no other picture to compare it with")
     with interrupts.at_once():  # only reading so far
         asker = open_asker(album, settings, loaded=table is None)
+    one_answer = len(shown) * len(asked) == 1 and checks_file is None
     printer = _Printer(
-        as_json=as_json, single=len(shown) * len(asked) == 1, one_root=len({row.root for row in rows}) == 1,
-        logprobs=logprobs,
-    )  # fmt: skip
+        as_json=as_json, single=one_answer, one_root=len({row.root for row in rows}) == 1, logprobs=logprobs
+    )
     if typed:
         _note(asker, quiet)
         _prompt_loop(asker, shown, printer, choices)
         return
-    survey = _Survey(asker, shown, asked, printer, told=as_json or (out is None and report is None), quiet=quiet)
+    survey = _Survey(asker, shown, asked, printer, told=as_json or (out is None and report is None), quiet=quiet,
+                     kept=report is not None)  # fmt: skip
     if table is None:
         _note(asker, quiet)
         survey.run()
     else:
         with table:
-            survey.run(table)
+            survey.run(table, whole=all(os.path.isdir(place) for place in embeds or ["embeds"]))
         _note(asker, quiet)
         if not quiet:
             _say(f"{survey.recalled:,} answers known, {survey.answered:,} asked; {len(table):,} in {out}")
@@ -562,7 +565,7 @@ def _prompt_loop(asker: Asker, shown: list[Shown], printer: _Printer, choices: s
         except KeyboardInterrupt:
             interrupts.forget()
             _say("answer cut short")
-        except UsageError as error:
+        except QvsplitError as error:
             _say(str(error))
 
 
@@ -570,7 +573,15 @@ class _Survey:
     """Every question asked of every picture: told as they are answered, kept for table, report and verdicts."""
 
     def __init__(
-        self, asker: Asker, shown: list[Shown], questions: list[Question], printer: _Printer, *, told: bool, quiet: bool
+        self,
+        asker: Asker,
+        shown: list[Shown],
+        questions: list[Question],
+        printer: _Printer,
+        *,
+        told: bool,
+        quiet: bool,
+        kept: bool,
     ) -> None:
         self.asker = asker
         self.shown = shown
@@ -582,9 +593,14 @@ class _Survey:
         self.verdicts: list[str] = []
         self._answers: list[Answer] = []
         self._uncovered: dict[str, int] = {}
+        self._cut = 0
+        self._kept = kept
 
-    def run(self, table: Table | None = None) -> None:
-        """Ask; with `table`, only what it does not know, and put the rest into it."""
+    def run(self, table: Table | None = None, *, whole: bool = False) -> None:
+        """Ask; with `table`, only what it does not know, and put the rest into it.
+
+        Where the album is there as a `whole`, the table loses what was answered about pictures that are gone from it.
+        """
         from qvsplit.ask import Recorder
 
         if table is None and self.printer.streams and self.printer.single:
@@ -598,9 +614,10 @@ class _Survey:
         ) as bar:
             bar.next("answers", total)
             picture: list[Answer] = []
-            for answer in self.asker.survey(
-                self.shown, self.questions, **({"recall": recorder.recall} if recorder else {})
-            ):
+            heard: dict[str, Any] = {}
+            if recorder is not None:
+                heard = {"recall": recorder.recall, "on_answer": recorder.put}
+            for answer in self.asker.survey(self.shown, self.questions, **heard):
                 if recorder is not None:
                     recorder.put(answer)
                 if self.told:
@@ -616,8 +633,11 @@ class _Survey:
                 f"{name}: on {number:,} of {len(self.shown):,} pictures the model would have given none of the answers "
                 "by itself, and their probabilities mean little; spell them as it does (docs/checks.md)"
             )
+        if self._cut and self.asker.settings.json_schema is not None:
+            _say(f"{self._cut:,} answers were cut at --max-new-tokens: they are no JSON")
         if recorder is not None:
-            recorder.drop_stale()
+            if whole:
+                recorder.drop_stale()
             self.recalled, self.answered = recorder.recalled, recorder.asked
 
     def report(self, file: Path) -> None:
@@ -637,11 +657,12 @@ class _Survey:
 
     def _take(self, answers: list[Answer]) -> None:
         """One picture's answers are complete."""
-        from qvsplit.checks import verdict
+        from qvsplit.checks import COVERED, verdict
 
-        self._answers += answers
+        self._answers += answers if self._kept else []
+        self._cut += sum(answer.recalled is None and answer.finish_reason == "length" for answer in answers)
         for answer in answers:
-            if answer.coverage is not None and answer.coverage < COVERED:
+            if answer.recalled is None and answer.coverage is not None and answer.coverage < COVERED:
                 self._uncovered[answer.name] = self._uncovered.get(answer.name, 0) + 1
         if any(question.flag for question in self.questions):
             raised = [answer for answer in answers if answer.flagged]
@@ -685,11 +706,11 @@ class _Printer:
 
     def verdict(self, rows: Sequence[Row], verdict: str, raised: list[str]) -> None:
         """What a picture's checks come to."""
+        from qvsplit.ask import named
+
         if self.as_json:
-            print(json.dumps({
-                "paths": [row.path for row in rows], "roots": [row.root for row in rows], "verdict": verdict,
-                "raised": raised,
-            }, ensure_ascii=False), flush=True)  # fmt: skip
+            told = named(rows) | {"verdict": verdict, "raised": raised}
+            print(json.dumps(told, ensure_ascii=False), flush=True)
         else:
             self._line([self._names(rows), "verdict", verdict, ",".join(raised)])
 

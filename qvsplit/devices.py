@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvsplit.errors import UsageError
@@ -11,6 +12,8 @@ from qvsplit.recipe import DTYPE_BYTES
 
 if TYPE_CHECKING:
     import torch
+
+NVIDIA, WSL_GPU = Path("/dev/nvidiactl"), Path("/dev/dxg")  # without these there is no CUDA device
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -62,6 +65,13 @@ def give_back_freed_memory() -> None:
     m_mmap_threshold = -3  # malloc.h
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(m_mmap_threshold, 1 << 20)
+
+
+def is_cuda(name: str | None) -> bool:
+    """Whether `choose_device(name)` is a CUDA device. Imports torch only where there may be one."""
+    if name == "cpu" or not (NVIDIA.exists() or WSL_GPU.exists()):
+        return False
+    return str(choose_device(name).type) == "cuda"
 
 
 def empty_cache() -> None:

@@ -10,13 +10,14 @@ Knows nothing of pixels, files or towers.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qvsplit.checkpoint import Checkpoint
-from qvsplit.devices import is_out_of_memory
+from qvsplit.devices import dtype_name, is_out_of_memory
 from qvsplit.errors import ModelError, OutOfMemory, UsageError
 from qvsplit.prompt import Prompt, Prompter
 from qvsplit.recipe import DTYPE_BYTES
@@ -150,6 +151,7 @@ class Language:
         with torch.inference_mode(), _memory_errors(self.tokens(asked)):
             tails, hidden = self._ask(asked)
             while True:
+                self._check_finite(hidden)
                 scores = self.model.lm_head(hidden).float()  # [rows, vocabulary], as transformers' generate has it
                 if growing[0].is_plain:
                     tokens = scores.argmax(-1).tolist()
@@ -220,6 +222,7 @@ class Language:
             for which, tokens in enumerate(mine)
             for column, token in zip(places[number][which], [*tokens, None], strict=True)
         ]
+        self._check_finite(hidden)
         sums = [[0.0] * len(mine) for mine in answers]
         for start in range(0, len(wanted), LOGITS_AT_ONCE):
             some = wanted[start : start + LOGITS_AT_ONCE]
@@ -227,18 +230,22 @@ class Language:
             logs = torch.log_softmax(self.model.lm_head(at).float(), -1)
             for (number, which, _, tokens), line in zip(some, logs, strict=True):
                 sums[number][which] += float(torch.logsumexp(line[tokens].double(), 0))
+        if any(math.isnan(one) for mine in sums for one in mine):
+            raise self._not_finite()
         return sums
 
     @property
     def stops(self) -> set[int]:
         """Tokens that end an answer."""
         stops = self.model.generation_config.eos_token_id
+        if stops is None:
+            raise ModelError(f"{self.prompter.folder}: its generation_config.json names no eos_token_id; nothing ends")
         return set(stops) if isinstance(stops, list) else {stops}
 
-    def tokens(self, asked: Sequence[Asked], more: int = 0) -> int:
-        """Tokens in memory for a batch: every prefix once, and the tails padded to the longest, `more` each."""
+    def tokens(self, asked: Sequence[Asked]) -> int:
+        """Tokens in memory for a batch: every prefix once, and the tails padded to the longest."""
         prefixes = {id(one.prefix): len(one.prefix) for one in asked}
-        return sum(prefixes.values()) + len(asked) * (max(len(one.tail) for one in asked) + more)
+        return sum(prefixes.values()) + len(asked) * max(len(one.tail) for one in asked)
 
     def _ask(self, asked: Sequence[Asked]) -> tuple[Tails, torch.Tensor]:
         """The tails of `asked`, left-padded, behind their prefixes; and the last hidden state of each, [B, hidden]."""
@@ -264,6 +271,17 @@ class Language:
             input_ids=ids, position_ids=positions, attention_mask={"full_attention": seen}, use_cache=True, **more
         )
         return out.last_hidden_state
+
+    def _check_finite(self, hidden: torch.Tensor) -> None:
+        """ModelError where the model has computed infinities or NaN: what came of them would look like an answer."""
+        if not bool(hidden.isfinite().all()):
+            raise self._not_finite()
+
+    def _not_finite(self) -> ModelError:
+        return ModelError(
+            f"{self.prompter.folder} computes values that are not finite in {dtype_name(self.dtype)}; try a wider "
+            "--dtype, or download it again"
+        )
 
     def _check(self, types: Sequence[int], pictures: Sequence[torch.Tensor]) -> None:
         width = self.model.config.get_text_config().hidden_size
@@ -317,7 +335,9 @@ class _Growing:
             self._constraint.allow(scores)
         if self._processors:
             ids = torch.tensor([self._prompt + self.tokens], device=scores.device)
-            scores = self._processors(ids, scores[None])[0]
+            processed = self._processors(ids, scores[None].clone())[0]
+            # a checkpoint's own rules (no bigram twice, say) may forbid all that a schema allows: the schema holds
+            scores = processed if self._constraint is None or bool(processed.isfinite().any()) else scores
         if self._generator is None:
             return int(scores.argmax())
         # drawn on the CPU, from a generator of its own: the same whatever is asked beside it, and on any device

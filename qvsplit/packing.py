@@ -42,10 +42,13 @@ def pack(model: nn.Module) -> bool:
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             shared[id(parameter)] = shared.get(id(parameter), 0) + 1
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and _fits(child) and shared[id(child.weight)] == 1:
+    parents = [module for module in model.modules() if type(module) is not nn.Linear]
+    for parent in parents:
+        for name in [name for name, child in parent.named_children() if type(child) is nn.Linear]:
+            child = getattr(parent, name)
+            if _fits(child) and shared[id(child.weight)] == 1:
                 setattr(parent, name, PackedLinear(child))
+            del child  # nothing may hold a plain weight any longer than its packed one takes to make
     return True
 
 

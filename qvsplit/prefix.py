@@ -144,11 +144,11 @@ class Warm:
         return self._kept.get(key)
 
     def put(self, key: Hashable, prefix: Prefix) -> None:
-        """Keep `prefix`, if it fits at all."""
+        """Keep `prefix`; the newest stays even where it alone is too long, but for a bound of none at all."""
         self._kept.pop(key, None)
-        if len(prefix) <= self._most:
+        if self._most > 0:
             self._kept[key] = prefix
-        while len(self) > self._most:
+        while len(self) > self._most and len(self._kept) > 1:
             self._kept.popitem(last=False)
 
     def clear(self) -> None:
@@ -191,20 +191,21 @@ def attention(
     if tails is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
         return output, None
-    key_heads, width = key.shape[1], query.shape[3]
+    width = query.shape[3]
     output = torch.empty(query.shape[0], query.shape[2], query.shape[1], width, dtype=query.dtype, device=query.device)
     for prefix, first, end in tails.groups:
-        keys, values = prefix.keys[module.layer_idx], prefix.values[module.layer_idx]
+        keys, values = prefix.keys[module.layer_idx].float(), prefix.values[module.layer_idx].float()
+        own_keys, own_values = key[first:end].float(), value[first:end].float()
         scored = query.shape[1] * (end - first) * (keys.shape[1] + key.shape[2])  # values, for one new token a row
         step = max(1, SCORE_VALUES // scored)
         for start in range(0, query.shape[2], step):
             part = slice(start, start + step)
+            some = query[first:end, :, part].float() * scaling
+            known = key.shape[2] - query.shape[2] + start + some.shape[2]  # of the tail: nobody sees what comes later
+            seen = None if attention_mask is None else attention_mask[first:end, part, :known]
             output[first:end, part] = _attend(
-                query[first:end, :, part] * scaling,
-                keys, values, key[first:end], value[first:end],
-                None if attention_mask is None else attention_mask[first:end, part],
-                key_heads,
-            )  # fmt: skip
+                some, keys, values, own_keys[:, :, :known], own_values[:, :, :known], seen
+            )
     return output, None
 
 
@@ -215,22 +216,15 @@ def _attend(
     keys: torch.Tensor,
     values: torch.Tensor,
     seen: torch.Tensor | None,
-    key_heads: int,
 ) -> torch.Tensor:
-    """One softmax over prefix and tail: query [b, H, q, D] → [b, q, H, D].
+    """One softmax over prefix and tail: scaled query [b, H, q, D] → [b, q, H, D].
 
-    Scores and sums are float32 whatever the dtype, as in SDPA's kernels.
+    All float32, whatever the model's dtype, as SDPA's kernels have their scores and sums.
     """
     rows, heads, new, width = query.shape
-    group, n, s = heads // key_heads, prefix_keys.shape[1], keys.shape[2]
-    folded = (
-        query.view(rows, key_heads, group * new, width)
-        if query.is_contiguous()
-        else query.reshape(rows, key_heads, group * new, width)
-    )
-    folded, prefix_keys, prefix_values, keys, values = (
-        tensor.float() for tensor in (folded, prefix_keys, prefix_values, keys, values)
-    )
+    key_heads, n, s = keys.shape[1], prefix_keys.shape[1], keys.shape[2]
+    group = heads // key_heads
+    folded = query.reshape(rows, key_heads, group * new, width)
     by_head = folded.transpose(0, 1).reshape(key_heads, rows * group * new, width)
     scores = torch.empty(key_heads, rows * group * new, n + s, device=query.device)
     torch.bmm(by_head, prefix_keys.transpose(1, 2), out=scores[:, :, :n])
@@ -242,7 +236,7 @@ def _attend(
     summed = torch.bmm(weights[:, :, :n], prefix_values).view(key_heads, rows, group * new, width)
     own_weights = weights[:, :, n:].reshape(key_heads, rows, group * new, s).transpose(0, 1)
     total = summed.transpose(0, 1) + torch.matmul(own_weights, values)  # [b, K, G·q, D]
-    return total.reshape(rows, heads, new, width).transpose(1, 2).to(query.dtype)
+    return total.reshape(rows, heads, new, width).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION, attention)

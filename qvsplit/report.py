@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from qvsplit import images
-from qvsplit.checks import PASS, SEVERITIES, verdict
+from qvsplit.checks import COVERED, PASS, SEVERITIES, verdict
 from qvsplit.errors import DiskError, PictureError, UsageError, printable
 from qvsplit.store import sync_folder
 
@@ -47,8 +47,8 @@ LARGE_PIXELS = 24_000_000
 LARGE_BYTES = 64 << 20
 
 # Below this the allowed answers were none of what the model would have said: which of them is likelier means little.
-COVERED = 0.01
 
+MARK = b'<meta name="generator" content="qvsplit">'
 VERDICTS = (PASS, *SEVERITIES)
 # What an answer's third number says, added up
 _FLAGGED, _CUT, _SKIPPED, _UNCOVERED = 1, 2, 4, 8
@@ -88,6 +88,11 @@ def write_report(
         page.finish()
 
 
+def _is_ours(file: Path) -> bool:
+    with _disk_errors(file), file.open("rb") as stream:
+        return MARK in stream.read(1000)
+
+
 def check_target(file: Path) -> None:
     """UsageError or DiskError if no page could be written to `file`: to be known before the first question is asked."""
     with _Page(file):
@@ -106,6 +111,10 @@ class _Page:
             raise UsageError(f"no folder at {self._target.parent} for the report")
         if self._target.exists() and not self._target.is_file():
             raise UsageError(f"{self._target} is not a file: the report needs a name of its own")
+        if file.suffix.lower() not in {".html", ".htm"}:
+            raise UsageError(f"--report {file}: the name must end in .html")
+        if self._target.exists() and self._target.stat().st_size and not _is_ours(self._target):
+            raise UsageError(f"{self._target} is there and is no page of qvsplit's; choose another name")
         self._temporary = self._target.with_name(f".report.{os.getpid()}.{threading.get_ident()}.tmp")
         with _disk_errors(self._target):
             self._temporary.unlink(missing_ok=True)  # of a process that had our number and was killed

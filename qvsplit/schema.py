@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvsplit.errors import UsageError
+from qvsplit.errors import QvsplitError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -67,4 +67,5 @@ class Follower:
 
     def take(self, token: int) -> None:
         """`token` came next."""
-        self._matcher.consume_token(token)
+        if not self._matcher.consume_token(token):
+            raise QvsplitError(f"an answer left its JSON schema ({self._matcher.get_error()}); nothing was kept of it")

@@ -45,6 +45,12 @@ if TYPE_CHECKING:
 
 # Tensors that may be read but not yet hashed: bounds the memory beside the weights themselves.
 HASH_BACKLOG = 2
+# The small files that decide a prompt or an answer
+DECIDING_FILES = frozenset({
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja",
+    "processor_config.json", "preprocessor_config.json",
+})  # fmt: skip
 FRESH_NS = 2_000_000_000  # a file younger than this may still change within its timestamp's resolution
 
 
@@ -210,7 +216,8 @@ def language_fingerprint(checkpoint: Checkpoint) -> str:
     """
     began = time.time_ns()
     places = checkpoint.places(checkpoint.language_names)
-    files = sorted({*(place.file for place in places.values()), *_small_files(checkpoint)})
+    deciding = sorted(path for path in _small_files(checkpoint) if path.name in DECIDING_FILES)
+    files = sorted({*(place.file for place in places.values()), *deciding})
     entry = cache_folder() / "fingerprints" / f"{_stat_key(files, 'language')}.json"
     known = _remembered(entry)
     if known is None:
