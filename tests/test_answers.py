@@ -121,8 +121,8 @@ def test_what_is_put_is_read_again_to_the_bit(tmp_path, suffix):
     before = file.read_bytes()
     with Table(file) as table:
         assert list(table) == RECORDS
-        assert table.find(Key("ab" * 32, "pcheck", "r", "w")) == RECORDS[-1]
-        assert table.find(Key("ab" * 32, "pcheck", "r", "other")) is None
+        assert table.find(Key("ab" * 32, "pcheck", "r", "w", None)) == RECORDS[-1]
+        assert table.find(Key("ab" * 32, "pcheck", "r", "other", None)) is None
         table.put(RECORDS[0] | {"time": "later"})  # says nothing new
     assert file.read_bytes() == before
     with Table(file) as table:
@@ -151,6 +151,10 @@ def test_a_file_that_is_something_else_is_left_alone(tmp_path, suffix):
         with pytest.raises(UsageError, match="no table of qvsplit's answers"), Table(file):
             pass
         assert file.read_bytes() == content
+        assert [path.name for path in tmp_path.iterdir()] == [file.name]  # no journal left behind
+    file.write_bytes(b"")
+    with Table(file) as table:  # as mktemp makes it
+        assert len(table) == 0
     pq.write_table(pq.read_table(_parquet(tmp_path)), tmp_path / "other.parquet")
     with pytest.raises(UsageError, match="no table"), Table(tmp_path / "other.parquet"):
         pass
@@ -169,7 +173,10 @@ def test_names_that_are_no_table(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UsageError, match="is a folder"):
         Table(tmp_path / "folder.csv")
-    with pytest.raises(DiskError, match="cannot be written"), Table(tmp_path / "none" / "answers.csv"):
+    with pytest.raises(UsageError, match="no folder at"):
+        Table(tmp_path / "none" / "answers.csv")
+    (tmp_path / ".a.csv.journal").mkdir()
+    with pytest.raises(DiskError, match="cannot be written"), Table(tmp_path / "a.csv"):
         pass
 
 
@@ -185,6 +192,39 @@ def test_a_torn_journal_is_cut_and_a_spoilt_one_refused(tmp_path):
         assert list(table) == [*RECORDS[:3], RECORDS[4]]
     journal.write_bytes(b'{"no": "record"}\n' + lines[0])
     with pytest.raises(AlbumDamaged, match="journal is damaged"), Table(file):
+        pass
+
+
+def test_a_link_keeps_its_target_and_a_file_its_mode(tmp_path):
+    (tmp_path / "there").mkdir()
+    file, link = tmp_path / "there" / "answers.csv", tmp_path / "link.csv"
+    with Table(file) as table:
+        table.put(RECORDS[0])
+    file.chmod(0o600)
+    link.symlink_to(file)
+    with Table(link) as table:
+        table.put(RECORDS[1])
+        with pytest.raises(AlbumInUse), Table(file):
+            pass
+    assert link.is_symlink()
+    assert file.stat().st_mode & 0o777 == 0o600
+    with Table(file) as table:
+        assert list(table) == RECORDS[:2]
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["answers.csv"]
+
+
+def test_an_answer_of_any_length_fits_into_a_cell(tmp_path):
+    long = record(tokens=list(range(100_000)), answer="x" * 500_000)
+    with Table(tmp_path / "a.csv") as table:
+        table.put(long)
+    with Table(tmp_path / "a.csv") as table:
+        assert list(table) == [long]
+
+
+@pytest.mark.parametrize("wrong", [{"logprobs": "x"}, {"finish_reason": "scored"}, {"tokens": 3}, {"flagged": "yes"}])
+def test_a_record_that_was_tampered_with_is_not_believed(tmp_path, wrong):
+    (tmp_path / "a.jsonl").write_text(json.dumps(record() | wrong) + "\n")
+    with pytest.raises(UsageError, match="of the wrong kind"), Table(tmp_path / "a.jsonl"):
         pass
 
 
@@ -290,24 +330,33 @@ def test_edited_and_vanished_pictures_lose_their_old_answers_moved_ones_keep_the
 
 @pytest.mark.parametrize(
     "change", [["--model", "OTHER"], ["--system", "Be brief."], ["--max-new-tokens", "9"], ["--temperature", "2"],
-               ["--dtype", "bfloat16"], ["--stop", "x"]],
+               ["--top-k", "5"], ["--top-p", "0.5"], ["--temperature", "1", "--seed", "5"], ["--dtype", "bfloat16"],
+               ["--stop", "x"], ["--json-schema", "a.json"], ["--json-schema", "b.json"]],
 )  # fmt: skip
-def test_what_decides_an_answer_decides_whether_it_is_asked_again(run_cli, album, tmp_path, asked, change):
+def test_what_decides_an_answer_decides_whether_it_is_asked_again(run_cli, album, tmp_path, asked, change, monkeypatch):
     from qvsplit.checkpoint import DEMO_FOLDER
 
+    monkeypatch.chdir(tmp_path)
+    fields = {"a": {"enum": ["x", "y"]}, "b": {"enum": ["x", "y"]}}
+    for name, order in (("a", "ab"), ("b", "ba")):  # the order of a schema's fields is the order of the answer's
+        schema = {"type": "object", "properties": {field: fields[field] for field in order}, "required": ["a", "b"]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(schema))
     if change[1] == "OTHER":
         shutil.copytree(DEMO_FOLDER, tmp_path / "other")
         name = tmp_path / "other" / "generation_config.json"
         name.write_text(json.dumps(json.loads(name.read_text()) | {"repetition_penalty": 1.5}))
         change = ["--model", str(tmp_path / "other")]
     words = ("ask", "--embeds", album, "What is it?", "--out", tmp_path / "a.parquet", "--image", "sunday.jpg")
-    run_cli(*words)
-    run_cli(*words)
+    before = {"b.json": ["--json-schema", "a.json"], "5": ["--temperature", "1"]}.get(change[-1], [])
+    before = [] if change[0] == "--top-k" else before
+    for _ in range(2):
+        assert run_cli(*words, *before)[0] == 0
     assert len(asked) == 1
-    run_cli(*words, *change)
+    for _ in range(2):
+        assert run_cli(*words, *change)[0] == 0
     assert len(asked) == 2
-    run_cli(*words, *change)
-    assert len(asked) == 2
+    assert run_cli(*words, *before)[0] == 0  # and back
+    assert len(asked) == 3
 
 
 def test_a_run_with_nothing_to_ask_imports_no_torch(run_cli, album, checks, tmp_path):
@@ -365,6 +414,60 @@ def test_a_killed_run_loses_no_finished_answer_and_the_next_finishes_the_rest(
     fresh = tmp_path / "fresh.parquet"
     run_cli(*[fresh if word == file else word for word in words])
     assert [row | {"time": None} for row in rows] == [row | {"time": None} for row in pq.read_table(fresh).to_pylist()]
+
+
+def test_answers_are_kept_as_soon_as_their_batch_is_done(run_cli, album, tmp_path, monkeypatch):
+    """Not when the picture is: there may be a thousand questions about it."""
+    run, done = Asker._run_whole, []
+
+    def interrupted(self, batch, held, on_text):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(len(batch))
+        return run(self, batch, held, on_text)
+
+    monkeypatch.setattr(Asker, "_run_whole", interrupted)
+    code, _, _ = run_cli("ask", "--embeds", album, "--image", "sunday.jpg", "--token-budget", "1", "--out",
+                         tmp_path / "a.csv", *(f"What is {n}?" for n in range(9)))  # fmt: skip
+    assert code == 130
+    with Table(tmp_path / "a.csv") as table:
+        assert len(table) == sum(done) == 5
+
+
+def test_a_part_of_an_album_drops_no_answers_of_the_whole(run_cli, album, cards, tmp_path):
+    shutil.copyfile(POSTCARDS / "winter.jpg", cards / "sunday.jpg")
+    extract_pictures([cards], out=album)
+    words = ("ask", "Is there a dog?", "--out", tmp_path / "a.csv", "--quiet")
+    run_cli(*words, "--embeds", album)
+    before = (tmp_path / "a.csv").read_bytes()
+    run_cli(*words, "--embeds", album / "shard-000001.parquet", "--image", "seaside.jpg")
+    assert (tmp_path / "a.csv").read_bytes() == before
+
+
+def test_skipped_checks_load_no_model(run_cli, album, tmp_path, monkeypatch):
+    text = (
+        CHECKS
+        + """
+[[check]]
+id = "colour"
+question = "What colour is the dog?"
+answers = ["red", "blue"]
+flag = "red"
+only_if = "dog"
+
+[[check]]
+id = "why"
+question = "Why?"
+only_if = "colour"
+"""
+    )
+    (tmp_path / "checks.toml").write_text(text)
+    words = ("ask", "--embeds", album, "--checks", tmp_path / "checks.toml", "--out", tmp_path / "a.csv")
+    run_cli(*words)
+    monkeypatch.setattr("qvsplit.ask._load", None)
+    code, _, said = run_cli(*words)
+    assert code == 0
+    assert "0 asked" in said
 
 
 # -- the lines of the documents ---------------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ def test_what_is_wrong_is_said_with_file_and_check(tmp_path, old, new, said):
     [
         ("- id: x\n  question: q\n  answers: [yes, no]", "put it in quotes"),
         ("- id: [", "is not YAML"),
+        ("- id: x\n  question: 2024-13-45", "is not YAML"),
         ("", "no checks"),
         ("- just text", "not a table"),
         ("!!python/object/apply:os.system ['false']", "is not YAML"),
@@ -130,7 +131,9 @@ def test_probabilities_add_up_and_keep_their_order():
     assert list(told) == ["yes", "no"]
     assert told == pytest.approx({"yes": 0.25, "no": 0.75})
     assert normalised({"a": -5000.0, "b": -5000.0}) == {"a": 0.5, "b": 0.5}
-    assert normalised({"a": -math.inf, "b": -math.inf}) == {"a": 0.5, "b": 0.5}
+    assert normalised({"a": -math.inf, "b": -math.inf}) == {"a": 0.0, "b": 0.0}  # none of them: nothing is raised
+    with pytest.raises(ValueError, match="none"):
+        normalised({"a": math.nan, "b": -1.0})
 
 
 def test_an_answer_raises_its_check_from_the_threshold_on():
@@ -139,6 +142,25 @@ def test_an_answer_raises_its_check_from_the_threshold_on():
     assert outcome(check, {"a": 0.25, "b": 0.15, "c": 0.6}).answer == "c"
     assert outcome(check, {"a": 0.2, "b": 0.15, "c": 0.65}).flagged is False
     assert outcome(with_choices(Question("?"), ["a", "b"]), {"a": 0.5, "b": 0.5}).answer == "a"
+
+
+def test_an_answer_that_is_named_twice_counts_once(tmp_path):
+    text = GOOD.replace('flag = "yes"', 'flag = ["yes", "yes"]')
+    assert read_checks(written(tmp_path, text))[0].flag == ("yes",)
+
+
+def test_answers_from_python_may_be_a_list_or_have_one_spelling():
+    same = {"yes": ("yes",), "no": ("no",)}
+    for given in (["yes", "no"], ("yes", "no"), {"yes": "yes", "no": "no"}, {"yes": ["yes"], "no": ("no",)}):
+        assert Question("?", answers=given).answers == same
+    for given in ([], {}, {"yes": ()}, {"yes": "yes", "no": "yes"}, ["yes"]):
+        with pytest.raises(UsageError):
+            Question("?", answers=given)
+
+
+def test_a_condition_on_what_is_not_asked():
+    with pytest.raises(UsageError, match="only_if names person, which is not asked"):
+        levels([Question("?", "x", only_if=Condition("person"))])
 
 
 def test_without_a_flag_a_threshold_makes_it_unsure():

@@ -605,7 +605,7 @@ def test_checks_give_verdicts_and_an_exit_code(run_cli, postcards):
     assert run_cli(*words, "--image", "sunday.jpg", "--fail-on", "warn", "--quiet")[0] == 8
     _, out, _ = run_cli(*words, "--image", "sunday.jpg", "--json")
     assert json.loads(out.splitlines()[-1]) == {
-        "paths": ["sunday.jpg"], "roots": [str(postcards.parent / "postcards")], "verdict": "warn", "raised": ["crowd"]
+        "path": "sunday.jpg", "root": str(postcards.parent / "postcards"), "verdict": "warn", "raised": ["crowd"]
     }  # fmt: skip
 
 
@@ -673,12 +673,34 @@ def test_any_script_goes_in_and_comes_out(run_cli, album):
         (["--stop", "", "?"], "must not be empty"),
         (["--token-budget", "0", "?"], "at least 1"),
         (["--report", "none/page.html", "?"], "no folder at"),
+        (["--out", "none/a.csv", "?"], "no folder at"),
+        (["--report", "page.csv", "?"], "must end in .html"),
+        (["--report", "same.html", "--out", "same.html", "?"], "must end in .parquet"),
+        (["--json-schema", "none.json", "--stop", "x", "?"], "leave one out"),
     ],
 )
 def test_what_is_off_is_said_in_one_line(run_cli, album, words, said):
     code, out, told = run_cli("ask", "--embeds", album, *words)
     assert (code, out) == (2, "")
     assert said in one_line(told)
+
+
+def test_a_question_by_the_name_of_a_check_does_not_displace_it(run_cli, postcards):
+    examples = Path(__file__).parent.parent / "examples"
+    code, out, said = run_cli("ask", "--embeds", postcards, "--checks", examples / "moderation.toml", "dog")
+    assert (code, out) == (2, "")
+    assert "two different questions have the name dog" in one_line(said)
+
+
+def test_a_report_overwrites_only_a_report(run_cli, album, tmp_path):
+    mine = tmp_path / "mine.html"
+    mine.write_text("<!doctype html><title>my own</title>")
+    code, out, said = run_cli("ask", "--embeds", album, "?", "--report", mine)
+    assert (code, out) == (2, "")
+    assert "no page of qvsplit's" in one_line(said)
+    assert mine.read_text() == "<!doctype html><title>my own</title>"
+    for _ in range(2):
+        assert run_cli("ask", "--embeds", album, "?", "--report", tmp_path / "page.html", "--max-new-tokens", 2)[0] == 0
 
 
 def test_a_table_in_use_and_a_table_that_is_none(run_cli, album, tmp_path):

@@ -17,7 +17,7 @@ from qvsplit.ask import Settings as AskSettings
 from qvsplit.ask import Shown, open_asker
 from qvsplit.checkpoint import DEMO_FOLDER
 from qvsplit.checks import Question
-from qvsplit.errors import OutOfMemory
+from qvsplit.errors import ModelError, OutOfMemory, UsageError
 from qvsplit.extract import Settings, extract_pictures
 from qvsplit.language import Asked, Decoding, Language
 
@@ -194,6 +194,81 @@ def test_a_checkpoints_own_penalties_hold_for_every_row(few, checkpoint, photos,
     assert [answer.tokens for answer in plain.answers(row, asked)] != expected
 
 
+def test_two_different_questions_of_one_name_are_refused(asker, few):
+    row = few[1][1]
+    for first, second in [
+        (Question("Is there a dog?", "x"), Question("Is it day?", "x")),
+        (Question("dog"), Question("Is there a dog?", "dog")),
+        (Question("?"), Question("?", answers=["yes", "no"])),
+    ]:
+        with pytest.raises(UsageError, match="two different questions"):
+            asker.answers(row, [first, second])
+    twice = asker.answers(row, ["What is it?", "What is it?"])
+    assert twice[0] == twice[1]
+    with pytest.raises(UsageError, match="a list of questions"):
+        asker.answers(row, "What is it?")
+    with pytest.raises(UsageError, match="an empty question"):
+        asker.answer(row, " ")
+
+
+def test_a_template_that_puts_text_first_gives_every_question_its_own_prefix(few, checkpoint, photos, tmp_path):
+    """Text before a picture is part of its prefix: two questions then have two."""
+    shutil.copytree(checkpoint, tmp_path / "own")
+    file = tmp_path / "own" / "chat_template.jinja"
+    template = file.read_text()
+    loop = "{%- for part in message.content -%}"
+    assert loop in template
+    file.write_text(template.replace(loop, "{%- for part in message.content | reverse -%}"))
+    whole, row, asked = WholeModel(tmp_path / "own"), few[1][1], questions(4)
+    asker = open_asker(few[0], AskSettings(model=str(tmp_path / "own"), max_new_tokens=NEW_TOKENS))
+    expected = [whole.answer([upright_rgb(photos / row.path)], question) for question in asked]
+    assert [answer.tokens for answer in asker.answers(row, asked)] == expected
+    assert [asker.answer(row, question).tokens for question in asked] == expected
+
+
+def test_values_that_are_not_finite_are_no_answer(asker, few):
+    row = few[1][1]
+    asker.answer(row, "?")  # its prefix is sound, and warm
+    norm = asker.language.model.model.language_model.norm
+    with torch.no_grad():
+        norm.weight[3] = float("nan")
+    with pytest.raises(ModelError, match="not finite"):
+        asker.answer(row, "What is it?")
+    with pytest.raises(ModelError, match="not finite"):
+        asker.answer(row, Question("Is it?", answers=["yes", "no"]))
+
+
+def test_warm_pictures_make_room_where_memory_ends(few, told, monkeypatch):
+    asker = open_asker(few[0], AskSettings(max_new_tokens=NEW_TOKENS))
+    first, second = few[1][:2]
+    asker.answer(first, "?")
+    prefill = Language.prefill
+
+    def cramped(self, *given, **named):
+        if len(asker._warm):
+            raise OutOfMemory("too much")
+        return prefill(self, *given, **named)
+
+    monkeypatch.setattr(Language, "prefill", cramped)
+    question = questions(1)[0]
+    assert asker.answer(second, question).tokens == told(question, second.path)
+
+    def hopeless(self, *given, **named):
+        raise OutOfMemory("too much")
+
+    monkeypatch.setattr(Language, "prefill", hopeless)
+    with pytest.raises(OutOfMemory):
+        asker.answer(first, "Now?")
+
+
+def test_a_picture_above_the_budget_still_has_its_questions_in_one_batch(few, told, counted):
+    row, asked = few[1][1], questions(3)
+    asker = open_asker(few[0], AskSettings(max_new_tokens=NEW_TOKENS, token_budget=250))
+    assert (row.n_tokens or 0) > 250
+    assert [answer.tokens for answer in asker.answers(row, asked)] == [told(question, row.path) for question in asked]
+    assert counted == {"prefills": 1, "batches": [3]}
+
+
 # -- warm -------------------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +354,47 @@ def test_shared_prefix_attention_is_attention_over_the_joined_sequence(monkeypat
                 query[row].float(), keys.float(), values.float(), mask, scale=0.3
             )
             assert (got[row].transpose(0, 1).float() - expected).abs().max() < close
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_dtypes_are_attended_as_exactly_as_sdpa_does(dtype):
+    torch.manual_seed(0)
+    heads, width, n, tail = 4, 128, 200, 9
+    behind = prefix.Prefix(tuple(range(n)), (2 * torch.randn(2, n, width),), (torch.randn(2, n, width),), n)
+    query, key, value = (2 * torch.randn(1, count, tail, width) for count in (heads, 2, 2))
+    narrow = prefix.Prefix(behind.input_ids, (behind.keys[0].to(dtype),), (behind.values[0].to(dtype),), n)
+    tails = prefix.Tails([narrow], [0])
+    module = type("Layer", (), {"layer_idx": 0})()
+    seen = tails.seen(tail, torch.device("cpu"))
+    got, _ = prefix.attention(module, query.to(dtype), key.to(dtype), value.to(dtype), seen, scaling=width**-0.5,
+                              tails=tails)  # fmt: skip
+    keys = torch.cat([narrow.keys[0][None], key.to(dtype)], 2).repeat_interleave(2, 1)
+    values = torch.cat([narrow.values[0][None], value.to(dtype)], 2).repeat_interleave(2, 1)
+    mask = torch.cat([torch.ones(tail, n, dtype=torch.bool), seen[0]], 1)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    exact = attend(query.to(dtype).double(), keys.double(), values.double(), mask)
+    theirs = (attend(query.to(dtype), keys, values, mask).double() - exact).abs().mean()
+    assert (got.transpose(1, 2).double() - exact).abs().mean() < 1.5 * theirs
+
+
+def test_packing_never_holds_two_weights_of_a_layer():
+    import weakref
+
+    model = torch.nn.Sequential(*[torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()) for _ in range(5)])
+    plain = [weakref.ref(layer[0].weight) for layer in model]
+    alive = []
+    make = packing.PackedLinear.__init__
+
+    def watched(self, linear):
+        alive.append(sum(weight() is not None for weight in plain))
+        make(self, linear)
+
+    packing.PackedLinear.__init__ = watched
+    try:
+        assert packing.pack(model)
+    finally:
+        packing.PackedLinear.__init__ = make
+    assert alive[1:] == [5, 4, 3, 2, 1]  # the first is the trial
 
 
 def test_every_linear_layer_is_packed_but_one_that_is_tied(few, checkpoint, tmp_path):

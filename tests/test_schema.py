@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -49,6 +50,19 @@ def test_answers_conform_greedy_and_drawn_one_by_one_and_as_a_batch(album_folder
     free = open_asker(album, Settings(max_new_tokens=20)).answer(rows[0], asked[0])
     with pytest.raises(json.JSONDecodeError):
         json.loads(free.text)
+
+
+@pytest.mark.parametrize("rule", [{"no_repeat_ngram_size": 2}, {"min_new_tokens": 60}, {"repetition_penalty": 3.0}])
+def test_the_schema_holds_against_a_checkpoints_own_rules(album_folder, checkpoint, tmp_path, rule):
+    shutil.copytree(checkpoint, tmp_path / "own")
+    file = tmp_path / "own" / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | rule))
+    album = open_album(album_folder)
+    for more in ({}, {"temperature": 2.0}):
+        settings = Settings(model=str(tmp_path / "own"), json_schema=SCHEMA, max_new_tokens=200, **more)
+        for answer in open_asker(album, settings).answers(next(iter(album)), ["?", "What is it?"]):
+            assert answer.finish_reason == "stop"
+            conforms(answer.text)
 
 
 def test_an_answer_that_is_cut_says_so(album_folder):
