@@ -439,6 +439,8 @@ def ask(
 
     if fail_on is not None and fail_on not in checks.SEVERITIES:
         raise UsageError(f"--fail-on {fail_on}: choose one of {', '.join(checks.SEVERITIES)}")
+    if json_schema is not None and stop:
+        raise UsageError("--stop would cut what --json-schema promises; leave one out")
     if together and compare is not None:
         raise UsageError("--together and --compare: choose one")
     interactive = sys.stdin is not None and sys.stdin.isatty()
@@ -459,8 +461,6 @@ def ask(
         if out is not None and os.path.realpath(report) == os.path.realpath(out):
             raise UsageError("--out and --report name the same file")
         check_target(report)
-    if json_schema is not None and stop:
-        raise UsageError("--stop would cut what --json-schema promises; leave one out")
     album = open_album(*(embeds or ["embeds"]))
     rows = select(album, image or [])
     shown = [Shown((row,)) for row in rows]

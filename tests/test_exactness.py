@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from qvsplit import vision
 from qvsplit.album import open_album
 from qvsplit.ask import Settings as AskSettings
 from qvsplit.ask import open_asker
-from qvsplit.checkpoint import open_checkpoint
+from qvsplit.checkpoint import DEMO_FOLDER, open_checkpoint
 from qvsplit.extract import Settings, extract_pictures
 from qvsplit.language import as_tensor
 
@@ -149,10 +152,44 @@ def test_answers_in_half_precision_are_the_whole_models_in_it(tmp_path, checkpoi
     asker = open_asker(open_album(tmp_path / "embeds"), AskSettings(dtype=dtype, max_new_tokens=NEW_TOKENS))
     whole = WholeModel(checkpoint, dtype=getattr(torch, dtype))
     assert asker.dtype_note() is None
+    same = 0
     for row in asker.album:
-        assert asker.answer(row, QUESTIONS[0]).tokens == whole.answer(
-            [upright_rgb(some_photos / row.path)], QUESTIONS[0]
-        )
+        expected, gaps = _with_gaps(whole, upright_rgb(some_photos / row.path))
+        got = asker.answer(row, QUESTIONS[0]).tokens
+        same += got == expected
+        if got != expected:  # a random model's logits lie close: the order of additions decides between neighbours
+            place = next(index for index, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b)
+            assert gaps[place] <= 4 * torch.finfo(getattr(torch, dtype)).eps * 4  # a few units in the last place
+    assert same >= len(asker.album) - 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_trained_models_answers_in_half_precision_are_the_whole_models(tmp_path, dtype):
+    """Its logits lie apart: no rounding decides."""
+    from qvsplit.demo import POSTCARDS, truths
+
+    names = ("boats-in-snow.jpg", "parade.jpg", "seaside.jpg", "winter.jpg")
+    for name in names:
+        shutil.copyfile(POSTCARDS / name, tmp_path / name)
+    extract_pictures([tmp_path], out=tmp_path / "embeds", settings=Settings(model="demo", dtype=dtype, patch_budget=1))
+    asker = open_asker(open_album(tmp_path / "embeds"), AskSettings(dtype=dtype))
+    whole = WholeModel(DEMO_FOLDER, dtype=getattr(torch, dtype))
+    limits = json.loads((DEMO_FOLDER / "processor_config.json").read_text())["image_processor"]["size"]
+    whole.processor.image_processor.size = limits
+    asked = [*truths()[0], "How many dogs are there?", "Where is the house?"]
+    for row in asker.album:
+        expected = [whole.answer([upright_rgb(tmp_path / row.path)], question, new_tokens=64) for question in asked]
+        assert [answer.tokens for answer in asker.answers(row, asked)] == expected
+
+
+def _with_gaps(whole, image):
+    """The whole model's tokens, and at each the gap between its two best logits."""
+    inputs = whole.inputs([image], QUESTIONS[0])
+    with torch.inference_mode():
+        out = whole.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, temperature=None, top_p=None,
+                                   top_k=None, return_dict_in_generate=True, output_logits=True)  # fmt: skip
+    best = [logits[0].float().topk(2).values for logits in out.logits]
+    return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), [float(a - b) for a, b in best]
 
 
 def test_pixel_limits_are_those_of_the_recipe(tmp_path, checkpoint, some_photos):
