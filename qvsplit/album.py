@@ -57,6 +57,11 @@ class Album:
         return self.shards[-1].made if self.shards else None
 
     @property
+    def name(self) -> str:
+        """The folders its shards lie in, as they were given."""
+        return ", ".join(dict.fromkeys(str(shard.path.parent) for shard in self.shards))
+
+    @property
     def hidden_size(self) -> int | None:
         """Width of a token."""
         return self.shards[0].hidden_size if self.shards else None

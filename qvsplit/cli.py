@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -646,11 +647,7 @@ class _Survey:
 
         with _Progress(shown=sys.stderr.isatty() and not self.quiet) as bar:
             bar.next("thumbnails", len(self.shown))
-            told = {
-                "model": self.asker.model,
-                "pictures": f"{len(self.shown):,}",
-                "questions": f"{len(self.questions):,}",
-            }
+            told = {"model": self.asker.model, "album": self.asker.album.name, "asked": time.strftime("%Y-%m-%d %H:%M")}
             write_report(file, self._answers, title=file.stem, told=told, on_picture=bar.advance)
         if not self.quiet:
             _say(f"{file}: {len(self.shown):,} pictures, {size(file.stat().st_size)}")

@@ -422,7 +422,7 @@ def load(
     if device_map is None and device is not None and device.type != "cpu":
         mapped = {"": device}
     model = load_language(checkpoint, dtype=dtype, device_map=mapped)
-    if mapped is None and model.dtype == torch.float32:
+    if model.dtype == torch.float32 and not hasattr(model, "hf_device_map"):
         pack(model)
     return Language(model, prompter)
 

@@ -20,6 +20,7 @@ from qvsplit.checks import Question
 from qvsplit.errors import ModelError, OutOfMemory, UsageError
 from qvsplit.extract import Settings, extract_pictures
 from qvsplit.language import Asked, Decoding, Language
+from qvsplit.weights import load_language
 
 NAMES = ("chelsea.png", "coffee.png", "rocket.jpg")
 WORDS = [
@@ -321,6 +322,24 @@ def test_a_prefix_of_another_beginning_is_refused(asker, few):
         asker.language.prefill(ready[1].prompt, embeds[1:], after=first)
     with pytest.raises(ValueError, match="picture tokens"):
         asker.language.prefill(ready[1].prompt, embeds[:1])
+
+
+@pytest.mark.parametrize("spread", ["auto", "hooks"])
+def test_a_model_that_accelerate_spreads_gives_the_same_answers(few, told, spread, checkpoint):
+    from accelerate import dispatch_model
+
+    from qvsplit.checkpoint import open_checkpoint
+
+    row, asked = few[1][1], questions(3)
+    asker = open_asker(few[0], AskSettings(max_new_tokens=NEW_TOKENS, device="auto"), loaded=False)
+    if spread == "hooks":  # as on two GPUs: one before every module
+        half = load_language(open_checkpoint(checkpoint, "language"), dtype=torch.float32)
+        names = ["embed_tokens", "rotary_emb", "norm", *(f"layers.{layer}" for layer in range(4))]
+        where = {f"model.language_model.{name}": "cpu" for name in names} | {"lm_head": "cpu"}
+        dispatch_model(half, where, force_hooks=True)
+        assert hasattr(half, "hf_device_map")
+        asker.__dict__["language"] = Language(half, asker.language.prompter)
+    assert [answer.tokens for answer in asker.answers(row, asked)] == [told(question, row.path) for question in asked]
 
 
 # -- attention, packed layers -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -422,3 +423,17 @@ def test_a_header_gives_the_offsets_of_the_tensors(own):
     for name, place in places.items():
         raw = data[place.start : place.start + place.size]
         assert raw == tensors[name].numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "library"), [("bitsandbytes", "bitsandbytes"), ("gptq", "optimum"), ("awq", "gptqmodel")]
+)
+def test_a_quantised_checkpoint_without_its_library_says_which(own, method, library):
+    if importlib.util.find_spec(library):
+        pytest.skip(f"{library} is installed")
+    config = json.loads((own / "config.json").read_text())
+    more = {"load_in_4bit": True} if method == "bitsandbytes" else {"bits": 4, "group_size": 128}
+    config["quantization_config"] = {"quant_method": method, **more}
+    (own / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=library):
+        weights.load_language(open_checkpoint(own, "language"), dtype=None)
