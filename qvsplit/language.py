@@ -179,6 +179,8 @@ class Language:
         """
         import torch
 
+        from qvsplit.prefix import Tails
+
         rows = [list(one.tail) + [token for tokens in mine for token in tokens]
                 for one, mine in zip(asked, answers, strict=True)]  # fmt: skip
         longest = max(map(len, rows))
@@ -202,8 +204,6 @@ class Language:
         same = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
         seen = same.tril() & (part >= 0)[:, None, :]  # [rows, q, q]
         ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=self.device)
-        from qvsplit.prefix import Tails
-
         with torch.inference_mode(), _memory_errors(self.tokens(asked)):
             tails = Tails([one.prefix for one in asked], [longest - len(row) for row in rows])
             hidden = self._forward(ids, positions.expand(3, -1, -1), seen, past_key_values=tails, tails=tails)

@@ -9,7 +9,6 @@ Knows nothing of models: no torch.
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import html
 import json
@@ -20,15 +19,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from qvsplit import images
 from qvsplit.checks import COVERED, PASS, SEVERITIES, verdict
-from qvsplit.errors import DiskError, PictureError, UsageError, printable
-from qvsplit.store import sync_folder
+from qvsplit.errors import PictureError, UsageError, printable
+from qvsplit.store import disk_errors, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,15 +142,8 @@ class _Page:
             sync_folder(self._target.parent)
 
 
-@contextmanager
-def _disk_errors(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        what = "the disk is full" if full else f"cannot be written ({error.strerror or error})"
-        todo = "make room and run again" if full else "choose another place, or mend its permissions"
-        raise DiskError(f"the report {file}: {what}; {todo}") from error
+def _disk_errors(file: Path) -> AbstractContextManager[None]:
+    return disk_errors(f"the report {file}", kept="", elsewhere="choose another place")
 
 
 def _template(title: str) -> tuple[str, str, str]:

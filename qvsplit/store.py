@@ -285,15 +285,17 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def disk_errors(place: Path, kept: str = "finished shards are kept") -> Iterator[None]:
+def disk_errors(
+    place: Path | str, kept: str = "finished shards are kept", elsewhere: str = "choose another --out"
+) -> Iterator[None]:
     """Turns a full disk or a place that cannot be written into a DiskError that says which, and what is `kept`."""
     try:
         yield
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
         what = "the disk is full" if full else f"cannot be written ({error.strerror or error})"
-        todo = "make room and run again" if full else "choose another --out, or mend its permissions"
-        raise DiskError(f"{place}: {what}; {kept}; {todo}") from error
+        todo = "make room and run again" if full else f"{elsewhere}, or mend its permissions"
+        raise DiskError("; ".join(part for part in (f"{place}: {what}", kept, todo) if part)) from error
 
 
 # --------------------------------------------------------------------------------------------------------- reader
