@@ -7,26 +7,22 @@ Needs no torch.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import glob
 import json
 import os
-import re
-import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qvsplit.errors import AlbumDamaged, AlbumInUse, DiskError, RecipeError, UsageError, some_of
-from qvsplit.images import SHARD_NAME, Found, name_on_disk
+from qvsplit.errors import AlbumDamaged, AlbumInUse, RecipeError, UsageError, some_of
+from qvsplit.folders import SHARD_NAME, Found, Walked, is_within, name_on_disk
+from qvsplit.index import Tally
 from qvsplit.recipe import Made, Recipe
-from qvsplit.store import Embeds, Row, Shard, disk_errors
+from qvsplit.store import Embeds, Row, Shard
 
-LOCK_FILE = ".qvsplit.lock"
-_TEMPORARY = re.compile(r"\.shard-\d{6,}\.parquet\.\d+\.tmp")
+REBUILD = ".rebuild"  # below an album: the one that will take its place
+COMPLETE = "complete.json"  # in there: it is whole, and its shards are being put in place
 
 
 class Album:
@@ -67,6 +63,11 @@ class Album:
         return self.shards[0].hidden_size if self.shards else None
 
     @property
+    def roots(self) -> frozenset[str]:
+        """The roots of all rows, as stored."""
+        return frozenset(root for root, _ in self._current)
+
+    @property
     def rows(self) -> list[Row]:
         """The current row of every picture, whatever its status, sorted by root and path."""
         return sorted(self._current.values(), key=lambda row: row.key)
@@ -79,6 +80,10 @@ class Album:
         """The row that holds the embeddings of the content with this hash."""
         place = self._homes.get(sha256)
         return None if place is None else place[0].rows[place[1]]
+
+    def is_home(self, sha256: bytes, shard: Shard, index: int) -> bool:
+        """Whether row `index` of `shard` is where the embeddings of this content are taken from."""
+        return self._homes.get(sha256) == (shard, index)
 
     def embeds(self, row: Row) -> Embeds:
         """The checked embeddings of an `ok` row, its own or those of the same bytes under another name."""
@@ -104,7 +109,10 @@ class Album:
 
 
 def open_album(*places: str | os.PathLike[str]) -> Album:
-    """The album in the given folders, shards or globs, a later one's rows over an earlier one's. UsageError if none."""
+    """The album in the given folders, shards or globs, a later one's rows over an earlier one's.
+
+    UsageError if there is none. AlbumInUse where a rebuilt album is not wholly in place.
+    """
     paths: dict[Path, None] = {}
     for place in places:
         paths |= dict.fromkeys(shard_paths(place))
@@ -117,6 +125,7 @@ def shard_paths(place: str | os.PathLike[str]) -> list[Path]:
     path = Path(text)
     try:
         if stat.S_ISDIR(path.stat().st_mode):
+            refuse_half_placed(path)
             found = shards_in(path)
             if not found:
                 raise UsageError(f"{text} holds no shards; make some with `qvsplit extract PHOTOS --out {text}`")
@@ -146,6 +155,39 @@ def shards_in(folder: Path) -> list[Path]:
     return sorted((folder / name for name in names if SHARD_NAME.fullmatch(name)), key=_order)
 
 
+def shard_number(path: Path) -> int:
+    """The number in a shard's name."""
+    return int(path.name.split("-")[1].split(".")[0])
+
+
+def rebuild_folder(folder: Path) -> Path:
+    """Where the album that is to take this one's place grows."""
+    return folder / REBUILD
+
+
+def rebuild_marker(folder: Path) -> Path:
+    """What says that it is whole."""
+    return rebuild_folder(folder) / COMPLETE
+
+
+def placed_from(folder: Path) -> int | None:
+    """The number from which on shards are those of a rebuilt album that is being put in place; None where none is."""
+    try:
+        return int(json.loads(rebuild_marker(folder).read_text())["first"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise AlbumDamaged(f"{rebuild_marker(folder)} cannot be read; remove {rebuild_folder(folder)}") from None
+
+
+def refuse_half_placed(folder: Path) -> None:
+    """AlbumInUse while a rebuilt album is being put in place, or that was cut short: what is there is not whole."""
+    if placed_from(folder) is not None:
+        raise AlbumInUse(
+            f"{folder} is being replaced by its rebuild; run `qvsplit extract` again if that was cut short"
+        )
+
+
 def _order(path: Path) -> tuple[int, str]:
     """Shards by their number, other names after them."""
     numbered = SHARD_NAME.fullmatch(path.name)
@@ -164,58 +206,15 @@ def _check_one_recipe(shards: Sequence[Shard]) -> None:
             )
 
 
-# ------------------------------------------------------------------------------------------------------- writing
+def next_number(folder: Path) -> int:
+    """The number of the next shard: one above the highest there is, or ever was as far as can be seen."""
+    numbers = [int(match[1]) for name in os.listdir(folder) if (match := SHARD_NAME.match(name))]
+    return max(numbers, default=0) + 1
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` as its only writer, made if need be; what a killed run left half-written is removed.
-
-    The lock is the kernel's (flock), so it ends with the process that holds it, however that dies. AlbumInUse if
-    another holds it, DiskError where the folder cannot be written or has no locks.
-    """
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        _take(descriptor, folder)
-        with disk_errors(folder):
-            for name in os.listdir(folder):
-                if _TEMPORARY.fullmatch(name):
-                    (folder / name).unlink()
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _take(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise AlbumInUse(
-            f"{folder} is being written by {_holder(descriptor)}; wait for it, or choose another --out"
-        ) from None
-    except OSError as error:
-        if error.errno in {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}:
-            raise DiskError(f"{folder} is on a file system without locks; choose an --out on a local disk") from None
-        raise
-    with suppress(OSError):  # only tells others who we are; a full disk is met, and said, where it matters
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-
-
-def _holder(descriptor: int) -> str:
-    try:
-        told = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {int(told['pid'])} on {told['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
-
-
-def next_shard(folder: Path) -> Path:
-    """The name of the next shard: one above the highest there is."""
-    numbers = [int(match[1]) for name in os.listdir(folder) if (match := SHARD_NAME.fullmatch(name))]
-    return folder / f"shard-{max(numbers, default=0) + 1:06d}.parquet"
+def shard_path(folder: Path, number: int) -> Path:
+    """Where the shard of this number lies."""
+    return folder / f"shard-{number:06d}.parquet"
 
 
 # ---------------------------------------------------------------------------------------------------- what is new
@@ -223,48 +222,75 @@ def next_shard(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a walk found, held against an album.
+    """What a walk found, held against an album: `pictures` = `candidates` + `unchanged` + `failed_before`.
 
-    `candidates` have to be read: they are new, or their stat says nothing; `skipped` are known by their stat;
-    `gone` are rows whose file is no longer there.
+    `candidates` have to be read: they are new, or their stat says nothing. `gone` are rows whose file is no longer
+    there and that do not say so yet.
     """
 
+    pictures: int
     candidates: list[Found]
-    skipped: int
+    unchanged: int
+    failed_before: int
     gone: list[Row]
 
 
 def plan(
     album: Album,
-    found: Sequence[Found],
-    roots: frozenset[str],
+    walked: Walked,
+    tallies: Mapping[tuple[str, str], Tally],
     *,
-    retry_failed: bool,
+    retry_failed: bool = False,
+    checksum: bool = False,
     on_note: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-    """Sort what a walk found into known and to be read.
+    """Sort what a walk found into known and to be read. `tallies` tell of the folders that the walk knew.
 
-    Rows under other roots than `roots` are never gone, nor are those of a root in which nothing at all was found:
-    that is more often a disk that is not mounted; `on_note` hears of it.
+    Only what lies below the walk's paths can be gone, and of a path in which nothing at all was found nothing is: that
+    is more often a disk that is not mounted; `on_note` hears of it.
     """
-    candidates = [one for one in found if not _is_known(album, one, retry_failed)]
-    here = {(one.root, one.path) for one in found}
-    alive = {one.root for one in found}
-    for root in sorted(roots - alive):
-        if any(row.root == root and row.status != "gone" for row in album.rows):
-            on_note(f"{root} holds no pictures any more; its rows are left as they are, in case it is not mounted")
+    here: set[tuple[str, str]] = set()
+    candidates = []
+    known = {"ok": 0, "failed": 0}
+    for listing in walked.listings:
+        for one in listing.found():
+            here.add((one.root, one.path))
+            row = album.current(one.root, one.path)
+            if row is None or checksum or (row.status == "failed" and retry_failed) or not is_known(album, row, one):
+                candidates.append(one)
+            else:
+                known[row.status] += 1
+    entire = {folder for folder in walked.known if not tallies[folder].missing}
+    for start in walked.empty:
+        if any(row.status != "gone" and is_within(_file(row), start) for row in album.rows):
+            on_note(f"{start} holds no pictures any more; its rows are left as they are, in case it is not mounted")
+    alive = [start for start in walked.starts if start not in walked.empty]
     gone = [
         row
         for row in album.rows
-        if row.status != "gone" and row.root in roots & alive and row.key not in here and _is_gone(row)
+        if row.status != "gone"
+        and row.key not in here
+        and (row.root, row.path.rpartition("/")[0]) not in entire
+        and any(is_within(_file(row), start) for start in alive)
+        and _is_gone(row)
     ]
-    return Plan(candidates, len(found) - len(candidates), gone)
+    return Plan(
+        pictures=walked.pictures,
+        candidates=candidates,
+        unchanged=known["ok"] + sum(tallies[folder].ok for folder in walked.known),
+        failed_before=known["failed"] + sum(tallies[folder].failed for folder in walked.known),
+        gone=gone,
+    )
+
+
+def _file(row: Row) -> str:
+    return os.path.join(name_on_disk(row.root), name_on_disk(row.path))
 
 
 def _is_gone(row: Row) -> bool:
     """Whether the file is certainly not there; one that merely cannot be looked at is not gone."""
     try:
-        os.lstat(os.path.join(name_on_disk(row.root), name_on_disk(row.path)))
+        os.lstat(_file(row))
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:
@@ -272,14 +298,12 @@ def _is_gone(row: Row) -> bool:
     return False
 
 
-def _is_known(album: Album, one: Found, retry_failed: bool) -> bool:
+def is_known(album: Album, row: Row, one: Found) -> bool:
     """Whether the stat alone shows that nothing is to be done. A row without mtime was written while it was fresh."""
-    row = album.current(one.root, one.path)
-    if row is None or row.status == "gone" or (row.status == "failed" and retry_failed):
+    if row.status == "gone" or row.mtime_ns is None or (row.size, row.mtime_ns) != (one.size, one.mtime_ns):
         return False
-    if row.status == "ok" and (row.sha256 is None or album.home(row.sha256) is None):
-        return False  # its embeddings went with a shard that is no longer there
-    return row.mtime_ns is not None and (row.size, row.mtime_ns) == (one.size, one.mtime_ns)
+    # else its embeddings went with a shard that is no longer there
+    return row.status == "failed" or (row.sha256 is not None and album.home(row.sha256) is not None)
 
 
 def gone_row(row: Row) -> Row:

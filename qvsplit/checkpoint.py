@@ -91,6 +91,16 @@ class Checkpoint:
             nested if isinstance(nested, dict) else read_json(self.folder / "preprocessor_config.json", optional=True)
         )
 
+    @property
+    def pixel_limits(self) -> tuple[int, int]:
+        """The fewest and the most pixels that the checkpoint's own processor resizes to, by today's names or older."""
+        told = self.processor_config
+        size = told.get("size")
+        size = size if isinstance(size, dict) else {}
+        low = told.get("min_pixels") or size.get("shortest_edge") or 56 * 56
+        high = told.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
+        return int(low), int(high)
+
     def places(self, names: list[str]) -> dict[str, TensorPlace]:
         """Where the named tensors lie, from their files' headers. ModelError for a damaged or missing file."""
         places: dict[str, TensorPlace] = {}
@@ -130,13 +140,39 @@ def open_checkpoint(model: str | os.PathLike[str], half: Half, *, revision: str 
     return checkpoint
 
 
+def default_model() -> str:
+    """What is taken where nobody names a model and no album has its own."""
+    return os.environ.get("QVSPLIT_MODEL") or DEFAULT_MODEL
+
+
+def read_settings(model: str) -> Checkpoint:
+    """The checkpoint that `model` names as far as its small files tell: none of its weights need be there.
+
+    `files` is empty. ModelError where there is no such model.
+    """
+    name, _, revision = model.partition("@")
+    if model == DEMO_MODEL:
+        folder = DEMO_FOLDER
+    elif os.path.isdir(model):
+        folder = Path(model).resolve()
+    elif looks_like_hub_name(model):
+        from huggingface_hub import snapshot_download
+
+        with _hub_errors(model):
+            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(SMALL_FILES)))
+    else:
+        raise ModelError(f"no model folder at {model}; give a folder with config.json, or a hub name")
+    config = read_json(folder / "config.json")
+    return Checkpoint(folder, model, revision or None, config, {}, _family_of(config, folder))
+
+
 def choose_checkpoint(asked: str | None, half: Half, *, own: str, revision: str | None) -> Checkpoint:
     """The checkpoint asked for; else the `own` of an album, as its rows name it; else QVSPLIT_MODEL or the default.
 
     `own` is empty where there is no album yet. ModelError, which says where the name is from if it is an album's.
     """
     if asked is not None or not own:
-        return open_checkpoint(asked or os.environ.get("QVSPLIT_MODEL") or DEFAULT_MODEL, half)
+        return open_checkpoint(asked or default_model(), half)
     try:
         return open_checkpoint(own, half, revision=revision)
     except ModelError as error:

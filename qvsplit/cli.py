@@ -9,10 +9,13 @@ import errno
 import functools
 import json
 import os
+import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from qvsplit.ask import Answer, Asker, Shown
     from qvsplit.checks import Question
     from qvsplit.extract import Summary, Watcher
+    from qvsplit.lock import Lock
     from qvsplit.store import Row
 
 app = typer.Typer(
@@ -61,6 +65,7 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N [default: cuda where there is one].", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a line.")]
+Wait = Annotated[bool, typer.Option("--wait", help="If another run is writing the album, wait for it.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but answers, errors, failures and warnings.")]
 
 
@@ -169,7 +174,7 @@ def extract(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Threads that read and decode [default: one a core, at most 8].", show_default=False),
+        typer.Option(help="Processes that read and decode [default: one a core, at most 8].", show_default=False),
     ] = None,
     patch_budget: Annotated[
         int | None,
@@ -179,8 +184,39 @@ def extract(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say how many pictures would be read; change nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say, from the pictures' headers, what it would take: pictures, tokens, bytes, seconds.",
+        ),
     ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Read at most this many pictures in this run; the next goes on.", show_default=False),
+    ] = None,
+    max_runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Begin no picture after this time (90m, 2h30m, 45s); the next run goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    picture_timeout: Annotated[
+        float,
+        typer.Option(min=0.1, metavar="SECONDS", help="A picture that takes longer to read, or to decode, has failed."),
+    ] = 60.0,
+    checksum: Annotated[
+        bool, typer.Option("--checksum", help="Read every file again, also where size and time say it has not changed.")
+    ] = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="See every picture anew, under another recipe if asked for; the old album stays until then.",
+        ),
+    ] = False,
+    wait: Wait = False,
     prune: Annotated[bool, typer.Option("--prune", help="Mark pictures gone whose file is no longer there.")] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what failed before, though it has not changed.")
@@ -200,7 +236,9 @@ def extract(
     give_back_freed_memory()
     settings = Settings(
         model=model, device=device, dtype=dtype, store=store, min_pixels=min_pixels, max_pixels=max_pixels,
-        workers=workers, patch_budget=patch_budget, prune=prune, retry_failed=retry_failed, dry_run=dry_run,
+        workers=workers, patch_budget=patch_budget, prune=prune, retry_failed=retry_failed, checksum=checksum,
+        rebuild=rebuild, wait=wait, limit=limit, picture_seconds=picture_timeout, dry_run=dry_run,
+        max_runtime=None if max_runtime is None else _duration(max_runtime),
     )  # fmt: skip
     with _Progress(shown=sys.stderr.isatty() and not quiet and not dry_run) as progress:
         try:
@@ -212,21 +250,67 @@ def extract(
                 _print_summary(done, as_json=as_json, quiet=quiet)
             raise
     if dry_run and not as_json:
-        print(f"{summary.to_do} of {summary.found} pictures would be read, {summary.skipped} are known and unchanged")
+        _print_preview(summary)
     else:
         _print_summary(summary, as_json=as_json, quiet=quiet)
     if summary.failed:
         raise typer.Exit(PICTURES_FAILED)
 
 
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def _duration(text: str) -> float:
+    """`2h30m`, `90m`, `45s` or a bare number of seconds, in seconds. UsageError for anything else."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not any(match.groups()):
+        raise UsageError(f"--max-runtime {text}: give a time such as 90m, 2h30m or 45s")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _print_preview(summary: Summary) -> None:
+    """What a run would do: to stdout, as it is what was asked for."""
+    known = f"{summary.skipped:,} are known and unchanged"
+    known += f", {summary.failed_before:,} failed before and are unchanged" if summary.failed_before else ""
+    print(f"{summary.to_do:,} of {summary.found:,} pictures would be read, {known}")
+    if summary.missing:
+        print(f"{summary.missing:,} pictures of the album are no longer there")
+    preview = summary.preview
+    if preview is None or not preview.pictures:
+        return
+    parts = [f"{preview.tokens:,} tokens"]
+    parts += [f"about {size(preview.bytes)} on disk"] if preview.bytes is not None else []
+    if preview.seconds is None:
+        parts.append("no telling how long: this album has had no run on such a machine yet")
+    else:
+        by = "by earlier runs" if preview.seconds_by == "earlier runs" else "by arithmetic, roughly"
+        parts.append(f"about {_time(preview.seconds)} ({by})")
+    print(f"at most {', '.join(parts)}; copies and moved pictures take next to nothing")
+    if preview.bad:
+        print(f"{preview.bad:,} of them would fail by their header")
+
+
+def _time(seconds: float) -> str:
+    """For people: 45 s, 12 min, 3.5 h."""
+    if seconds < 1:
+        return "a second"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
+    """One JSON object; else what happened. On no terminal nothing is said where nothing happened, as cron mails it."""
     if as_json:
         print(json.dumps(summary.to_json()), flush=True)
-    if quiet or as_json:
+    if quiet or as_json or not (summary.did_anything or sys.stderr.isatty()):
         return
     counted = {
-        "encoded": summary.encoded, "copied": summary.copied, "moved": summary.moved, "unchanged": summary.skipped,
-        "failed": summary.failed, "failed again": summary.failed_again, "gone": summary.gone,
+        "new": summary.new, "edited": summary.edited, "encoded again": summary.recovered, "copied": summary.copied,
+        "moved": summary.moved, "touched": summary.touched, "unchanged": summary.skipped, "failed": summary.failed,
+        "failed again": summary.failed_again, "failed before": summary.failed_before, "vanished": summary.vanished,
+        "gone": summary.gone, "left": summary.left,
     }  # fmt: skip
     parts = [f"{number:,} {name}" for name, number in counted.items() if number]
     nothing = f"0 of {summary.to_do:,} done" if summary.interrupted else "nothing to do"
@@ -236,6 +320,8 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
             f"{summary.tokens:,} tokens, {size(summary.bytes)} written; read {size(summary.weights_bytes_read)} of "
             f"weights, peak memory {size(summary.peak_memory_bytes)}"
         )
+    if summary.stopped:
+        _say(f"stopped by --{summary.stopped}; run again to go on")
     if summary.missing:
         _say(f"{summary.missing:,} pictures of the album are no longer there; --prune marks them gone")
 
@@ -765,7 +851,8 @@ def inspect(
     model = told["model"] + (f"@{told['revision']}" if told["revision"] else "")
     share = told["bytes"] / told["raw_bytes"] if told["raw_bytes"] else 0
     lines = {
-        "pictures": f"{told['pictures']:,} ok, {told['failed']:,} failed, {told['gone']:,} gone",
+        "pictures": f"{told['pictures']:,} ok ({told['copies']:,} of them by another's embeddings), "
+        f"{told['failed']:,} failed, {told['gone']:,} gone, {told['lost']:,} lost",
         "tokens": f"{told['tokens']:,} of {told['hidden_size']} {recipe['stored_dtype']}",
         "size": f"{size(told['bytes'])} in {told['shards']} shards, {share:.3f} of the raw embeddings",
         "model": model,
@@ -776,8 +863,31 @@ def inspect(
     }
     for name, text in lines.items():
         print(f"{name:9} {printable(text)}")
+    for root, tally in told["roots"].items():
+        print(f"root      {printable(root)}: " + ", ".join(f"{number:,} {state}" for state, number in tally.items()))
+    if told["superseded"]:
+        print(f"old rows  {told['superseded']:,}; `qvsplit compact` drops them")
+    for name in told["set_aside"]:
+        print(f"set aside {printable(name)}, damaged; delete it when you like")
+    if told["rebuilding"]:
+        print("rebuild   begun and not finished; run `qvsplit extract --rebuild` again")
+    for run in told["runs"]:
+        print(f"run       {_run_line(run)}")
     for failure in told["failures"]:
         print(f"failed    {printable(failure['path'])} {printable(failure['error'] or '')}")
+
+
+def _run_line(run: dict[str, Any]) -> str:
+    """One run of the album's own record, which anybody may have edited."""
+    counted = [
+        f"{run[name]:,} {name.replace('_', ' ')}"
+        for name in ("encoded", "copied", "moved", "touched", "failed", "failed_again", "gone", "left")
+        if isinstance(run.get(name), int)
+    ]
+    ending = f"; {run['error']}" if "error" in run else "; interrupted" if run.get("interrupted") else ""
+    return printable(
+        f"{run.get('began')}: {', '.join(counted) or 'nothing encoded'} in {run.get('seconds', 0)} s{ending}"
+    )
 
 
 @app.command()
@@ -831,6 +941,83 @@ def verify(
         _say(line)
     if problems:
         raise AlbumDamaged(problems[0])
+
+
+# ------------------------------------------------------------------------------------------------ compact, forget
+
+
+@app.command()
+@_reporting
+def compact(
+    place: Annotated[str, typer.Argument(metavar="ALBUM", help="A folder of shards.")],
+    wait: Wait = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tidy an album.
+
+    Merges small shards, and drops rows that newer ones supersede and embeddings of pictures that are gone. Nothing is
+    encoded again, and no answer changes; it may be killed at any moment. Needs as much free disk as it rewrites.
+    """
+    from qvsplit.compact import compact
+
+    with _writing(place, wait) as (folder, lock):
+        done = compact(folder, lock)
+    if as_json:
+        print(json.dumps(asdict(done)))
+    elif not quiet:
+        _say(
+            f"{done.shards_before:,} → {done.shards_after:,} shards, {size(done.bytes_before)} → "
+            f"{size(done.bytes_after)}, {done.rows_dropped:,} old rows dropped; {place}"
+        )
+
+
+@app.command()
+@_reporting
+def forget(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH", help="A picture, a folder, or a path as the album has it.")
+    ],
+    embeds: Annotated[str, typer.Option(metavar="ALBUM", help="The album.")] = "embeds",
+    wait: Wait = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take pictures out of an album for good.
+
+    Their rows and embeddings, and all that was superseded of them, are on disk no more. Tables and reports that were
+    made of the album are not touched. A file that is still there would be seen again by the next `extract`.
+    """
+    from qvsplit.compact import forget
+
+    with _writing(embeds, wait) as (folder, lock):
+        done = forget(folder, paths, lock)
+    if as_json:
+        print(json.dumps(asdict(done)))
+        return
+    if not quiet:
+        _say(f"{done.forgotten:,} pictures forgotten; {size(done.bytes_before)} → {size(done.bytes_after)}; {embeds}")
+    if done.shared:
+        _say(f"{done.shared:,} of them: embeddings kept, as other pictures of the album have the same bytes")
+    if done.still_there:
+        _say(f"{done.still_there:,} of them: the file is still there, and the next extract of it would see it again")
+    if done.removed_aside:
+        _say(f"{done.removed_aside:,} damaged shards that had been set aside may have held them, and were removed")
+
+
+@contextmanager
+def _writing(place: str, wait: bool) -> Iterator[tuple[Path, Lock]]:
+    """An album's folder, locked for one who means to write."""
+    from qvsplit.album import placed_from, shards_in
+    from qvsplit.lock import locked
+    from qvsplit.rebuild import finish
+
+    folder = Path(place)
+    if not folder.is_dir() or (not shards_in(folder) and placed_from(folder) is None):
+        raise UsageError(f"no album at {place}; give a folder of shards")
+    with locked(folder, wait=wait, on_note=_say) as lock:
+        finish(folder)
+        yield folder, lock
 
 
 def _verdict(picture: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +66,20 @@ def give_back_freed_memory() -> None:
     m_mmap_threshold = -3  # malloc.h
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(m_mmap_threshold, 1 << 20)
+
+
+def peak_memory() -> int:
+    """The most memory this process ever held, in bytes.
+
+    From the kernel's own account of it; getrusage's, where there is none, is inherited from whoever started us.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def is_cuda(name: str | None) -> bool:

@@ -13,8 +13,10 @@ Two branches, on purpose apart:
     ├── RecipeError           4   rows made with another tower, processor, dtype or format
     ├── AlbumInUse            5   another run is writing
     ├── AlbumDamaged          6   a shard is not what was written
+    │   └── ShardDamaged      6   by its own bytes: it can be set aside and made anew
     └── DiskError             7   full, or not writable
     PictureError
+    └── PictureVanished           its file is no longer there
 """
 
 from __future__ import annotations
@@ -129,6 +131,15 @@ class AlbumDamaged(QvsplitError):
     exit_code = 6
 
 
+class ShardDamaged(AlbumDamaged):
+    """A shard's own bytes are not what was written: `path` and `what` of it. Its pictures can be encoded again."""
+
+    def __init__(self, message: str, path: str, what: str) -> None:
+        super().__init__(message)
+        self.path = path
+        self.what = what
+
+
 class DiskError(QvsplitError):
     """The disk is full, or the folder cannot be written."""
 
@@ -140,3 +151,7 @@ class PictureError(Exception):
 
     def __str__(self) -> str:
         return printable(" ".join(super().__str__().split()))
+
+
+class PictureVanished(PictureError):
+    """A file that the walk had seen is no longer there: neither a picture nor a failure."""

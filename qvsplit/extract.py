@@ -1,33 +1,49 @@
 """The pipeline: scan → read and decode → prepare → batch → encode → write.
 
-Workers read, hash, decode and prepare pictures, a bounded number ahead, while the tower computes. Rows go to a
-shard as soon as they are known. One bad picture becomes a `failed` row; an interrupt keeps every row written so
-far. The tower is loaded when the first picture needs it, and not before.
+Decoders, processes of their own, read, hash and decode pictures, a bounded number ahead, while the tower computes. Rows
+go to a shard as soon as they are known. One bad picture becomes a `failed` row; an interrupt keeps every row written so
+far. The shards are read only if the index of the last run cannot say that nothing is to be done; the tower is loaded
+when the first picture needs it, and not before.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike, cpu_count, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvsplit import images, interrupts
-from qvsplit.album import Album, Plan, gone_row, locked, next_shard, plan, shards_in
+from qvsplit import folders, index, interrupts, rebuild, runs
+from qvsplit.album import (
+    Album,
+    Plan,
+    gone_row,
+    is_known,
+    next_number,
+    placed_from,
+    plan,
+    refuse_half_placed,
+    shard_path,
+    shards_in,
+)
 from qvsplit.checkpoint import Checkpoint, choose_checkpoint, open_checkpoint
-from qvsplit.errors import DiskError, PictureError, RecipeError, UsageError, some_of
-from qvsplit.images import Found
+from qvsplit.compact import damage_marks, mend
+from qvsplit.decoder import PICTURE_SECONDS, Decoders, PixelBudget
+from qvsplit.devices import peak_memory
+from qvsplit.errors import DiskError, PictureError, PictureVanished, QvsplitError, RecipeError, UsageError, some_of
+from qvsplit.folders import Found, Walked, name_on_disk
+from qvsplit.index import Index, Tally
 from qvsplit.interrupts import held_back
+from qvsplit.lock import LOCK_FILE, Lock, locked
 from qvsplit.recipe import DTYPE_BYTES, Made, Recipe, installed_versions
-from qvsplit.store import Row, Shard, ShardWriter, disk_errors
+from qvsplit.store import SHARD_BYTES, SHARD_ROWS, Row, Shard, ShardWriter, disk_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,12 +51,13 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from qvsplit.preview import Preview
     from qvsplit.vision import Patches, Vision
 
-# A shard ends at the first of these. The time bounds what a killed run loses on a slow machine.
-SHARD_BYTES = 256 << 20
-SHARD_ROWS = 10_000
+# A shard ends also after this time, which bounds what a killed run loses on a slow machine
 SHARD_SECONDS = 300.0
+# Decoded and not yet prepared: 0.4 GB of RGB. A larger picture goes alone.
+PIXELS_IN_FLIGHT = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -57,23 +74,41 @@ class Settings:
     patch_budget: int | None = None
     prune: bool = False
     retry_failed: bool = False
+    checksum: bool = False  # read every file again, whatever its stat says
+    rebuild: bool = False  # make the album anew, under another recipe if need be
+    wait: bool = False  # for another run to end
+    limit: int | None = None  # pictures read in this run
+    max_runtime: float | None = None  # seconds after which no further picture is begun
+    picture_seconds: float = PICTURE_SECONDS  # for each of a picture's steps
     dry_run: bool = False
 
 
 @dataclass
 class Summary:
-    """What a run did. Counts are of pictures; `seconds` and `stages` wall time, workers' stages summed over workers."""
+    """What a run did. Counts are of pictures; `seconds` and `stages` wall time, workers' stages summed over workers.
+
+    found = skipped + failed_before + to_do, and to_do = encoded + copied + moved + touched + failed + failed_again +
+    vanished + left. encoded = new + edited + recovered.
+    """
 
     found: int = 0
-    encoded: int = 0
-    copied: int = 0  # the same bytes as another picture: nothing encoded, nothing stored twice
-    moved: int = 0
     skipped: int = 0  # known and unchanged
+    failed_before: int = 0  # known to be bad, unchanged, not tried again
+    to_do: int = 0  # pictures that had to be read (with --dry-run: would have to be)
+    encoded: int = 0
+    new: int = 0
+    edited: int = 0
+    recovered: int = 0  # neither: their embeddings had been lost, or they had failed
+    copied: int = 0  # the same bytes as another picture: nothing encoded, nothing stored twice
+    moved: int = 0  # from a name that is no longer there: nothing encoded
+    touched: int = 0  # read, and found to be what they were
     failed: int = 0  # that had not failed before
     failed_again: int = 0
+    vanished: int = 0  # deleted between being found and being read
+    left: int = 0  # for another run: stopped by --limit, --max-runtime or an interrupt
     gone: int = 0  # marked by this run (--prune); a moved file's old name is not counted
     missing: int = 0  # rows whose file is no longer there, left as they are
-    to_do: int = 0  # pictures that had to be read (with --dry-run: would have to be)
+    mended: int = 0  # damaged shards set aside
     tokens: int = 0
     bytes: int = 0  # of shards written
     shards: int = 0
@@ -82,10 +117,18 @@ class Summary:
     tower_bytes: int = 0  # of the tower in the compute dtype
     weights_bytes_read: int = 0
     peak_memory_bytes: int = 0
+    decoder_memory_bytes: int = 0  # the most that the decoders took, summed over them
     peak_gpu_memory_bytes: int = 0
     album: str = ""
     model: str = ""
     interrupted: bool = False
+    stopped: str = ""  # "limit" or "max-runtime" where that left pictures for another run
+    preview: Preview | None = None  # with --dry-run: what it would take
+
+    @property
+    def did_anything(self) -> bool:
+        """Whether there is something to tell: a run that changed nothing, and met nothing new, did nothing."""
+        return bool(self.shards or self.failed or self.left or self.mended or self.interrupted or self.vanished)
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
@@ -115,58 +158,228 @@ def extract_pictures(
     `qvsplit_summary`. Raises QvsplitError where the run cannot go on; what was finished stays.
     """
     settings, watcher = settings or Settings(), watcher or Watcher()
-    started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; sizes have our own limit
         folder = Path(out)
         target = os.path.realpath(folder)
-        roots = frozenset(map(images.stored_name, images.roots_of(paths)))
         if any(target == os.path.realpath(path) for path in paths):
             raise UsageError(f"--out {fspath(out)} is itself the folder of pictures; give another, it may be inside")
-        found = list(images.walk(paths, watcher.on_note, out=target))
-        scanned = time.perf_counter() - started
-        if not found:
+        _check_settings(settings)
+        extraction = _Extraction(paths, folder, settings, watcher)
+        with ExitStack() as stack:
+            lock = None
+            if not settings.dry_run and (folder / LOCK_FILE).exists():  # before the album is read
+                lock = stack.enter_context(locked(folder, wait=settings.wait, on_note=watcher.on_note))
+            extraction.scan()
+            summary = extraction.nothing_to_do()
+            if summary is not None:
+                return summary
+            if not settings.dry_run and lock is None:  # a new album: made now that there is something for it
+                lock = stack.enter_context(locked(folder, wait=settings.wait, on_note=watcher.on_note))
+            return extraction.go(lock)
+
+
+class _Extraction:
+    """One call of `extract_pictures`: what the album knows, what the walk saw, and what follows from the two."""
+
+    def __init__(
+        self, paths: Sequence[str | PathLike[str]], folder: Path, settings: Settings, watcher: Watcher
+    ) -> None:
+        self.paths = paths
+        self.folder = folder
+        self.settings = settings
+        self.watcher = watcher
+        self.started = time.perf_counter()
+        self.album: Album | None = None
+        self.index: Index | None = None
+        self.walked = Walked([], [], [], [], 0)
+        self.scanned = 0.0
+        self.mended = 0
+
+    def scan(self) -> None:
+        """Walk, with what the last run's index knows; without it, the album is read first."""
+        with disk_errors(self.folder):
+            shards = shards_in(self.folder)
+        whole = self.settings.checksum or self.settings.rebuild
+        if shards and not whole and placed_from(self.folder) is None and not damage_marks(self.folder):
+            self.index = index.read_index(self.folder, shards)
+        roots = self.index.roots_on_disk if self.index else frozenset(map(name_on_disk, self._opened().roots))
+        tallies = self.index.folders if self.index else {}
+        again = self.settings.retry_failed
+        self.walked = folders.walk(
+            self.paths,
+            self.watcher.on_note,
+            out=os.path.realpath(self.folder),
+            roots=roots,
+            known={key: one.digest for key, one in tallies.items() if one.digest and not (again and one.failed)},
+        )
+        self.scanned = time.perf_counter() - self.started
+        if not self.walked.pictures and not self._has_rows():
             raise UsageError(
-                f"no pictures in {', '.join(fspath(p) for p in paths)} (looked for {some_of(images.SUFFIXES, 40)}); "
-                "nothing was changed"
+                f"no pictures in {', '.join(fspath(path) for path in self.paths)} (looked for "
+                f"{some_of(folders.SUFFIXES, 40)}); nothing was changed"
             )
-        if settings.dry_run:
-            return _finish(Summary(), _plan(_open(folder), found, roots, settings, watcher), folder, started, scanned)
-        with locked(folder):
-            album = _open(folder)
-            made = _plan(album, found, roots, settings, watcher)
-            run = _Run(album, made, folder, settings, watcher)
-            run.summary.stages["scan"] = scanned
-            try:
-                run.go()
-            except KeyboardInterrupt as interrupt:
-                run.summary.interrupted = True
-                interrupt.qvsplit_summary = _finish(run.summary, made, folder, started, scanned)  # type: ignore[attr-defined]
-                raise
-            return _finish(run.summary, made, folder, started, scanned)
+
+    def nothing_to_do(self) -> Summary | None:
+        """The summary, if the index alone shows that there is nothing to do."""
+        if self.index is None:
+            return None
+        total = index.nothing_to_do(self.index, self.walked, prune=self.settings.prune)
+        if total is None:
+            return None
+        self._check(self.index.recipe, self.index.made)
+        if self.settings.model is not None:
+            _check_model(self.settings, self.index.recipe, self.index.made)
+        self.watcher.on_plan(0)
+        summary = Summary(
+            found=self.walked.pictures, skipped=total.ok, failed_before=total.failed, missing=total.missing
+        )
+        return self._told(summary)
+
+    def go(self, lock: Lock | None) -> Summary:
+        """Find out from the album what is to be done, and do it. Without a lock it is only told."""
+        album = self._opened() if lock is None else self._mended(lock)
+        recipe, made = album.recipe, album.made
+        if recipe is not None and made is not None:
+            self._check(recipe, made)
+        known = plan(
+            album,
+            self.walked,
+            self.index.folders if self.index else {},
+            retry_failed=self.settings.retry_failed,
+            checksum=self.settings.checksum,
+            on_note=self.watcher.on_note,
+        )
+        if self.settings.rebuild and lock is not None:
+            return self._rebuild(album, lock)
+        if lock is None or not known.candidates:  # else the loaded tower itself is held against the recipe
+            _check_model(self.settings, recipe, made)
+        summary = Summary(
+            found=known.pictures, skipped=known.unchanged, failed_before=known.failed_before,
+            to_do=len(known.candidates), missing=len(known.gone), mended=self.mended,
+        )  # fmt: skip
+        if lock is None:
+            from qvsplit.preview import preview
+
+            summary.preview = preview(known.candidates, album, self.folder, self.settings)
+            return self._told(summary)
+        self.watcher.on_plan(len(known.candidates))
+        return self._run(_Run(album, known, self.folder, self.settings, self.watcher, summary, lock))
+
+    def _run(self, run: _Run) -> Summary:
+        run.summary.stages["scan"] = self.scanned
+        began = time.time()
+        try:
+            run.go()
+        except KeyboardInterrupt as interrupt:
+            run.summary.interrupted = True
+            told = interrupt.qvsplit_summary = self._told(run.summary)  # type: ignore[attr-defined]
+            runs.note(self.folder, began, told.to_json())
+            raise
+        except QvsplitError as error:
+            runs.note(self.folder, began, self._told(run.summary).to_json() | {"error": str(error)})
+            raise
+        self._leave_index(run)
+        summary = self._told(run.summary)
+        if summary.did_anything:
+            runs.note(self.folder, began, summary.to_json())
+        return summary
+
+    def _rebuild(self, old: Album, lock: Lock) -> Summary:
+        """The album anew, beside the old one, which it replaces once it is whole."""
+        if old.recipe is None or old.made is None:
+            raise UsageError(f"{self.folder} has no shards yet: there is nothing to rebuild; leave --rebuild out")
+        outside = rebuild.left_out(old, self.walked.starts)
+        if outside:
+            raise UsageError(
+                f"{self.folder} also holds pictures in {some_of(outside)}, which --rebuild would lose; give that path "
+                "too, or take them out with `qvsplit forget`"
+            )
+        staging = rebuild.stage(self.folder)
+        lock.announce()
+        album = Album([Shard(path) for path in shards_in(staging)])
+        settings = _like(old.recipe, old.made, self.settings)
+        _check_settings(settings, album.recipe, self.folder)
+        known = plan(album, self.walked, {}, retry_failed=settings.retry_failed, checksum=settings.checksum)
+        summary = Summary(
+            found=known.pictures,
+            skipped=known.unchanged,
+            failed_before=known.failed_before,
+            to_do=len(known.candidates),
+        )
+        self.watcher.on_plan(len(known.candidates))
+        run = _Run(album, known, staging, settings, self.watcher, summary, lock, first=next_number(self.folder))
+        told = self._run(run)
+        if not told.left:
+            rebuild.put_in_place(self.folder)
+            self._leave_index(run)
+        return told
+
+    # ------------------------------------------------------------------------------------------- album and index
+
+    def _opened(self) -> Album:
+        if self.album is None:
+            if self.settings.dry_run:
+                refuse_half_placed(self.folder)
+            with disk_errors(self.folder):
+                paths = shards_in(self.folder)
+            shards = []
+            for path in paths:
+                try:
+                    shards.append(Shard(path))
+                except QvsplitError:
+                    if self.settings.dry_run:
+                        raise
+                    # whoever holds the lock sets it aside
+            self.album = Album(shards)
+        return self.album
+
+    def _mended(self, lock: Lock) -> Album:
+        """The album as it is on disk now that it is locked, what is damaged in it set aside."""
+        rebuild.finish(self.folder)
+        album, self.mended = mend(self.folder, lock, self.watcher.on_note, model_named=self.settings.model is not None)
+        if self.mended:
+            self.index = None
+        self.album = album
+        return album
+
+    def _has_rows(self) -> bool:
+        return bool(self.index.folders if self.index else self._opened().shards)
+
+    def _check(self, recipe: Recipe, made: Made) -> None:
+        if not self.settings.rebuild:
+            _check_settings(self.settings, recipe, self.folder)
+
+    def _leave_index(self, run: _Run) -> None:
+        """What the next run needs to know to have nothing to do, if anything in it has changed."""
+        before = self.index.folders if self.index else {}
+        recipe, made = run.recipe, run.made or run.album.made
+        if recipe is None or made is None:
+            return
+        tallies = run.tallies(self.walked, before)
+        if self.index is not None and tallies == before and not run.summary.shards:
+            return
+        with disk_errors(self.folder):
+            shards = shards_in(self.folder)
+        roots = run.album.roots | {root for root, _ in run.written}
+        index.write_index(self.folder, shards, Index(recipe, made, tallies, roots))
+
+    def _told(self, summary: Summary) -> Summary:
+        summary.album = str(self.folder)
+        summary.stages.setdefault("scan", self.scanned)
+        summary.stages = {name: round(seconds, 3) for name, seconds in summary.stages.items()}
+        summary.seconds = round(time.perf_counter() - self.started, 3)
+        summary.peak_memory_bytes = peak_memory()
+        return summary
 
 
-def _open(folder: Path) -> Album:
-    with disk_errors(folder):
-        paths = shards_in(folder)
-    return Album([Shard(path) for path in paths])
-
-
-def _plan(album: Album, found: Sequence[Found], roots: frozenset[str], settings: Settings, watcher: Watcher) -> Plan:
-    _check_settings(settings, album.recipe)
-    made = plan(album, found, roots, retry_failed=settings.retry_failed, on_note=watcher.on_note)
-    if settings.dry_run or not made.candidates:  # else the loaded tower itself is held against the recipe
-        _check_model(settings, album)
-    watcher.on_plan(len(made.candidates))
-    return made
-
-
-def _check_settings(settings: Settings, recipe: Recipe | None) -> None:
+def _check_settings(settings: Settings, recipe: Recipe | None = None, folder: Path | None = None) -> None:
     """Refuse, before anything is loaded, what no album or not this album can be made with."""
     for option, name in (("--dtype", settings.dtype), ("--store", settings.store)):
         if name is not None and name not in DTYPE_BYTES:
             raise UsageError(f"{option} {name}: choose one of {', '.join(DTYPE_BYTES)}")
-    for option, number in (("--workers", settings.workers), ("--patch-budget", settings.patch_budget)):
+    least = {"--workers": settings.workers, "--patch-budget": settings.patch_budget, "--limit": settings.limit}
+    for option, number in least.items():
         if number is not None and number < 1:
             raise UsageError(f"{option} must be at least 1")
     if recipe is None:
@@ -180,14 +393,28 @@ def _check_settings(settings: Settings, recipe: Recipe | None) -> None:
     wrong = [f"{option} {told} instead of {own}" for option, (told, own) in asked.items() if told not in {None, own}]
     if wrong:
         raise RecipeError(
-            f"the album was made under another recipe ({some_of(wrong)}); leave that out, or choose a new --out"
+            f"{folder} was made under another recipe ({some_of(wrong)}); leave that out, choose a new --out, or make "
+            "the album anew with --rebuild"
         )
 
 
-def _check_model(settings: Settings, album: Album) -> None:
+def _like(recipe: Recipe, made: Made, settings: Settings) -> Settings:
+    """`settings`, and where they leave it open what the album was made with."""
+    model = made.model if made.revision is None else f"{made.model}@{made.revision}"
+    store = None if recipe.stored_dtype == recipe.compute_dtype else recipe.stored_dtype
+    return replace(
+        settings,
+        model=settings.model or model,
+        dtype=settings.dtype or recipe.compute_dtype,
+        store=settings.store or store,
+        min_pixels=settings.min_pixels or recipe.processor["min_pixels"],
+        max_pixels=settings.max_pixels or recipe.processor["max_pixels"],
+    )
+
+
+def _check_model(settings: Settings, recipe: Recipe | None, made: Made | None) -> None:
     """RecipeError where another model is asked for than the album's, without loading any."""
-    recipe, made = album.recipe, album.made
-    if settings.model is None or recipe is None or made is None:
+    if settings.model is None or settings.rebuild or recipe is None or made is None:
         return
     checkpoint = open_checkpoint(settings.model, "vision")
     if (checkpoint.name, checkpoint.revision) == (made.model, made.revision):
@@ -196,36 +423,9 @@ def _check_model(settings: Settings, album: Album) -> None:
 
     if fingerprint(checkpoint) != recipe.tower:
         raise RecipeError(
-            f"the album was made by another tower than that of {checkpoint.name}; leave --model out, or choose a new "
-            "--out"
+            f"the album was made by another tower than that of {checkpoint.name}; leave --model out, choose a new "
+            "--out, or make the album anew with --rebuild"
         )
-
-
-def _finish(summary: Summary, made: Plan, folder: Path, started: float, scanned: float) -> Summary:
-    summary.found = len(made.candidates) + made.skipped
-    summary.to_do = len(made.candidates)
-    summary.skipped += made.skipped
-    summary.missing = len(made.gone) - summary.gone - summary.moved if not summary.interrupted else 0
-    summary.album = str(folder)
-    summary.stages.setdefault("scan", scanned)
-    summary.stages = {name: round(seconds, 3) for name, seconds in summary.stages.items()}
-    summary.seconds = round(time.perf_counter() - started, 3)
-    summary.peak_memory_bytes = peak_memory()
-    return summary
-
-
-def peak_memory() -> int:
-    """The most memory this process ever held, in bytes.
-
-    From the kernel's own account of it; getrusage's, where there is none, is inherited from whoever started us.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @dataclass
@@ -236,6 +436,8 @@ class _Taken:
     sha256: bytes | None = None
     size: int = -1
     mtime_ns: int | None = None
+    pixels: int = 0  # that it has of the budget
+    vanished: bool = False
     image: Image.Image | None = None
     patches: Patches | None = None
     width: int | None = None
@@ -247,32 +449,50 @@ class _Taken:
 class _Run:
     """One run over the candidates of a plan. Everything but `_take` happens in the caller's thread."""
 
-    def __init__(self, album: Album, made: Plan, folder: Path, settings: Settings, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        album: Album,
+        known: Plan,
+        folder: Path,
+        settings: Settings,
+        watcher: Watcher,
+        summary: Summary,
+        lock: Lock,
+        first: int = 1,
+    ) -> None:
         self.album = album
-        self.plan = made
+        self.plan = known
         self.folder = folder
         self.settings = settings
         self.watcher = watcher
-        self.summary = Summary()
+        self.summary = summary
+        self.lock = lock
+        self.first = first  # the lowest number that a shard of this run may have
         self.vision: Vision | None = None
         self.recipe = album.recipe
         self.hidden_size = album.hidden_size
         self.made: Made | None = None
         self.writer: ShardWriter | None = None
         self.shard_began = 0.0
+        self.deadline = time.monotonic() + settings.max_runtime if settings.max_runtime is not None else None
+        self.written: dict[tuple[str, str], Row] = {}
         self.new_homes: dict[bytes, Row] = {}  # content encoded by this run
         self.pending: list[_Taken] = []  # the batch being filled
         self.copies: dict[bytes, list[_Taken]] = {}  # the same bytes as a pending picture, under other names
         self.lost: dict[bytes | None, list[Row]] = {}  # rows whose file is no longer there: where moves come from
-        for row in made.gone:
+        for row in known.gone:
             if row.status == "ok":
                 self.lost.setdefault(row.sha256, []).append(row)
         self.moved: set[tuple[str, str]] = set()
+        self.decoders = Decoders(settings.picture_seconds)
+        self.budget = PixelBudget(PIXELS_IN_FLIGHT)
 
     def go(self) -> None:
+        self.summary.left = self.summary.to_do
         try:
             self._pictures()
-            self._prune()
+            if not self.summary.stopped:
+                self._prune()
         except DiskError:
             if self.writer is not None:  # its rows are redone by the next run
                 self.writer.abandon()
@@ -295,7 +515,10 @@ class _Run:
     def _file(self, taken: _Taken) -> None:
         for stage, seconds in taken.seconds.items():
             self.summary.stages[stage] = self.summary.stages.get(stage, 0.0) + seconds
-        if taken.error is not None:
+        if taken.vanished:
+            self.summary.vanished += 1
+            self._done(taken.found.path)
+        elif taken.error is not None:
             self._fail(taken, taken.error)
         elif self._is_same(taken):
             self._refresh(taken)
@@ -305,6 +528,12 @@ class _Run:
             self._copy(taken, home)
         else:
             self._queue(taken)
+        self._release(taken)
+
+    def _done(self, path: str) -> None:
+        """One picture more is dealt with."""
+        self.summary.left -= 1
+        self.watcher.on_picture(path)
 
     def _taken(self) -> Generator[_Taken, None, None]:
         """The candidates in order, read and decoded by workers, a bounded number ahead.
@@ -312,44 +541,84 @@ class _Run:
         Until there is a tower they wait as decoded pictures, which are larger than patches: then fewer wait.
         """
         workers = self.settings.workers or min(8, cpu_count() or 1)
-        window: deque[Future[_Taken]] = deque()
+        window: deque[tuple[int, Future[_Taken]]] = deque()
         pool = ThreadPoolExecutor(workers, "qvsplit-decode")
-        remaining = iter(self.plan.candidates)
+        remaining = enumerate(self.plan.candidates)
         try:
             while True:
                 ahead = workers if self.vision is None else 2 * workers
-                while len(window) < ahead and (found := next(remaining, None)) is not None:
-                    window.append(pool.submit(self._take, found))
+                while len(window) < ahead and (following := self._next(remaining)) is not None:
+                    number, found = following
+                    window.append((number, pool.submit(self._take, number, found)))
                 if not window:
                     return
+                number, future = window.popleft()
+                self.budget.serve(number)
                 with self._clocked("wait for pictures"):
-                    taken = window.popleft().result()
+                    taken = future.result()
                 yield taken
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            self.budget.close()
+            self.decoders.close()
+            self.summary.decoder_memory_bytes = self.decoders.peak_memory()
 
-    def _take(self, found: Found) -> _Taken:
+    def _next(self, remaining: enumerate[Found]) -> tuple[int, Found] | None:
+        """The next candidate; None when there is no other, or none is to be begun any more."""
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self._stop("max-runtime")
+            return None
+        number, found = next(remaining, (0, None))
+        if found is None:
+            return None
+        if self.settings.limit is not None and number >= self.settings.limit:
+            self._stop("limit")
+            return None
+        return number, found
+
+    def _stop(self, why: str) -> None:
+        self.summary.stopped = self.summary.stopped or why
+
+    def _take(self, number: int, found: Found) -> _Taken:
         """In a worker: read and hash; where the content is not known yet, decode; once there is a tower, prepare."""
         taken = _Taken(found, size=max(found.size, 0))  # without mtime until it was read: else tried again
+
+        def on_file(sha256: bytes, size: int, mtime_ns: int | None) -> bool:
+            taken.sha256, taken.size, taken.mtime_ns = sha256, size, mtime_ns
+            return self._home(taken) is None
+
+        def may(pixels: int) -> None:
+            self._release(taken)  # what a decoder had that died of it
+            self.budget.take(number, pixels)
+            taken.pixels = pixels
+
         try:
-            with _Clock(taken.seconds, "read"):
-                file = images.read(found)
-            taken.sha256, taken.size, taken.mtime_ns = file.sha256, file.size, file.mtime_ns
-            if self._home(taken) is None:
-                with _Clock(taken.seconds, "decode"):
-                    taken.image = images.decode(file.data)
+            with _Clock(taken.seconds, "read and decode"):
+                taken.image = self.decoders.mine().look(found, on_file, may)
+            if taken.image is not None:
                 taken.width, taken.height = taken.image.size
                 if self.vision is not None:
                     self._prepare(taken, self.vision)
+        except PictureVanished:
+            taken.vanished = True
         except PictureError as error:
             taken.error = str(error)
+        finally:
+            if taken.image is None:
+                self._release(taken)
         return taken
+
+    def _release(self, taken: _Taken) -> None:
+        """Its pixels, if it still has any, are no longer needed."""
+        taken.image = None
+        self.budget.give_back(taken.pixels)
+        taken.pixels = 0
 
     def _prepare(self, taken: _Taken, vision: Vision) -> None:
         assert taken.image is not None
         with _Clock(taken.seconds, "preprocess"):
             taken.patches = vision.prepare(taken.image)
-        taken.image = None
+        self._release(taken)
 
     def _home(self, taken: _Taken) -> Row | None:
         assert taken.sha256 is not None
@@ -432,7 +701,14 @@ class _Run:
             self.new_homes[taken.sha256] = row
             self.summary.encoded += 1
             self.summary.tokens += len(raw)
-        self.watcher.on_picture(row.path)
+            before = self.album.current(*row.key)
+            if before is None or before.status == "gone":
+                self.summary.new += 1
+            elif before.sha256 != row.sha256 and before.status == "ok":
+                self.summary.edited += 1
+            else:
+                self.summary.recovered += 1
+        self._done(row.path)
         for copy in copies:
             self._copy(copy, row)
 
@@ -469,7 +745,7 @@ class _Run:
         if own is not None and (differences := own.differences(recipe)):
             raise RecipeError(
                 f"{self.folder} was made under another recipe ({some_of(differences)}); "
-                "use the checkpoint it was made with, or choose a new --out"
+                "use the checkpoint it was made with, choose a new --out, or make the album anew with --rebuild"
             )
         self.recipe, self.hidden_size = recipe, vision.hidden_size
         self.made = Made(checkpoint.name, checkpoint.revision, str(device), installed_versions())
@@ -511,17 +787,18 @@ class _Run:
                 self.moved.add(old.key)
             self._write(row, None)
             self.summary.moved += old is not None
+            self.summary.missing -= old is not None
             self.summary.copied += old is None
-        self.watcher.on_picture(row.path)
+        self._done(row.path)
 
     def _refresh(self, taken: _Taken) -> None:
         """Touched but unchanged: remember the new stat, so that the file need not be read again."""
         current = self.album.current(taken.found.root, taken.found.path)
         assert current is not None
-        if taken.mtime_ns is not None:
+        if taken.mtime_ns is not None and (current.size, current.mtime_ns) != (taken.size, taken.mtime_ns):
             self._write(replace(current, size=taken.size, mtime_ns=taken.mtime_ns, has_embeds=False), None)
-        self.summary.skipped += 1
-        self.watcher.on_picture(current.path)
+        self.summary.touched += 1
+        self._done(current.path)
 
     def _fail(self, taken: _Taken, reason: str) -> None:
         before = self.album.current(taken.found.root, taken.found.path)
@@ -533,7 +810,7 @@ class _Run:
         row = replace(self._row(taken, None, 0), status="failed", error=reason, n_tokens=None, has_embeds=False)
         if row != before:
             self._write(row, None)
-        self.watcher.on_picture(row.path)
+        self._done(row.path)
 
     def _prune(self) -> None:
         """Mark rows gone whose file is no longer there, where asked to."""
@@ -543,6 +820,7 @@ class _Run:
             if row.key not in self.moved:
                 self._write(gone_row(row), None)
                 self.summary.gone += 1
+                self.summary.missing -= 1
 
     def _row(self, taken: _Taken, grid: tuple[int, int, int] | None, n_tokens: int) -> Row:
         return Row(
@@ -559,6 +837,7 @@ class _Run:
                 self.writer = self._new_writer()
                 self.shard_began = time.monotonic()
             self.writer.add(row, raw)
+            self.written[row.key] = row
             full = self.writer.bytes >= SHARD_BYTES or self.writer.rows >= SHARD_ROWS
             if full or time.monotonic() - self.shard_began > SHARD_SECONDS:
                 self._end_shard()
@@ -568,7 +847,9 @@ class _Run:
         assert self.hidden_size is not None
         made = self.made or self.album.made
         assert made is not None
-        return ShardWriter(next_shard(self.folder), recipe=self.recipe, made=made, hidden_size=self.hidden_size)
+        self.lock.announce()
+        path = shard_path(self.folder, max(self.first, next_number(self.folder)))
+        return ShardWriter(path, recipe=self.recipe, made=made, hidden_size=self.hidden_size)
 
     def _end_shard(self) -> None:
         if self.writer is not None:
@@ -579,6 +860,45 @@ class _Run:
                 writer.abandon()
                 raise
             self.summary.shards += 1
+
+    def tallies(self, walked: Walked, before: Mapping[tuple[str, str], Tally]) -> Mapping[tuple[str, str], Tally]:
+        """For the index: the folders, of this walk and of others before it, in which nothing is left to do."""
+        missing: dict[tuple[str, str], int] = {}
+        for row in self.plan.gone:
+            if row.key not in self.written or self.written[row.key].status != "gone":
+                folder = row.root, row.path.rpartition("/")[0]
+                missing[folder] = missing.get(folder, 0) + 1
+        touched = {(root, path.rpartition("/")[0]) for root, path in self.written}
+        tallies = {
+            (root, path): tally
+            for (root, path), tally in before.items()
+            if (root, path) not in touched and not walked.covers(root, path)
+        }  # of other paths than this run's
+        for key in walked.known:
+            tallies[key] = replace(before[key], missing=missing.pop(key, 0))
+        for listing in walked.listings:
+            if (tally := self._tally(listing, missing)) is not None:
+                tallies[listing.root, listing.path] = tally
+            missing.pop((listing.root, listing.path), None)
+        return tallies | {key: Tally("", 0, 0, number) for key, number in missing.items()}
+
+    def _tally(self, listing: folders.Listing, missing: Mapping[tuple[str, str], int]) -> Tally | None:
+        """None where something is left to do in that folder, or only some of its files were looked at."""
+        if not listing.whole:
+            return None
+        count = {"ok": 0, "failed": 0}
+        for one in listing.found():
+            key = one.root, one.path
+            row = self.written.get(key) or self.album.current(*key)
+            if row is None or not (
+                is_known(self.album, row, one)
+                or (row.sha256 in self.new_homes and (row.size, row.mtime_ns) == (one.size, one.mtime_ns))
+            ):
+                return None
+            count[row.status] += 1
+        if not listing.lines and not missing.get((listing.root, listing.path)):
+            return None
+        return Tally(listing.digest, count["ok"], count["failed"], missing.get((listing.root, listing.path), 0))
 
     # --------------------------------------------------------------------------------------------------- clocks
 

@@ -1,4 +1,4 @@
-"""Files to upright RGB pictures: walk, read, hash, decode.
+"""Files to upright RGB pictures: read, hash, decode.
 
 Invariants: a picture's bytes are read once, and the hash and the pixels are of those very bytes; what comes out is
 8-bit RGB, upright, on white. Every bad file is a `PictureError` with a reason a person understands. The policy is
@@ -13,21 +13,18 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
-from qvsplit.errors import PictureError, UsageError
+from qvsplit.errors import PictureError, PictureVanished
+from qvsplit.folders import Found, open_anyhow, storable, stored_name
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# What a walk takes for a picture, by the end of its name. A file named on the command line is tried whatever its name.
-SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
-    ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".mpo",
-})  # fmt: skip
 # Pillow's readers that decode files of pictures and nothing else: none that starts a program (EPS) or wants a plug-in.
 FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "MPO", "HEIF",
@@ -35,26 +32,12 @@ FORMATS = (
 MAX_PIXELS = 178_956_970  # 0.5 GB of RGB, beyond any camera: where Pillow, too, speaks of a decompression bomb
 MAX_FILE_BYTES = 1 << 30
 FRESH_NS = 2_000_000_000
-SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")  # what marks a folder as an album
+# A clock may be ahead of ours by as much (another machine's, on a shared disk); what is dated later still was not
+# written just now, and its stat can be trusted as any other
+AHEAD_NS = 24 * 3600 * 1_000_000_000
 
 _ORIENTATION = 0x0112  # EXIF tag
-_BYTES_BEYOND_UTF8 = re.compile(r"[\udc80-\udcff]")
-_ESCAPED_BYTE = re.compile(r"//x([0-9a-f]{2})")
-
-
-@dataclass(frozen=True)
-class Found:
-    """One file of a walk. `root` and `path` as stored: see `stored_name`."""
-
-    root: str
-    path: str  # relative to root, POSIX separators
-    size: int
-    mtime_ns: int
-
-    @property
-    def file(self) -> str:
-        """The path to open, as the file system has it."""
-        return os.path.join(name_on_disk(self.root), name_on_disk(self.path))
+_STRIP_PIXELS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -67,141 +50,87 @@ class ReadFile:
     mtime_ns: int | None
 
 
-# ---------------------------------------------------------------------------------------------------------- names
-
-
-def stored_name(name: str) -> str:
-    """`name` as it goes into a row: bytes that are not UTF-8 (surrogates, in Python) become `//x` and two hex digits.
-
-    Reversible, as no normalised path holds two slashes in a row.
-    """
-    return _BYTES_BEYOND_UTF8.sub(lambda m: f"//x{ord(m[0]) - 0xDC00:02x}", name)
-
-
-def name_on_disk(stored: str) -> str:
-    """The inverse of `stored_name`."""
-    return _ESCAPED_BYTE.sub(lambda m: chr(0xDC00 + int(m[1], 16)), stored)
-
-
-# ----------------------------------------------------------------------------------------------------------- walk
-
-
-def walk(
-    paths: Sequence[str | os.PathLike[str]], on_note: Callable[[str], None] = lambda line: None, *, out: str = ""
-) -> Iterator[Found]:
-    """Every picture under `paths`, each file and each folder once, sorted within each folder.
-
-    Hidden files and folders and qvsplit's own albums are left out; links are followed, and a folder that was met
-    before, by whatever name, is not entered again. A folder's pictures have that folder as `root`, a single file its
-    parent. UsageError for a path that is not there. `on_note` hears of folders that cannot be read, and of albums
-    other than `out` that are left out.
-    """
-    files: set[str] = set()
-    folders: set[tuple[int, int]] = set()
-    for path, root in zip(paths, roots_of(paths), strict=True):
-        text = os.fspath(path)
-        found = (
-            _walk_folder(root, folders, on_note, out) if os.path.isdir(text) else [_found(root, os.path.basename(text))]
-        )
-        for one in found:
-            if one.file not in files:
-                files.add(one.file)
-                yield one
-
-
-def roots_of(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The root under which each path's pictures are stored, as the file system has it. UsageError for a missing one."""
-    roots = []
-    for path in [os.fspath(path) for path in paths]:
-        if not os.path.exists(path):
-            raise UsageError(f"no file or folder at {path}")
-        roots.append(os.path.realpath(path if os.path.isdir(path) else os.path.dirname(path) or "."))
-    return roots
-
-
-def _walk_folder(root: str, met: set[tuple[int, int]], on_note: Callable[[str], None], out: str) -> Iterator[Found]:
-    """Depth first with a stack of our own: folders may be nested deeper than Python recurses."""
-    stack: list[str | Found] = [root]
-    while stack:
-        top = stack.pop()
-        if isinstance(top, Found):
-            yield top
-            continue
-        try:
-            own = os.stat(top)
-            if (own.st_dev, own.st_ino) in met:
-                continue
-            met.add((own.st_dev, own.st_ino))
-            with os.scandir(top) as scan:
-                entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: e.name)
-        except OSError as error:
-            on_note(f"{top} cannot be read ({error.strerror}): its pictures are left as they are")
-            continue
-        if any(SHARD_NAME.fullmatch(entry.name) for entry in entries):
-            if top != out:
-                on_note(f"{top} is an album: it is left out")
-            continue
-        stack += [e for e in map(functools.partial(_entry, root), reversed(entries)) if e is not None]
-
-
-def _entry(root: str, entry: os.DirEntry[str]) -> str | Found | None:
-    """A folder to enter, a picture, or neither. A link that leads nowhere, or to itself, counts by its name."""
-    try:
-        if entry.is_dir():
-            return entry.path
-    except OSError:
-        pass
-    if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-        return _found(root, os.path.relpath(entry.path, root))
-    return None
-
-
-def _found(root: str, path: str) -> Found:
-    try:
-        status = os.stat(os.path.join(root, path))
-        size, mtime_ns = status.st_size, status.st_mtime_ns
-    except OSError:
-        size, mtime_ns = -1, -1  # a dangling link, or gone since: reading it will say what is wrong
-    return Found(stored_name(root), stored_name(path.replace(os.sep, "/")), size, mtime_ns)
-
-
-# ----------------------------------------------------------------------------------------------------------- read
+# --------------------------------------------------------------------------------------------------------------- read
 
 
 def read(found: Found) -> ReadFile:
     """The file's bytes and hash, and its stat as it was before reading. PictureError if it cannot be read."""
     now = time.time_ns()  # before the first byte is read: what changes from here on must not look old
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer
-        descriptor = os.open(found.file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = _open(found)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and found.size >= 0:
+            raise PictureVanished("is no longer there") from None
         raise PictureError(f"cannot be opened: {error.strerror}") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise PictureError("is not a regular file")
-    with os.fdopen(descriptor, "rb") as stream:
-        if status.st_size > MAX_FILE_BYTES:
-            raise PictureError(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
+    with os.fdopen(descriptor, "rb", buffering=0) as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise PictureError("is not a regular file")
         try:
-            data = stream.read(MAX_FILE_BYTES + 1)
+            data = _whole(stream, status.st_size)
         except OSError as error:
             raise PictureError(f"cannot be read: {error.strerror}") from None
         except MemoryError:
             raise PictureError("does not fit into memory") from None
-    trusted = now - status.st_mtime_ns > FRESH_NS and len(data) == status.st_size
-    return ReadFile(data, hashlib.sha256(data).digest(), len(data), status.st_mtime_ns if trusted else None)
+    mtime_ns = storable(status.st_mtime_ns)
+    fresh = -AHEAD_NS < now - mtime_ns <= FRESH_NS
+    trusted = not fresh and len(data) == status.st_size
+    return ReadFile(data, hashlib.sha256(data).digest(), len(data), mtime_ns if trusted else None)
+
+
+def _open(found: Found) -> int:
+    """A descriptor of the file. Devices and pipes are not opened: that alone can do something, or wait for somebody."""
+    with suppress(OSError):
+        if not stat.S_ISREG(os.stat(found.file).st_mode):
+            raise PictureError("is not a regular file")
+    return open_anyhow(found.file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def _whole(stream: IO[bytes], size: int) -> bytes:
+    """All bytes of a file that had `size` when it was opened, a little over what is allowed at the most."""
+    data = bytearray()
+    while len(data) <= MAX_FILE_BYTES:
+        if size > MAX_FILE_BYTES:
+            break
+        more = stream.read(max(1, min(size - len(data), 1 << 24)) + 1)
+        if not more:
+            return bytes(data)
+        data += more
+    raise PictureError(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
 
 
 # --------------------------------------------------------------------------------------------------------- decode
 
 
-def decode(data: bytes, *, about: int | None = None) -> Image.Image:
+def decode(
+    data: bytes, *, about: int | None = None, on_size: Callable[[int, int], None] = lambda width, height: None
+) -> Image.Image:
     """The picture in `data` as an upright 8-bit RGB image. PictureError with the reason if it cannot be had.
 
-    With `about`, a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as its shorter side keeps
-    that many pixels: for thumbnails, as the pixels are not those that a model sees.
+    `on_size` hears the width and height that its header claims, before memory is taken for them. With `about`, a JPEG
+    may be decoded at a half, a quarter or an eighth of its size, as long as its shorter side keeps that many pixels:
+    for thumbnails, as the pixels are not those that a model sees.
     """
+    with _opened(data) as image:
+        on_size(*image.size)
+        if about is not None:
+            image.draft(None, (about, about))
+        image.load()
+        return _to_rgb(_upright(image))
+
+
+def measure(data: bytes) -> tuple[int, int]:
+    """Width and height of the picture in `data`, by its header alone, perhaps before it is turned upright.
+
+    PictureError if it has none.
+    """
+    with _opened(data) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Pillow's view of `data`; whatever goes wrong inside the block is a PictureError that says so."""
     import io
 
     from PIL import Image, UnidentifiedImageError
@@ -211,10 +140,7 @@ def decode(data: bytes, *, about: int | None = None) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
             _check_size(*image.size)
-            if about is not None:
-                image.draft(None, (about, about))
-            image.load()
-            return _to_rgb(_upright(image))
+            yield image
     except PictureError:
         raise
     except UnidentifiedImageError:
@@ -225,7 +151,7 @@ def decode(data: bytes, *, about: int | None = None) -> Image.Image:
     except MemoryError:
         raise PictureError("does not fit into memory") from None
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
-        raise PictureError(f"is broken: {error or type(error).__name__}") from None
+        raise PictureError(_reason(str(error), data)) from None
 
 
 @functools.cache
@@ -243,9 +169,48 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+def warm_up() -> None:
+    """Import what decoding needs, so that it counts as no picture's time or memory."""
+    import numpy  # noqa: F401  # deep greys go through it
+
+    _known_formats()
+
+
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF",
+    b"BM": "BMP", b"RIFF": "WebP", b"\0\0\0\x0cjP  ": "JPEG 2000",
+}  # fmt: skip
+_CUT_OFF = re.compile(r"truncat|not enough|only got|end of file|no more data|too short", re.IGNORECASE)
+_HIDDEN = re.compile(r"MAX_TEXT|text chunk|Decompressed data too large", re.IGNORECASE)
+_VARIANT = re.compile(r"unsupported|not supported|unknown (compression|mode|pixel)|cannot handle", re.IGNORECASE)
+
+
+def _kind_of(data: bytes) -> str | None:
+    """What a file is by its first bytes."""
+    if data[4:12] in {b"ftypavif", b"ftypavis"}:
+        return "AVIF"
+    return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
+
+
+def _reason(said: str, data: bytes) -> str:
+    """What Pillow said of a broken file, in words for those who own it; equal causes in equal words."""
+    kind = _kind_of(data)
+    picture = f"{kind} file" if kind else "picture"
+    if _CUT_OFF.search(said):
+        return f"is a {picture} that is cut off or damaged"
+    if _HIDDEN.search(said):
+        return f"is a {picture} that hides more text or profile data than is allowed"
+    if _VARIANT.search(said):
+        return f"is a {picture} of a variant that cannot be read"
+    return f"is a damaged {picture}"
+
+
 def _unidentified(data: bytes) -> str:
     if data[4:8] == b"ftyp" and data[8:12] in {b"heic", b"heix", b"mif1", b"msf1", b"hevc", b"heim", b"heis"}:
-        return "is a HEIF picture, which needs pillow-heif"
+        return "is a HEIF picture, which needs pillow-heif: pip install 'qvsplit[heif]'"
+    kind = _kind_of(data)
+    if kind is not None:
+        return f"is a {kind} file that is cut off or damaged"
     return "is not a picture that can be read (by its content, whatever its name)"
 
 
@@ -259,18 +224,12 @@ def _too_many(size: str) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; a broken EXIF block counts as none, as every viewer has it.
+    """Turned as its EXIF orientation says.
 
     Pillow's own exif_transpose also writes the rest of the block anew, and one odd tag in it would then decide.
     """
     from PIL import Image
 
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except MemoryError:
-        raise
-    except Exception:
-        orientation = 1
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -279,8 +238,18 @@ def _upright(image: Image.Image) -> Image.Image:
         6: Image.Transpose.ROTATE_270,
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
-    }.get(orientation)
+    }.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> Any:
+    """The EXIF orientation, 1 to 8 if it is sound; a broken EXIF block counts as none, as every viewer has it."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except MemoryError:
+        raise
+    except Exception:
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -325,21 +294,34 @@ def _high_byte(image: Image.Image) -> Image.Image:
 def _stretched(image: Image.Image) -> object:
     """32-bit integers and floats have no agreed white. Floats within 0…1 are read so; all else is stretched min…max.
 
-    Integers within 16 bits are taken for 16-bit greys, which some of Pillow's readers deliver as 32.
+    Integers within 16 bits are taken for 16-bit greys, which some of Pillow's readers deliver as 32. Some rows at a
+    time, as such a picture may be large.
     """
     import numpy as np
 
-    values = np.asarray(image).astype(np.float64)
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    strips = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    low, high = np.inf, -np.inf
+    for box in strips:
+        values = np.asarray(image.crop(box))
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
         raise PictureError("holds no finite values")
-    low, high = float(finite.min()), float(finite.max())
-    if image.mode == "I" and low >= 0 and high <= 65535:
-        return (values.astype(np.uint16) >> 8).astype(np.uint8)
+    deep = image.mode == "I" and low >= 0 and high <= 65535
     if image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
-    return np.rint(scaled * 255).astype(np.uint8)
+    grey = np.empty((height, width), np.uint8)
+    for box in strips:
+        values = np.asarray(image.crop(box)).astype(np.float64)
+        if deep:
+            grey[box[1] : box[3]] = values.astype(np.uint16) >> 8
+        else:
+            scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
+            grey[box[1] : box[3]] = np.rint(np.clip(scaled, 0, 1) * 255)
+    return grey
 
 
 def _from_lab(image: Image.Image) -> Image.Image:

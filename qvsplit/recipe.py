@@ -7,10 +7,8 @@ called, on which device and with which library versions is kept beside it, as `M
 from __future__ import annotations
 
 import functools
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import Any
 
 from qvsplit.errors import AlbumDamaged, RecipeError
@@ -123,6 +121,9 @@ class Made:
 @functools.cache
 def installed_versions() -> Mapping[str, str]:
     """Versions of Python and of the libraries that touch pixels or numbers, without importing them."""
+    import platform
+    from importlib import metadata
+
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in VERSIONED}
 
 

@@ -27,6 +27,7 @@ from typing import IO, TYPE_CHECKING, Any
 from qvsplit import images
 from qvsplit.checks import COVERED, PASS, SEVERITIES, verdict
 from qvsplit.errors import PictureError, UsageError, printable
+from qvsplit.folders import Found
 from qvsplit.store import disk_errors, sync_folder
 
 if TYPE_CHECKING:
@@ -352,7 +353,7 @@ def _thumbnail(row: Row, known: Mapping[bytes, int]) -> bytes | str:
 
 def _same_bytes(row: Row) -> bytes:
     """The file's bytes if they are those of the row; PictureError if not."""
-    found = images.Found(row.root, row.path, row.size, 0)
+    found = Found(row.root, row.path, row.size, 0)
     try:
         size = os.stat(found.file).st_size
     except FileNotFoundError:

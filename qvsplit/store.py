@@ -12,18 +12,19 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-
-from qvsplit.errors import AlbumDamaged, DiskError, QvsplitError
+from qvsplit.errors import AlbumDamaged, DiskError, QvsplitError, ShardDamaged
 from qvsplit.recipe import DTYPE_BYTES, Made, Recipe
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -36,18 +37,23 @@ SEAL_BYTES = len(SEAL_MAGIC) + 32
 ROW_GROUP_BYTES = 4 << 20  # of raw embeddings: reading one picture reads about this much
 ROW_GROUP_ROWS = 256
 ZSTD_LEVEL = 1
+# A shard ends at the first of these
+SHARD_BYTES = 256 << 20
+SHARD_ROWS = 10_000
+UNSYNCED_BYTES = 32 << 20  # written and not yet on the disk: a signal must not have to wait for much more
 MAX_FOOTER_BYTES = 256 << 20
 MAX_GROUP_ROWS = 1 << 16  # of what a reader believes; one picture at the model's own limit is 0.5 GB
 MAX_GROUP_BYTES = 1 << 32
+MEND = "run `qvsplit extract` again: it sets the file aside and sees the pictures in it anew"
 STATUSES = ("ok", "failed", "gone")
 KINDS = ("image", "video")
 
 # The exponent's bits, all set in an infinity or NaN
 _EXPONENT = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
-_UNSIGNED: Mapping[int, np.dtype[Any]] = {4: np.dtype("<u4"), 2: np.dtype("<u2")}
+_UNSIGNED = {4: "<u4", 2: "<u2"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """What is stored of one picture, but for the embeddings themselves. See docs/format.md for each column."""
 
@@ -91,6 +97,8 @@ class Embeds:
 
     def numpy(self) -> npt.NDArray[np.float32] | npt.NDArray[np.float16]:
         """The values, [n_tokens, hidden_size]: float32, or float16 where stored so; bfloat16 widens exactly."""
+        import numpy as np
+
         words = self.raw.view(_UNSIGNED[DTYPE_BYTES[self.dtype]])
         if self.dtype == "bfloat16":
             words = words.astype(np.uint32) << 16
@@ -102,11 +110,15 @@ class Embeds:
 
 def to_planes(raw: npt.NDArray[np.uint8], itemsize: int) -> bytes:
     """Little-endian values to byte planes, the most significant first."""
+    import numpy as np
+
     return np.ascontiguousarray(raw.reshape(-1, itemsize).T[::-1]).tobytes()
 
 
 def from_planes(planes: bytes | memoryview, itemsize: int) -> npt.NDArray[np.uint8]:
     """The inverse of `to_planes`, flat."""
+    import numpy as np
+
     split = np.frombuffer(planes, np.uint8).reshape(itemsize, -1)
     values = np.empty((split.shape[1], itemsize), np.uint8)
     for place in range(itemsize):
@@ -188,6 +200,7 @@ class ShardWriter:
         self.bytes = 0  # of embeddings, before compression
         self._group: list[tuple[Row, bytes | None]] = []
         self._group_bytes = 0
+        self._synced = 0
         self._temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         self._schema = schema(recipe, made, hidden_size)
         with disk_errors(target.parent):
@@ -262,6 +275,10 @@ class ShardWriter:
         self._group, self._group_bytes = [], 0
         with disk_errors(self.target.parent):
             self._parquet.write_table(table, row_group_size=ROW_GROUP_ROWS)
+            if self._file.tell() - self._synced >= UNSYNCED_BYTES:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._synced = self._file.tell()
 
 
 def _seal(stream: IO[bytes]) -> None:
@@ -312,7 +329,7 @@ class Shard:
         self.path = path
         self._metadata: Any = None  # pyarrow's FileMetaData
         with self._damage("its footer"):
-            _check_seal(path)
+            read_seal(path)
             with self._open() as parquet:
                 self._metadata = parquet.metadata
                 columns = parquet.schema_arrow
@@ -335,9 +352,9 @@ class Shard:
     def embeds(self, index: int) -> Embeds:
         """The embeddings of row `index`, checked."""
         row = self.rows[index]
-        group = int(np.searchsorted(self._group_starts, index, side="right")) - 1
+        group = bisect_right(self._group_starts, index) - 1
         with self._damage(f"column embeds of row {index} ({row.path})"):
-            blob = self._blobs(group)[index - int(self._group_starts[group])].as_buffer()
+            blob = self._blobs(group)[index - self._group_starts[group]].as_buffer()
         return self._checked(row, index, blob)
 
     def __iter__(self) -> Iterator[tuple[int, Row, Embeds | None]]:
@@ -346,7 +363,7 @@ class Shard:
             with self._damage(f"column embeds, row group {group}"):
                 column = self._blobs(group)
             for offset in range(len(column)):
-                index = int(start) + offset
+                index = start + offset
                 blob = column[offset].as_buffer()
                 row = self.rows[index]
                 if row.has_embeds != (blob is not None):
@@ -386,13 +403,16 @@ class Shard:
             if not isinstance(hidden_size, int) or not 1 <= hidden_size <= 1 << 20:
                 raise ValueError(hidden_size)
         except (KeyError, ValueError, TypeError, RecursionError):
-            raise AlbumDamaged(f"{self.path} is a Parquet file, but not one that qvsplit wrote") from None
-        recipe = Recipe.from_json(content.get("recipe"), str(self.path))
+            raise self._damaged("it is a Parquet file, but not one that qvsplit wrote") from None
+        try:
+            recipe = Recipe.from_json(content.get("recipe"), str(self.path))
+        except AlbumDamaged as error:
+            raise ShardDamaged(str(error), str(self.path), "its metadata hold no recipe") from None
         if columns.names != list(_columns()) or any(columns.field(n).type != kind for n, kind in _columns().items()):
             raise self._damaged("its columns are not format 1's")
         return recipe, Made.from_json(content.get("made")), hidden_size
 
-    def _check_groups(self) -> npt.NDArray[np.int64]:
+    def _check_groups(self) -> list[int]:
         """The first row of each row group. Refuses claims beyond format 1's bounds before memory is asked for."""
         described = [self._metadata.row_group(group) for group in range(self._metadata.num_row_groups)]
         sizes = [group.num_rows for group in described]
@@ -400,7 +420,7 @@ class Shard:
             raise self._damaged("its row counts contradict each other")
         if any(size > MAX_GROUP_ROWS for size in sizes) or any(g.total_byte_size > MAX_GROUP_BYTES for g in described):
             raise self._damaged("one of its row groups claims more than any writer puts there")
-        return np.cumsum([0, *sizes[:-1]]) if sizes else np.zeros(0, np.int64)
+        return [0, *accumulate(sizes[:-1])] if sizes else []
 
     def _read_rows(self) -> list[Row]:
         names = [name for name in _columns() if name != "embeds"]
@@ -411,10 +431,13 @@ class Shard:
             if any(len(column) != self._metadata.num_rows for column in columns.values()):
                 raise ValueError("fewer values than rows")
         rows = []
+        same: dict[str, str] = {}  # one string for what most rows have in common
         for index, values in enumerate(zip(*columns.values(), strict=True)):
-            content = dict(zip(names, values, strict=True))
-            grid = content.pop("grid_thw")
-            row = Row(**content, grid_thw=None if grid is None else (grid[0], grid[1], grid[2]))
+            root, path, sha256, size, mtime_ns, kind, width, height, status, error, grid, n_tokens, has_embeds = values
+            row = Row(
+                same.setdefault(root, root), path, sha256, size, mtime_ns, same.setdefault(kind, kind), width, height,
+                same.setdefault(status, status), error, None if grid is None else tuple(grid), n_tokens, has_embeds,
+            )  # fmt: skip
             self._check_row(index, row)
             rows.append(row)
         return rows
@@ -434,10 +457,8 @@ class Shard:
         if wrong:
             raise self._damaged(f"row {index} ({row.path}) {wrong}")
 
-    def _damaged(self, what: str) -> AlbumDamaged:
-        return AlbumDamaged(
-            f"{self.path} is damaged: {what}; delete the file and run `qvsplit extract` again to make it anew"
-        )
+    def _damaged(self, what: str) -> ShardDamaged:
+        return ShardDamaged(f"{self.path} is damaged: {what}; {MEND}", str(self.path), what)
 
     @contextmanager
     def _damage(self, what: str) -> Iterator[None]:
@@ -448,7 +469,8 @@ class Shard:
         except FileNotFoundError:
             raise AlbumDamaged(f"{self.path} is gone; run `qvsplit extract` again to make it anew") from None
         except NotAShard as error:
-            raise AlbumDamaged(f"{self.path} is not a qvsplit shard: {error}") from None
+            what = f"not a qvsplit shard: {error}"
+            raise ShardDamaged(f"{self.path} is {what}", str(self.path), what) from None
         except MemoryError:
             raise QvsplitError(f"{self.path} cannot be read: not enough memory") from None
         except OSError as error:
@@ -463,8 +485,11 @@ class NotAShard(ValueError):
     """Neither sealed nor damaged: something else altogether."""
 
 
-def _check_seal(path: Path) -> None:
-    """NotAShard, or ValueError for a damaged one, by the first and last bytes and the footer's checksum."""
+def read_seal(path: Path) -> bytes:
+    """The footer's SHA-256, which names a shard's content, held against the footer. Reads the shard's two ends only.
+
+    NotAShard, or ValueError for a damaged one, by its first and last bytes and that checksum.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not make us wait
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -484,3 +509,4 @@ def _check_seal(path: Path) -> None:
         raise NotAShard("it is a Parquet file without qvsplit's seal, or altered since")
     if seal[len(SEAL_MAGIC) :] != hashlib.sha256(footer).digest():
         raise ValueError("its checksum does not match")
+    return seal[len(SEAL_MAGIC) :]

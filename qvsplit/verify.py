@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from qvsplit import images
-from qvsplit.album import Album, counts
+from qvsplit.album import REBUILD, Album, counts
 from qvsplit.ask import check_tower
 from qvsplit.checkpoint import choose_checkpoint
-from qvsplit.errors import PictureError, QvsplitError
-from qvsplit.images import Found
+from qvsplit.compact import ASIDE, mark_damage
+from qvsplit.errors import PictureError, QvsplitError, ShardDamaged, some_of
+from qvsplit.folders import Found
+from qvsplit.runs import last_runs
 from qvsplit.store import Row, Shard
 
 QUESTION = "Describe the picture."
 NEW_TOKENS = 16
+LAST_RUNS = 5
 # Whatever the checkpoint's generation_config.json says of sampling (the hub's says: sample)
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 # Largest |difference| over largest |value| that another batch, machine or library version may make, by the coarser
@@ -61,7 +64,10 @@ class PictureCheck:
 
 
 def check_shards(paths: Sequence[Path]) -> Iterator[ShardCheck]:
-    """Read every byte of every shard: page checksums, structure, lengths, finite values."""
+    """Read every byte of every shard: page checksums, structure, lengths, finite values.
+
+    A damaged one is marked, so that the next `extract` sets it aside and sees its pictures anew.
+    """
     for path in paths:
         rows = tokens = 0
         try:
@@ -69,17 +75,22 @@ def check_shards(paths: Sequence[Path]) -> Iterator[ShardCheck]:
                 rows += 1
                 tokens += embeds.n_tokens if embeds is not None else 0
         except QvsplitError as error:
-            yield ShardCheck(str(path), rows, tokens, str(error))
+            told = str(error)
+            if isinstance(error, ShardDamaged) and not mark_damage(path, error.what):
+                told += " (delete it first, as that could not be written down beside it)" if path.exists() else ""
+            yield ShardCheck(str(path), rows, tokens, told)
         else:
             yield ShardCheck(str(path), rows, tokens, None)
 
 
 def check_album(album: Album) -> list[str]:
-    """What is wrong between shards: pictures whose embeddings are in none of them."""
+    """What is wrong between shards, in a line or none: pictures whose embeddings are in none of them."""
+    lost = [row.path for row in album if row.sha256 is None or album.home(row.sha256) is None]
+    if not lost:
+        return []
     return [
-        f"the embeddings of {row.path} are in no shard given; run `qvsplit extract` again to make them anew"
-        for row in album
-        if row.sha256 is None or album.home(row.sha256) is None
+        f"the embeddings of {len(lost):,} pictures are in no shard given ({some_of(lost, 3)}); run `qvsplit extract` "
+        "again to make them anew"
     ]
 
 
@@ -164,22 +175,46 @@ def _check_picture(album: Album, row: Row, image: Any, whole: Any, prompter: Any
     )
 
 
+def _by_root(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """Each root's rows by status."""
+    roots: dict[str, dict[str, int]] = {}
+    for row in rows:
+        tally = roots.setdefault(row.root, {"ok": 0, "failed": 0, "gone": 0})
+        tally[row.status] += 1
+    return roots
+
+
 def describe(album: Album) -> dict[str, Any]:
-    """What `qvsplit inspect` tells: pictures by status, tokens, sizes, recipe, and where the rows came from."""
+    """What `qvsplit inspect` tells: pictures by state, tokens, sizes, recipe, where the rows came from, last runs.
+
+    `copies` show embeddings that another row holds: the same bytes, a new name, a new stat. `lost` ones are in no
+    shard.
+    """
     from qvsplit.recipe import DTYPE_BYTES
 
     recipe, made = album.recipe, album.made
     assert recipe is not None
     assert made is not None
     assert album.hidden_size is not None
-    tally = counts(album.rows)
+    folders = {shard.path.parent for shard in album.shards}
+    folder = next(iter(folders)) if len(folders) == 1 else None
+    names = os.listdir(folder) if folder is not None else []
+    rows = album.rows
+    lost = [row for row in album if row.sha256 is None or album.home(row.sha256) is None]
+    tally = counts(rows)
     held = [row for shard in album.shards for row in shard.rows if row.has_embeds]
     raw = sum(row.n_tokens or 0 for row in held) * album.hidden_size * DTYPE_BYTES[recipe.stored_dtype]
     size = sum(os.path.getsize(shard.path) for shard in album.shards)
     return {
         "pictures": tally["ok"],
+        "copies": sum(row.status == "ok" and not row.has_embeds for row in rows) - len(lost),
+        "lost": len(lost),
         "failed": tally["failed"],
         "gone": tally["gone"],
+        "superseded": sum(len(shard.rows) for shard in album.shards) - len(rows),
+        "roots": _by_root(rows),
+        "set_aside": sorted(name for name in names if name.endswith(ASIDE)),
+        "rebuilding": REBUILD in names,
         "tokens": sum(row.n_tokens or 0 for row in album),
         "shards": len(album.shards),
         "bytes": size,
@@ -190,5 +225,6 @@ def describe(album: Album) -> dict[str, Any]:
         "device": made.device,
         "versions": dict(made.versions),
         "recipe": recipe.to_json(),
-        "failures": [{"path": row.path, "error": row.error} for row in album.rows if row.status == "failed"],
+        "failures": [{"path": row.path, "error": row.error} for row in rows if row.status == "failed"],
+        "runs": last_runs(folder, LAST_RUNS) if folder is not None else [],
     }

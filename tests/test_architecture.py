@@ -21,10 +21,18 @@ ARROWS = {
     "checkpoint": {"errors", "families"},
     "hf": {"errors", "checkpoint", "devices"},
     "weights": {"errors", "families", "checkpoint", "hf"},
-    "images": {"errors"},
+    "folders": {"errors"},
+    "images": {"errors", "folders"},
+    "decoder": {"errors", "folders", "images", "devices"},
     "vision": {"errors", "families", "checkpoint", "devices", "recipe", "hf", "weights"},
     "store": {"errors", "recipe"},
-    "album": {"errors", "recipe", "images", "store"},
+    "index": {"recipe", "folders", "store"},
+    "runs": set(),
+    "lock": {"errors", "store"},
+    "album": {"errors", "recipe", "folders", "store", "index"},
+    "rebuild": {"folders", "store", "album"},
+    "compact": {"errors", "recipe", "folders", "store", "lock", "album"},
+    "preview": {"errors", "families", "checkpoint", "devices", "recipe", "folders", "decoder", "runs", "album"},
     "prompt": {"errors", "checkpoint", "hf"},
     "packing": set(),
     "prefix": set(),
@@ -32,11 +40,11 @@ ARROWS = {
     "checks": {"errors"},
     "schema": {"errors"},
     "answers": {"errors", "interrupts", "store"},
-    "report": {"errors", "checks", "images", "store"},
+    "report": {"errors", "checks", "folders", "images", "store"},
 }
 LOOPS = {"extract", "ask", "verify"}
 # a room of several files above the loops, with the embedded checkpoint; it calls them as a user would
-DEMO = {"demo/__init__": {"errors", "interrupts", "checkpoint", "images", "store", "album", "checks", "extract", "ask"},
+DEMO = {"demo/__init__": {"errors", "interrupts", "checkpoint", "folders", "store", "album", "checks", "extract", "ask"},
         "demo/table": {"errors", "checkpoint", "images", "demo"}}  # fmt: skip
 DOORS = {"cli", "__init__", "__main__"}
 TOUCH_TORCH = {"hf", "weights", "vision", "language", "packing", "prefix", "schema", "devices", *LOOPS}

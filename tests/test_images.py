@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 from qwen_vl_utils.vision_process import to_rgb
 
-from qvsplit import images
+from qvsplit import folders, images
 from qvsplit.errors import PictureError, UsageError
 
 
@@ -189,7 +189,7 @@ def test_a_wrong_suffix_does_not_matter(photo, tmp_path):
 
 
 def found(folder, name, size=0):
-    return images.Found(str(folder), name, size, 0)
+    return folders.Found(str(folder), name, size, 0)
 
 
 def test_a_fifo_a_folder_and_a_missing_file_neither_hang_nor_crash(tmp_path):
@@ -198,7 +198,7 @@ def test_a_fifo_a_folder_and_a_missing_file_neither_hang_nor_crash(tmp_path):
     for name, reason in (
         ("pipe.png", "not a regular file"),
         ("folder.png", "not a regular file"),
-        ("gone.png", "No such file"),
+        ("gone.png", "no longer there"),
     ):
         with pytest.raises(PictureError, match=reason):
             images.read(found(tmp_path, name))
@@ -222,24 +222,28 @@ def test_a_fresh_files_stat_is_not_trusted(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- walk
 
 
+def pictures(paths, *words, **more):
+    return [one for listing in folders.walk(paths, *words, **more).listings for one in listing.found()]
+
+
 def test_the_walk_is_sorted_and_leaves_out_what_is_not_ours(tmp_path):
     for name in ("b.jpg", "a.JPEG", "c.txt", ".hidden.png", "deep/z.png", "deep/.thumbs/x.png", "album/shard-000001.parquet",
                  "album/stray.png", "deep/no_suffix"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    assert [one.path for one in images.walk([tmp_path])] == ["a.JPEG", "b.jpg", "deep/z.png"]
-    assert {one.root for one in images.walk([tmp_path])} == {str(tmp_path)}
+    assert [one.path for one in pictures([tmp_path])] == ["a.JPEG", "b.jpg", "deep/z.png"]
+    assert {one.root for one in pictures([tmp_path])} == {str(tmp_path)}
 
 
 def test_a_file_named_by_the_user_is_tried_whatever_its_name(tmp_path):
     (tmp_path / "no_suffix").write_bytes(b"x")
-    (one,) = images.walk([tmp_path / "no_suffix"])
+    (one,) = pictures([tmp_path / "no_suffix"])
     assert (one.root, one.path) == (str(tmp_path), "no_suffix")
 
 
 def test_the_same_file_twice_is_one(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
-    assert len(list(images.walk([tmp_path, tmp_path / "a.png", str(tmp_path) + "/"]))) == 1
+    assert len(list(pictures([tmp_path, tmp_path / "a.png", str(tmp_path) + "/"]))) == 1
 
 
 def test_a_link_to_itself_and_folders_nested_beyond_python_s_recursion(tmp_path):
@@ -257,9 +261,9 @@ def test_a_link_to_itself_and_folders_nested_beyond_python_s_recursion(tmp_path)
         Path("deep.png").write_bytes(b"x")
     finally:
         os.chdir(here)
-    found = [one.path for one in images.walk([tmp_path])]
+    found = [one.path for one in pictures([tmp_path])]
     subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # pytest's own clean-up recurses
-    assert found == ["d/" * 1200 + "deep.png", "loop.png"]
+    assert found == ["loop.png", "d/" * 1200 + "deep.png"]
 
 
 def test_folders_that_link_to_one_another_are_each_walked_once(tmp_path):
@@ -269,17 +273,17 @@ def test_folders_that_link_to_one_another_are_each_walked_once(tmp_path):
     for i in range(7):
         for j in range(7):
             (tmp_path / f"{i}" / f"to{j}").symlink_to(tmp_path / f"{j}")
-    assert len(list(images.walk([tmp_path]))) == 7
-    assert len(list(images.walk([tmp_path, tmp_path / "3"]))) == 7
+    assert len(list(pictures([tmp_path]))) == 7
+    assert len(list(pictures([tmp_path, tmp_path / "3"]))) == 7
 
 
 def test_a_folder_that_cannot_be_read_and_an_album_are_told(tmp_path):
     (tmp_path / "album").mkdir()
     (tmp_path / "album" / "shard-000001.parquet").touch()
     notes = []
-    assert list(images.walk([tmp_path], notes.append)) == []
+    assert list(pictures([tmp_path], notes.append)) == []
     assert notes == [f"{tmp_path / 'album'} is an album: it is left out"]
-    assert list(images.walk([tmp_path], notes.append, out=str(tmp_path / "album"))) == []
+    assert list(pictures([tmp_path], notes.append, out=str(tmp_path / "album"))) == []
     assert len(notes) == 1
 
 
@@ -291,12 +295,12 @@ def test_loops_of_links_end_and_other_links_are_followed(tmp_path):
     (tmp_path / "elsewhere" / "b.png").write_bytes(b"x")
     (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "photos" / "dangling.png").symlink_to(tmp_path / "nothing")
-    assert [one.path for one in images.walk([tmp_path / "photos"])] == ["a.png", "dangling.png", "linked/b.png"]
+    assert [one.path for one in pictures([tmp_path / "photos"])] == ["a.png", "dangling.png", "linked/b.png"]
 
 
 def test_no_such_path(tmp_path):
     with pytest.raises(UsageError, match="no file or folder at"):
-        list(images.walk([tmp_path / "nowhere"]))
+        list(pictures([tmp_path / "nowhere"]))
 
 
 @pytest.mark.parametrize(
@@ -313,15 +317,15 @@ def test_no_such_path(tmp_path):
 )
 def test_any_name_comes_back(name):
     text = os.fsdecode(name)
-    stored = images.stored_name(os.path.normpath(text))
+    stored = folders.stored_name(os.path.normpath(text))
     stored.encode("utf-8")
-    assert images.name_on_disk(stored) == os.path.normpath(text)
+    assert folders.name_on_disk(stored) == os.path.normpath(text)
 
 
 def test_a_name_that_is_not_utf8_is_read(tmp_path, photo):
     os.mkdir(os.fsencode(tmp_path) + b"/d\xe9")
     with open(os.fsencode(tmp_path) + b"/d\xe9/caf\xe9.png", "wb") as stream:
         stream.write(encoded(photo))
-    (one,) = images.walk([tmp_path])
+    (one,) = pictures([tmp_path])
     assert one.path == "d//xe9/caf//xe9.png"
     assert same(images.decode(images.read(one).data), photo)

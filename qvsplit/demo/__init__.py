@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qvsplit import images, interrupts
+from qvsplit import folders, interrupts
 from qvsplit.album import open_album
 from qvsplit.ask import Settings as AskSettings
 from qvsplit.ask import Shown, open_asker
@@ -118,8 +118,8 @@ def run(
     try:
         extracted = extract_pictures([photos], out=album_folder, settings=extract_settings, watcher=watcher)
         album = open_album(album_folder)
-        (root,) = images.roots_of([photos])
-        rows = tuple(row for row in album if row.root == images.stored_name(root))
+        (root,) = folders.starts_of([photos])
+        rows = tuple(row for row in album if row.root == folders.stored_name(root))
         with interrupts.at_once():  # only reading
             asker = open_asker(album, AskSettings(model=DEMO_MODEL, device=device, dtype="float32"))
     except RecipeError as error:
