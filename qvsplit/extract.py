@@ -37,7 +37,16 @@ from qvsplit.checkpoint import Checkpoint, choose_checkpoint, open_checkpoint
 from qvsplit.compact import damage_marks, mend
 from qvsplit.decoder import PICTURE_SECONDS, Decoders, PixelBudget
 from qvsplit.devices import peak_memory
-from qvsplit.errors import DiskError, PictureError, PictureVanished, QvsplitError, RecipeError, UsageError, some_of
+from qvsplit.errors import (
+    DiskError,
+    PictureError,
+    PictureVanished,
+    QvsplitError,
+    RecipeError,
+    ShardDamaged,
+    UsageError,
+    some_of,
+)
 from qvsplit.folders import Found, Walked, name_on_disk
 from qvsplit.index import Index, Tally
 from qvsplit.interrupts import held_back
@@ -170,7 +179,7 @@ def extract_pictures(
             lock = None
             if not settings.dry_run and (folder / LOCK_FILE).exists():  # before the album is read
                 lock = stack.enter_context(locked(folder, wait=settings.wait, on_note=watcher.on_note))
-            extraction.scan()
+            extraction.scan(lock)
             summary = extraction.nothing_to_do()
             if summary is not None:
                 return summary
@@ -194,16 +203,27 @@ class _Extraction:
         self.index: Index | None = None
         self.walked = Walked([], [], [], [], 0)
         self.scanned = 0.0
-        self.mended = 0
+        self.mended: int | None = None  # shards set aside, once that was looked into
 
-    def scan(self) -> None:
+    def scan(self, lock: Lock | None) -> None:
         """Walk, with what the last run's index knows; without it, the album is read first."""
         with disk_errors(self.folder):
             shards = shards_in(self.folder)
         whole = self.settings.checksum or self.settings.rebuild
         if shards and not whole and placed_from(self.folder) is None and not damage_marks(self.folder):
             self.index = index.read_index(self.folder, shards)
-        roots = self.index.roots_on_disk if self.index else frozenset(map(name_on_disk, self._opened().roots))
+        if self.index is None:
+            self.album = self._unlocked() if lock is None else self._mended(lock)
+        self._walk()
+        self.scanned = time.perf_counter() - self.started
+        if not self.walked.pictures and not self._has_rows():
+            raise UsageError(
+                f"no pictures in {', '.join(fspath(path) for path in self.paths)} (looked for "
+                f"{some_of(folders.SUFFIXES, 40)}); nothing was changed"
+            )
+
+    def _walk(self) -> None:
+        roots = self.index.roots_on_disk if self.index else frozenset(map(name_on_disk, self._rows_of().roots))
         tallies = self.index.folders if self.index else {}
         again = self.settings.retry_failed
         self.walked = folders.walk(
@@ -213,12 +233,6 @@ class _Extraction:
             roots=roots,
             known={key: one.digest for key, one in tallies.items() if one.digest and not (again and one.failed)},
         )
-        self.scanned = time.perf_counter() - self.started
-        if not self.walked.pictures and not self._has_rows():
-            raise UsageError(
-                f"no pictures in {', '.join(fspath(path) for path in self.paths)} (looked for "
-                f"{some_of(folders.SUFFIXES, 40)}); nothing was changed"
-            )
 
     def nothing_to_do(self) -> Summary | None:
         """The summary, if the index alone shows that there is nothing to do."""
@@ -238,7 +252,12 @@ class _Extraction:
 
     def go(self, lock: Lock | None) -> Summary:
         """Find out from the album what is to be done, and do it. Without a lock it is only told."""
-        album = self._opened() if lock is None else self._mended(lock)
+        if lock is not None and self.mended is None:
+            self.album = self._mended(lock)
+            if self._is_outdated():
+                self.index = None
+                self._walk()
+        album = self.album or self._unlocked()
         recipe, made = album.recipe, album.made
         if recipe is not None and made is not None:
             self._check(recipe, made)
@@ -256,7 +275,7 @@ class _Extraction:
             _check_model(self.settings, recipe, made)
         summary = Summary(
             found=known.pictures, skipped=known.unchanged, failed_before=known.failed_before,
-            to_do=len(known.candidates), missing=len(known.gone), mended=self.mended,
+            to_do=len(known.candidates), missing=len(known.gone), mended=self.mended or 0,
         )  # fmt: skip
         if lock is None:
             from qvsplit.preview import preview
@@ -266,7 +285,7 @@ class _Extraction:
         self.watcher.on_plan(len(known.candidates))
         return self._run(_Run(album, known, self.folder, self.settings, self.watcher, summary, lock))
 
-    def _run(self, run: _Run) -> Summary:
+    def _run(self, run: _Run, *, in_place: bool = True) -> Summary:
         run.summary.stages["scan"] = self.scanned
         began = time.time()
         try:
@@ -279,7 +298,8 @@ class _Extraction:
         except QvsplitError as error:
             runs.note(self.folder, began, self._told(run.summary).to_json() | {"error": str(error)})
             raise
-        self._leave_index(run)
+        if in_place:
+            self._leave_index(run)
         summary = self._told(run.summary)
         if summary.did_anything:
             runs.note(self.folder, began, summary.to_json())
@@ -295,6 +315,10 @@ class _Extraction:
                 f"{self.folder} also holds pictures in {some_of(outside)}, which --rebuild would lose; give that path "
                 "too, or take them out with `qvsplit forget`"
             )
+        if not self.walked.pictures:
+            raise UsageError(
+                f"no pictures in {', '.join(fspath(path) for path in self.paths)}: nothing to rebuild from"
+            )
         staging = rebuild.stage(self.folder)
         lock.announce()
         album = Album([Shard(path) for path in shards_in(staging)])
@@ -309,42 +333,46 @@ class _Extraction:
         )
         self.watcher.on_plan(len(known.candidates))
         run = _Run(album, known, staging, settings, self.watcher, summary, lock, first=next_number(self.folder))
-        told = self._run(run)
+        told = self._run(run, in_place=False)
         if not told.left:
-            rebuild.put_in_place(self.folder)
+            with held_back():
+                rebuild.put_in_place(self.folder)
             self._leave_index(run)
         return told
 
     # ------------------------------------------------------------------------------------------- album and index
 
-    def _opened(self) -> Album:
-        if self.album is None:
-            if self.settings.dry_run:
-                refuse_half_placed(self.folder)
-            with disk_errors(self.folder):
-                paths = shards_in(self.folder)
-            shards = []
-            for path in paths:
-                try:
-                    shards.append(Shard(path))
-                except QvsplitError:
-                    if self.settings.dry_run:
-                        raise
-                    # whoever holds the lock sets it aside
-            self.album = Album(shards)
+    def _rows_of(self) -> Album:
+        assert self.album is not None  # read by `scan`, as there was no index
         return self.album
+
+    def _unlocked(self) -> Album:
+        """The album as anybody may read it. What is damaged is left out: whoever holds the lock sets it aside."""
+        if self.settings.dry_run:
+            refuse_half_placed(self.folder)
+        with disk_errors(self.folder):
+            paths = shards_in(self.folder)
+        shards = []
+        for path in paths:
+            try:
+                shards.append(Shard(path))
+            except ShardDamaged:
+                if self.settings.dry_run:
+                    raise
+        return Album(shards)
 
     def _mended(self, lock: Lock) -> Album:
         """The album as it is on disk now that it is locked, what is damaged in it set aside."""
         rebuild.finish(self.folder)
         album, self.mended = mend(self.folder, lock, self.watcher.on_note, model_named=self.settings.model is not None)
-        if self.mended:
-            self.index = None
-        self.album = album
         return album
 
+    def _is_outdated(self) -> bool:
+        """Whether there was an index, of shards that looked sound from their ends and turned out not to be."""
+        return bool(self.mended) and self.index is not None
+
     def _has_rows(self) -> bool:
-        return bool(self.index.folders if self.index else self._opened().shards)
+        return bool(self.index.folders if self.index else self._rows_of().shards)
 
     def _check(self, recipe: Recipe, made: Made) -> None:
         if not self.settings.rebuild:
@@ -416,6 +444,9 @@ def _check_model(settings: Settings, recipe: Recipe | None, made: Made | None) -
     """RecipeError where another model is asked for than the album's, without loading any."""
     if settings.model is None or settings.rebuild or recipe is None or made is None:
         return
+    name, _, revision = settings.model.partition("@")
+    if made.model in {name, os.path.realpath(settings.model)} and revision in {"", made.revision}:
+        return  # nothing is to be encoded, so that not even the hub need be asked for news of it
     checkpoint = open_checkpoint(settings.model, "vision")
     if (checkpoint.name, checkpoint.revision) == (made.model, made.revision):
         return

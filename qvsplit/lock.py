@@ -51,13 +51,18 @@ def locked(folder: Path, *, wait: bool = False, on_note: Callable[[str], None] =
         descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _take(descriptor, folder, wait, on_note)
-        with disk_errors(folder):
-            for name in os.listdir(folder):
-                if _TEMPORARY.fullmatch(name):
-                    (folder / name).unlink()
+        clear_leftovers(folder)
         yield Lock(descriptor)
     finally:
         os.close(descriptor)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed run left half-written. Only for whoever holds the lock."""
+    with disk_errors(folder):
+        for name in os.listdir(folder):
+            if _TEMPORARY.fullmatch(name):
+                (folder / name).unlink()
 
 
 def _take(descriptor: int, folder: Path, wait: bool, on_note: Callable[[str], None]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from qvsplit.album import Album, placed_from, rebuild_folder, rebuild_marker, shard_number, shards_in
 from qvsplit.folders import is_within, name_on_disk
+from qvsplit.lock import clear_leftovers
 from qvsplit.store import disk_errors, sync_folder
 
 
@@ -22,6 +23,7 @@ def stage(folder: Path) -> Path:
     staging = rebuild_folder(folder)
     with disk_errors(folder):
         staging.mkdir(exist_ok=True)
+    clear_leftovers(staging)
     return staging
 
 

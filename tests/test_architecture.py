@@ -30,7 +30,7 @@ ARROWS = {
     "runs": set(),
     "lock": {"errors", "store"},
     "album": {"errors", "recipe", "folders", "store", "index"},
-    "rebuild": {"folders", "store", "album"},
+    "rebuild": {"folders", "store", "lock", "album"},
     "compact": {"errors", "recipe", "folders", "store", "lock", "album"},
     "preview": {"errors", "families", "checkpoint", "devices", "recipe", "folders", "decoder", "runs", "album"},
     "prompt": {"errors", "checkpoint", "hf"},
