@@ -23,6 +23,7 @@ def stage(folder: Path) -> Path:
     staging = rebuild_folder(folder)
     with disk_errors(folder):
         staging.mkdir(exist_ok=True)
+        sync_folder(folder)  # a power cut must not take it away once old shards go
     clear_leftovers(staging)
     return staging
 

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from qvsplit.errors import AlbumDamaged, DiskError, QvsplitError, ShardDamaged
+from qvsplit.pages import chunks, pages
 from qvsplit.recipe import DTYPE_BYTES, Made, Recipe
 
 if TYPE_CHECKING:
@@ -41,9 +43,13 @@ ZSTD_LEVEL = 1
 SHARD_BYTES = 256 << 20
 SHARD_ROWS = 10_000
 UNSYNCED_BYTES = 32 << 20  # written and not yet on the disk: a signal must not have to wait for much more
-MAX_FOOTER_BYTES = 256 << 20
+MAX_FOOTER_BYTES = 4 << 20  # a shard of 64 row groups has some 200 kB
 MAX_GROUP_ROWS = 1 << 16  # of what a reader believes; one picture at the model's own limit is 0.5 GB
 MAX_GROUP_BYTES = 1 << 32
+MAX_METADATA_BYTES = 1 << 20
+MAX_TEXT_BYTES = 1 << 28  # of all columns but embeds
+PAGE_SLACK = 1 << 16  # levels, lengths
+_ESCAPE = re.compile(r"//x[89a-f][0-9a-f]")
 MEND = "run `qvsplit extract` again: it sets the file aside and sees the pictures in it anew"
 STATUSES = ("ok", "failed", "gone")
 KINDS = ("image", "video")
@@ -133,16 +139,24 @@ def all_finite(raw: npt.NDArray[np.uint8], dtype: str) -> bool:
     return not bool(((words & mask) == mask).any())
 
 
+def grid_error(row: Row, recipe: Recipe) -> str | None:
+    """Why grid and tokens of a row that has both do not belong together; None if they do."""
+    assert row.grid_thw is not None
+    t, h, w = row.grid_thw
+    merge = recipe.merge_size
+    if min(t, h, w) < 1 or h % merge or w % merge:
+        return f"has the grid {t}×{h}×{w}, which {merge}×{merge} patches a token do not divide"
+    if row.n_tokens != t * h * w // merge**2:
+        return f"has {row.n_tokens} tokens, and its grid {t}×{h}×{w} makes {t * h * w // merge**2}"
+    return None
+
+
 def check_embeds(row: Row, length: int, *, hidden_size: int, recipe: Recipe) -> None:
     """ValueError unless grid, tokens and byte length of a row with embeddings belong together."""
     if row.grid_thw is None or row.n_tokens is None:
         raise ValueError("has embeddings but no grid")
-    t, h, w = row.grid_thw
-    merge = recipe.merge_size
-    if min(t, h, w) < 1 or h % merge or w % merge:
-        raise ValueError(f"has the grid {t}×{h}×{w}, which {merge}×{merge} patches a token do not divide")
-    if row.n_tokens != t * h * w // merge**2:
-        raise ValueError(f"has {row.n_tokens} tokens, and its grid {t}×{h}×{w} makes {t * h * w // merge**2}")
+    if wrong := grid_error(row, recipe):
+        raise ValueError(wrong)
     expected = row.n_tokens * hidden_size * DTYPE_BYTES[recipe.stored_dtype]
     if length != expected:
         raise ValueError(f"has {length} bytes of embeddings instead of {expected}")
@@ -329,7 +343,7 @@ class Shard:
         self.path = path
         self._metadata: Any = None  # pyarrow's FileMetaData
         with self._damage("its footer"):
-            read_seal(path)
+            self._chunks = chunks(_sealed_footer(path))
             with self._open() as parquet:
                 self._metadata = parquet.metadata
                 columns = parquet.schema_arrow
@@ -374,6 +388,10 @@ class Shard:
 
     def _blobs(self, group: int) -> Any:
         """Column `embeds` of one row group. A damaged page header can make a reader give fewer values, silently."""
+        start, count = self._group_starts[group], self._metadata.row_group(group).num_rows
+        rows = [row for row in self.rows[start : start + count] if row.has_embeds]
+        expected = sum(row.n_tokens or 0 for row in rows) * self.hidden_size * DTYPE_BYTES[self.recipe.stored_dtype]
+        self._check_pages(group, ["embeds"], expected + 16 * count + PAGE_SLACK)
         with self._open() as parquet:
             column = parquet.read_row_group(group, columns=["embeds"]).column(0).combine_chunks()
         if len(column) != self._metadata.row_group(group).num_rows:
@@ -398,6 +416,8 @@ class Shard:
     def _read_metadata(self, columns: pa.Schema) -> tuple[Recipe, Made, int]:
         metadata = self._metadata.metadata or {}
         try:
+            if len(metadata[METADATA_KEY]) > MAX_METADATA_BYTES:
+                raise ValueError("longer than any writer's")
             content = json.loads(metadata[METADATA_KEY])
             hidden_size = content["hidden_size"]
             if not isinstance(hidden_size, int) or not 1 <= hidden_size <= 1 << 20:
@@ -422,12 +442,38 @@ class Shard:
             raise self._damaged("one of its row groups claims more than any writer puts there")
         return [0, *accumulate(sizes[:-1])] if sizes else []
 
+    def _check_pages(self, group: int, names: list[str], room: int) -> None:
+        """ValueError if decoding these columns might take more than `room`, whatever the footer says of them."""
+        rows = self._metadata.row_group(group).num_rows
+        most = max(room, MAX_TEXT_BYTES)  # of what a dictionary might be repeated to
+        with open(self.path, "rb") as stream:
+            for column in self._chunks[group]:
+                if column.column not in names:
+                    continue
+                values = 0
+                for page in pages(stream, column.start, column.length):
+                    values += page.values
+                    room -= page.size
+                    most -= page.size * rows if page.repeats else 0
+                    if room < 0 or most < 0:
+                        raise ValueError("more than its rows can need")
+                if values > rows * (3 if column.column == "grid_thw" else 1):
+                    raise ValueError("more values than its rows can have")
+
     def _read_rows(self) -> list[Row]:
         names = [name for name in _columns() if name != "embeds"]
         with self._damage(f"a column of {', '.join(names)}"):
+            columns: dict[str, list[Any]] = {name: [] for name in names}
+            room = MAX_TEXT_BYTES
             with self._open() as parquet:
-                table = parquet.read(columns=names)
-            columns = {name: table.column(name).to_pylist() for name in names}
+                for group in range(len(self._group_starts)):
+                    self._check_pages(group, names, MAX_TEXT_BYTES)
+                    table = parquet.read_row_group(group, columns=names)
+                    room -= table.nbytes
+                    if room < 0:
+                        raise ValueError("more text than any writer puts there")
+                    for name in names:
+                        columns[name] += table.column(name).to_pylist()
             if any(len(column) != self._metadata.num_rows for column in columns.values()):
                 raise ValueError("fewer values than rows")
         rows = []
@@ -444,14 +490,21 @@ class Shard:
 
     def _check_row(self, index: int, row: Row) -> None:
         wrong = None
+        path = _ESCAPE.sub("?", row.path or "")
         if row.status not in STATUSES or row.kind not in KINDS:
             wrong = f"has status {row.status!r} and kind {row.kind!r}"
         elif not row.path or row.root is None or row.size is None or row.has_embeds is None:
             wrong = "lacks root, path, size or has_embeds"
-        elif (row.path.startswith("/") and not row.path.startswith("//x")) or ".." in row.path.split("/"):
+        elif path.startswith("/") or "//" in path or "\0" in path or ".." in path.split("/"):
             wrong = "has a path that leads out of its root"
+        elif "\0" in row.root or "//" in _ESCAPE.sub("?", row.root):
+            wrong = "has a root that no folder can have"
+        elif row.grid_thw is not None and None in row.grid_thw:
+            wrong = "has a grid with a gap"
         elif row.status == "ok" and (row.sha256 is None or row.grid_thw is None or row.n_tokens is None):
             wrong = "is ok, but lacks hash, grid or token count"
+        elif row.status == "ok" and (unfit := grid_error(row, self.recipe)):
+            wrong = unfit
         elif row.has_embeds and row.status != "ok":
             wrong = f"is {row.status}, yet claims embeddings"
         if wrong:
@@ -486,7 +539,12 @@ class NotAShard(ValueError):
 
 
 def read_seal(path: Path) -> bytes:
-    """The footer's SHA-256, which names a shard's content, held against the footer. Reads the shard's two ends only.
+    """The footer's SHA-256, which names a shard's content, held against the footer. See `_sealed_footer`."""
+    return hashlib.sha256(_sealed_footer(path)).digest()
+
+
+def _sealed_footer(path: Path) -> bytes:
+    """The footer, held against its SHA-256. Reads the shard's two ends only.
 
     NotAShard, or ValueError for a damaged one, by its first and last bytes and that checksum.
     """
@@ -509,4 +567,4 @@ def read_seal(path: Path) -> bytes:
         raise NotAShard("it is a Parquet file without qvsplit's seal, or altered since")
     if seal[len(SEAL_MAGIC) :] != hashlib.sha256(footer).digest():
         raise ValueError("its checksum does not match")
-    return seal[len(SEAL_MAGIC) :]
+    return footer
