@@ -33,7 +33,7 @@ TOLERANCE = 1e-5  # relative and absolute, of float32
 def at_random(
     server: Server, folder: Path, model: str, kills: int, pictures: int, seed: int
 ) -> tuple[int, int, list[str]]:
-    """Kill first runs at moments spread over their whole length. Gives those tried, those met alive, what went wrong."""
+    """Kill first runs at moments spread over their length. Gives those tried, those met alive, and what went wrong."""
     photos, album = folder / "many", folder / "many-album"
     photographs_small(photos, pictures)
     words = {"paths": [str(photos)], "out": str(album), "settings": {"model": model, "workers": 2, "patch_budget": 64}}
@@ -81,7 +81,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=40, help="of the runs that are killed at random")
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args()
-    began, tried, wrong, table = time.monotonic(), 0, [], {}
+    began, tried, table = time.monotonic(), 0, {}
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory() as place, Server() as server:
         folder = Path(place)
         make_tiny(folder / "tiny")

@@ -115,6 +115,8 @@ class Decoder:
         try:
             with mmap.mmap(descriptor, width * height * 3, prot=mmap.PROT_READ) as pixels:
                 return Image.frombytes("RGB", (width, height), pixels)  # type: ignore[arg-type]  # any buffer will do
+        except MemoryError:  # Pillow's word, too, for rows longer than it counts
+            raise PictureError("does not fit into memory") from None
         finally:
             os.close(descriptor)
 

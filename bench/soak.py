@@ -1,0 +1,101 @@
+"""Long work: memory, open files and threads of one run over many small pictures.
+
+    python bench/soak.py [--pictures 20000]
+
+Pieces of real photographs, each its own content, through the tiny checkpoint. Every tenth of the way the process is
+looked at from within. The last line is one JSON object; `growth_bytes` is from 2,000 pictures (or a tenth) to the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from qvsplit.devices import give_back_freed_memory
+from qvsplit.extract import Settings, Watcher, extract_pictures
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+
+from make_checkpoint import make_tiny
+from sample_photos import photographs
+
+SIDE = 60
+
+
+def make_photos(folder: Path, number: int) -> None:
+    """Small pieces, a thousand a folder."""
+    sources = []
+    for path in photographs():
+        with Image.open(path) as image:
+            sources.append(image.convert("RGB"))
+    sources = [image for image in sources if min(image.size) >= 4 * SIDE]
+    for index in range(number):
+        image = sources[index % len(sources)]
+        across, down = image.width - SIDE, image.height - SIDE
+        place = index // len(sources) * 7
+        left, top = place % across, place // across * 3 % down
+        below = folder / f"{index // 1000:03d}"
+        below.mkdir(parents=True, exist_ok=True)
+        image.crop((left, top, left + SIDE, top + SIDE)).save(below / f"{index:06d}.png", compress_level=1)
+
+
+def usage() -> dict[str, int]:
+    """This process now: resident bytes, open files, threads."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return {
+        "resident_bytes": int(status["VmRSS"].split()[0]) * 1024,
+        "open_files": len(os.listdir("/proc/self/fd")),
+        "threads": int(status["Threads"]),
+    }
+
+
+def main() -> None:
+    """Run, and look."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=20_000)
+    told = parser.parse_args()
+    give_back_freed_memory()
+    with tempfile.TemporaryDirectory() as place:
+        make_tiny(Path(place) / "tiny")
+        make_photos(Path(place) / "photos", told.pictures)
+        seen = 0
+        looks: list[dict[str, int]] = []
+        step = max(1, told.pictures // 10)
+
+        def on_picture(path: str) -> None:
+            nonlocal seen
+            seen += 1
+            if seen % step == 0:
+                looks.append({"pictures": seen, **usage()})
+                print("  ".join(f"{name} {value:,}" for name, value in looks[-1].items()), flush=True)
+
+        summary = extract_pictures(
+            [Path(place) / "photos"],
+            out=Path(place) / "album",
+            settings=Settings(model=f"{place}/tiny"),
+            watcher=Watcher(on_picture=on_picture),
+        )
+    print(
+        json.dumps(
+            {
+                "pictures": told.pictures,
+                "encoded": summary.encoded,
+                "copied": summary.copied,
+                "seconds": summary.seconds,
+                "looks": looks,
+                "growth_bytes": looks[-1]["resident_bytes"] - looks[0]["resident_bytes"],
+                "open_files_grow_by": looks[-1]["open_files"] - looks[0]["open_files"],
+                "threads_grow_by": looks[-1]["threads"] - looks[0]["threads"],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
