@@ -30,7 +30,7 @@ SIDE = 60
 
 def make_photos(folder: Path, number: int) -> None:
     """Small pieces, a thousand a folder."""
-    sources = []
+    sources: list[Image.Image] = []
     for path in photographs():
         with Image.open(path) as image:
             sources.append(image.convert("RGB"))
@@ -46,7 +46,7 @@ def make_photos(folder: Path, number: int) -> None:
 
 
 def usage() -> dict[str, int]:
-    """This process now: resident bytes, open files, threads."""
+    """What this process has now: resident bytes, open files, threads."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return {
         "resident_bytes": int(status["VmRSS"].split()[0]) * 1024,
