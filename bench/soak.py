@@ -32,8 +32,8 @@ def make_photos(folder: Path, number: int) -> None:
     """Small pieces, a thousand a folder."""
     sources: list[Image.Image] = []
     for path in photographs():
-        with Image.open(path) as image:
-            sources.append(image.convert("RGB"))
+        with Image.open(path) as opened:
+            sources.append(opened.convert("RGB"))
     sources = [image for image in sources if min(image.size) >= 4 * SIDE]
     for index in range(number):
         image = sources[index % len(sources)]
