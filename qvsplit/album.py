@@ -225,7 +225,8 @@ class Plan:
     """What a walk found, held against an album: `pictures` = `candidates` + `unchanged` + `failed_before`.
 
     `candidates` have to be read: they are new, or their stat says nothing. `gone` are rows whose file is no longer
-    there and that do not say so yet.
+    there and that do not say so yet; those of them in `doubtful` lie below a folder that is there and wholly empty,
+    as the place of a disk is that is not mounted.
     """
 
     pictures: int
@@ -233,6 +234,7 @@ class Plan:
     unchanged: int
     failed_before: int
     gone: list[Row]
+    doubtful: Mapping[tuple[str, str], str]  # key → that folder
 
 
 def plan(
@@ -262,8 +264,9 @@ def plan(
                 known[row.status] += 1
     entire = {folder for folder in walked.known if not tallies[folder].missing}
     for start in walked.empty:
-        if any(row.status != "gone" and is_within(_file(row), start) for row in album.rows):
-            on_note(f"{start} holds no pictures any more; its rows are left as they are, in case it is not mounted")
+        number = sum(row.status != "gone" and is_within(_file(row), start) for row in album.rows)
+        if number:
+            on_note(no_longer_there(start, number))
     alive = [start for start in walked.starts if start not in walked.empty]
     gone = [
         row
@@ -280,6 +283,38 @@ def plan(
         unchanged=known["ok"] + sum(tallies[folder].ok for folder in walked.known),
         failed_before=known["failed"] + sum(tallies[folder].failed for folder in walked.known),
         gone=gone,
+        doubtful=_doubtful(gone),
+    )
+
+
+def _doubtful(gone: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """Rows whose nearest folder that still exists holds nothing at all → that folder."""
+    nearest: dict[str, str] = {}  # folder → the nearest that exists, if that is empty, else ""
+    doubtful = {}
+    for row in gone:
+        folder = os.path.dirname(_file(row))
+        if folder not in nearest:
+            nearest[folder] = _empty_above(folder)
+        if nearest[folder]:
+            doubtful[row.key] = nearest[folder]
+    return doubtful
+
+
+def _empty_above(folder: str) -> str:
+    while True:
+        try:
+            return "" if os.listdir(folder) else folder
+        except (FileNotFoundError, NotADirectoryError):
+            folder = os.path.dirname(folder)
+        except OSError:
+            return ""
+
+
+def no_longer_there(start: str, number: int) -> str:
+    """What is said of a path given in which nothing was found, though the album has rows of it."""
+    return (
+        f"{start} holds no pictures any more; its {number:,} rows are left as they are, in case it is not mounted (if "
+        "they were deleted, `qvsplit forget` takes them out)"
     )
 
 

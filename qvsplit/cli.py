@@ -249,6 +249,12 @@ def extract(
             if done is not None:
                 _print_summary(done, as_json=as_json, quiet=quiet)
             raise
+        except QvsplitError as error:
+            if as_json:  # a monitor reads one object, whatever happened
+                begun: Summary | None = getattr(error, "qvsplit_summary", None)
+                told = begun.to_json() if begun is not None else {}
+                print(json.dumps(told | {"error": str(error), "exit_code": error.exit_code}), flush=True)
+            raise
     if dry_run and not as_json:
         _print_preview(summary)
     else:
@@ -874,7 +880,8 @@ def inspect(
     for run in told["runs"]:
         print(f"run       {_run_line(run)}")
     for failure in told["failures"]:
-        print(f"failed    {printable(failure['path'])} {printable(failure['error'] or '')}")
+        name = failure["path"] if len(told["roots"]) == 1 else f"{failure['root']}/{failure['path']}"
+        print(f"failed    {printable(name)} {printable(failure['error'] or '')}")
 
 
 def _run_line(run: dict[str, Any]) -> str:
@@ -965,7 +972,7 @@ def compact(
         done = compact(folder, lock)
     if as_json:
         print(json.dumps(asdict(done)))
-    elif not quiet:
+    elif not quiet and (done.rows_dropped or done.shards_before != done.shards_after or sys.stderr.isatty()):
         _say(
             f"{done.shards_before:,} → {done.shards_after:,} shards, {size(done.bytes_before)} → "
             f"{size(done.bytes_after)}, {done.rows_dropped:,} old rows dropped; {place}"
@@ -996,7 +1003,8 @@ def forget(
         print(json.dumps(asdict(done)))
         return
     if not quiet:
-        _say(f"{done.forgotten:,} pictures forgotten; {size(done.bytes_before)} → {size(done.bytes_after)}; {embeds}")
+        pictures = "1 picture" if done.forgotten == 1 else f"{done.forgotten:,} pictures"
+        _say(f"{pictures} forgotten; {size(done.bytes_before)} → {size(done.bytes_after)}; {embeds}")
     if done.shared:
         _say(f"{done.shared:,} of them: embeddings kept, as other pictures of the album have the same bytes")
     if done.still_there:

@@ -75,7 +75,7 @@ def forget(folder: Path, names: Sequence[str], lock: Lock) -> Compacted:
     }
     alive = {row.sha256 for row in kept if row.status == "ok"}
     # of what nothing else shows, the old names go too: they would tell its hash
-    traces = {row.key for row in kept if row.status != "ok" and row.sha256 in contents - alive}
+    traces = {row.key for row in kept if row.status == "gone" and row.sha256 in contents - alive}
     doomed = {
         shard.path
         for shard in album.shards
@@ -251,7 +251,7 @@ class _Rewriter:
         self.on_lost = on_lost
         self.on_shard = on_shard
         self.kept = [row for row in album.rows if row.key not in drop]
-        self.carriers = _needed(self.kept)
+        self.needed = _needed(self.kept)
         self.left = {row.key for row in self.kept}
         self.places = {row.key: (shard.path, index) for shard in album.shards for index, row in enumerate(shard.rows)}
         self.writer: ShardWriter | None = None
@@ -260,9 +260,24 @@ class _Rewriter:
 
     def write(self, old: Sequence[Shard]) -> int:
         """Everything current of `old`; gives the number of rows written."""
+        homes = {
+            (shard.path, index): self._carrier(row)
+            for shard in old
+            for index, row in enumerate(shard.rows)
+            if row.has_embeds and row.sha256 is not None and self.album.is_home(row.sha256, shard, index)
+        }
+        carriers = {place: row for place, row in homes.items() if row is not None}
+        later = {row.key for row in carriers.values()}  # written where their embeddings are met, wherever they stand
         try:
             for shard in old:
-                self._shard(shard)
+                self.on_shard(shard.path.name)
+                for index, row in enumerate(shard.rows):
+                    carrier = carriers.get((shard.path, index))
+                    if carrier is not None:
+                        embeds = self._embeds(shard, index)
+                        self._add(shard, replace(carrier, has_embeds=embeds is not None), embeds)
+                    elif row.key in self.left and row.key not in later and self.places[row.key] == (shard.path, index):
+                        self._add(shard, replace(row, has_embeds=False), None)
             self._finish()
         except BaseException:
             if self.writer is not None:
@@ -270,21 +285,10 @@ class _Rewriter:
             raise
         return self.rows
 
-    def _shard(self, shard: Shard) -> None:
-        self.on_shard(shard.path.name)
-        for index, row in enumerate(shard.rows):
-            if row.has_embeds and row.sha256 is not None and self.album.is_home(row.sha256, shard, index):
-                carrier = self._carrier(row)
-                if carrier is not None and (embeds := self._embeds(shard, index)) is not None:
-                    self._add(shard, replace(carrier, has_embeds=True), embeds)
-                    continue
-            if row.key in self.left and self.places[row.key] == (shard.path, index):
-                self._add(shard, replace(row, has_embeds=False), None)
-
     def _carrier(self, row: Row) -> Row | None:
-        """The current row that is to hold the embeddings that `row` held: its own if that still shows them."""
+        """The current row that is to hold the embeddings that `row` holds: its own if that still shows them."""
         assert row.sha256 is not None
-        wanting = self.carriers.pop(row.sha256, [])
+        wanting = self.needed.get(row.sha256, [])
         return next((one for one in wanting if one.key == row.key), wanting[0] if wanting else None)
 
     def _embeds(self, shard: Shard, index: int) -> Embeds | None:
@@ -297,8 +301,6 @@ class _Rewriter:
             return None
 
     def _add(self, shard: Shard, row: Row, embeds: Embeds | None) -> None:
-        if row.key not in self.left:
-            return
         if self.writer is None or self.made != shard.made:
             self._finish()
             assert self.album.recipe is not None

@@ -82,6 +82,8 @@ class Decoder:
         child = self._child
         if child is not None:
             child.kill()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(1)
 
     def _try(self, step: Callable[[], T]) -> T:
         """`step`, once more where the child died of it: the system may have had reasons of its own."""

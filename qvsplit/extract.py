@@ -27,6 +27,7 @@ from qvsplit.album import (
     gone_row,
     is_known,
     next_number,
+    no_longer_there,
     placed_from,
     plan,
     refuse_half_placed,
@@ -137,7 +138,8 @@ class Summary:
     @property
     def did_anything(self) -> bool:
         """Whether there is something to tell: a run that changed nothing, and met nothing new, did nothing."""
-        return bool(self.shards or self.failed or self.left or self.mended or self.interrupted or self.vanished)
+        done = self.encoded + self.copied + self.moved + self.gone
+        return bool(done or self.failed or self.left or self.mended or self.interrupted or self.vanished)
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
@@ -164,7 +166,8 @@ def extract_pictures(
     """Bring the album `out` up to date with the pictures under `paths`.
 
     On KeyboardInterrupt the rows so far are kept and the summary, marked `interrupted`, hangs on the exception as
-    `qvsplit_summary`. Raises QvsplitError where the run cannot go on; what was finished stays.
+    `qvsplit_summary`. Raises QvsplitError where the run cannot go on; what was finished stays, and if anything was
+    begun the summary hangs on it too.
     """
     settings, watcher = settings or Settings(), watcher or Watcher()
     with warnings.catch_warnings():
@@ -216,11 +219,25 @@ class _Extraction:
             self.album = self._unlocked() if lock is None else self._mended(lock)
         self._walk()
         self.scanned = time.perf_counter() - self.started
-        if not self.walked.pictures and not self._has_rows():
-            raise UsageError(
-                f"no pictures in {', '.join(fspath(path) for path in self.paths)} (looked for "
-                f"{some_of(folders.SUFFIXES, 40)}); nothing was changed"
+        if not self.walked.pictures:
+            self._refuse_nothing()
+
+    def _refuse_nothing(self) -> None:
+        """UsageError where no path holds a picture: that is more often a mistake, or a disk that is not mounted."""
+        if self.index is not None:
+            counts = {f"{root}/{path}": one.ok + one.failed for (root, path), one in self.index.folders.items()}
+        else:
+            counts = {f"{row.root}/{row.path}": 1 for row in self._rows_of().rows if row.status != "gone"}
+        for start in self.walked.empty:
+            number = sum(
+                count for name, count in counts.items() if folders.is_within(name_on_disk(name).rstrip("/"), start)
             )
+            if number:
+                raise UsageError(no_longer_there(start, number))
+        raise UsageError(
+            f"no pictures in {', '.join(fspath(path) for path in self.paths)} (looked for "
+            f"{some_of(folders.SUFFIXES, 40)}); nothing was changed"
+        )
 
     def _walk(self) -> None:
         roots = self.index.roots_on_disk if self.index else frozenset(map(name_on_disk, self._rows_of().roots))
@@ -296,7 +313,8 @@ class _Extraction:
             runs.note(self.folder, began, told.to_json())
             raise
         except QvsplitError as error:
-            runs.note(self.folder, began, self._told(run.summary).to_json() | {"error": str(error)})
+            told = error.qvsplit_summary = self._told(run.summary)  # type: ignore[attr-defined]
+            runs.note(self.folder, began, told.to_json() | {"error": str(error)})
             raise
         if in_place:
             self._leave_index(run)
@@ -370,9 +388,6 @@ class _Extraction:
     def _is_outdated(self) -> bool:
         """Whether there was an index, of shards that looked sound from their ends and turned out not to be."""
         return bool(self.mended) and self.index is not None
-
-    def _has_rows(self) -> bool:
-        return bool(self.index.folders if self.index else self._rows_of().shards)
 
     def _check(self, recipe: Recipe, made: Made) -> None:
         if not self.settings.rebuild:
@@ -847,8 +862,15 @@ class _Run:
         """Mark rows gone whose file is no longer there, where asked to."""
         if not self.settings.prune:
             return
+        doubtful = {key: folder for key, folder in self.plan.doubtful.items() if key not in self.moved}
+        for folder in sorted(set(doubtful.values())):
+            number = sum(one == folder for one in doubtful.values())
+            self.watcher.on_note(
+                f"{folder} is empty: the {number:,} pictures that were below it are not pruned, in case a disk is not "
+                "mounted there; remove the folder, or take them out with `qvsplit forget`"
+            )
         for row in self.plan.gone:
-            if row.key not in self.moved:
+            if row.key not in self.moved and row.key not in doubtful:
                 self._write(gone_row(row), None)
                 self.summary.gone += 1
                 self.summary.missing -= 1

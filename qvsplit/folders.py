@@ -75,9 +75,9 @@ class Walked:
     pictures: int  # found in all
 
     def covers(self, root: str, path: str) -> bool:
-        """Whether the folder `path` below `root`, both as stored, is at or below one of the paths walked."""
+        """Whether the folder `path` below `root`, both as stored, is at or below a path in which there is something."""
         folder = os.path.join(name_on_disk(root), name_on_disk(path)).rstrip("/") or "/"
-        return any(is_within(folder, start) for start in self.starts)
+        return any(is_within(folder, start) for start in self.starts if start not in self.empty)
 
 
 # ---------------------------------------------------------------------------------------------------------- names

@@ -225,6 +225,8 @@ def describe(album: Album) -> dict[str, Any]:
         "device": made.device,
         "versions": dict(made.versions),
         "recipe": recipe.to_json(),
-        "failures": [{"path": row.path, "error": row.error} for row in rows if row.status == "failed"],
+        "failures": [
+            {"root": row.root, "path": row.path, "error": row.error} for row in rows if row.status == "failed"
+        ],
         "runs": last_runs(folder, LAST_RUNS) if folder is not None else [],
     }

@@ -148,6 +148,13 @@ def test_the_index_does_not_hide_what_changed(extract, some_photos, out, photos)
     assert extract(some_photos, prune=True).to_do == extract(some_photos).missing == 0
 
 
+def test_a_folder_that_vanishes_as_a_whole_is_noticed(extract, some_photos, photos):
+    add(some_photos, "b/3.png", photos / "rocket.jpg")
+    extract(some_photos)
+    shutil.rmtree(some_photos / "b")
+    assert extract(some_photos).missing == 1
+
+
 def test_an_edit_that_keeps_size_and_time_is_found_by_checksum(extract, some_photos):
     bitmap = some_photos / "a.bmp"
     Image.new("RGB", (60, 60), "red").save(bitmap)
@@ -183,6 +190,12 @@ def test_a_picture_has_one_name_however_it_was_come_by(extract, some_photos, pho
         summary = extract(*paths)
         assert (summary.to_do, summary.encoded, summary.copied) == (0, 0, 0)
     assert {row.root for row in open_album(out).rows} == {str(some_photos)}
+    add(some_photos, "other/y.png", photos / "rocket.jpg")
+    shutil.rmtree(out)
+    extract(some_photos / "deep")
+    extract(some_photos)
+    assert {row.root for row in open_album(out).rows} == {str(some_photos), str(some_photos / "deep")}
+    assert len(open_album(out).rows) == 6
     below = extract(some_photos / "deep", prune=True)  # what lies outside it is none of its business
     assert (below.gone, below.missing) == (0, 0)
 
@@ -199,6 +212,39 @@ def test_a_file_deleted_before_it_is_read_is_no_failure(extract, some_photos, mo
     monkeypatch.setattr(room._Run, "_take", take)
     summary = extract(some_photos)
     assert (summary.new, summary.vanished, summary.failed, summary.heard) == (3, 1, 0, [])
+
+
+def test_a_path_in_which_nothing_is_left_may_not_be_mounted(extract, some_photos, tmp_path, photos, out):
+    extract(some_photos)
+    kept = contents(out)
+    os.rename(some_photos, tmp_path / "unmounted")
+    some_photos.mkdir()
+    for settings in ({}, {"prune": True}, {}, {"checksum": True}):  # every night, not the first alone
+        with pytest.raises(UsageError, match="4 rows are left as they are, in case it is not mounted"):
+            extract(some_photos, **settings)
+    add(tmp_path / "other", "a.png", photos / "rocket.jpg")
+    for _ in range(2):
+        both = extract(some_photos, tmp_path / "other", prune=True)
+        assert (both.gone, len(both.notes)) == (0, 1)
+    some_photos.rmdir()
+    os.rename(tmp_path / "unmounted", some_photos)
+    assert extract(some_photos, prune=True).to_do == 0
+    assert {key: what for key, what in contents(out).items() if key in kept} == kept
+
+
+def test_nor_may_a_folder_below_it(extract, some_photos, photos, tmp_path):
+    for name in ("disk/a/1.png", "disk/2.png", "plain/3.png"):
+        add(some_photos, name, photos / "rocket.jpg", shift=ord(name[-5]))
+    extract(some_photos)
+    os.rename(some_photos / "disk", tmp_path / "unmounted")
+    (some_photos / "disk").mkdir()
+    shutil.rmtree(some_photos / "plain")
+    for _ in range(2):
+        pruned = extract(some_photos, prune=True)
+        assert "disk is empty: the 2 pictures that were below it are not pruned" in pruned.notes[0]
+    assert pruned.missing == 2
+    (some_photos / "disk").rmdir()
+    assert extract(some_photos, prune=True).gone == 2
 
 
 # ----------------------------------------------------------------------------------------------------------- limits
@@ -338,6 +384,21 @@ def test_compact_changes_nothing_but_shards(lived_in, extract, some_photos, run_
     }
 
 
+def test_compact_keeps_what_only_an_older_row_of_another_name_holds(extract, some_photos, photos, out, run_cli):
+    """The copy stands in a shard before that of its embeddings, whose own name shows something else by now."""
+    shutil.copy2(some_photos / "coins.png", some_photos / "z.png")
+    extract(some_photos / "coins.png")
+    extract(some_photos)
+    shards_in(out)[0].unlink()
+    extract(some_photos / "coins.png")  # encoded again: its home comes behind z.png's row
+    add(some_photos, "coins.png", photos / "rocket.jpg")
+    extract(some_photos)
+    before = contents(out)
+    assert run_cli("compact", out)[0] == 0
+    assert len(shards_in(out)) == 1
+    assert contents(out) == before
+
+
 def test_forget_leaves_no_row_and_no_byte(lived_in, some_photos, run_cli, monkeypatch):
     before = contents(lived_in)
     album = open_album(lived_in)
@@ -347,7 +408,7 @@ def test_forget_leaves_no_row_and_no_byte(lived_in, some_photos, run_cli, monkey
     monkeypatch.chdir(some_photos)
     code, _, said = run_cli("forget", "moved.png", "--embeds", lived_in)
     assert code == 0
-    assert "1 pictures forgotten" in said
+    assert "1 picture forgotten" in said
     assert "the file is still there" in said
     after = open_album(lived_in)
     assert not [row for shard in after.shards for row in shard.rows if row.sha256 == moved.sha256]
@@ -484,6 +545,14 @@ def test_another_recipe_is_refused_and_rebuild_is_the_way_on(extract, some_photo
     assert (album.recipe.stored_dtype, len(album)) == ("bfloat16", 4)
     assert not rebuild_folder(out).exists()
     assert extract(some_photos).to_do == 0
+
+
+def test_a_rebuild_that_is_not_finished_tells_the_old_album_nothing(extract, some_photos, photos):
+    add(some_photos, "b/late.png", photos / "rocket.jpg")
+    extract(some_photos)
+    add(some_photos, "new.png", photos / "coffee.png")
+    assert extract(some_photos, rebuild=True, limit=5).left == 1  # of the first folder nothing
+    assert extract(some_photos).new == 1
 
 
 def test_a_rebuild_does_not_lose_pictures_of_other_paths(extract, some_photos, tmp_path, photos, out):
