@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qvsplit.errors import AlbumDamaged, AlbumInUse, RecipeError, UsageError, some_of
-from qvsplit.folders import SHARD_NAME, Found, Walked, is_within, name_on_disk
+from qvsplit.folders import SHARD_NAME, Found, Walked, is_within, name_on_disk, storable
 from qvsplit.index import Tally
 from qvsplit.recipe import Made, Recipe
 from qvsplit.store import Embeds, Row, Shard
@@ -235,6 +235,7 @@ class Plan:
     failed_before: int
     gone: list[Row]
     doubtful: Mapping[tuple[str, str], str]  # key → that folder
+    unlisted: frozenset[tuple[str, str]]  # folders with rows that the walk does not meet, though their files are there
 
 
 def plan(
@@ -252,39 +253,60 @@ def plan(
     is more often a disk that is not mounted; `on_note` hears of it.
     """
     here: set[tuple[str, str]] = set()
-    candidates = []
+    changed: list[Found] = []
+    again: list[Found] = []  # behind the others: a run that is cut short gets to what is new
     known = {"ok": 0, "failed": 0}
+
+    def sort(one: Found) -> None:
+        row = album.current(one.root, one.path)
+        if row is None or not is_known(album, row, one):
+            changed.append(one)
+        elif checksum or (row.status == "failed" and retry_failed):
+            again.append(one)
+        else:
+            known[row.status] += 1
+
     for listing in walked.listings:
         for one in listing.found():
             here.add((one.root, one.path))
-            row = album.current(one.root, one.path)
-            if row is None or checksum or (row.status == "failed" and retry_failed) or not is_known(album, row, one):
-                candidates.append(one)
-            else:
-                known[row.status] += 1
+            sort(one)
     entire = {folder for folder in walked.known if not tallies[folder].missing}
     for start in walked.empty:
         number = sum(row.status != "gone" and is_within(_file(row), start) for row in album.rows)
         if number:
             on_note(no_longer_there(start, number))
     alive = [start for start in walked.starts if start not in walked.empty]
-    gone = [
-        row
-        for row in album.rows
-        if row.status != "gone"
-        and row.key not in here
-        and (row.root, row.path.rpartition("/")[0]) not in entire
-        and any(is_within(_file(row), start) for start in alive)
-        and _is_gone(row)
-    ]
+    gone, unlisted = [], []
+    for row in album.rows:
+        if (
+            row.status != "gone"
+            and row.key not in here
+            and (row.root, row.path.rpartition("/")[0]) not in entire
+            and any(is_within(_file(row), start) for start in alive)
+        ):
+            if _is_gone(row):
+                gone.append(row)
+            elif (found := _found(row)) is not None:  # named one by one once, or met under another name first
+                unlisted.append((row.root, row.path.rpartition("/")[0]))
+                sort(found)
     return Plan(
-        pictures=walked.pictures,
-        candidates=candidates,
+        pictures=walked.pictures + len(unlisted),
+        candidates=changed + again,
         unchanged=known["ok"] + sum(tallies[folder].ok for folder in walked.known),
         failed_before=known["failed"] + sum(tallies[folder].failed for folder in walked.known),
         gone=gone,
         doubtful=_doubtful(gone),
+        unlisted=frozenset(unlisted),
     )
+
+
+def _found(row: Row) -> Found | None:
+    """The row's file as a walk would have it; None where it cannot be looked at."""
+    try:
+        status = os.stat(_file(row))
+    except OSError:
+        return None
+    return Found(row.root, row.path, status.st_size, storable(status.st_mtime_ns))
 
 
 def _doubtful(gone: Sequence[Row]) -> dict[tuple[str, str], str]:

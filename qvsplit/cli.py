@@ -327,7 +327,7 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
             f"weights, peak memory {size(summary.peak_memory_bytes)}"
         )
     if summary.stopped:
-        _say(f"stopped by --{summary.stopped}; run again to go on")
+        _say(f"stopped by --{summary.stopped}; run the same command again to go on")
     if summary.missing:
         _say(f"{summary.missing:,} pictures of the album are no longer there; --prune marks them gone")
 
@@ -1009,6 +1009,8 @@ def forget(
         _say(f"{done.shared:,} of them: embeddings kept, as other pictures of the album have the same bytes")
     if done.still_there:
         _say(f"{done.still_there:,} of them: the file is still there, and the next extract of it would see it again")
+    if done.removed_rebuild:
+        _say("an unfinished rebuild may have held them, and was removed")
     if done.removed_aside:
         _say(f"{done.removed_aside:,} damaged shards that had been set aside may have held them, and were removed")
 
@@ -1021,6 +1023,8 @@ def _writing(place: str, wait: bool) -> Iterator[tuple[Path, Lock]]:
     from qvsplit.rebuild import finish
 
     folder = Path(place)
+    if folder.is_file():
+        raise UsageError(f"{place} is a file; give the album's folder")
     if not folder.is_dir() or (not shards_in(folder) and placed_from(folder) is None):
         raise UsageError(f"no album at {place}; give a folder of shards")
     with locked(folder, wait=wait, on_note=_say) as lock:

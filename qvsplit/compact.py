@@ -17,7 +17,9 @@ from pathlib import Path
 from qvsplit.album import Album, next_number, shard_path, shards_in
 from qvsplit.errors import ShardDamaged, UsageError
 from qvsplit.folders import is_within, name_on_disk
+from qvsplit.index import INDEX_FILE
 from qvsplit.lock import Lock
+from qvsplit.rebuild import discard
 from qvsplit.recipe import Made
 from qvsplit.store import SHARD_BYTES, SHARD_ROWS, Embeds, Row, Shard, ShardWriter, disk_errors, read_seal, sync_folder
 
@@ -42,6 +44,7 @@ class Compacted:
     shared: int = 0  # of those forgotten: pictures whose embeddings stay, as another picture has the same bytes
     still_there: int = 0  # whose file is still where it was
     removed_aside: int = 0  # damaged shards that had been set aside
+    removed_rebuild: bool = False  # an unfinished one, which may have held them
 
 
 # -------------------------------------------------------------------------------------------------------- compact
@@ -51,7 +54,8 @@ def compact(folder: Path, lock: Lock, *, on_shard: Callable[[str], None] = lambd
     """Merge small shards, and drop rows and embeddings that nothing current needs. Nothing is encoded again."""
     album = Album([Shard(path) for path in shards_in(folder)])
     small = [shard for shard in album.shards if _size(shard) < SMALL_BYTES]
-    doomed = {shard.path for shard in small} if len(small) > 1 else set()
+    alike = [shard.made for shard in small]  # only such can be merged
+    doomed = {shard.path for shard in small if alike.count(shard.made) > 1}
     needed = _needed(album.rows)
     for shard in album.shards:
         dead = sum(_is_dead(album, shard, index, row, needed) for index, row in enumerate(shard.rows))
@@ -79,13 +83,19 @@ def forget(folder: Path, names: Sequence[str], lock: Lock) -> Compacted:
     doomed = {
         shard.path
         for shard in album.shards
-        if any(row.key in keys | traces or (row.has_embeds and row.sha256 in contents - alive) for row in shard.rows)
+        if any(
+            row.key in keys | traces
+            or (row.sha256 in contents - alive and (row.has_embeds or album.current(*row.key) is not row))
+            for row in shard.rows
+        )
     }
     aside = [folder / name for name in os.listdir(folder) if name.endswith(ASIDE)]
     done = _rewritten(folder, album, doomed, lock, drop=keys | traces)
+    clear_marks(folder)
     with disk_errors(folder):
         for path in aside:
             path.unlink()
+        (folder / INDEX_FILE).unlink(missing_ok=True)  # it names folders
         sync_folder(folder)
     return replace(
         done,
@@ -93,17 +103,19 @@ def forget(folder: Path, names: Sequence[str], lock: Lock) -> Compacted:
         shared=sum(row.status == "ok" and row.sha256 in alive for row in forgotten),
         still_there=sum(row.status != "gone" and os.path.lexists(_file(row)) for row in forgotten),
         removed_aside=len(aside),
+        removed_rebuild=discard(folder),
     )
 
 
 def _matching(album: Album, name: str) -> set[Key]:
+    if not name.strip():
+        raise UsageError("an empty name: say which picture is to be forgotten")
     places = {os.path.abspath(name), os.path.realpath(name)}
-    bare = name.rstrip("/")
-    keys = {
-        row.key
-        for row in album.rows
-        if any(is_within(_file(row), place) for place in places) or is_within(name_on_disk(row.path), bare)
-    }
+    keys = {row.key for row in album.rows if any(is_within(_file(row), place) for place in places)}
+    if not keys:
+        keys = {row.key for row in album.rows if is_within(name_on_disk(row.path), name.rstrip("/"))}
+        if len({root for root, _ in keys}) > 1:
+            raise UsageError(f"the album has {name} in more than one root; give the whole path")
     if not keys:
         raise UsageError(f"the album knows no picture at {name}; `qvsplit inspect` says which roots it has")
     return keys
@@ -163,16 +175,29 @@ def mend(folder: Path, lock: Lock, on_note: Callable[[str], None], *, model_name
     with disk_errors(folder):
         for path in marked:
             _mark_of(path).unlink(missing_ok=True)
+    clear_marks(folder)
     return Album(shards), len(damaged)
 
 
 def mark_damage(path: Path, what: str) -> bool:
     """Have the next `extract` set the shard at `path` aside. False where that cannot be written down."""
     try:
-        _mark_of(path).write_text(json.dumps({"seal": read_seal(path).hex(), "what": what}))
+        seal = read_seal(path).hex()
     except (OSError, ValueError):
+        return True  # it shows by itself
+    try:
+        _mark_of(path).write_text(json.dumps({"seal": seal, "what": what}))
+    except OSError:
         return False
     return True
+
+
+def clear_marks(folder: Path) -> None:
+    """Remove the marks of shards that are no longer there."""
+    with disk_errors(folder):
+        for name in os.listdir(folder):
+            if name.startswith(".shard-") and name.endswith(MARK) and not (folder / name[1 : -len(MARK)]).exists():
+                (folder / name).unlink()
 
 
 def damage_marks(folder: Path) -> dict[Path, tuple[str, str]]:
@@ -306,8 +331,10 @@ class _Rewriter:
             assert self.album.recipe is not None
             assert self.album.hidden_size is not None
             self.made = shard.made
+            with disk_errors(self.folder):
+                path = shard_path(self.folder, next_number(self.folder))
             self.writer = ShardWriter(
-                shard_path(self.folder, next_number(self.folder)),
+                path,
                 recipe=self.album.recipe,
                 made=shard.made,
                 hidden_size=self.album.hidden_size,

@@ -82,8 +82,17 @@ class Decoder:
         child = self._child
         if child is not None:
             child.kill()
+
+    def _kill_if_closed(self) -> None:
+        if self._closed and self._child is not None:
+            self._child.kill()
+
+    def wait(self, seconds: float) -> None:
+        """For the child that was closed to be gone, so long at the most."""
+        child = self._child
+        if child is not None:
             with suppress(subprocess.TimeoutExpired):
-                child.wait(1)
+                child.wait(max(0.0, seconds))
 
     def _try(self, step: Callable[[], T]) -> T:
         """`step`, once more where the child died of it: the system may have had reasons of its own."""
@@ -113,7 +122,12 @@ class Decoder:
         width, height = decoded["decoded"]
         self.peak_memory = max(self.peak_memory, decoded["memory"])
         assert self._socket is not None
-        _, (descriptor,), _, _ = socket.recv_fds(self._socket, 1, 1)
+        try:
+            _, (descriptor,), _, _ = socket.recv_fds(self._socket, 1, 1)
+        except TimeoutError:
+            raise
+        except (OSError, ValueError):  # the child died just now, or no descriptor is left
+            raise _Died from None
         try:
             with mmap.mmap(descriptor, width * height * 3, prot=mmap.PROT_READ) as pixels:
                 return Image.frombytes("RGB", (width, height), pixels)  # type: ignore[arg-type]  # any buffer will do
@@ -170,6 +184,7 @@ class Decoder:
                 ours.close()
                 raise QvsplitError(f"no process can be started to decode pictures ({error.strerror})") from None
         self._socket = ours
+        self._kill_if_closed()  # which may have come while it was being started
         try:
             ours.settimeout(START_SECONDS)
             _receive(ours, time.monotonic() + START_SECONDS)
@@ -233,8 +248,12 @@ class Decoders:
         """End every child."""
         with self._lock:
             self._closed = True
-            for decoder in self._all:
-                decoder.close()
+            closed = list(self._all)
+        for decoder in closed:
+            decoder.close()
+        deadline = time.monotonic() + 1
+        for decoder in closed:
+            decoder.wait(deadline - time.monotonic())
 
 
 class PixelBudget:
@@ -303,8 +322,7 @@ def main(descriptor: int, seconds: float) -> None:
                 elif message["do"] == "measure":
                     _send(talk, {"measured": images.measure(data)})
                 else:
-                    _decode(talk, data)
-                signal.alarm(0)
+                    _decode(talk, data, seconds)
             except PictureVanished as error:
                 _send(talk, {"vanished": str(error)})
             except PictureError as error:
@@ -315,9 +333,11 @@ def main(descriptor: int, seconds: float) -> None:
                 return
             except Exception as error:
                 _send(talk, {"bug": repr(error)})
+            finally:
+                signal.alarm(0)
 
 
-def _decode(talk: socket.socket, data: bytes) -> None:
+def _decode(talk: socket.socket, data: bytes, seconds: float) -> None:
     from qvsplit import devices, images
 
     def claims(width: int, height: int) -> None:
@@ -325,6 +345,7 @@ def _decode(talk: socket.socket, data: bytes) -> None:
             _send(talk, {"claims": [width, height]})
             signal.alarm(0)  # leave may take its time
             _receive(talk)
+            signal.alarm(int(2 * seconds) + 30)
         except (EOFError, OSError):
             raise SystemExit from None
 

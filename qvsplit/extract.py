@@ -39,6 +39,7 @@ from qvsplit.compact import damage_marks, mend
 from qvsplit.decoder import PICTURE_SECONDS, Decoders, PixelBudget
 from qvsplit.devices import peak_memory
 from qvsplit.errors import (
+    AlbumDamaged,
     DiskError,
     PictureError,
     PictureVanished,
@@ -240,7 +241,7 @@ class _Extraction:
         )
 
     def _walk(self) -> None:
-        roots = self.index.roots_on_disk if self.index else frozenset(map(name_on_disk, self._rows_of().roots))
+        roots = self._roots()
         tallies = self.index.folders if self.index else {}
         again = self.settings.retry_failed
         self.walked = folders.walk(
@@ -250,6 +251,9 @@ class _Extraction:
             roots=roots,
             known={key: one.digest for key, one in tallies.items() if one.digest and not (again and one.failed)},
         )
+
+    def _roots(self) -> frozenset[str]:
+        return self.index.roots_on_disk if self.index else frozenset(map(name_on_disk, self._rows_of().roots))
 
     def nothing_to_do(self) -> Summary | None:
         """The summary, if the index alone shows that there is nothing to do."""
@@ -270,8 +274,9 @@ class _Extraction:
     def go(self, lock: Lock | None) -> Summary:
         """Find out from the album what is to be done, and do it. Without a lock it is only told."""
         if lock is not None and self.mended is None:
+            walked_with = self._roots()
             self.album = self._mended(lock)
-            if self._is_outdated():
+            if self._is_outdated() or (self.index is None and self._roots() != walked_with):
                 self.index = None
                 self._walk()
         album = self.album or self._unlocked()
@@ -287,7 +292,7 @@ class _Extraction:
             on_note=self.watcher.on_note,
         )
         if self.settings.rebuild and lock is not None:
-            return self._rebuild(album, lock)
+            return self._rebuild(album, known, lock)
         if lock is None or not known.candidates:  # else the loaded tower itself is held against the recipe
             _check_model(self.settings, recipe, made)
         summary = Summary(
@@ -314,7 +319,7 @@ class _Extraction:
             raise
         except QvsplitError as error:
             told = error.qvsplit_summary = self._told(run.summary)  # type: ignore[attr-defined]
-            runs.note(self.folder, began, told.to_json() | {"error": str(error)})
+            runs.note(self.folder, began, told.to_json() | {"error": type(error).__name__})
             raise
         if in_place:
             self._leave_index(run)
@@ -323,7 +328,7 @@ class _Extraction:
             runs.note(self.folder, began, summary.to_json())
         return summary
 
-    def _rebuild(self, old: Album, lock: Lock) -> Summary:
+    def _rebuild(self, old: Album, found: Plan, lock: Lock) -> Summary:
         """The album anew, beside the old one, which it replaces once it is whole."""
         if old.recipe is None or old.made is None:
             raise UsageError(f"{self.folder} has no shards yet: there is nothing to rebuild; leave --rebuild out")
@@ -337,11 +342,11 @@ class _Extraction:
             raise UsageError(
                 f"no pictures in {', '.join(fspath(path) for path in self.paths)}: nothing to rebuild from"
             )
-        staging = rebuild.stage(self.folder)
-        lock.announce()
-        album = Album([Shard(path) for path in shards_in(staging)])
+        self._refuse_loss(old, found)
         settings = _like(old.recipe, old.made, self.settings)
-        _check_settings(settings, album.recipe, self.folder)
+        lock.announce()
+        album = self._staged(settings)
+        staging = rebuild.stage(self.folder)
         known = plan(album, self.walked, {}, retry_failed=settings.retry_failed, checksum=settings.checksum)
         summary = Summary(
             found=known.pictures,
@@ -352,11 +357,39 @@ class _Extraction:
         self.watcher.on_plan(len(known.candidates))
         run = _Run(album, known, staging, settings, self.watcher, summary, lock, first=next_number(self.folder))
         told = self._run(run, in_place=False)
+        if not shards_in(staging):
+            raise UsageError("no picture was left to rebuild from; the album is as it was")
         if not told.left:
             with held_back():
                 rebuild.put_in_place(self.folder)
             self._leave_index(run)
         return told
+
+    def _refuse_loss(self, old: Album, found: Plan) -> None:
+        """UsageError where a rebuild would drop a picture of which nobody has said that it may go."""
+        seen = {(one.root, one.path) for listing in self.walked.listings for one in listing.found()}
+        seen |= {(one.root, one.path) for one in found.candidates}
+        if self.settings.prune:
+            seen |= {row.key for row in found.gone if row.key not in found.doubtful}
+        lost = [row.path for row in old if row.key not in seen]
+        if lost:
+            raise UsageError(
+                f"{len(lost):,} pictures of the album cannot be seen now ({some_of(lost, 3)}), and --rebuild would "
+                "drop them; mount what is not mounted, or give --prune to drop what was deleted"
+            )
+
+    def _staged(self, settings: Settings) -> Album:
+        """What an unfinished rebuild has already, if it was under these settings; else that is given up."""
+        staging = rebuild.stage(self.folder)
+        try:
+            album = Album([Shard(path) for path in shards_in(staging)])
+            _check_settings(settings, album.recipe, self.folder)
+            _check_model(replace(settings, rebuild=False), album.recipe, album.made)
+        except (AlbumDamaged, RecipeError) as error:
+            self.watcher.on_note(f"the unfinished rebuild is given up, and begun anew: {error}")
+            rebuild.discard(self.folder)
+            return Album([])
+        return album
 
     # ------------------------------------------------------------------------------------------- album and index
 
@@ -425,6 +458,8 @@ def _check_settings(settings: Settings, recipe: Recipe | None = None, folder: Pa
     for option, number in least.items():
         if number is not None and number < 1:
             raise UsageError(f"{option} must be at least 1")
+    if settings.checksum and (settings.limit is not None or settings.max_runtime is not None):
+        raise UsageError("--checksum reads everything again: --limit or --max-runtime would end it at the same place")
     if recipe is None:
         return
     asked = {
@@ -611,11 +646,11 @@ class _Run:
 
     def _next(self, remaining: enumerate[Found]) -> tuple[int, Found] | None:
         """The next candidate; None when there is no other, or none is to be begun any more."""
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            self._stop("max-runtime")
-            return None
         number, found = next(remaining, (0, None))
         if found is None:
+            return None
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self._stop("max-runtime")
             return None
         if self.settings.limit is not None and number >= self.settings.limit:
             self._stop("limit")
@@ -761,8 +796,9 @@ class _Run:
     def _loaded(self) -> Vision:
         """The tower, loaded on first use and held against the album's recipe before anything is encoded."""
         if self.vision is None:
-            # no row is at stake before the first one is written
-            with self._clocked("load"), interrupts.at_once() if self.writer is None else held_back():
+            with held_back():
+                self._end_shard()  # then nothing is at stake while libraries and weights are loaded
+            with self._clocked("load"), interrupts.at_once():
                 self.vision = self._load()
             weights = self.vision.weights
             self.summary.tower_bytes, self.summary.weights_bytes_read = weights.tower_bytes, weights.bytes_read
@@ -901,7 +937,8 @@ class _Run:
         made = self.made or self.album.made
         assert made is not None
         self.lock.announce()
-        path = shard_path(self.folder, max(self.first, next_number(self.folder)))
+        with disk_errors(self.folder):
+            path = shard_path(self.folder, max(self.first, next_number(self.folder)))
         return ShardWriter(path, recipe=self.recipe, made=made, hidden_size=self.hidden_size)
 
     def _end_shard(self) -> None:
@@ -933,7 +970,8 @@ class _Run:
             if (tally := self._tally(listing, missing)) is not None:
                 tallies[listing.root, listing.path] = tally
             missing.pop((listing.root, listing.path), None)
-        return tallies | {key: Tally("", 0, 0, number) for key, number in missing.items()}
+        tallies |= {key: Tally("", 0, 0, number) for key, number in missing.items()}
+        return tallies | dict.fromkeys(self.plan.unlisted, Tally("unlisted", 0, 0, 0))  # which no listing's digest is
 
     def _tally(self, listing: folders.Listing, missing: Mapping[tuple[str, str], int]) -> Tally | None:
         """None where something is left to do in that folder, or only some of its files were looked at."""

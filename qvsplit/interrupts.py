@@ -90,5 +90,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h\r\x1b[2K")  # a progress bar hides the cursor, and nobody else is left to show it
     os.write(2, b"qvsplit: interrupted\n")
     os._exit(INTERRUPTED if number == signal.SIGINT else TERMINATED)

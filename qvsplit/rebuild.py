@@ -9,10 +9,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from qvsplit.album import Album, placed_from, rebuild_folder, rebuild_marker, shard_number, shards_in
+from qvsplit.album import (
+    Album,
+    next_number,
+    placed_from,
+    rebuild_folder,
+    rebuild_marker,
+    shard_number,
+    shard_path,
+    shards_in,
+)
 from qvsplit.folders import is_within, name_on_disk
 from qvsplit.lock import clear_leftovers
 from qvsplit.store import disk_errors, sync_folder
@@ -25,7 +35,29 @@ def stage(folder: Path) -> Path:
         staging.mkdir(exist_ok=True)
         sync_folder(folder)  # a power cut must not take it away once old shards go
     clear_leftovers(staging)
+    _above(folder, staging)
     return staging
+
+
+def _above(folder: Path, staging: Path) -> None:
+    """Number the staged shards above the album's own: an ordinary run in between may have used their numbers."""
+    found = shards_in(staging)
+    shift = next_number(folder) - min(map(shard_number, found), default=1 << 60)
+    if shift > 0:
+        with disk_errors(folder):
+            for path in reversed(found):  # the highest first: their order holds at every moment
+                os.rename(path, shard_path(staging, shard_number(path) + shift))
+            sync_folder(staging)
+
+
+def discard(folder: Path) -> bool:
+    """Give up a new album that is not whole; whether there was one. Only for whoever holds the lock."""
+    if not rebuild_folder(folder).exists():
+        return False
+    with disk_errors(folder):
+        shutil.rmtree(rebuild_folder(folder))
+        sync_folder(folder)
+    return True
 
 
 def left_out(album: Album, starts: Sequence[str]) -> list[str]:

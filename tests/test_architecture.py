@@ -32,7 +32,7 @@ ARROWS = {
     "lock": {"errors", "store"},
     "album": {"errors", "recipe", "folders", "store", "index"},
     "rebuild": {"folders", "store", "lock", "album"},
-    "compact": {"errors", "recipe", "folders", "store", "lock", "album"},
+    "compact": {"errors", "recipe", "folders", "store", "index", "lock", "album", "rebuild"},
     "preview": {"errors", "families", "checkpoint", "devices", "recipe", "folders", "decoder", "runs", "album"},
     "prompt": {"errors", "checkpoint", "hf"},
     "packing": set(),

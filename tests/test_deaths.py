@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from killing import Server, scenarios, survives
 
-EACH = {"first": 4, "second": 4, "compact": 5, "rebuild": 4, "forget": 5}
+EACH = {"first": 2, "second": 2, "compact": 3, "rebuild": 3, "forget": 3}
 
 
 @pytest.fixture(scope="module")

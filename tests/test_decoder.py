@@ -174,6 +174,27 @@ def test_an_orphan_ends(photos):
     pytest.fail("it is still there")
 
 
+def test_an_orphan_that_hangs_ends_too(photos):
+    """The clock runs in the child as well, from when it may take the memory."""
+    code = (
+        "import sys, time, qvsplit.decoder as d\nfrom qvsplit import images\n"
+        "real = d.signal.alarm\nd.signal.alarm = lambda n: real(min(n, 1))\n"
+        "images._upright = lambda image: time.sleep(60)\nd.main(int(sys.argv[1]), 60)"
+    )
+    ours, theirs = socket.socketpair()
+    child = subprocess.Popen([os.sys.executable, "-c", code, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+    theirs.close()
+    decoder = Decoder()
+    decoder._child, decoder._socket = child, ours
+    room._receive(ours, time.monotonic() + 60)
+    file = found(photos / "coins.png")
+    decoder._ask({"do": "read", "root": file.root, "path": file.path, "size": file.size})
+    decoder._ask({"do": "decode"})
+    time.sleep(1.5)  # however long the leave takes, it does not count
+    room._send(ours, {"do": "go on"})
+    assert child.wait(20) == -signal.SIGALRM
+
+
 def test_no_decoder_at_all_is_no_pictures_fault(monkeypatch, photos):
     monkeypatch.setattr(room.sys, "executable", "/bin/false")
     with pytest.raises(QvsplitError, match="did not start"):
@@ -277,7 +298,8 @@ def test_no_nasty_picture_stops_hangs_or_kills_the_run(corpus, checkpoint, tmp_p
     assert len(reasons) < 120  # equal causes in equal words
     assert summary.encoded > 500
     again = extract_pictures([folder], out=tmp_path / "embeds", settings=settings)
-    assert again.encoded == again.failed == 0
+    assert again.failed == 0
+    assert again.encoded <= sum("took longer" in (row.error or "") for row in rows.values())  # on a busy machine
 
 
 def test_a_bomb_is_refused_by_its_header(tmp_path, decoder):

@@ -200,6 +200,36 @@ def test_a_picture_has_one_name_however_it_was_come_by(extract, some_photos, pho
     assert (below.gone, below.missing) == (0, 0)
 
 
+def test_a_file_named_one_by_one_is_not_forgotten_by_the_walk(extract, some_photos):
+    odd = some_photos / "x.dat"
+    shutil.copy2(some_photos / "coins.png", odd)
+    os.utime(odd, OLD)
+    extract(some_photos)
+    extract(odd)
+    for _ in range(2):
+        summary = extract(some_photos)
+        assert (summary.to_do, summary.skipped) == (0, 5)
+    shutil.copy(some_photos / "rocket.jpg", odd)
+    os.utime(odd, OLD)
+    assert extract(some_photos).copied == 1
+    odd.unlink()
+    assert extract(some_photos, prune=True).gone == 1
+
+
+def test_a_picture_met_under_a_links_name_is_not_stale_under_its_own(extract, some_photos, tmp_path, photos, out):
+    file = add(tmp_path / "b", "x.png", photos / "rocket.jpg")
+    (some_photos / "link").symlink_to(tmp_path / "b")
+    extract(some_photos)
+    extract(tmp_path / "b")
+    add(tmp_path / "b", "x.png", photos / "coffee.png")
+    assert file.exists()
+    done = extract(some_photos, tmp_path / "b")
+    assert (done.edited, done.copied, done.missing) == (1, 1, 0)
+    assert extract(some_photos, tmp_path / "b").to_do == 0
+    here = {row.key: row.sha256 for row in open_album(out).rows}
+    assert here[str(tmp_path / "b"), "x.png"] == here[str(some_photos), "link/x.png"]
+
+
 def test_a_file_deleted_before_it_is_read_is_no_failure(extract, some_photos, monkeypatch):
     from qvsplit import extract as room
 
@@ -251,12 +281,30 @@ def test_nor_may_a_folder_below_it(extract, some_photos, photos, tmp_path):
 
 
 def test_limit_and_max_runtime_leave_the_rest_for_the_next_run(extract, some_photos, out):
+    with pytest.raises(UsageError, match="--checksum reads everything"):
+        extract(some_photos, limit=1, checksum=True)
     first = extract(some_photos, limit=1)
     assert (first.new, first.left, first.stopped) == (1, 3, "limit")
     second = extract(some_photos, max_runtime=0.0)
     assert (second.new, second.left, second.stopped) == (0, 3, "max-runtime")
     third = extract(some_photos)
     assert (third.new, third.left, third.stopped, third.skipped) == (3, 0, "", 1)
+
+
+def test_a_time_that_passes_with_nothing_left_stops_nothing(extract, some_photos):
+    extract(some_photos)
+    (some_photos / "coins.png").unlink()
+    done = extract(some_photos, max_runtime=0.0, prune=True)
+    assert (done.stopped, done.gone) == ("", 1)
+
+
+def test_what_failed_is_tried_again_behind_what_is_new(extract, some_photos, photos):
+    for name in ("a.png", "b.png"):
+        (some_photos / name).write_text("no picture")
+        os.utime(some_photos / name, OLD)
+    extract(some_photos)
+    add(some_photos, "z.png", photos / "rocket.jpg")
+    assert extract(some_photos, retry_failed=True, limit=1).new == 1
 
 
 @pytest.mark.parametrize(
@@ -417,6 +465,29 @@ def test_forget_leaves_no_row_and_no_byte(lived_in, some_photos, run_cli, monkey
     assert contents(lived_in) == {key: what for key, what in before.items() if key not in gone}
 
 
+def test_forget_of_no_name_and_of_one_that_two_roots_have(extract, some_photos, tmp_path, photos, out, run_cli):
+    add(tmp_path / "other", "coins.png", photos / "rocket.jpg")
+    extract(some_photos, tmp_path / "other")
+    for name, said in (("", "empty name"), (" ", "empty name"), ("coins.png", "more than one root")):
+        code, _, line = run_cli("forget", name, "--embeds", out)
+        assert (code, said in line) == (2, True), line
+    assert len(open_album(out)) == 5
+
+
+def test_forget_reaches_what_is_half_made_or_set_aside(extract, some_photos, out, run_cli):
+    extract(some_photos)
+    extract(some_photos, rebuild=True, limit=2)
+    flip(shards_in(out)[0], 0.5)
+    run_cli("verify", out)
+    extract(some_photos)
+    assert [name for name in os.listdir(out) if name.endswith(ASIDE)]
+    code, _, said = run_cli("forget", some_photos / "chelsea.png", "--embeds", out)
+    assert code == 0
+    assert "unfinished rebuild" in said
+    assert not rebuild_folder(out).exists()
+    assert sorted(os.listdir(out)) == sorted([LOCK_FILE, RUNS_FILE, *(path.name for path in shards_in(out))])
+
+
 def test_forget_keeps_what_another_picture_shows(lived_in, some_photos, run_cli):
     before = contents(lived_in)
     code, _, said = run_cli("forget", some_photos / "n1.png", "--embeds", lived_in)
@@ -553,6 +624,37 @@ def test_a_rebuild_that_is_not_finished_tells_the_old_album_nothing(extract, som
     add(some_photos, "new.png", photos / "coffee.png")
     assert extract(some_photos, rebuild=True, limit=5).left == 1  # of the first folder nothing
     assert extract(some_photos).new == 1
+
+
+def test_a_rebuild_is_taken_up_after_ordinary_runs(extract, some_photos, photos, out):
+    extract(some_photos)
+    extract(some_photos, rebuild=True, store="bfloat16", limit=1)
+    for number in range(3):
+        add(some_photos, f"n{number}.png", photos / "rocket.jpg", shift=20 * number)
+        extract(some_photos)
+    assert extract(some_photos, rebuild=True, store="bfloat16").left == 0
+    album = open_album(out)
+    assert {shard.recipe.stored_dtype for shard in album.shards} == {"bfloat16"}
+    assert len(album) == 7
+
+
+def test_a_rebuild_of_another_recipe_begins_anew(extract, some_photos, out):
+    extract(some_photos)
+    extract(some_photos, rebuild=True, store="bfloat16", limit=1)
+    done = extract(some_photos, rebuild=True, store="float16")
+    assert "given up, and begun anew" in done.notes[0]
+    assert open_album(out).recipe.stored_dtype == "float16"
+    assert len(open_album(out)) == 4
+
+
+def test_a_rebuild_drops_only_what_may_go(extract, some_photos, out):
+    extract(some_photos)
+    (some_photos / "coins.png").unlink()
+    with pytest.raises(UsageError, match="1 pictures of the album cannot be seen now"):
+        extract(some_photos, rebuild=True)
+    assert len(open_album(out)) == 4
+    assert extract(some_photos, rebuild=True, prune=True).new == 3
+    assert len(open_album(out)) == 3
 
 
 def test_a_rebuild_does_not_lose_pictures_of_other_paths(extract, some_photos, tmp_path, photos, out):
