@@ -192,17 +192,21 @@ def _kind_of(data: bytes) -> str | None:
     return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
 
 
+def _with_article(kind: str) -> str:
+    return f"an {kind}" if kind.startswith("A") else f"a {kind}"
+
+
 def _reason(said: str, data: bytes) -> str:
     """What Pillow said of a broken file, in words for those who own it; equal causes in equal words."""
     kind = _kind_of(data)
-    picture = f"{kind} file" if kind else "picture"
+    picture = f"{_with_article(kind)} file" if kind else "a picture"
     if _CUT_OFF.search(said):
-        return f"is a {picture} that is cut off or damaged"
+        return f"is {picture} that is cut off or damaged"
     if _HIDDEN.search(said):
-        return f"is a {picture} that hides more text or profile data than is allowed"
+        return f"is {picture} that hides more text or profile data than is allowed"
     if _VARIANT.search(said):
-        return f"is a {picture} of a variant that cannot be read"
-    return f"is a damaged {picture}"
+        return f"is {picture} of a variant that cannot be read"
+    return f"is {picture} that is damaged"
 
 
 def _unidentified(data: bytes) -> str:
@@ -210,7 +214,7 @@ def _unidentified(data: bytes) -> str:
         return "is a HEIF picture, which needs pillow-heif: pip install 'qvsplit[heif]'"
     kind = _kind_of(data)
     if kind is not None:
-        return f"is a {kind} file that is cut off or damaged"
+        return f"is {_with_article(kind)} file that is cut off or damaged"
     return "is not a picture that can be read (by its content, whatever its name)"
 
 

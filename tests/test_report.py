@@ -217,7 +217,7 @@ def test_what_is_not_the_bytes_that_were_answered_about_is_not_shown(tmp_path, s
         "coffee": "was changed since it was answered about",
         "coins": "was changed since it was answered about",
         "rocket": "",
-        "broken": "is not a picture that can be read (by its content, whatever its name)",
+        "broken": "is a JPEG file that is cut off or damaged",
         "film": "is a video",
     }
     assert len(thumbnails_of(page)) == 1
