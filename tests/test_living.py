@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from PIL import Image
 from qvsplit import index, preview
 from qvsplit.album import open_album, rebuild_folder, shards_in
 from qvsplit.compact import ASIDE, damage_marks
-from qvsplit.errors import AlbumDamaged, AlbumInUse, RecipeError, ShardDamaged, UsageError
+from qvsplit.errors import AlbumDamaged, AlbumInUse, DiskError, RecipeError, ShardDamaged, UsageError
 from qvsplit.extract import Settings, Watcher, extract_pictures
 from qvsplit.index import INDEX_FILE
 from qvsplit.lock import LOCK_FILE, locked
@@ -391,6 +392,18 @@ def test_a_run_with_nothing_to_do_is_told_too_that_the_album_is_in_use(extract, 
     extract(some_photos)
     with locked(out), pytest.raises(AlbumInUse):
         extract(some_photos)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_refused(extract, some_photos, out, monkeypatch, code):
+    def flock(descriptor, how):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("qvsplit.lock.fcntl.flock", flock)
+    with pytest.raises(DiskError, match="without locks, where two runs could spoil") as refused:
+        extract(some_photos)
+    assert refused.value.exit_code == 7
+    assert not shards_in(out)
 
 
 # -------------------------------------------------------------------------------------------------- compact, forget
