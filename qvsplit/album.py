@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qvsplit.errors import AlbumDamaged, AlbumInUse, RecipeError, UsageError, some_of
-from qvsplit.folders import SHARD_NAME, Found, Walked, is_within, name_on_disk, storable
+from qvsplit.folders import SHARD_NAME, Found, Walked, file_on_disk, is_within, storable
 from qvsplit.index import Tally
 from qvsplit.recipe import Made, Recipe
 from qvsplit.store import Embeds, Row, Shard
@@ -272,7 +272,7 @@ def plan(
             sort(one)
     entire = {folder for folder in walked.known if not tallies[folder].missing}
     for start in walked.empty:
-        number = sum(row.status != "gone" and is_within(_file(row), start) for row in album.rows)
+        number = sum(row.status != "gone" and is_within(file_on_disk(row.root, row.path), start) for row in album.rows)
         if number:
             on_note(no_longer_there(start, number))
     alive = [start for start in walked.starts if start not in walked.empty]
@@ -281,13 +281,13 @@ def plan(
         if (
             row.status != "gone"
             and row.key not in here
-            and (row.root, row.path.rpartition("/")[0]) not in entire
-            and any(is_within(_file(row), start) for start in alive)
+            and row.folder not in entire
+            and any(is_within(file_on_disk(row.root, row.path), start) for start in alive)
         ):
             if _is_gone(row):
                 gone.append(row)
             elif (found := _found(row)) is not None:  # named one by one once, or met under another name first
-                unlisted.append((row.root, row.path.rpartition("/")[0]))
+                unlisted.append(row.folder)
                 sort(found)
     return Plan(
         pictures=walked.pictures + len(unlisted),
@@ -303,7 +303,7 @@ def plan(
 def _found(row: Row) -> Found | None:
     """The row's file as a walk would have it; None where it cannot be looked at."""
     try:
-        status = os.stat(_file(row))
+        status = os.stat(file_on_disk(row.root, row.path))
     except OSError:
         return None
     return Found(row.root, row.path, status.st_size, storable(status.st_mtime_ns))
@@ -314,7 +314,7 @@ def _doubtful(gone: Sequence[Row]) -> dict[tuple[str, str], str]:
     nearest: dict[str, str] = {}  # folder → the nearest that exists, if that is empty, else ""
     doubtful = {}
     for row in gone:
-        folder = os.path.dirname(_file(row))
+        folder = os.path.dirname(file_on_disk(row.root, row.path))
         if folder not in nearest:
             nearest[folder] = _empty_above(folder)
         if nearest[folder]:
@@ -340,14 +340,10 @@ def no_longer_there(start: str, number: int) -> str:
     )
 
 
-def _file(row: Row) -> str:
-    return os.path.join(name_on_disk(row.root), name_on_disk(row.path))
-
-
 def _is_gone(row: Row) -> bool:
     """Whether the file is certainly not there; one that merely cannot be looked at is not gone."""
     try:
-        os.lstat(_file(row))
+        os.lstat(file_on_disk(row.root, row.path))
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qvsplit.album import Album, next_number, shard_path, shards_in
 from qvsplit.errors import ShardDamaged, UsageError
-from qvsplit.folders import is_within, name_on_disk
+from qvsplit.folders import file_on_disk, is_within, name_on_disk
 from qvsplit.index import INDEX_FILE
 from qvsplit.lock import Lock
 from qvsplit.rebuild import discard
@@ -101,7 +101,9 @@ def forget(folder: Path, names: Sequence[str], lock: Lock) -> Compacted:
         done,
         forgotten=len(forgotten),
         shared=sum(row.status == "ok" and row.sha256 in alive for row in forgotten),
-        still_there=sum(row.status != "gone" and os.path.lexists(_file(row)) for row in forgotten),
+        still_there=sum(
+            row.status != "gone" and os.path.lexists(file_on_disk(row.root, row.path)) for row in forgotten
+        ),
         removed_aside=len(aside),
         removed_rebuild=discard(folder),
     )
@@ -111,7 +113,9 @@ def _matching(album: Album, name: str) -> set[Key]:
     if not name.strip():
         raise UsageError("an empty name: say which picture is to be forgotten")
     places = {os.path.abspath(name), os.path.realpath(name)}
-    keys = {row.key for row in album.rows if any(is_within(_file(row), place) for place in places)}
+    keys = {
+        row.key for row in album.rows if any(is_within(file_on_disk(row.root, row.path), place) for place in places)
+    }
     if not keys:
         keys = {row.key for row in album.rows if is_within(name_on_disk(row.path), name.rstrip("/"))}
         if len({root for root, _ in keys}) > 1:
@@ -119,10 +123,6 @@ def _matching(album: Album, name: str) -> set[Key]:
     if not keys:
         raise UsageError(f"the album knows no picture at {name}; `qvsplit inspect` says which roots it has")
     return keys
-
-
-def _file(row: Row) -> str:
-    return os.path.join(name_on_disk(row.root), name_on_disk(row.path))
 
 
 # ----------------------------------------------------------------------------------------------------------- mend
@@ -348,11 +348,7 @@ class _Rewriter:
     def _finish(self) -> None:
         if self.writer is not None:
             writer, self.writer = self.writer, None
-            try:
-                writer.finish()
-            except BaseException:
-                writer.abandon()
-                raise
+            writer.finish()
 
 
 def _needed(rows: Sequence[Row]) -> dict[bytes, list[Row]]:

@@ -338,10 +338,6 @@ class _Extraction:
                 f"{self.folder} also holds pictures in {some_of(outside)}, which --rebuild would lose; give that path "
                 "too, or take them out with `qvsplit forget`"
             )
-        if not self.walked.pictures:
-            raise UsageError(
-                f"no pictures in {', '.join(fspath(path) for path in self.paths)}: nothing to rebuild from"
-            )
         self._refuse_loss(old, found)
         settings = _like(old.recipe, old.made, self.settings)
         lock.announce()
@@ -944,11 +940,7 @@ class _Run:
     def _end_shard(self) -> None:
         if self.writer is not None:
             writer, self.writer = self.writer, None
-            try:
-                self.summary.bytes += writer.finish()
-            except BaseException:
-                writer.abandon()
-                raise
+            self.summary.bytes += writer.finish()
             self.summary.shards += 1
 
     def tallies(self, walked: Walked, before: Mapping[tuple[str, str], Tally]) -> Mapping[tuple[str, str], Tally]:
@@ -956,9 +948,8 @@ class _Run:
         missing: dict[tuple[str, str], int] = {}
         for row in self.plan.gone:
             if row.key not in self.written or self.written[row.key].status != "gone":
-                folder = row.root, row.path.rpartition("/")[0]
-                missing[folder] = missing.get(folder, 0) + 1
-        touched = {(root, path.rpartition("/")[0]) for root, path in self.written}
+                missing[row.folder] = missing.get(row.folder, 0) + 1
+        touched = {row.folder for row in self.written.values()}
         tallies = {
             (root, path): tally
             for (root, path), tally in before.items()

@@ -39,7 +39,7 @@ class Found:
     @property
     def file(self) -> str:
         """The path to open, as the file system has it."""
-        return os.path.join(name_on_disk(self.root), name_on_disk(self.path))
+        return file_on_disk(self.root, self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Walked:
 
     def covers(self, root: str, path: str) -> bool:
         """Whether the folder `path` below `root`, both as stored, is at or below a path in which there is something."""
-        folder = os.path.join(name_on_disk(root), name_on_disk(path)).rstrip("/") or "/"
+        folder = file_on_disk(root, path).rstrip("/") or "/"
         return any(is_within(folder, start) for start in self.starts if start not in self.empty)
 
 
@@ -94,6 +94,11 @@ def stored_name(name: str) -> str:
 def name_on_disk(stored: str) -> str:
     """The inverse of `stored_name`."""
     return _ESCAPED_BYTE.sub(lambda m: chr(0xDC00 + int(m[1], 16)), stored) if "//x" in stored else stored
+
+
+def file_on_disk(root: str, path: str) -> str:
+    """Where `path` below `root` lies, both as stored."""
+    return os.path.join(name_on_disk(root), name_on_disk(path))
 
 
 def storable(mtime_ns: int) -> int:

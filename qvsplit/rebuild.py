@@ -23,7 +23,7 @@ from qvsplit.album import (
     shard_path,
     shards_in,
 )
-from qvsplit.folders import is_within, name_on_disk
+from qvsplit.folders import file_on_disk, is_within, name_on_disk
 from qvsplit.lock import clear_leftovers
 from qvsplit.store import disk_errors, sync_folder
 
@@ -66,8 +66,7 @@ def left_out(album: Album, starts: Sequence[str]) -> list[str]:
         {
             name_on_disk(row.root)
             for row in album.rows
-            if row.status != "gone"
-            and not any(is_within(os.path.join(name_on_disk(row.root), name_on_disk(row.path)), one) for one in starts)
+            if row.status != "gone" and not any(is_within(file_on_disk(row.root, row.path), one) for one in starts)
         }
     )
 

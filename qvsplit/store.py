@@ -82,6 +82,11 @@ class Row:
         """What names a picture within an album."""
         return self.root, self.path
 
+    @property
+    def folder(self) -> tuple[str, str]:
+        """The folder that the picture lies in: its root, and its path below that."""
+        return self.root, self.path.rpartition("/")[0]
+
 
 @dataclass(frozen=True)
 class Embeds:
@@ -252,7 +257,14 @@ class ShardWriter:
             self._flush()
 
     def finish(self) -> int:
-        """Make the shard appear; gives its size in bytes."""
+        """Make the shard appear; gives its size in bytes. Where that fails nothing is left behind."""
+        try:
+            return self._finish()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _finish(self) -> int:
         with disk_errors(self.target.parent):
             self._flush()
             self._parquet.close()
