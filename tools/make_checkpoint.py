@@ -105,16 +105,16 @@ def small_config(tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
-def qwen2_vl_2b_config(tokenizer: Any) -> Any:
-    """The shape of Qwen2-VL-2B."""
+def qwen2_vl_2b_config(tokenizer: Any, *, vision_depth: int = 32, layers: int = 28) -> Any:
+    """The shape of Qwen2-VL-2B, or one of its width that is shallower."""
     return make_config(
         tokenizer,
         text={
-            "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+            "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": layers,
             "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 32768,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
         },
-        vision={"depth": 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": 1536},
+        vision={"depth": vision_depth, "embed_dim": 1280, "num_heads": 16, "hidden_size": 1536},
         tied=True,
     )  # fmt: skip
 
@@ -172,11 +172,14 @@ def make_small(out: Path, *, layout: str = "hub") -> None:
     _save_small_files(out, tokenizer, layout)
 
 
-def make_2b(out: Path, *, layout: str = "hub") -> None:
-    """A checkpoint of the true 2B shape in bfloat16, written tensor by tensor into two files as on the hub."""
+def make_2b(out: Path, *, layout: str = "hub", vision_depth: int = 32, layers: int = 28) -> None:
+    """A checkpoint of the true 2B shape in bfloat16, written tensor by tensor into two files as on the hub.
+
+    With fewer vision blocks or language layers it is for quick measurements.
+    """
     logging.disable_progress_bar()
     tokenizer = make_tokenizer()
-    config = qwen2_vl_2b_config(tokenizer)
+    config = qwen2_vl_2b_config(tokenizer, vision_depth=vision_depth, layers=layers)
     config.dtype = "bfloat16"
     with torch.device("meta"):
         model = Qwen2VLForConditionalGeneration(config)
@@ -184,7 +187,7 @@ def make_2b(out: Path, *, layout: str = "hub") -> None:
     torch.manual_seed(0)
     shapes = {hub_name(name): tensor.shape for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     # the hub's first file holds the tower and all but the last layers, 3.99 GB of 4.42
-    late = ("model.norm.", *(f"model.layers.{layer}." for layer in range(23, 28)))
+    late = ("model.norm.", *(f"model.layers.{layer}." for layer in range(max(layers - 5, 0), layers)))
     parts = {1: [n for n in shapes if not n.startswith(late)], 2: [n for n in shapes if n.startswith(late)]}
     weight_map: dict[str, str] = {}
     for part, names in parts.items():
@@ -294,6 +297,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shape", choices=["tiny", "113m", "2b"], default="tiny")
+    parser.add_argument("--vision-depth", type=int, default=32, help="blocks of the 2b's tower, for quick runs")
+    parser.add_argument("--layers", type=int, default=28, help="of the 2b's language half")
     parser.add_argument("--layout", choices=["today", "hub"], default="today")
     parser.add_argument("--prefix", choices=["hub", "nested", "mixed"], default="hub")
     parser.add_argument("--files", type=int, default=5)
@@ -303,7 +308,7 @@ def main() -> None:
     if told.out.exists():
         parser.error(f"{told.out} exists; give a new folder")
     if told.shape == "2b":
-        make_2b(told.out, layout=told.layout)
+        make_2b(told.out, layout=told.layout, vision_depth=told.vision_depth, layers=told.layers)
     elif told.shape == "113m":
         make_small(told.out, layout=told.layout)
     else:
