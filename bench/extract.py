@@ -121,15 +121,17 @@ def _tell(
         for name, results in rounds.items()
     }
     limit = median["limit"]
-    print(f"\n{told.pictures} photographs, {limit['patches']:,.0f} patches, {size / 1e6:.1f} MB of JPEG; "
-          f"{limit['flops'] / 1e12:.2f} TFLOP at {limit['rate'] / 1e9:,.0f} GFLOP/s: {limit['seconds']:.1f} s")  # fmt: skip
-    print(f"{'':12} {'pictures/s':>10} {'patches/s':>10} {'of limit':>9} {'start-up':>9} {'peak':>9}  embeddings off by")
+    print(f"\n{told.pictures} photographs, {limit['patches']:,.0f} patches, {size / 1e6:.1f} MB of JPEG")
+    print(f"{limit['flops'] / 1e12:.2f} TFLOP at {limit['rate'] / 1e9:,.0f} GFLOP/s: {limit['seconds']:.1f} s")
+    heads = ("", "pictures/s", "patches/s", "of limit", "start-up", "peak", "embeddings off by")
+    print("{:12} {:>10} {:>10} {:>9} {:>9} {:>9}  {}".format(*heads))
     for name in [*rounds][:-1]:
         one = median[name]
-        share = one["patches"] / one["seconds"] / (limit["patches"] / limit["seconds"])
-        one["of_limit"] = share
-        print(f"{name:12} {one['pictures'] / one['seconds']:10.3f} {one['patches'] / one['seconds']:10.0f} {share:9.2f} "
-              f"{one['startup']:8.1f}s {one['peak_bytes'] / 1e9:7.2f}GB  {agreement[name]:.1e}")  # fmt: skip
+        one["of_limit"] = one["patches"] / one["seconds"] / (limit["patches"] / limit["seconds"])
+        print(
+            f"{name:12} {one['pictures'] / one['seconds']:10.3f} {one['patches'] / one['seconds']:10.0f} "
+            f"{one['of_limit']:9.2f} {one['startup']:8.1f}s {one['peak_bytes'] / 1e9:7.2f}GB  {agreement[name]:.1e}"
+        )
     rate = {name: median[name]["patches"] / median[name]["seconds"] for name in rounds}
     ratios = {name: rate["qvsplit"] / rate[name] for name in rounds if name != "qvsplit" and "qvsplit" in rate}
     for name, ratio in ratios.items():
@@ -173,7 +175,9 @@ def _agreement(folder: Path, names: list[str]) -> dict[str, float]:
     for name in names:
         theirs = embeds(name)
         assert theirs.keys() <= mine.keys()
-        off[name] = max(float(np.linalg.norm(one - mine[key]) / np.linalg.norm(mine[key])) for key, one in theirs.items())
+        off[name] = max(
+            float(np.linalg.norm(one - mine[key]) / np.linalg.norm(mine[key])) for key, one in theirs.items()
+        )
     return off
 
 
@@ -257,7 +261,11 @@ def plain(told: argparse.Namespace, began: float) -> None:
 
     def together(batch: list[tuple[Path, Any]]) -> tuple[list[Path], torch.Tensor, torch.Tensor]:
         paths, inputs = zip(*batch, strict=True)
-        return list(paths), torch.cat([i["pixel_values"] for i in inputs]), torch.cat([i["image_grid_thw"] for i in inputs])
+        return (
+            list(paths),
+            torch.cat([i["pixel_values"] for i in inputs]),
+            torch.cat([i["image_grid_thw"] for i in inputs]),
+        )
 
     loader = torch.utils.data.DataLoader(
         Pictures(sorted(told.photos.iterdir())), batch_size=PLAIN_BATCH[device.type], collate_fn=together,
@@ -297,19 +305,19 @@ def qvsplit(told: argparse.Namespace, began: float) -> None:
 
 
 def limit(told: argparse.Namespace, began: float) -> None:
-    """The best rate of a matrix product, among the tower's own shapes and a large square one; and what is to be done."""
+    """What is to be done, and the best rate of a matrix product, over the tower's shapes and a square one."""
     import torch
 
     vision = json.loads((told.checkpoint / "config.json").read_text())["vision_config"]
     width, depth = int(vision["embed_dim"]), int(vision["depth"])
     device, dtype = torch.device(told.device), getattr(torch, told.dtype)
     rows = 5120 if device.type == "cpu" else 16384
-    rates = [_rate(*shape, device, dtype) for shape in
-             ((rows, width, 4 * width), (rows, 4 * width, width), (rows, width, 3 * width), (4096, 4096, 4096))]  # fmt: skip
+    shapes = ((rows, width, 4 * width), (rows, 4 * width, width), (rows, width, 3 * width), (4096, 4096, 4096))
+    rates = [_rate(*shape, device, dtype) for shape in shapes]
     grids = list(_grids(told))
     flops = sum(tower_flops(h * w, width=width, depth=depth, out=int(vision["hidden_size"])) for h, w in grids)
-    print(json.dumps({"seconds": flops / max(rates), "rate": max(rates), "flops": flops, "startup": 0.0,
-                      "pictures": len(grids), "patches": sum(h * w for h, w in grids), "peak_bytes": 0}))  # fmt: skip
+    told_all = {"seconds": flops / max(rates), "rate": max(rates), "flops": flops, "startup": 0.0}
+    print(json.dumps(told_all | {"pictures": len(grids), "patches": sum(h * w for h, w in grids), "peak_bytes": 0}))
 
 
 def tower_flops(patches: int, *, width: int, depth: int, out: int) -> int:
@@ -321,18 +329,26 @@ def tower_flops(patches: int, *, width: int, depth: int, out: int) -> int:
 
 
 def _rate(rows: int, inner: int, columns: int, device: Any, dtype: Any) -> float:
+    """FLOP/s of one matrix product: torch's own, or oneDNN's on a packed weight, whichever is faster here."""
     import torch
 
-    a, b = torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(columns, inner, device=device, dtype=dtype)
-    seconds = []
+    from qvsplit.packing import PackedLinear, can_pack
+
+    linear = torch.nn.Linear(inner, columns, device=device, dtype=dtype).requires_grad_(False)
+    ways = [linear, PackedLinear(linear)] if device.type == "cpu" and can_pack(dtype) else [linear]
+    x = torch.randn(rows, inner, device=device, dtype=dtype)
+    medians = []
     with torch.inference_mode():
-        for _ in range(8):
-            began = time.perf_counter()
-            torch.nn.functional.linear(a, b)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-    return 2 * rows * inner * columns / statistics.median(seconds[1:])
+        for way in ways:
+            seconds = []
+            for _ in range(8):
+                began = time.perf_counter()
+                way(x)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - began)
+            medians.append(statistics.median(seconds[1:]))
+    return 2 * rows * inner * columns / min(medians)
 
 
 def _grids(told: argparse.Namespace) -> Iterator[tuple[int, int]]:

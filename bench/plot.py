@@ -1,4 +1,4 @@
-"""A line chart as one SVG, both axes logarithmic, for the README; light and dark."""
+"""Charts as one SVG each, for the README, light and dark: lines on logarithmic axes, and bars."""
 
 from __future__ import annotations
 
@@ -12,6 +12,38 @@ COLOURS = {"whole": "#b3261e", "stored": "#c77700", "vllm": "#5b6b7a", "qvsplit"
 NAMES = {
     "whole": "the whole model", "stored": "a prefill a question", "vllm": "vLLM, prefix cache", "qvsplit": "qvsplit",
 }  # fmt: skip
+
+
+STYLE = (
+    "<style>text{fill:#1f2328}.axis{stroke:#8c959f;stroke-width:.7}.back{fill:#fff}"
+    "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.axis{stroke:#6e7681}.back{fill:#0d1117}}</style>"
+)
+BARS = {
+    "circulation": ("#b3261e", "the recipe in circulation"), "plain": ("#c77700", "plain transformers, written well"),
+    "qvsplit": ("#0b7a4b", "qvsplit"), "limit": ("#5b6b7a", "the limit of matrix products"),
+}  # fmt: skip
+
+
+def bars(values: Mapping[str, float], *, title: str, unit: str) -> str:
+    """SVG of one bar a contender, with its value behind it."""
+    left, step, height = 230, 44, 64 + 44 * len(values)
+    scale = (WIDTH - left - 150) / max(values.values())
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="13"><title>{escape(title)}</title>',
+        STYLE,
+        f'<rect class="back" width="{WIDTH}" height="{height}" rx="8"/>',
+        f'<text x="20" y="28" font-size="15" font-weight="600">{escape(title)}</text>',
+    ]
+    for index, (name, value) in enumerate(values.items()):
+        colour, words = BARS[name]
+        y, end = 48 + step * index, left + value * scale + 10
+        parts += [
+            f'<text x="{left - 12}" y="{y + 19}" text-anchor="end">{escape(words)}</text>',
+            f'<rect x="{left}" y="{y}" width="{value * scale:.1f}" height="28" rx="3" fill="{colour}"/>',
+            f'<text x="{end:.1f}" y="{y + 19}" font-weight="600">{value:,.0f} {escape(unit)}</text>',
+        ]
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x: str, y: str) -> str:
@@ -28,8 +60,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="13"><title>{escape(title)}</title>',
-        "<style>text{fill:#1f2328}.axis{stroke:#8c959f;stroke-width:.7}.back{fill:#fff}"
-        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.axis{stroke:#6e7681}.back{fill:#0d1117}}</style>",
+        STYLE,
         f'<rect class="back" width="{WIDTH}" height="{HEIGHT}" rx="8"/>',
         f'<text x="{LEFT}" y="26" font-size="15" font-weight="600">{escape(title)}</text>',
     ]

@@ -179,7 +179,16 @@ def extract(
     patch_budget: Annotated[
         int | None,
         typer.Option(
-            help="Patches in one forward pass: memory against speed [default: 5120 on a CPU, 32768 on CUDA].",
+            help="Patches in one forward pass: memory against speed [default: 5120 on a CPU, 24576 on CUDA, fewer "
+            "where memory is short].",
+            show_default=False,
+        ),
+    ] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            help="fused, the fast forward pass, or reference, transformers' own, to the bit [default: the album's own, "
+            "else fused].",
             show_default=False,
         ),
     ] = None,
@@ -236,8 +245,8 @@ def extract(
     give_back_freed_memory()
     settings = Settings(
         model=model, device=device, dtype=dtype, store=store, min_pixels=min_pixels, max_pixels=max_pixels,
-        workers=workers, patch_budget=patch_budget, prune=prune, retry_failed=retry_failed, checksum=checksum,
-        rebuild=rebuild, wait=wait, limit=limit, picture_seconds=picture_timeout, dry_run=dry_run,
+        workers=workers, patch_budget=patch_budget, kernels=kernels, prune=prune, retry_failed=retry_failed,
+        checksum=checksum, rebuild=rebuild, wait=wait, limit=limit, picture_seconds=picture_timeout, dry_run=dry_run,
         max_runtime=None if max_runtime is None else _duration(max_runtime),
     )  # fmt: skip
     with _Progress(shown=sys.stderr.isatty() and not quiet and not dry_run) as progress:

@@ -28,7 +28,8 @@ from qvsplit.errors import PictureError, PictureVanished, QvsplitError
 from qvsplit.folders import Found
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import numpy as np
+    import numpy.typing as npt
 
 PICTURE_SECONDS = 60.0  # for each of its steps: to be read, to have its header read, to be decoded
 START_SECONDS = 120.0  # a machine may be busy, its disk cold
@@ -59,8 +60,10 @@ class Decoder:
 
     def look(
         self, found: Found, on_file: OnFile, may: Callable[[int], None] = lambda pixels: None
-    ) -> Image.Image | None:
-        """The picture as upright RGB; None where `on_file`, told SHA-256, size and trusted mtime_ns, does not want it.
+    ) -> npt.NDArray[np.uint8] | None:
+        """The picture as upright RGB [height, width, 3].
+
+        None where `on_file`, told SHA-256, size and trusted mtime_ns, does not want it.
 
         `may` is asked for the memory of so many pixels, and may wait. PictureError with the reason for a bad picture.
         """
@@ -110,8 +113,8 @@ class Decoder:
                     raise PictureError(f"crashes its decoder ({how})") from None
         raise AssertionError
 
-    def _look(self, found: Found, on_file: OnFile, may: Callable[[int], None]) -> Image.Image | None:
-        from PIL import Image
+    def _look(self, found: Found, on_file: OnFile, may: Callable[[int], None]) -> npt.NDArray[np.uint8] | None:
+        import numpy as np
 
         file = self._ask({"do": "read", "root": found.root, "path": found.path, "size": found.size})
         if not on_file(bytes.fromhex(file["sha256"]), file["size"], file["mtime_ns"]):
@@ -128,11 +131,14 @@ class Decoder:
             raise
         except (OSError, ValueError):  # the child died just now, or no descriptor is left
             raise _Died from None
-        try:
-            with mmap.mmap(descriptor, width * height * 3, prot=mmap.PROT_READ) as pixels:
-                return Image.frombytes("RGB", (width, height), pixels)  # type: ignore[arg-type]  # any buffer will do
-        except MemoryError:  # Pillow's word, too, for rows longer than it counts
+        try:  # not copied: the array is the only holder of the mapping, which goes with it
+            pixels = mmap.mmap(
+                descriptor, width * height * 3, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+            )
+        except (MemoryError, OSError):
             raise PictureError("does not fit into memory") from None
+        else:
+            return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
         finally:
             os.close(descriptor)
 

@@ -38,6 +38,38 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def choose_devices(names: str | None) -> list[torch.device]:
+    """Several, given as `cuda:0,cuda:1`, each as `choose_device` has it; one that is named twice computes two batches.
+
+    UsageError for a mixture of CPU and CUDA, which would not give the same numbers.
+    """
+    devices = [choose_device(name.strip()) for name in names.split(",")] if names else [choose_device(None)]
+    if len({device.type for device in devices}) > 1:
+        raise UsageError(f"--device {names}: one album's numbers come from one kind of device")
+    return devices
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that could be allocated now; None where nobody tells. On a CPU a container's limit counts, too."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = [available] if (available := _available()) is not None else []
+    with suppress(OSError, ValueError):  # cgroup v2; "max" is no number
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return max(0, min(free)) if free else None
+
+
+def _available() -> int | None:
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
 def choose_dtype(name: str | None, device: torch.device, stored: str) -> torch.dtype:
     """`name` as a torch dtype; None is float32 on a CPU, on CUDA what the checkpoint is `stored` in. UsageError else.
 
@@ -86,7 +118,7 @@ def is_cuda(name: str | None) -> bool:
     """Whether `choose_device(name)` is a CUDA device. Imports torch only where there may be one."""
     if name == "cpu" or not (NVIDIA.exists() or WSL_GPU.exists()):
         return False
-    return str(choose_device(name).type) == "cuda"
+    return str(choose_devices(name)[0].type) == "cuda"
 
 
 def empty_cache() -> None:

@@ -1,9 +1,10 @@
 """The pipeline: scan → read and decode → prepare → batch → encode → write.
 
-Decoders, processes of their own, read, hash and decode pictures, a bounded number ahead, while the tower computes. Rows
-go to a shard as soon as they are known. One bad picture becomes a `failed` row; an interrupt keeps every row written so
-far. The shards are read only if the index of the last run cannot say that nothing is to be done; the tower is loaded
-when the first picture needs it, and not before.
+Decoders, processes of their own, read, hash and decode pictures, a bounded number ahead, while the tower computes, in
+one thread a device, and while what it gave is written. Rows go to a shard as soon as they are known, in the order of
+the candidates. One bad picture becomes a `failed` row; an interrupt keeps every row written so far. The shards are read
+only if the index of the last run cannot say that nothing is to be done; the tower is loaded when the first picture
+needs it, and not before.
 """
 
 from __future__ import annotations
@@ -53,14 +54,13 @@ from qvsplit.folders import Found, Walked, name_on_disk
 from qvsplit.index import Index, Tally
 from qvsplit.interrupts import held_back
 from qvsplit.lock import LOCK_FILE, Lock, locked
-from qvsplit.recipe import DTYPE_BYTES, Made, Recipe, installed_versions
+from qvsplit.recipe import DTYPE_BYTES, KERNELS, Made, Recipe, installed_versions
 from qvsplit.store import SHARD_BYTES, SHARD_ROWS, Row, Shard, ShardWriter, disk_errors
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
-    from PIL import Image
 
     from qvsplit.preview import Preview
     from qvsplit.vision import Patches, Vision
@@ -83,6 +83,7 @@ class Settings:
     max_pixels: int | None = None
     workers: int | None = None
     patch_budget: int | None = None
+    kernels: str | None = None  # "reference" or "fused"
     prune: bool = False
     retry_failed: bool = False
     checksum: bool = False  # read every file again, whatever its stat says
@@ -129,7 +130,8 @@ class Summary:
     weights_bytes_read: int = 0
     peak_memory_bytes: int = 0
     decoder_memory_bytes: int = 0  # the most that the decoders took, summed over them
-    peak_gpu_memory_bytes: int = 0
+    peak_gpu_memory_bytes: int = 0  # of the device that took the most
+    patch_budget: int = 0  # patches in one forward pass
     album: str = ""
     model: str = ""
     interrupted: bool = False
@@ -450,6 +452,8 @@ def _check_settings(settings: Settings, recipe: Recipe | None = None, folder: Pa
     for option, name in (("--dtype", settings.dtype), ("--store", settings.store)):
         if name is not None and name not in DTYPE_BYTES:
             raise UsageError(f"{option} {name}: choose one of {', '.join(DTYPE_BYTES)}")
+    if settings.kernels not in {None, *KERNELS}:
+        raise UsageError(f"--kernels {settings.kernels}: choose one of {', '.join(KERNELS)}")
     least = {"--workers": settings.workers, "--patch-budget": settings.patch_budget, "--limit": settings.limit}
     for option, number in least.items():
         if number is not None and number < 1:
@@ -461,6 +465,7 @@ def _check_settings(settings: Settings, recipe: Recipe | None = None, folder: Pa
     asked = {
         "--dtype": (settings.dtype, recipe.compute_dtype),
         "--store": (settings.store, recipe.stored_dtype),
+        "--kernels": (settings.kernels, recipe.kernels),
         "--min-pixels": (settings.min_pixels, recipe.processor.get("min_pixels")),
         "--max-pixels": (settings.max_pixels, recipe.processor.get("max_pixels")),
     }
@@ -481,6 +486,7 @@ def _like(recipe: Recipe, made: Made, settings: Settings) -> Settings:
         model=settings.model or model,
         dtype=settings.dtype or recipe.compute_dtype,
         store=settings.store or store,
+        kernels=settings.kernels or recipe.kernels,
         min_pixels=settings.min_pixels or recipe.processor["min_pixels"],
         max_pixels=settings.max_pixels or recipe.processor["max_pixels"],
     )
@@ -515,7 +521,7 @@ class _Taken:
     mtime_ns: int | None = None
     pixels: int = 0  # that it has of the budget
     vanished: bool = False
-    image: Image.Image | None = None
+    image: npt.NDArray[np.uint8] | None = None  # [height, width, 3]
     patches: Patches | None = None
     width: int | None = None
     height: int | None = None
@@ -523,8 +529,61 @@ class _Taken:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
+class _Batch:
+    """Pictures that go through the tower together."""
+
+    pictures: list[_Taken]
+    seconds: dict[str, float] = field(default_factory=dict)
+    results: list[npt.NDArray[np.uint8] | PictureError] = field(default_factory=list)
+
+
+class _Lane:
+    """One device's thread: batches go through its tower one after the other, and come out as bytes to be stored."""
+
+    def __init__(self, vision: Vision, stored_dtype: str) -> None:
+        self.vision = vision
+        self.stored_dtype = stored_dtype
+        self.waiting = 0  # batches not yet collected
+        self._pool = ThreadPoolExecutor(1, "qvsplit-tower")
+        self._ended = 0.0
+
+    def submit(self, batch: _Batch) -> Future[_Batch]:
+        self.waiting += 1
+        return self._pool.submit(self._encode, batch)
+
+    def _encode(self, batch: _Batch) -> _Batch:
+        began = time.perf_counter()
+        if self._ended:
+            batch.seconds["tower idle"] = began - self._ended
+        with _Clock(batch.seconds, "forward"):
+            results = self.vision.encode([one.patches for one in batch.pictures if one.patches is not None])
+        with _Clock(batch.seconds, "copy"):
+            batch.results = [
+                one if isinstance(one, PictureError) else _as_stored(one, self.stored_dtype) for one in results
+            ]
+        self._ended = time.perf_counter()
+        return batch
+
+    def close(self) -> None:
+        """End soon: what is still in the tower is given up."""
+        self.vision.cancel()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _as_stored(embeds: torch.Tensor, dtype: str) -> npt.NDArray[np.uint8] | PictureError:
+    """[n_tokens, hidden_size] as bytes of the stored dtype; PictureError if a value does not fit into it."""
+    import torch
+
+    stored = embeds.to(getattr(torch, dtype))
+    if stored.dtype != embeds.dtype and not bool(torch.isfinite(stored).all()):
+        return PictureError(f"has values beyond the range of {dtype}")
+    raw: npt.NDArray[np.uint8] = stored.contiguous().cpu().view(torch.uint8).numpy()
+    return raw
+
+
 class _Run:
-    """One run over the candidates of a plan. Everything but `_take` happens in the caller's thread."""
+    """One run over the candidates of a plan. What is no lane's and no decoder's happens in the caller's thread."""
 
     def __init__(
         self,
@@ -545,7 +604,8 @@ class _Run:
         self.summary = summary
         self.lock = lock
         self.first = first  # the lowest number that a shard of this run may have
-        self.vision: Vision | None = None
+        self.vision: Vision | None = None  # the first device's
+        self.patch_budget = 0  # known once there is a tower
         self.recipe = album.recipe
         self.hidden_size = album.hidden_size
         self.made: Made | None = None
@@ -555,7 +615,10 @@ class _Run:
         self.written: dict[tuple[str, str], Row] = {}
         self.new_homes: dict[bytes, Row] = {}  # content encoded by this run
         self.pending: list[_Taken] = []  # the batch being filled
-        self.copies: dict[bytes, list[_Taken]] = {}  # the same bytes as a pending picture, under other names
+        self.lanes: list[_Lane] = []  # one a device
+        self.flying: deque[tuple[_Lane, Future[_Batch]]] = deque()  # batches in the lanes, in order
+        # the same bytes, under other names, as a picture that is pending or flying
+        self.copies: dict[bytes, list[_Taken]] = {}
         self.lost: dict[bytes | None, list[Row]] = {}  # rows whose file is no longer there: where moves come from
         for row in known.gone:
             if row.status == "ok":
@@ -577,6 +640,8 @@ class _Run:
             raise
         finally:
             with held_back():
+                for lane in self.lanes:
+                    lane.close()
                 self._end_shard()
             self._note_gpu_memory()
 
@@ -587,11 +652,13 @@ class _Run:
             for taken in all_taken:
                 interrupts.check()
                 self._file(taken)
+                self._collect_finished()
         self._encode()
+        while self.flying:
+            self._collect()
 
     def _file(self, taken: _Taken) -> None:
-        for stage, seconds in taken.seconds.items():
-            self.summary.stages[stage] = self.summary.stages.get(stage, 0.0) + seconds
+        self._add_seconds(taken.seconds)
         if taken.vanished:
             self.summary.vanished += 1
             self._done(taken.found.path)
@@ -673,7 +740,7 @@ class _Run:
             with _Clock(taken.seconds, "read and decode"):
                 taken.image = self.decoders.mine().look(found, on_file, may)
             if taken.image is not None:
-                taken.width, taken.height = taken.image.size
+                taken.height, taken.width, _ = taken.image.shape
                 if self.vision is not None:
                     self._prepare(taken, self.vision)
         except PictureVanished:
@@ -722,56 +789,54 @@ class _Run:
                 return
         assert taken.patches is not None
         assert taken.sha256 is not None
-        if self.pending and self._pending_patches() + taken.patches.count > self._budget(vision):
+        if self.pending and self._pending_patches() + taken.patches.count > self.patch_budget:
             self._encode()
         self.pending.append(taken)
         self.copies[taken.sha256] = []
-        if self._pending_patches() >= self._budget(vision):
+        if self._pending_patches() >= self.patch_budget:
             self._encode()
 
     def _pending_patches(self) -> int:
         return sum(taken.patches.count for taken in self.pending if taken.patches is not None)
 
-    def _budget(self, vision: Vision) -> int:
-        from qvsplit.vision import default_patch_budget
-
-        return self.settings.patch_budget or default_patch_budget(vision.device)
-
     def _encode(self) -> None:
+        """Hand the batch to the lane with the least to do. One in the tower and one behind it are enough."""
         if not self.pending:
             return
-        vision, batch, copies = self._loaded(), self.pending, self.copies
-        with self._clocked("forward"):
-            results = vision.encode([taken.patches for taken in batch if taken.patches is not None])
-        for taken, result in zip(batch, results, strict=True):
+        batch, self.pending = _Batch(self.pending), []
+        while all(lane.waiting > 1 for lane in self.lanes):
+            self._collect()
+        lane = min(self.lanes, key=lambda one: one.waiting)
+        self.flying.append((lane, lane.submit(batch)))
+
+    def _collect_finished(self) -> None:
+        while self.flying and self.flying[0][1].done():
+            self._collect()
+
+    def _collect(self) -> None:
+        """Wait for the oldest batch in the lanes, and write its rows."""
+        lane, future = self.flying[0]
+        with self._clocked("wait for the tower"):
+            batch = future.result()
+        self.flying.popleft()
+        lane.waiting -= 1
+        self._add_seconds(batch.seconds)
+        for taken, result in zip(batch.pictures, batch.results, strict=True):
             assert taken.sha256 is not None
+            copies = self.copies.pop(taken.sha256)
             if isinstance(result, PictureError):
-                for one in (taken, *copies[taken.sha256]):
+                for one in (taken, *copies):
                     self._fail(one, str(result))
-                continue
-            with self._clocked("copy"):
-                raw = self._stored(result)
-            self._embed(taken, raw, copies[taken.sha256])
-        self.pending, self.copies = [], {}
+            else:
+                self._embed(taken, result, copies)
 
-    def _stored(self, embeds: torch.Tensor) -> npt.NDArray[np.uint8] | None:
-        """[n_tokens, hidden_size] as bytes of the stored dtype; None if a value does not fit into it."""
-        import torch
+    def _add_seconds(self, seconds: Mapping[str, float]) -> None:
+        for stage, more in seconds.items():
+            self.summary.stages[stage] = self.summary.stages.get(stage, 0.0) + more
 
-        assert self.recipe is not None
-        stored = embeds.to(getattr(torch, self.recipe.stored_dtype))
-        if stored.dtype != embeds.dtype and not bool(torch.isfinite(stored).all()):
-            return None
-        raw: npt.NDArray[np.uint8] = stored.contiguous().cpu().view(torch.uint8).numpy()
-        return raw
-
-    def _embed(self, taken: _Taken, raw: npt.NDArray[np.uint8] | None, copies: list[_Taken]) -> None:
+    def _embed(self, taken: _Taken, raw: npt.NDArray[np.uint8], copies: list[_Taken]) -> None:
         assert taken.patches is not None
         assert taken.sha256 is not None
-        if raw is None:
-            for one in (taken, *copies):
-                self._fail(one, f"has values beyond the range of {self.recipe.stored_dtype if self.recipe else ''}")
-            return
         row = self._row(taken, taken.patches.grid_thw, len(raw))
         with held_back():  # the row and its count are one
             self._write(row, raw)
@@ -797,6 +862,7 @@ class _Run:
             with self._clocked("load"), interrupts.at_once():
                 self.vision = self._load()
             weights = self.vision.weights
+            self.summary.patch_budget = self.patch_budget
             self.summary.tower_bytes, self.summary.weights_bytes_read = weights.tower_bytes, weights.bytes_read
         return self.vision
 
@@ -806,19 +872,25 @@ class _Run:
         from qvsplit.weights import stored_dtype
 
         own, told = self.album.recipe, self.settings
-        device = devices.choose_device(told.device)
+        places = devices.choose_devices(told.device)
+        device = places[0]
         checkpoint = self._checkpoint()
         dtype = devices.choose_dtype(
             told.dtype or (own.compute_dtype if own else None), device, stored_dtype(checkpoint, "vision")
         )
         limits = own.processor if own else {}
-        vision = half.load(
-            checkpoint,
-            device=device,
-            dtype=dtype,
-            min_pixels=limits.get("min_pixels") if told.min_pixels is None else told.min_pixels,
-            max_pixels=limits.get("max_pixels") if told.max_pixels is None else told.max_pixels,
-        )
+        loaded = {
+            place: half.load(
+                checkpoint,
+                device=place,
+                dtype=dtype,
+                min_pixels=limits.get("min_pixels") if told.min_pixels is None else told.min_pixels,
+                max_pixels=limits.get("max_pixels") if told.max_pixels is None else told.max_pixels,
+                kernels=told.kernels or (own.kernels if own else "fused"),
+            )
+            for place in dict.fromkeys(places)
+        }
+        vision = loaded[device]
         recipe = vision.recipe(told.store or (own.stored_dtype if own else devices.dtype_name(dtype)))
         if own is not None and (differences := own.differences(recipe)):
             raise RecipeError(
@@ -826,7 +898,12 @@ class _Run:
                 "use the checkpoint it was made with, choose a new --out, or make the album anew with --rebuild"
             )
         self.recipe, self.hidden_size = recipe, vision.hidden_size
-        self.made = Made(checkpoint.name, checkpoint.revision, str(device), installed_versions())
+        self.made = Made(checkpoint.name, checkpoint.revision, ", ".join(map(str, loaded)), installed_versions())
+        self.lanes = [_Lane(loaded[place], recipe.stored_dtype) for place in places]
+        self.patch_budget = told.patch_budget or min(
+            half.patch_budget(one, devices.free_memory(place)) // places.count(place) or 1
+            for place, one in loaded.items()
+        )
         self._note_other_versions()
         return vision
 
@@ -988,10 +1065,11 @@ class _Run:
         return _Clock(self.summary.stages, stage)
 
     def _note_gpu_memory(self) -> None:
-        if self.vision is not None and self.vision.device.type == "cuda":
+        on_gpus = [lane.vision.device for lane in self.lanes if lane.vision.device.type == "cuda"]
+        if on_gpus:
             import torch
 
-            self.summary.peak_gpu_memory_bytes = torch.cuda.max_memory_allocated(self.vision.device)
+            self.summary.peak_gpu_memory_bytes = max(torch.cuda.max_memory_allocated(device) for device in on_gpus)
 
 
 class _Clock:

@@ -8,6 +8,7 @@ added in another order.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -17,17 +18,21 @@ ROWS = 16  # the number of rows that the layout is made for; it serves one row a
 
 
 class PackedLinear(nn.Module):  # type: ignore[misc]
-    """`nn.Linear` with its weight packed. Takes and gives float32, on a CPU."""
+    """`nn.Linear` with its weight packed, on a CPU. Takes and gives the weight's dtype.
 
-    def __init__(self, linear: nn.Linear) -> None:
+    `then` names what oneDNN does to each value as it writes it: `swish` (x · sigmoid(x)), `gelu` (the exact one).
+    """
+
+    def __init__(self, linear: nn.Linear, then: str = "none") -> None:
         super().__init__()
+        self.then, self.variant = then, "none" if then == "gelu" else ""
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[…, in_features] to […, out_features]."""
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.then, [], self.variant)
         return out
 
 
@@ -36,7 +41,7 @@ def pack(model: nn.Module) -> bool:
 
     A weight that others share (an output layer tied to the embedding) stays as it is.
     """
-    if not _is_possible():
+    if not can_pack(torch.float32):
         return False
     shared: dict[int, int] = {}
     for module in model.modules():
@@ -57,15 +62,19 @@ def _fits(linear: nn.Linear) -> bool:
     return linear.weight.dtype == torch.float32 and linear.weight.device.type == "cpu" and hooked is None
 
 
-def _is_possible() -> bool:
-    """Whether this torch has what it takes, and gets the right product from it."""
-    if not torch.backends.mkldnn.is_available():
+@functools.cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this torch has what it takes, and gets the right products from it."""
+    if not torch.backends.mkldnn.is_available() or dtype not in {torch.float32, torch.bfloat16}:
         return False
     generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(24, 40)
-    x = torch.randn(2, 3, 24, generator=generator)
+    linear = nn.Linear(24, 40).to(dtype)
+    x = torch.randn(2, 3, 24, generator=generator).to(dtype)
+    near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     with torch.no_grad():
+        plain = linear(x)
+        expected = {"none": plain, "swish": plain * plain.sigmoid(), "gelu": nn.functional.gelu(plain)}
         try:
-            return bool(torch.allclose(PackedLinear(linear)(x), linear(x), rtol=1e-4, atol=1e-5))
+            return all(torch.allclose(PackedLinear(linear, then)(x), y, **near) for then, y in expected.items())
         except (AttributeError, RuntimeError, TypeError):  # operators that torch promises to nobody
             return False

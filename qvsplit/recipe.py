@@ -14,6 +14,7 @@ from typing import Any
 from qvsplit.errors import AlbumDamaged, RecipeError
 
 FORMAT_VERSION = 1
+KERNELS = ("fused", "reference")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # How a file becomes an upright RGB picture; see images.py. A change of behaviour there is a change here.
@@ -43,6 +44,7 @@ class Recipe:
     stored_dtype: str
     pictures: Mapping[str, str]
     format: int = FORMAT_VERSION
+    kernels: str = "reference"  # the forward pass: transformers' own, or "fused" (tower.py)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a shard's metadata."""
@@ -62,6 +64,7 @@ class Recipe:
                 and all(isinstance(text, str) for text in (recipe.family, recipe.tower))
                 and isinstance(recipe.processor, dict)
                 and isinstance(recipe.pictures, dict)
+                and recipe.kernels in KERNELS
                 and {recipe.compute_dtype, recipe.stored_dtype} <= DTYPE_BYTES.keys()
                 and all(
                     isinstance(recipe.processor.get(name), int) for name in ("merge_size", "min_pixels", "max_pixels")

@@ -1,12 +1,15 @@
 """Pictures to embeddings: the checkpoint's AutoProcessor and its tower, loaded alone.
 
-In: upright RGB pictures. Between: `pixel_values` float32 [patches, channels·temporal·patch²] and one `grid_thw`
-(t, h, w in patches) a picture. Out: one tensor [t·h·w / merge², hidden_size] a picture, in the compute dtype,
-exactly what the whole model's own tower gives for the same batch. Knows nothing of files, rows or language.
+In: upright RGB pictures. Between: `Patches`, resized pixels as bytes with one `grid_thw` (t, h, w in patches) a
+picture; they become the AutoProcessor's `pixel_values`, to the bit, on the tower's device. Out: one tensor
+[t·h·w / merge², hidden_size] a picture, in the compute dtype. With `kernels` "reference" that is exactly what the whole
+model's own tower gives for the same batch, with "fused" (tower.py) the same within rounding. Knows nothing of files,
+rows or language.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,20 +23,32 @@ from qvsplit.recipe import PICTURE_POLICY, Recipe
 from qvsplit.weights import VisionWeights, load_vision
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from PIL import Image
 
-# Patches in one forward pass. A picture at the default cap has 5,120; activations take about 60 kB a patch in float32
-# on a 2B's tower. A picture that is larger than the budget goes alone.
+    from qvsplit.tower import FusedTower
+
+# Patches in one forward pass, where memory is no matter. A picture at the default cap has 5,120. A picture that is
+# larger than the budget goes alone.
 PATCH_BUDGET_CPU = 5_120
-PATCH_BUDGET_CUDA = 32_768
+PATCH_BUDGET_CUDA = 24_576
+MEMORY_SHARE = 0.5  # of what is free after loading that a forward pass may take
+
+
+class Cancelled(Exception):
+    """`Vision.cancel` was called."""
 
 
 @dataclass(frozen=True)
 class Patches:
-    """One picture, ready for the tower."""
+    """One picture, ready for the tower. Both temporal slices of a still picture are alike: one is kept.
 
-    pixel_values: torch.Tensor  # float32 [t·h·w, channels·temporal·patch²]
+    `pixels` [t·h·w, channels·patch²] are uint8, not yet normalised; float32 where the processor does not normalise.
+    """
+
+    pixels: torch.Tensor
     grid_thw: tuple[int, int, int]
 
     @property
@@ -44,28 +59,48 @@ class Patches:
 
 
 class Vision:
-    """The vision half of one checkpoint, on one device, in one dtype."""
+    """The vision half of one checkpoint, on one device, in one dtype.
 
-    def __init__(self, family: Family, weights: VisionWeights, processor: Any, device: torch.device) -> None:
+    `kernels` chooses the forward pass: "reference", transformers' own, or "fused", which takes over its weights.
+    """
+
+    def __init__(
+        self, family: Family, weights: VisionWeights, processor: Any, device: torch.device, kernels: str = "fused"
+    ) -> None:
         self.family = family
         self.weights = weights
         self.image_processor = processor.image_processor
         self.device = device
+        self.kernels = kernels
+        self.config = weights.module.config
+        self.dtype: torch.dtype = weights.module.dtype  # in which it computes
+        self._cancelled = threading.Event()
+        self._fused: FusedTower | None = None
+        if kernels == "fused":
+            from qvsplit.tower import FusedTower
+
+            self._fused = FusedTower(weights.module, check=self._check)
+        else:
+            for block in weights.module.blocks:
+                block.register_forward_pre_hook(lambda *_: self._check())
 
     @property
     def hidden_size(self) -> int:
         """Width of a token: the tower's output, and the language model's input."""
-        return int(self.weights.module.config.hidden_size)
+        return int(self.config.hidden_size)
 
     @property
     def merge_size(self) -> int:
         """Patches along each side of the square that becomes one token."""
-        return int(self.weights.module.config.spatial_merge_size)
+        return int(self.config.spatial_merge_size)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The compute dtype."""
-        return self.weights.module.dtype
+    def cancel(self) -> None:
+        """Have an `encode` in another thread end soon, and every later one at once: they raise Cancelled."""
+        self._cancelled.set()
+
+    def _check(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled
 
     def recipe(self, stored_dtype: str) -> Recipe:
         """The recipe of what `encode` gives, stored as `stored_dtype`."""
@@ -76,19 +111,67 @@ class Vision:
             compute_dtype=dtype_name(self.dtype),
             stored_dtype=stored_dtype,
             pictures=PICTURE_POLICY,
+            kernels=self.kernels,
         )
 
-    def prepare(self, image: Image.Image) -> Patches:
-        """`image` through the checkpoint's own image processor. PictureError where the model takes no such shape."""
-        check_shape(*image.size, self.family)
+    def prepare(self, image: Image.Image | npt.NDArray[np.uint8]) -> Patches:
+        """`image`, RGB or an array [height, width, 3], resized and cut by the checkpoint's own image processor.
+
+        PictureError where the model takes no such shape.
+        """
+        import numpy as np
+
+        pixels = image if isinstance(image, np.ndarray) else np.array(image)
+        check_shape(pixels.shape[1], pixels.shape[0], self.family)
+        later = {"do_rescale": False, "do_normalize": False} if self._normalises else {}
         try:
-            features = self.image_processor(images=[image], return_tensors="pt")
+            features = self.image_processor(
+                images=[pixels], input_data_format="channels_last", return_tensors="pt", **later
+            )
         except Exception as error:
             if is_out_of_memory(error):
                 raise PictureError("does not fit into memory") from None
             raise
         t, h, w = (int(n) for n in features["image_grid_thw"][0])
-        return Patches(features["pixel_values"], (t, h, w))
+        values = features["pixel_values"]  # [patches, channels·temporal·patch²]
+        slices = values.view(len(values), self.config.in_channels, self.config.temporal_patch_size, -1)
+        return Patches(slices[:, :, 0].reshape(len(values), -1), (t, h, w))
+
+    @property
+    def _normalises(self) -> bool:
+        return bool(self.image_processor.do_rescale and self.image_processor.do_normalize)
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float32 values of one temporal slice, the AutoProcessor's own to the bit: it, too, folds the factor in."""
+        import torch
+
+        if pixels.dtype != torch.uint8:
+            return pixels
+        processor, channels = self.image_processor, self.config.in_channels
+        mean, deviation = (
+            (torch.tensor(value) * (1.0 / processor.rescale_factor)).view(1, channels, 1).to(pixels.device)
+            for value in (processor.image_mean, processor.image_std)
+        )
+        return pixels.view(len(pixels), channels, -1).float().sub_(mean).div_(deviation).flatten(1)
+
+    def pixel_values(self, patches: Patches) -> torch.Tensor:
+        """What the AutoProcessor gives for the picture: float32 [patches, channels·temporal·patch²]."""
+        return self._both_slices(self._normalised(patches.pixels))
+
+    def _both_slices(self, values: torch.Tensor) -> torch.Tensor:
+        shape = len(values), self.config.in_channels, self.config.temporal_patch_size, -1
+        return values.view(shape[0], shape[1], 1, -1).expand(*shape).reshape(shape[0], -1)
+
+    @property
+    def bytes_per_patch(self) -> int:
+        """About what a forward pass takes of memory for each patch, on top of the tower.
+
+        Pixels, the residual stream, queries, keys, values and what attention saw, twice; transformers' own forward
+        also has the MLP's width twice, and takes turned queries and keys apart.
+        """
+        wide = 7 if self.kernels == "fused" else 7 + 2 * int(self.config.mlp_ratio) + 4
+        pixels = 4 * self.config.in_channels * self.config.patch_size**2 * (1 + 2 * self.config.temporal_patch_size)
+        return int(wide * self.config.embed_dim * self.dtype.itemsize + pixels)
 
     def encode(self, batch: Sequence[Patches]) -> list[torch.Tensor | PictureError]:
         """Embeddings [n_tokens, hidden_size] of each picture, on the tower's device, in one forward pass.
@@ -125,14 +208,19 @@ class Vision:
     def _forward(self, batch: Sequence[Patches]) -> list[torch.Tensor]:
         import torch
 
-        # [Σ t·h·w, channels·temporal·patch²]; a picture alone is not copied
-        pixels = torch.cat([p.pixel_values for p in batch]) if len(batch) > 1 else batch[0].pixel_values
-        grid = torch.tensor([patches.grid_thw for patches in batch])  # [pictures, 3]
+        self._check()
+        # [Σ t·h·w, channels·patch²]; a picture alone is not copied
+        pixels = torch.cat([p.pixels for p in batch]) if len(batch) > 1 else batch[0].pixels
         counts = [patches.count // self.merge_size**2 for patches in batch]
         with torch.inference_mode():
-            # cast before the copy as the whole model does: `pixel_values.type(visual.dtype)`
-            pixels = pixels.to(self.device).to(self.dtype)
-            merged = self.weights.module(pixels, grid_thw=grid.to(self.device)).pooler_output
+            values = self._normalised(pixels.to(self.device))
+            if self._fused is not None:
+                merged = self._fused(values.to(self.dtype), [patches.grid_thw for patches in batch])
+            else:
+                grid = torch.tensor([patches.grid_thw for patches in batch])  # [pictures, 3]
+                # cast as the whole model does: `pixel_values.type(visual.dtype)`
+                full = self._both_slices(values).to(self.dtype)
+                merged = self.weights.module(full, grid_thw=grid.to(self.device)).pooler_output
         if tuple(merged.shape) != (sum(counts), self.hidden_size):
             raise ModelError(f"the tower gave {list(merged.shape)} instead of {[sum(counts), self.hidden_size]}")
         return list(torch.split(merged, counts))
@@ -145,12 +233,14 @@ def load(
     dtype: torch.dtype,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    kernels: str = "fused",
 ) -> Vision:
     """The vision half of `checkpoint`, and its processor with the given pixel limits (None: see `pixel_limits`)."""
     processor = load_processor(checkpoint, min_pixels=min_pixels, max_pixels=max_pixels)
     weights = load_vision(checkpoint, device=device, dtype=dtype)
-    _spare_memory(weights.module)
-    return Vision(checkpoint.family, weights, processor, device)
+    if kernels == "reference":
+        _spare_memory(weights.module)
+    return Vision(checkpoint.family, weights, processor, device, kernels)
 
 
 def _spare_memory(tower: Any) -> None:
@@ -217,6 +307,7 @@ def check_shape(width: int, height: int, family: Family) -> None:
         )
 
 
-def default_patch_budget(device: torch.device) -> int:
-    """Patches in one forward pass where the user names none."""
-    return PATCH_BUDGET_CUDA if device.type == "cuda" else PATCH_BUDGET_CPU
+def patch_budget(vision: Vision, free: int | None) -> int:
+    """Patches in one forward pass where the user names none: as many as pay, if `free` bytes of memory are enough."""
+    most = PATCH_BUDGET_CUDA if vision.device.type == "cuda" else PATCH_BUDGET_CPU
+    return most if free is None else max(1, min(most, int(free * MEMORY_SHARE) // vision.bytes_per_patch))

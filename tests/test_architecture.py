@@ -24,7 +24,9 @@ ARROWS = {
     "folders": {"errors"},
     "images": {"errors", "folders"},
     "decoder": {"errors", "folders", "images", "devices"},
-    "vision": {"errors", "families", "checkpoint", "devices", "recipe", "hf", "weights"},
+    "packing": set(),
+    "tower": {"packing"},
+    "vision": {"errors", "families", "checkpoint", "devices", "recipe", "hf", "weights", "tower"},
     "pages": set(),
     "store": {"errors", "recipe", "pages"},
     "index": {"recipe", "folders", "store"},
@@ -35,7 +37,6 @@ ARROWS = {
     "compact": {"errors", "recipe", "folders", "store", "index", "lock", "album", "rebuild"},
     "preview": {"errors", "families", "checkpoint", "devices", "recipe", "folders", "decoder", "runs", "album"},
     "prompt": {"errors", "checkpoint", "hf"},
-    "packing": set(),
     "prefix": set(),
     "language": {"errors", "recipe", "checkpoint", "devices", "store", "prompt", "weights", "packing", "prefix"},
     "checks": {"errors"},
@@ -48,7 +49,7 @@ LOOPS = {"extract", "ask", "verify"}
 DEMO = {"demo/__init__": {"errors", "interrupts", "checkpoint", "folders", "store", "album", "checks", "extract", "ask"},
         "demo/table": {"errors", "checkpoint", "images", "demo"}}  # fmt: skip
 DOORS = {"cli", "__init__", "__main__"}
-TOUCH_TORCH = {"hf", "weights", "vision", "language", "packing", "prefix", "schema", "devices", *LOOPS}
+TOUCH_TORCH = {"hf", "weights", "vision", "tower", "language", "packing", "prefix", "schema", "devices", *LOOPS}
 
 
 def imports(room: str, *, for_types: bool = False) -> set[str]:

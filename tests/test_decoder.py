@@ -38,7 +38,7 @@ def found(path: Path) -> Found:
     return Found(str(path.parent), path.name, path.stat().st_size, path.stat().st_mtime_ns)
 
 
-def look(decoder: Decoder, path: Path) -> Image.Image:
+def look(decoder: Decoder, path: Path) -> np.ndarray:
     picture = decoder.look(found(path), lambda *told: True)
     assert picture is not None
     return picture
@@ -56,7 +56,7 @@ def test_pixels_are_those_of_this_process(decoder, photos):
 def test_what_is_not_wanted_is_not_decoded(decoder, photos):
     assert decoder.look(found(photos / "coins.png"), lambda *told: False) is None
     assert decoder.measure(found(photos / "coins.png")) == (384, 303)
-    assert look(decoder, photos / "coins.png").size == (384, 303)
+    assert look(decoder, photos / "coins.png").shape == (303, 384, 3)
 
 
 def test_a_decoder_that_dies_is_started_again_and_the_picture_tried_once_more(decoder, photos):
@@ -70,7 +70,7 @@ def test_a_decoder_that_dies_is_started_again_and_the_picture_tried_once_more(de
             time.sleep(0.2)
         return True
 
-    assert decoder.look(found(photos / "coins.png"), kill).size == (384, 303)
+    assert decoder.look(found(photos / "coins.png"), kill).shape == (303, 384, 3)
     assert len(set(children)) == 2
 
 
@@ -81,7 +81,7 @@ def test_a_picture_that_crashes_its_decoder_is_a_bad_picture(decoder, photos):
 
     with pytest.raises(PictureError, match=r"crashes its decoder \(SIGSEGV\)"):
         decoder.look(found(photos / "coins.png"), kill)
-    assert look(decoder, photos / "coins.png").size == (384, 303)
+    assert look(decoder, photos / "coins.png").shape == (303, 384, 3)
 
 
 def test_a_picture_that_hangs_is_a_bad_picture(photos):
@@ -96,7 +96,7 @@ def test_a_picture_that_hangs_is_a_bad_picture(photos):
     with pytest.raises(PictureError, match="took longer than 0.5 s"):
         decoder.look(found(photos / "coins.png"), stop)
     assert time.monotonic() - began < 5
-    assert look(decoder, photos / "coins.png").size == (384, 303)
+    assert look(decoder, photos / "coins.png").shape == (303, 384, 3)
     decoder.close()
 
 
@@ -114,7 +114,7 @@ def test_memory_has_a_limit(monkeypatch, tmp_path):
     room._receive(ours, time.monotonic() + 60)
     with pytest.raises(PictureError, match="does not fit into memory"):
         look(decoder, tmp_path / "large.tif")
-    assert look(decoder, tmp_path / "small.tif").size == (90, 90)
+    assert look(decoder, tmp_path / "small.tif").shape == (90, 90, 3)
     assert decoder._child is child
     decoder.close()
 

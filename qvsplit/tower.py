@@ -1,0 +1,179 @@
+"""The tower's forward pass, written for speed. transformers' own module is the reference, and the tests' truth.
+
+In: pixels of one temporal slice, uint8 or float [patches, channels·patch²], and one grid (t, h, w) a picture. Out:
+merged tokens [Σ t·h·w / merge², hidden_size]. The same sums in another order: in float32 within 1e-5 of the
+reference, relative; what it gives is told by the recipe's `kernels`.
+
+What is done otherwise: the MLP and the queries, keys and values go a few rows at a time, so that their wide
+intermediates stay in the cache and the memory small; on a CPU weights are laid out once for oneDNN, which also
+applies quick GELU as it writes; rotary positions are written straight to where attention reads; neighbours of one
+size share an attention call; the patch embedding is a matrix product, of one temporal slice where both are the same.
+docs/decisions.md has what each brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from qvsplit.packing import PackedLinear, can_pack
+
+Grid = tuple[int, int, int]
+Layer = Callable[[torch.Tensor], torch.Tensor]
+
+# Rows that go through the MLP at a time: on a CPU 10 MB of intermediates in float32; a GPU wants work for all its units
+ROWS_CPU, ROWS_CUDA = 512, 8192
+QUICK_GELU = 1.702  # x · sigmoid(1.702 x)
+
+
+class FusedTower:
+    """One tower. Takes over the weights of the module it is made from, which is of no use afterwards.
+
+    `check` is called between layers; what it raises ends the pass.
+    """
+
+    def __init__(self, module: Any, *, check: Callable[[], None] = lambda: None) -> None:
+        self.check = check
+        parameter = module.blocks[0].mlp.fc2.weight
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.heads: int = module.blocks[0].attn.num_heads
+        self.merge: int = module.spatial_merge_size
+        self.rows = ROWS_CPU if self.device.type == "cpu" else ROWS_CUDA
+        self.frequencies = module.rotary_pos_emb.inv_freq.float()  # [head_dim / 4]
+        self.packed = self.device.type == "cpu" and can_pack(self.dtype)
+        self.folded = self.dtype == torch.float32  # in fewer bits the sum of two weights would be rounded once more
+        self.embed = self._layer(_patch_embedding(module, folded=self.folded))
+        self.blocks = [self._block(block) for block in module.blocks]
+        merger = module.merger
+        self.last_norm, activation = merger.ln_q, merger.mlp[1]
+        fused = self.packed and type(activation) is nn.GELU and activation.approximate == "none"
+        self.merge_in = self._layer(_take(merger.mlp, "0"), "gelu" if fused else "none")
+        self.merge_act = None if fused else activation
+        self.merge_out = self._layer(_take(merger.mlp, "2"))
+
+    def __call__(self, pixels: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+        """Tokens of all pictures, one behind the other; see the module's words for shapes."""
+        with torch.inference_mode():
+            x = self.embed(pixels if self.folded else _both_slices(pixels))  # [patches, width]
+            cos, sin = self._rotary(grids)
+            heads = x.new_empty(3, self.heads, len(x), x.shape[1] // self.heads)  # queries, keys, values
+            for block in self.blocks:
+                self.check()
+                block.attend(x, heads, cos, sin, grids)
+                block.think(x)
+            return self._merged(x)
+
+    def _block(self, block: Any) -> _Block:
+        return _Block(self, block)
+
+    def _layer(self, linear: nn.Linear, then: str = "none") -> Layer:
+        """`linear`, packed where that is possible; the only one to hold its weight."""
+        return PackedLinear(linear, then) if self.packed else linear
+
+    def _rotary(self, grids: Sequence[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, float32 [patches, 1, 1, head_dim / 2]: rows' frequencies, then columns'."""
+        angles = []
+        for t, h, w in grids:
+            place = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))  # [2, h, w]
+            place = place.reshape(2, h // self.merge, self.merge, w // self.merge, self.merge)
+            place = place.transpose(2, 3).reshape(2, -1).repeat(1, t).to(self.device)  # as the processor orders patches
+            angles.append((place[..., None].float() * self.frequencies).transpose(0, 1).flatten(1))
+        angle = torch.cat(angles)[:, None, None]
+        return angle.cos(), angle.sin()
+
+    def _merged(self, x: torch.Tensor) -> torch.Tensor:
+        merged = [self._merge(rows) for rows in x.split(self.rows * self.merge**2)]
+        return torch.cat(merged) if len(merged) > 1 else merged[0]
+
+    def _merge(self, rows: torch.Tensor) -> torch.Tensor:
+        inner = self.merge_in(self.last_norm(rows).view(-1, self.merge**2 * rows.shape[1]))
+        return self.merge_out(inner if self.merge_act is None else self.merge_act(inner))
+
+
+class _Block:
+    """One layer of the tower, in two steps that add to `x` [patches, width] in place."""
+
+    def __init__(self, tower: FusedTower, block: Any) -> None:
+        self.rows = tower.rows
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.qkv, self.proj = tower._layer(_take(block.attn, "qkv")), tower._layer(_take(block.attn, "proj"))
+        self.scale: float = block.attn.scaling
+        activation = block.mlp.act
+        quick = type(activation).__name__ == "QuickGELUActivation"
+        fused = quick and tower.packed and tower.dtype == torch.float32
+        up, down = _take(block.mlp, "fc1"), _take(block.mlp, "fc2")
+        if fused:  # oneDNN's swish has no factor: it goes into the weights, which in fewer bits would round them
+            up.weight, up.bias = nn.Parameter(up.weight * QUICK_GELU), nn.Parameter(up.bias * QUICK_GELU)
+            down.weight = nn.Parameter(down.weight / QUICK_GELU)
+        self.up, self.down = tower._layer(up, "swish" if fused else "none"), tower._layer(down)
+        self.activation: Layer | None = None if fused else _quick_gelu if quick else activation
+
+    def attend(
+        self, x: torch.Tensor, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, grids: Sequence[Grid]
+    ) -> None:
+        """Attention within each frame. `heads` [3, heads, patches, head_dim] is room that is written anew."""
+        for rows, room, c, s in zip(
+            x.split(self.rows), heads.split(self.rows, 2), cos.split(self.rows), sin.split(self.rows), strict=True
+        ):
+            self._project(rows, room.permute(2, 0, 1, 3), c, s)
+        seen = torch.cat([self._look(part, number) for part, number in _of_one_size(heads, grids)])
+        for rows, found in zip(x.split(self.rows), seen.split(self.rows), strict=True):
+            rows += self.proj(found)
+
+    def _project(self, rows: torch.Tensor, room: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """Queries, keys and values of some rows into `room` [rows, 3, heads, head_dim], the first two turned."""
+        found = self.qkv(self.norm1(rows)).view(room.shape)
+        room[:, 2] = found[:, 2]
+        half = room.shape[-1] // 2
+        turned, first, second = room[:, :2], found[:, :2, :, :half].float(), found[:, :2, :, half:].float()
+        torch.addcmul(first * cos, second, sin, value=-1, out=turned[..., :half])
+        torch.addcmul(second * cos, first, sin, out=turned[..., half:])
+
+    def _look(self, heads: torch.Tensor, number: int) -> torch.Tensor:
+        """Attention over `number` frames of one size: [3, heads, number·n, head_dim] to [number·n, width]."""
+        q, k, v = heads.unflatten(2, (number, -1)).transpose(1, 2).unbind()  # [number, heads, n, head_dim]
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return seen.transpose(1, 2).reshape(-1, seen.shape[1] * seen.shape[3])
+
+    def think(self, x: torch.Tensor) -> None:
+        """The MLP, some rows at a time."""
+        for rows in x.split(self.rows):
+            inner = self.up(self.norm2(rows))
+            rows += self.down(inner if self.activation is None else self.activation(inner))
+
+
+def _of_one_size(heads: torch.Tensor, grids: Sequence[Grid]) -> list[tuple[torch.Tensor, int]]:
+    """`heads` cut into runs of frames of equally many patches, and how many frames each run has."""
+    frames = [h * w for t, h, w in grids for _ in range(t)]
+    runs = [(size, len(list(run))) for size, run in groupby(frames)]
+    parts = heads.split([size * number for size, number in runs], dim=2)
+    return [(part, number) for part, (_, number) in zip(parts, runs, strict=True)]
+
+
+def _patch_embedding(module: Any, *, folded: bool) -> nn.Linear:
+    """The convolution, whose kernel is its stride, as a matrix product; `folded` of one of two equal slices."""
+    weight = _take(module.patch_embed, "proj").weight  # [width, channels, temporal, patch, patch]
+    weight = weight.sum(2) if folded else weight
+    linear = nn.Linear(1, 1, bias=False)
+    linear.weight = nn.Parameter(weight.flatten(1), requires_grad=False)
+    return linear
+
+
+def _both_slices(pixels: torch.Tensor) -> torch.Tensor:
+    """[patches, 3·patch²] to [patches, 3·2·patch²]."""
+    return pixels.view(len(pixels), 3, 1, -1).expand(-1, -1, 2, -1).reshape(len(pixels), -1)
+
+
+def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    return (QUICK_GELU * x).sigmoid_().mul_(x)
+
+
+def _take(parent: Any, name: str) -> Any:
+    """A layer out of its module, which lets go of it: nothing may hold a plain weight longer than it must."""
+    child = getattr(parent, name)
+    setattr(parent, name, None)
+    return child
