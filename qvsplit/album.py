@@ -19,6 +19,7 @@ from qvsplit.errors import AlbumDamaged, AlbumInUse, RecipeError, UsageError, so
 from qvsplit.folders import SHARD_NAME, Found, Walked, file_on_disk, is_within, storable
 from qvsplit.index import Tally
 from qvsplit.recipe import Made, Recipe
+from qvsplit.rows import open_shards
 from qvsplit.store import Embeds, Row, Shard
 
 REBUILD = ".rebuild"  # below an album: the one that will take its place
@@ -116,7 +117,7 @@ def open_album(*places: str | os.PathLike[str]) -> Album:
     paths: dict[Path, None] = {}
     for place in places:
         paths |= dict.fromkeys(shard_paths(place))
-    return Album([Shard(path) for path in paths])
+    return Album(open_shards(list(paths)))
 
 
 def shard_paths(place: str | os.PathLike[str]) -> list[Path]:

@@ -21,6 +21,7 @@ from qvsplit.index import INDEX_FILE
 from qvsplit.lock import Lock
 from qvsplit.rebuild import discard
 from qvsplit.recipe import Made
+from qvsplit.rows import ROWS_FILE
 from qvsplit.store import SHARD_BYTES, SHARD_ROWS, Embeds, Row, Shard, ShardWriter, disk_errors, read_seal, sync_folder
 
 ASIDE = ".damaged"  # ends the name of a shard that was set aside
@@ -96,6 +97,7 @@ def forget(folder: Path, names: Sequence[str], lock: Lock) -> Compacted:
         for path in aside:
             path.unlink()
         (folder / INDEX_FILE).unlink(missing_ok=True)  # it names folders
+        (folder / ROWS_FILE).unlink(missing_ok=True)  # it names pictures
         sync_folder(folder)
     return replace(
         done,

@@ -55,6 +55,7 @@ from qvsplit.index import Index, Tally
 from qvsplit.interrupts import held_back
 from qvsplit.lock import LOCK_FILE, Lock, locked
 from qvsplit.recipe import DTYPE_BYTES, KERNELS, Made, Recipe, installed_versions
+from qvsplit.rows import leave_rows
 from qvsplit.store import SHARD_BYTES, SHARD_ROWS, Row, Shard, ShardWriter, disk_errors
 
 if TYPE_CHECKING:
@@ -437,6 +438,7 @@ class _Extraction:
             shards = shards_in(self.folder)
         roots = run.album.roots | {root for root, _ in run.written}
         index.write_index(self.folder, shards, Index(recipe, made, tallies, roots))
+        leave_rows(self.folder, shards)
 
     def _told(self, summary: Summary) -> Summary:
         summary.album = str(self.folder)

@@ -7,9 +7,7 @@ to do should cost little more than the walk.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from typing import Any
 
 from qvsplit.folders import Walked, name_on_disk
 from qvsplit.recipe import Made, Recipe
-from qvsplit.store import read_seal
+from qvsplit.store import leave, left, read_seal
 
 INDEX_FILE = ".qvsplit-index.json"
 _VERSION = 1
@@ -71,8 +69,8 @@ def nothing_to_do(index: Index, walked: Walked, *, prune: bool) -> Tally | None:
 def read_index(folder: Path, shards: list[Path]) -> Index | None:
     """The index of the album in `folder`; None where there is none, or it is not that of these `shards`."""
     try:
-        told, _, payload = (folder / INDEX_FILE).read_bytes().partition(b"\n")
-        if told.decode() != hashlib.sha256(payload).hexdigest():
+        payload = left(folder / INDEX_FILE)
+        if payload is None:
             return None
         content = json.loads(payload)
         if content["version"] != _VERSION or content["shards"] != _seals(shards):
@@ -96,7 +94,6 @@ def write_index(folder: Path, shards: list[Path], index: Index) -> None:
     below: dict[str, dict[str, Any]] = {}
     for (root, path), tally in index.folders.items():
         below.setdefault(root, {})[path] = [tally.digest, tally.ok, tally.failed, tally.missing]
-    temporary = folder / f"{INDEX_FILE}.{os.getpid()}.tmp"
     with suppress(OSError, ValueError):
         content = {
             "version": _VERSION,
@@ -106,12 +103,7 @@ def write_index(folder: Path, shards: list[Path], index: Index) -> None:
             "roots": sorted(index.roots),
             "folders": below,
         }
-        payload = json.dumps(content, sort_keys=True).encode()
-        try:
-            temporary.write_bytes(hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
-            os.replace(temporary, folder / INDEX_FILE)
-        finally:
-            temporary.unlink(missing_ok=True)
+        leave(folder / INDEX_FILE, json.dumps(content, sort_keys=True).encode())
 
 
 def _seals(shards: list[Path]) -> list[list[str]]:
