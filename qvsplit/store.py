@@ -56,6 +56,7 @@ KINDS = ("image", "video")
 
 # The exponent's bits, all set in an infinity or NaN
 _EXPONENT = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
+_WORDS_AT_A_TIME = 1 << 16
 _UNSIGNED = {4: "<u4", 2: "<u2"}
 
 
@@ -127,23 +128,33 @@ def to_planes(raw: npt.NDArray[np.uint8], itemsize: int) -> bytes:
 
 
 def from_planes(planes: bytes | memoryview, itemsize: int) -> npt.NDArray[np.uint8]:
-    """The inverse of `to_planes`, flat. Shifts whole words: faster than setting every fourth byte."""
+    """The inverse of `to_planes`, flat. Shifts whole words, a cache's worth at a time."""
     import numpy as np
 
     split = np.frombuffer(planes, np.uint8).reshape(itemsize, -1)
-    words = split[0].astype(f"<u{itemsize}")
-    for plane in split[1:]:
-        words <<= 8
-        words |= plane
+    words = np.empty(split.shape[1], f"<u{itemsize}")
+    for begin in range(0, len(words), _WORDS_AT_A_TIME):
+        some = words[begin : begin + _WORDS_AT_A_TIME]
+        some[:] = split[0, begin : begin + _WORDS_AT_A_TIME]
+        for plane in split[1:]:
+            some <<= 8
+            some |= plane[begin : begin + _WORDS_AT_A_TIME]
     raw: npt.NDArray[np.uint8] = words.view(np.uint8)
     return raw
 
 
-def all_finite(raw: npt.NDArray[np.uint8], dtype: str) -> bool:
-    """Whether no value is an infinity or NaN."""
-    words = raw.reshape(-1).view(_UNSIGNED[DTYPE_BYTES[dtype]])
-    mask = words.dtype.type(_EXPONENT[dtype])
-    return not bool(((words & mask) == mask).any())
+def all_finite(planes: bytes | memoryview, dtype: str) -> bool:
+    """Whether no value of these byte planes is an infinity or NaN.
+
+    Their exponents have all bits set. Most of those bits are in the first plane, which is nearly always all there is
+    to look at.
+    """
+    import numpy as np
+
+    split = np.frombuffer(planes, np.uint8).reshape(DTYPE_BYTES[dtype], -1)
+    high, low = (_EXPONENT[dtype] >> 8 * place & 0xFF for place in (DTYPE_BYTES[dtype] - 1, DTYPE_BYTES[dtype] - 2))
+    suspect = (split[0] & high) == high
+    return not bool(suspect.any() and (split[1][suspect] & low == low).any())
 
 
 def grid_error(row: Row, recipe: Recipe) -> str | None:
@@ -248,9 +259,9 @@ class ShardWriter:
             )
         if raw is not None:
             check_embeds(row, raw.nbytes, hidden_size=self.hidden_size, recipe=self.recipe)
-            if not all_finite(raw, self.recipe.stored_dtype):
-                raise ValueError("has values that are not finite")
             planes = to_planes(raw, DTYPE_BYTES[self.recipe.stored_dtype])
+            if not all_finite(planes, self.recipe.stored_dtype):
+                raise ValueError("has values that are not finite")
         self._group.append((row, planes))
         self._group_bytes += len(planes or b"")
         self.bytes += len(planes or b"")
@@ -409,7 +420,7 @@ class Shard:
         # by bytes: pyarrow takes no str whose bytes are not UTF-8
         with (
             pa.OSFile(os.fsencode(self.path)) as file,
-            pq.ParquetFile(file, metadata=self._metadata, page_checksum_verification=True) as parquet,
+            pq.ParquetFile(file, metadata=self._metadata, page_checksum_verification=True, pre_buffer=False) as parquet,
         ):
             yield parquet
 
@@ -445,7 +456,8 @@ class Shard:
         expected = sum(row.n_tokens or 0 for row in rows) * self.hidden_size * DTYPE_BYTES[self.recipe.stored_dtype]
         self._check_pages(group, ["embeds"], expected + 16 * count + PAGE_SLACK)
         with self._open() as parquet:
-            column = parquet.read_row_group(group, columns=["embeds"]).column(0).combine_chunks()
+            parts = parquet.read_row_group(group, columns=["embeds"], use_threads=False).column(0)
+        column = parts.chunk(0) if parts.num_chunks == 1 else parts.combine_chunks()  # which copies
         if len(column) != self._metadata.row_group(group).num_rows:
             raise ValueError("fewer values than rows")
         return column
@@ -456,9 +468,9 @@ class Shard:
         itemsize = DTYPE_BYTES[self.recipe.stored_dtype]
         try:
             check_embeds(row, blob.size, hidden_size=self.hidden_size, recipe=self.recipe)
-            raw = from_planes(memoryview(blob), itemsize)
-            if not all_finite(raw, self.recipe.stored_dtype):
+            if not all_finite(memoryview(blob), self.recipe.stored_dtype):
                 raise ValueError("has values that are not finite")
+            raw = from_planes(memoryview(blob), itemsize)
         except ValueError as error:
             raise self._damaged(f"row {index} ({row.path}) {error}") from None
         assert row.n_tokens is not None  # check_embeds has seen to it
