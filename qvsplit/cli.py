@@ -153,7 +153,8 @@ def extract(
     store: Annotated[
         str | None,
         typer.Option(
-            help="Store as float32, bfloat16 or float16 [default: as computed; anything narrower is lossy].",
+            help="Store as float32, bfloat16, float16 or int8, a byte a value and a scale a token [default: as "
+            "computed; anything narrower is lossy].",
             show_default=False,
         ),
     ] = None,

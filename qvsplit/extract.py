@@ -54,7 +54,7 @@ from qvsplit.folders import Found, Walked, name_on_disk
 from qvsplit.index import Index, Tally
 from qvsplit.interrupts import held_back
 from qvsplit.lock import LOCK_FILE, Lock, locked
-from qvsplit.recipe import DTYPE_BYTES, KERNELS, Made, Recipe, installed_versions
+from qvsplit.recipe import DTYPE_BYTES, KERNELS, STORED_DTYPES, Made, Recipe, installed_versions
 from qvsplit.rows import leave_rows
 from qvsplit.store import SHARD_BYTES, SHARD_ROWS, Row, Shard, ShardWriter, disk_errors
 
@@ -451,11 +451,13 @@ class _Extraction:
 
 def _check_settings(settings: Settings, recipe: Recipe | None = None, folder: Path | None = None) -> None:
     """Refuse, before anything is loaded, what no album or not this album can be made with."""
-    for option, name in (("--dtype", settings.dtype), ("--store", settings.store)):
-        if name is not None and name not in DTYPE_BYTES:
-            raise UsageError(f"{option} {name}: choose one of {', '.join(DTYPE_BYTES)}")
-    if settings.kernels not in {None, *KERNELS}:
-        raise UsageError(f"--kernels {settings.kernels}: choose one of {', '.join(KERNELS)}")
+    for option, name, known in (
+        ("--dtype", settings.dtype, tuple(DTYPE_BYTES)),
+        ("--store", settings.store, STORED_DTYPES),
+        ("--kernels", settings.kernels, KERNELS),
+    ):
+        if name is not None and name not in known:
+            raise UsageError(f"{option} {name}: choose one of {', '.join(known)}")
     least = {"--workers": settings.workers, "--patch-budget": settings.patch_budget, "--limit": settings.limit}
     for option, number in least.items():
         if number is not None and number < 1:
@@ -577,10 +579,22 @@ def _as_stored(embeds: torch.Tensor, dtype: str) -> npt.NDArray[np.uint8] | Pict
     """[n_tokens, hidden_size] as bytes of the stored dtype; PictureError if a value does not fit into it."""
     import torch
 
+    if dtype == "int8":
+        return _as_int8(embeds.float())
     stored = embeds.to(getattr(torch, dtype))
     if stored.dtype != embeds.dtype and not bool(torch.isfinite(stored).all()):
         return PictureError(f"has values beyond the range of {dtype}")
     raw: npt.NDArray[np.uint8] = stored.contiguous().cpu().view(torch.uint8).numpy()
+    return raw
+
+
+def _as_int8(embeds: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """float32 [n_tokens, hidden_size] to bytes [n_tokens, hidden_size + 4]: each token over its own scale."""
+    import torch
+
+    scales = embeds.abs().amax(1, keepdim=True) / 127  # [n_tokens, 1]
+    whole = (embeds / scales.where(scales > 0, 1)).round().clamp(-127, 127).to(torch.int8)
+    raw: npt.NDArray[np.uint8] = torch.cat([whole.view(torch.uint8), scales.view(torch.uint8)], 1).cpu().numpy()
     return raw
 
 

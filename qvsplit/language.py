@@ -428,9 +428,14 @@ def load(
 
 
 def as_tensor(embeds: Embeds) -> torch.Tensor:
-    """Stored embeddings as a tensor [n_tokens, hidden_size] in the stored dtype, on the CPU, bit for bit."""
+    """Stored embeddings as a tensor [n_tokens, hidden_size] in the stored dtype, on the CPU, bit for bit.
+
+    Of int8 it is float32: whole numbers times their token's scale.
+    """
     import torch
 
+    if embeds.dtype == "int8":
+        return torch.from_numpy(embeds.numpy())
     if embeds.dtype not in DTYPE_BYTES:
         raise UsageError(f"no tensor of dtype {embeds.dtype}")
     return torch.from_numpy(embeds.raw).view(getattr(torch, embeds.dtype))

@@ -23,14 +23,14 @@ from qvsplit.devices import is_cuda
 from qvsplit.errors import ModelError, PictureError
 from qvsplit.families import settings_of
 from qvsplit.folders import Found
-from qvsplit.recipe import DTYPE_BYTES
+from qvsplit.recipe import token_bytes
 from qvsplit.runs import last_runs
 
 if TYPE_CHECKING:
     from qvsplit.extract import Settings
 
 # Bytes in a shard over raw bytes where the album has none yet: embeddings of photographs (docs/decisions.md)
-_RATIO = {"float32": 0.87, "bfloat16": 0.70, "float16": 0.84}
+_RATIO = {"float32": 0.87, "bfloat16": 0.70, "float16": 0.84, "int8": 0.90}
 _FORWARD_SHARE = 0.8  # of the rate of a matrix product that the tower's forward reaches on a CPU
 
 
@@ -70,7 +70,8 @@ def preview(candidates: Sequence[Found], album: Album, folder: Path, settings: S
     sound = [count for count in counted if count is not None]
     size = None
     if made.hidden_size is not None:
-        size = round(sum(sound) * made.hidden_size * DTYPE_BYTES[made.stored_dtype] * _ratio(album, made.stored_dtype))
+        raw = sum(sound) * token_bytes(made.stored_dtype, made.hidden_size)
+        size = round(raw * _ratio(album, made.stored_dtype))
     seconds, by = _seconds_by_runs(folder, sum(sound)), "earlier runs"
     if seconds is None:
         seconds, by = made.seconds_by_arithmetic(sound), "arithmetic"
@@ -160,7 +161,7 @@ def _ratio(album: Album, dtype: str) -> float:
     raw = sum(row.n_tokens or 0 for shard in album.shards for row in shard.rows if row.has_embeds)
     if not raw or album.hidden_size is None or album.recipe is None or album.recipe.stored_dtype != dtype:
         return _RATIO[dtype]
-    return sum(shard.path.stat().st_size for shard in album.shards) / (raw * album.hidden_size * DTYPE_BYTES[dtype])
+    return sum(shard.path.stat().st_size for shard in album.shards) / (raw * token_bytes(dtype, album.hidden_size))
 
 
 def _seconds_by_runs(folder: Path, tokens: int) -> float | None:

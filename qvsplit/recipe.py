@@ -16,6 +16,9 @@ from qvsplit.errors import AlbumDamaged, RecipeError
 FORMAT_VERSION = 1
 KERNELS = ("fused", "reference")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# int8: each token as whole numbers from -127 to 127, times a float32 of its own
+STORED_DTYPES = (*DTYPE_BYTES, "int8")
+SCALE_BYTES = 4
 
 # How a file becomes an upright RGB picture; see images.py. A change of behaviour there is a change here.
 PICTURE_POLICY: Mapping[str, str] = {
@@ -27,6 +30,11 @@ PICTURE_POLICY: Mapping[str, str] = {
 }
 
 VERSIONED = ("qvsplit", "torch", "torchvision", "transformers", "pillow")
+
+
+def token_bytes(stored_dtype: str, hidden_size: int) -> int:
+    """What one token takes before compression."""
+    return hidden_size + SCALE_BYTES if stored_dtype == "int8" else hidden_size * DTYPE_BYTES[stored_dtype]
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,8 @@ class Recipe:
                 and isinstance(recipe.processor, dict)
                 and isinstance(recipe.pictures, dict)
                 and recipe.kernels in KERNELS
-                and {recipe.compute_dtype, recipe.stored_dtype} <= DTYPE_BYTES.keys()
+                and recipe.compute_dtype in DTYPE_BYTES
+                and recipe.stored_dtype in STORED_DTYPES
                 and all(
                     isinstance(recipe.processor.get(name), int) for name in ("merge_size", "min_pixels", "max_pixels")
                 )

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from qvsplit.errors import AlbumDamaged, DiskError, QvsplitError, ShardDamaged
 from qvsplit.pages import Chunk, chunks, pages
-from qvsplit.recipe import DTYPE_BYTES, Made, Recipe
+from qvsplit.recipe import DTYPE_BYTES, SCALE_BYTES, Made, Recipe, token_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,10 +91,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Embeds:
-    """The embeddings of one picture: `raw` is uint8 [n_tokens, hidden_size · bytes a value], little-endian."""
+    """The embeddings of one picture: `raw` is uint8 [n_tokens, hidden_size · bytes a value], little-endian.
+
+    Of int8 it is [n_tokens, hidden_size + 4]: a token's values, and the float32 that they are to be multiplied by.
+    """
 
     raw: npt.NDArray[np.uint8]
-    dtype: str  # float32, bfloat16 or float16
+    dtype: str  # float32, bfloat16, float16 or int8
     grid_thw: tuple[int, int, int]
 
     @property
@@ -105,12 +108,17 @@ class Embeds:
     @property
     def hidden_size(self) -> int:
         """Width of a token."""
-        return int(self.raw.shape[1]) // DTYPE_BYTES[self.dtype]
+        width = int(self.raw.shape[1])
+        return width - SCALE_BYTES if self.dtype == "int8" else width // DTYPE_BYTES[self.dtype]
 
     def numpy(self) -> npt.NDArray[np.float32] | npt.NDArray[np.float16]:
         """The values, [n_tokens, hidden_size]: float32, or float16 where stored so; bfloat16 widens exactly."""
         import numpy as np
 
+        if self.dtype == "int8":
+            scales = np.ascontiguousarray(self.raw[:, -SCALE_BYTES:]).view("<f4")
+            values: npt.NDArray[np.float32] = self.raw[:, :-SCALE_BYTES].view(np.int8) * scales
+            return values
         words = self.raw.view(_UNSIGNED[DTYPE_BYTES[self.dtype]])
         if self.dtype == "bfloat16":
             words = words.astype(np.uint32) << 16
@@ -141,6 +149,35 @@ def from_planes(planes: bytes | memoryview, itemsize: int) -> npt.NDArray[np.uin
             some |= plane[begin : begin + _WORDS_AT_A_TIME]
     raw: npt.NDArray[np.uint8] = words.view(np.uint8)
     return raw
+
+
+def encode(raw: npt.NDArray[np.uint8], dtype: str) -> bytes:
+    """`Embeds.raw` as column `embeds` has it: byte planes; of int8 all values, then the scales' byte planes."""
+    import numpy as np
+
+    if dtype == "int8":
+        return np.ascontiguousarray(raw[:, :-SCALE_BYTES]).tobytes() + to_planes(
+            np.ascontiguousarray(raw[:, -SCALE_BYTES:]), SCALE_BYTES
+        )
+    return to_planes(raw, DTYPE_BYTES[dtype])
+
+
+def decode(blob: memoryview, dtype: str, n_tokens: int) -> npt.NDArray[np.uint8]:
+    """The inverse of `encode`. ValueError if a value, or a scale, is not finite."""
+    import numpy as np
+
+    if dtype == "int8":
+        values, scales = blob[: -SCALE_BYTES * n_tokens], blob[-SCALE_BYTES * n_tokens :]
+        _refuse_infinite(scales, "float32")
+        halves = (np.frombuffer(values, np.uint8), from_planes(scales, SCALE_BYTES))
+        return np.concatenate([half.reshape(n_tokens, -1) for half in halves], axis=1)
+    _refuse_infinite(blob, dtype)
+    return from_planes(blob, DTYPE_BYTES[dtype]).reshape(n_tokens, -1)
+
+
+def _refuse_infinite(planes: bytes | memoryview, dtype: str) -> None:
+    if not all_finite(planes, dtype):
+        raise ValueError("has values that are not finite")
 
 
 def all_finite(planes: bytes | memoryview, dtype: str) -> bool:
@@ -175,7 +212,7 @@ def check_embeds(row: Row, length: int, *, hidden_size: int, recipe: Recipe) -> 
         raise ValueError("has embeddings but no grid")
     if wrong := grid_error(row, recipe):
         raise ValueError(wrong)
-    expected = row.n_tokens * hidden_size * DTYPE_BYTES[recipe.stored_dtype]
+    expected = row.n_tokens * token_bytes(recipe.stored_dtype, hidden_size)
     if length != expected:
         raise ValueError(f"has {length} bytes of embeddings instead of {expected}")
 
@@ -259,9 +296,11 @@ class ShardWriter:
             )
         if raw is not None:
             check_embeds(row, raw.nbytes, hidden_size=self.hidden_size, recipe=self.recipe)
-            planes = to_planes(raw, DTYPE_BYTES[self.recipe.stored_dtype])
-            if not all_finite(planes, self.recipe.stored_dtype):
-                raise ValueError("has values that are not finite")
+            planes, dtype = encode(raw, self.recipe.stored_dtype), self.recipe.stored_dtype
+            if dtype == "int8":
+                _refuse_infinite(planes[-SCALE_BYTES * len(raw) :], "float32")
+            else:
+                _refuse_infinite(planes, dtype)
         self._group.append((row, planes))
         self._group_bytes += len(planes or b"")
         self.bytes += len(planes or b"")
@@ -453,7 +492,7 @@ class Shard:
         """Column `embeds` of one row group. A damaged page header can make a reader give fewer values, silently."""
         start, count = self._group_starts[group], self._metadata.row_group(group).num_rows
         rows = [row for row in self.rows[start : start + count] if row.has_embeds]
-        expected = sum(row.n_tokens or 0 for row in rows) * self.hidden_size * DTYPE_BYTES[self.recipe.stored_dtype]
+        expected = sum(row.n_tokens or 0 for row in rows) * token_bytes(self.recipe.stored_dtype, self.hidden_size)
         self._check_pages(group, ["embeds"], expected + 16 * count + PAGE_SLACK)
         with self._open() as parquet:
             parts = parquet.read_row_group(group, columns=["embeds"], use_threads=False).column(0)
@@ -465,17 +504,14 @@ class Shard:
     def _checked(self, row: Row, index: int, blob: Any) -> Embeds:
         if blob is None:
             raise AlbumDamaged(f"{self.path}: row {index} ({row.path}) holds no embeddings of its own")
-        itemsize = DTYPE_BYTES[self.recipe.stored_dtype]
         try:
             check_embeds(row, blob.size, hidden_size=self.hidden_size, recipe=self.recipe)
-            if not all_finite(memoryview(blob), self.recipe.stored_dtype):
-                raise ValueError("has values that are not finite")
-            raw = from_planes(memoryview(blob), itemsize)
+            assert row.n_tokens is not None  # check_embeds has seen to it
+            assert row.grid_thw is not None
+            raw = decode(memoryview(blob), self.recipe.stored_dtype, row.n_tokens)
         except ValueError as error:
             raise self._damaged(f"row {index} ({row.path}) {error}") from None
-        assert row.n_tokens is not None  # check_embeds has seen to it
-        assert row.grid_thw is not None
-        return Embeds(raw.reshape(row.n_tokens, -1), self.recipe.stored_dtype, row.grid_thw)
+        return Embeds(raw, self.recipe.stored_dtype, row.grid_thw)
 
     def _read_metadata(self, columns: pa.Schema) -> tuple[Recipe, Made, int]:
         metadata = self._metadata.metadata or {}

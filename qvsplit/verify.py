@@ -28,8 +28,9 @@ LAST_RUNS = 5
 # Whatever the checkpoint's generation_config.json says of sampling (the hub's says: sample)
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 # Largest |difference| over largest |value| that another batch, machine or library version may make, by the coarser
-# of compute and stored dtype: some tens of units in the last place, as the tower's layers add up.
-TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2}
+# of compute and stored dtype: some tens of units in the last place, as the tower's layers add up; of int8 what it
+# rounds away, half of a 127th.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2, "int8": 6e-3}
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def describe(album: Album) -> dict[str, Any]:
     `copies` show embeddings that another row holds: the same bytes, a new name, a new stat. `lost` ones are in no
     shard.
     """
-    from qvsplit.recipe import DTYPE_BYTES
+    from qvsplit.recipe import token_bytes
 
     recipe, made = album.recipe, album.made
     assert recipe is not None
@@ -203,7 +204,7 @@ def describe(album: Album) -> dict[str, Any]:
     lost = [row for row in album if row.sha256 is None or album.home(row.sha256) is None]
     tally = counts(rows)
     held = [row for shard in album.shards for row in shard.rows if row.has_embeds]
-    raw = sum(row.n_tokens or 0 for row in held) * album.hidden_size * DTYPE_BYTES[recipe.stored_dtype]
+    raw = sum(row.n_tokens or 0 for row in held) * token_bytes(recipe.stored_dtype, album.hidden_size)
     size = sum(os.path.getsize(shard.path) for shard in album.shards)
     return {
         "pictures": tally["ok"],

@@ -100,16 +100,16 @@ def test_the_most_significant_bytes_come_first():
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_a_value_that_is_not_finite_is_seen(dtype, bad):
     raw = values(3, dtype).copy()
-    assert store.all_finite(raw, dtype)
+    itemsize = store.DTYPE_BYTES[dtype]
+    assert store.all_finite(store.to_planes(raw, itemsize), dtype)
     floats = np.array([bad], np.float32)
     word = {
         "float32": floats,
         "float16": floats.astype(np.float16),
         "bfloat16": (floats.view(np.uint32) >> 16).astype(np.uint16),
     }
-    itemsize = store.DTYPE_BYTES[dtype]
     raw[1, 3 * itemsize : 4 * itemsize] = word[dtype].view(np.uint8)
-    assert not store.all_finite(raw, dtype)
+    assert not store.all_finite(store.to_planes(raw, itemsize), dtype)
 
 
 # ----------------------------------------------------------------------------------------------- written and read
