@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -18,11 +19,13 @@ import torch
 from conftest import run_process
 from PIL import Image
 
-from qvsplit import vision
+from qvsplit import store, vision
 from qvsplit.album import open_album
-from qvsplit.errors import AlbumDamaged, AlbumInUse, PictureError, RecipeError, UsageError
+from qvsplit.errors import AlbumDamaged, AlbumInUse, ModelError, PictureError, RecipeError, UsageError
 from qvsplit.extract import Settings, Watcher, extract_pictures
+from qvsplit.language import as_tensor
 from qvsplit.lock import LOCK_FILE
+from qvsplit.recipe import Recipe
 
 OLD = (1_600_000_000, 1_600_000_000)
 
@@ -605,3 +608,138 @@ def test_another_batching_differs_by_float_rounding_only(extract, some_photos, t
         np.testing.assert_allclose(
             one.embeds(row).numpy(), other.embeds(other.current(*row.key)).numpy(), rtol=1e-5, atol=1e-5
         )
+
+
+# ----------------------------------------------------------------------------------- forward passes, lanes, dtypes
+
+
+def test_two_workers_make_the_album_that_one_makes(extract, photos, tmp_path):
+    """Row for row, in the same order: whatever worker a batch went to, and whichever was done first."""
+    one = extract(photos, out=tmp_path / "one", device="cpu", patch_budget=1)
+    two = extract(photos, out=tmp_path / "two", device="cpu,cpu", patch_budget=1)
+    assert (two.encoded, two.copied, two.failed) == (one.encoded, one.copied, one.failed)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    orders = [
+        [row.path for shard in open_album(tmp_path / name).shards for row in shard.rows if row.has_embeds]
+        for name in ("one", "two")
+    ]
+    assert orders[0] == orders[1]
+
+
+def test_two_workers_work_at_the_same_time(extract, some_photos, monkeypatch, tmp_path):
+    both = threading.Barrier(2, timeout=60)
+    real, waited = vision.Vision.encode, []
+
+    def encode(self, batch):
+        if len(waited) < 2:
+            waited.append(both.wait())
+        return real(self, batch)
+
+    monkeypatch.setattr(vision.Vision, "encode", encode)
+    assert extract(some_photos, device="cpu,cpu", patch_budget=1).encoded == 4
+    assert len(waited) == 2
+
+
+def test_what_fails_in_a_worker_stops_the_run_and_keeps_what_was_written(extract, some_photos, monkeypatch, tmp_path):
+    real, calls = vision.Vision.encode, []
+
+    def encode(self, batch):
+        calls.append(1)
+        if len(calls) == 3:
+            raise ModelError("the tower is broken")
+        return real(self, batch)
+
+    monkeypatch.setattr(vision.Vision, "encode", encode)
+    with pytest.raises(ModelError, match="broken"):
+        extract(some_photos, patch_budget=1)
+    assert len(open_album(tmp_path / "embeds")) == 2
+
+
+def test_rows_are_written_while_the_tower_computes(extract, some_photos, monkeypatch, tmp_path):
+    """The first batch's rows are stored before the third leaves the tower."""
+    written = threading.Event()
+    real_encode, real_add, calls = vision.Vision.encode, store.ShardWriter.add, []
+
+    def encode(self, batch):
+        calls.append(1)
+        if len(calls) == 3:
+            assert written.wait(60)
+        return real_encode(self, batch)
+
+    def add(self, row, raw):
+        real_add(self, row, raw)
+        written.set()
+
+    monkeypatch.setattr(vision.Vision, "encode", encode)
+    monkeypatch.setattr(store.ShardWriter, "add", add)
+    assert extract(some_photos, patch_budget=1).encoded == 4
+
+
+def test_the_same_bytes_twice_are_encoded_once_also_while_they_are_in_the_tower(extract, some_photos, tmp_path):
+    names = sorted(path.name for path in some_photos.iterdir())
+    shutil.copyfile(some_photos / names[0], some_photos / (names[0] + ".copy.png"))
+    shutil.copyfile(some_photos / names[0], some_photos / "zz.png")
+    summary = extract(some_photos, patch_budget=1)
+    assert (summary.encoded, summary.copied) == (4, 2)
+
+
+def test_an_album_keeps_its_forward_pass(extract, some_photos, photos, tmp_path):
+    """The recipe names it: what was made by transformers' own goes on so, to the bit."""
+    extract(some_photos, kernels="reference", patch_budget=1)
+    assert open_album(tmp_path / "embeds").recipe.kernels == "reference"
+    shutil.copyfile(photos / "page.png", some_photos / "page.png")
+    extract(some_photos)
+    extract(some_photos, out=tmp_path / "anew", kernels="reference", patch_budget=1)
+    assert contents(tmp_path / "embeds") == contents(tmp_path / "anew")
+    with pytest.raises(RecipeError, match="--kernels fused instead of reference"):
+        extract(some_photos, kernels="fused")
+    with pytest.raises(UsageError, match="--kernels quick: choose one of fused, reference"):
+        extract(some_photos, kernels="quick")
+    extract(some_photos, rebuild=True, kernels="fused")
+    assert open_album(tmp_path / "embeds").recipe.kernels == "fused"
+
+
+def test_a_recipe_that_names_no_forward_pass_is_of_the_reference(extract, some_photos, tmp_path):
+    extract(some_photos)
+    told = open_album(tmp_path / "embeds").recipe.to_json()
+    assert told.pop("kernels") == "fused"
+    assert Recipe.from_json(told, "x").kernels == "reference"
+    with pytest.raises(AlbumDamaged):
+        Recipe.from_json(told | {"kernels": "magic"}, "x")
+
+
+def test_int8_is_near_what_was_computed_and_goes_on_as_int8(extract, some_photos, photos, tmp_path, run_cli):
+    extract(some_photos, out=tmp_path / "exact")
+    extract(some_photos, out=tmp_path / "small", store="int8")
+    shutil.copyfile(photos / "page.png", some_photos / "page.png")
+    for name in ("exact", "small"):
+        assert extract(some_photos, out=tmp_path / name).encoded == 1
+    exact, small = (open_album(tmp_path / name) for name in ("exact", "small"))
+    assert (small.recipe.stored_dtype, small.recipe.compute_dtype) == ("int8", "float32")
+    for row in exact:
+        one, other = exact.embeds(row).numpy(), small.embeds(small.current(*row.key)).numpy()
+        scale = np.abs(one).max(axis=1, keepdims=True) / 127
+        assert (np.abs(one - other) <= scale * 0.501).all()
+        assert torch.equal(as_tensor(small.embeds(row)), torch.from_numpy(other))
+    before = contents(tmp_path / "small")
+    assert run_cli("compact", tmp_path / "small")[0] == 0
+    assert contents(tmp_path / "small") == before
+
+
+def test_verify_takes_int8_for_what_it_is(extract, some_photos, tmp_path, run_cli):
+    extract(some_photos, model="demo", store="int8")
+    code, out, err = run_cli("verify", tmp_path / "embeds", "--sample", 2)
+    assert code == 0, err
+    assert out.count("of the largest value, same tokens") == 2
+
+
+def test_every_stage_is_clocked(extract, some_photos):
+    stages = extract(some_photos, patch_budget=1).stages
+    assert {"scan", "read and decode", "preprocess", "load", "forward", "copy", "store", "wait for the tower",
+            "wait for pictures", "tower idle"} == stages.keys()  # fmt: skip
+    assert all(seconds >= 0 for seconds in stages.values())
+    assert stages["forward"] > 0
+
+
+def test_the_summary_tells_the_budget(extract, some_photos):
+    assert extract(some_photos, patch_budget=300).patch_budget == 300

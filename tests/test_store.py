@@ -115,6 +115,37 @@ def test_a_value_that_is_not_finite_is_seen(dtype, bad):
 # ----------------------------------------------------------------------------------------------- written and read
 
 
+def int8(n_tokens: int, seed: int = 0) -> np.ndarray:
+    """Whole numbers, and a scale behind each token's: [n_tokens, HIDDEN + 4]."""
+    rng = np.random.default_rng(seed)
+    whole = rng.integers(-127, 128, (n_tokens, HIDDEN)).astype(np.int8).view(np.uint8)
+    return np.concatenate([whole, rng.random((n_tokens, 1), np.float32).view(np.uint8)], axis=1)
+
+
+def test_int8_comes_back_bit_for_bit(tmp_path):
+    rows = [(row(f"{i}.png", 2 + 2 * i), int8(2 + 2 * i, i)) for i in range(5)]
+    shard = Shard(write(tmp_path / "s.parquet", *rows, dtype="int8"))
+    for index, (_, raw) in enumerate(rows):
+        stored = shard.embeds(index)
+        assert np.array_equal(stored.raw, raw)
+        assert (stored.hidden_size, stored.dtype) == (HIDDEN, "int8")
+        expected = raw[:, :HIDDEN].view(np.int8).astype(np.float32) * raw[:, HIDDEN:].copy().view(np.float32)
+        assert np.array_equal(stored.numpy(), expected)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_scale_that_is_not_finite_is_neither_written_nor_read(tmp_path, bad, monkeypatch):
+    raw = int8(6)
+    raw[3, HIDDEN:] = np.array([bad], np.float32).view(np.uint8)
+    with pytest.raises(ValueError, match="finite"):
+        write(tmp_path / "a.parquet", (row(), raw), dtype="int8")
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "all_finite", lambda *args: True)
+        write(tmp_path / "b.parquet", (row(), raw), dtype="int8")
+    with pytest.raises(AlbumDamaged, match="finite"):
+        Shard(tmp_path / "b.parquet").embeds(0)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_rows_come_back_bit_for_bit(tmp_path, dtype):
     rows = [(row(f"{i}.png", 2 + 2 * i), values(2 + 2 * i, dtype, i)) for i in range(5)]
