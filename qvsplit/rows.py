@@ -26,7 +26,8 @@ _HASH = _NAMES.index("sha256")
 def open_shards(paths: Sequence[Path]) -> list[Shard]:
     """These shards, each with its rows from its folder's file where that still knows it."""
     known = {folder: _read(folder) for folder in {path.parent for path in paths}}
-    return [_open(path, known[path.parent]) for path in paths]
+    alike = _Alike()
+    return [_open(path, known[path.parent], alike) for path in paths]
 
 
 def leave_rows(folder: Path, shards: Sequence[Path]) -> None:
@@ -64,25 +65,38 @@ def _read(folder: Path) -> Mapping[str, bytes]:
     return {name.decode("utf-8", "replace"): line for name, _, line in parts}
 
 
-def _open(path: Path, known: Mapping[str, bytes]) -> Shard:
+class _Alike:
+    """The recipe and origin that most shards share, made from JSON once."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, Any, Recipe, Made] | None = None
+
+    def get(self, recipe: Any, made: Any, where: str) -> tuple[Recipe, Made]:
+        if self._last is None or self._last[:2] != (recipe, made):
+            self._last = (recipe, made, Recipe.from_json(recipe, where), Made.from_json(made))
+        return self._last[2:]
+
+
+def _open(path: Path, known: Mapping[str, bytes], alike: _Alike) -> Shard:
     if known:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, QvsplitError):
             seal = read_seal(path)
             line = known.get(f"{path.name} {seal.hex()} {_VERSION}")
             if line is not None:
-                return Shard(path, _told(seal, json.loads(line), str(path)))
+                return Shard(path, _told(seal, json.loads(line), str(path), alike))
     return Shard(path)
 
 
-def _told(seal: bytes, content: Mapping[str, Any], where: str) -> Told:
+def _told(seal: bytes, content: Mapping[str, Any], where: str, alike: _Alike) -> Told:
     columns = list(content["columns"])
     columns[_HASH] = [None if value is None else bytes.fromhex(value) for value in columns[_HASH]]
     if len({len(column) for column in columns}) != 1 or len(columns) != len(_NAMES):
         raise ValueError("columns of unequal length")
+    recipe, made = alike.get(content["recipe"], content["made"], where)
     return Told(
         seal=seal,
-        recipe=Recipe.from_json(content["recipe"], where),
-        made=Made.from_json(content["made"]),
+        recipe=recipe,
+        made=made,
         hidden_size=int(content["hidden_size"]),
         columns=columns,
     )

@@ -593,14 +593,14 @@ class Shard:
 
     def _check_row(self, index: int, row: Row) -> None:
         wrong = None
-        path = _ESCAPE.sub("?", row.path or "")
+        path, root = (_ESCAPE.sub("?", name) if name and "//" in name else name or "" for name in (row.path, row.root))
         if row.status not in STATUSES or row.kind not in KINDS:
             wrong = f"has status {row.status!r} and kind {row.kind!r}"
         elif not row.path or row.root is None or row.size is None or row.has_embeds is None:
             wrong = "lacks root, path, size or has_embeds"
         elif path.startswith("/") or "//" in path or "\0" in path or ".." in path.split("/"):
             wrong = "has a path that leads out of its root"
-        elif "\0" in row.root or "//" in _ESCAPE.sub("?", row.root):
+        elif "\0" in root or "//" in root:
             wrong = "has a root that no folder can have"
         elif row.grid_thw is not None and None in row.grid_thw:
             wrong = "has a grid with a gap"

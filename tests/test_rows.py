@@ -22,7 +22,7 @@ def album(checkpoint, some_photos, photos, tmp_path):
     out = tmp_path / "embeds"
     extract_pictures([some_photos], out=out, settings=Settings(model=str(checkpoint)))
     (some_photos / "more.png").write_bytes((photos / "page.png").read_bytes())
-    (some_photos / "bad.png").write_text("this is no picture")
+    (some_photos / "zz.png").write_text("this is no picture")
     extract_pictures([some_photos], out=out, settings=Settings())
     assert (out / rows.ROWS_FILE).exists()
     return out
