@@ -883,14 +883,16 @@ class _Run:
         return self.vision
 
     def _load(self) -> Vision:
-        from qvsplit import devices
+        from qvsplit import devices, hf
         from qvsplit import vision as half
         from qvsplit.weights import stored_dtype
 
         own, told = self.album.recipe, self.settings
-        places = devices.choose_devices(told.device)
-        device = places[0]
         checkpoint = self._checkpoint()
+        with self._clocked("load libraries"):
+            places = devices.choose_devices(told.device)  # imports torch
+            hf.import_libraries(checkpoint)
+        device = places[0]
         dtype = devices.choose_dtype(
             told.dtype or (own.compute_dtype if own else None), device, stored_dtype(checkpoint, "vision")
         )
@@ -907,6 +909,8 @@ class _Run:
             for place in dict.fromkeys(places)
         }
         vision = loaded[device]
+        for one in loaded.values():
+            self._add_seconds(one.load_seconds)
         recipe = vision.recipe(told.store or (own.stored_dtype if own else devices.dtype_name(dtype)))
         if own is not None and (differences := own.differences(recipe)):
             raise RecipeError(

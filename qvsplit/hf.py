@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,6 +50,15 @@ def transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
 def _shortened(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 240 else text[:240] + "…"
+
+
+def import_libraries(checkpoint: Checkpoint) -> None:
+    """What loading a checkpoint will need, so that the time it takes can be told from loading's own."""
+    from accelerate import init_empty_weights  # noqa: F401
+    from transformers import AutoConfig, AutoProcessor  # noqa: F401
+
+    for name in ("torchvision.transforms.v2", checkpoint.family.modeling):
+        importlib.import_module(name)
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:

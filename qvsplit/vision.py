@@ -10,6 +10,7 @@ rows or language.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,7 @@ class Vision:
         self.kernels = kernels
         self.config = weights.module.config
         self.dtype: torch.dtype = weights.module.dtype  # in which it computes
+        self.load_seconds: dict[str, float] = {}  # what loading took, by its parts
         self._cancelled = threading.Event()
         self._fused: FusedTower | None = None
         if kernels == "fused":
@@ -236,11 +238,18 @@ def load(
     kernels: str = "fused",
 ) -> Vision:
     """The vision half of `checkpoint`, and its processor with the given pixel limits (None: see `pixel_limits`)."""
+    began = [time.perf_counter()]
     processor = load_processor(checkpoint, min_pixels=min_pixels, max_pixels=max_pixels)
+    began.append(time.perf_counter())
     weights = load_vision(checkpoint, device=device, dtype=dtype)
+    began.append(time.perf_counter())
     if kernels == "reference":
         _spare_memory(weights.module)
-    return Vision(checkpoint.family, weights, processor, device, kernels)
+    vision = Vision(checkpoint.family, weights, processor, device, kernels)
+    began.append(time.perf_counter())
+    parts = ("load processor", "load weights", "prepare weights")
+    vision.load_seconds = {part: end - start for part, start, end in zip(parts, began, began[1:], strict=False)}
+    return vision
 
 
 def _spare_memory(tower: Any) -> None:

@@ -45,7 +45,7 @@ def test_the_lines_of_the_format_page_decode_every_dtype(tmp_path, some_photos, 
     from qvsplit.album import open_album
     from qvsplit.extract import Settings, extract_pictures
 
-    (lines,) = blocks((ROOT / "docs" / "format.md").read_text(), "python")
+    lines, lines_of_int8 = blocks((ROOT / "docs" / "format.md").read_text(), "python")
     for dtype, itemsize, view in (("float32", 4, "<f4"), ("float16", 2, "<f2"), ("bfloat16", 2, None)):
         extract_pictures([some_photos], out=tmp_path / dtype, settings=Settings(model=str(checkpoint), store=dtype))
         row = pq.read_table(tmp_path / dtype).to_pylist()[0]
@@ -55,6 +55,11 @@ def test_the_lines_of_the_format_page_decode_every_dtype(tmp_path, some_photos, 
         album = open_album(tmp_path / dtype)
         expected = album.embeds(album.current(row["root"], row["path"])).numpy()
         assert np.array_equal(values.reshape(expected.shape), expected)
+    extract_pictures([some_photos], out=tmp_path / "int8", settings=Settings(model=str(checkpoint), store="int8"))
+    row, album = pq.read_table(tmp_path / "int8").to_pylist()[0], open_album(tmp_path / "int8")
+    scope = {"np": np, "row": row, "hidden_size": album.hidden_size}
+    exec(lines_of_int8, scope)
+    assert np.array_equal(scope["values"], album.embeds(album.current(row["root"], row["path"])).numpy())
 
 
 def test_the_python_of_the_readme_runs(tmp_path, some_photos, checkpoint, monkeypatch, capsys):
