@@ -84,6 +84,14 @@ def choose_dtype(name: str | None, device: torch.device, stored: str) -> torch.d
     return getattr(torch, name)
 
 
+def has_bfloat16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware, by what the system says of it."""
+    with suppress(OSError):
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+        return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+    return False
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`bfloat16` for torch.bfloat16, and so on."""
     return str(dtype).removeprefix("torch.")

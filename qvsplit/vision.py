@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from qvsplit import hf
 from qvsplit.checkpoint import Checkpoint
-from qvsplit.devices import dtype_name, is_out_of_memory
+from qvsplit.devices import dtype_name, has_bfloat16_units, is_out_of_memory
 from qvsplit.errors import ModelError, PictureError, UsageError
 from qvsplit.families import Family, settings_of
 from qvsplit.recipe import PICTURE_POLICY, Recipe
-from qvsplit.weights import VisionWeights, load_vision
+from qvsplit.weights import VisionWeights, load_vision, stored_dtype
 
 if TYPE_CHECKING:
     import numpy as np
@@ -211,6 +211,10 @@ class Vision:
         import torch
 
         self._check()
+        # pictures of one size side by side have one attention call; the reference sees the batch as it comes
+        order = sorted(range(len(batch)), key=lambda n: batch[n].count) if self._fused else [*range(len(batch))]
+        places = {number: place for place, number in enumerate(order)}
+        batch = [batch[number] for number in order]
         # [Σ t·h·w, channels·patch²]; a picture alone is not copied
         pixels = torch.cat([p.pixels for p in batch]) if len(batch) > 1 else batch[0].pixels
         counts = [patches.count // self.merge_size**2 for patches in batch]
@@ -225,7 +229,8 @@ class Vision:
                 merged = self.weights.module(full, grid_thw=grid.to(self.device)).pooler_output
         if tuple(merged.shape) != (sum(counts), self.hidden_size):
             raise ModelError(f"the tower gave {list(merged.shape)} instead of {[sum(counts), self.hidden_size]}")
-        return list(torch.split(merged, counts))
+        given = torch.split(merged, counts)
+        return [given[places[number]] for number in range(len(batch))]
 
 
 def load(
@@ -314,6 +319,12 @@ def check_shape(width: int, height: int, family: Family) -> None:
         raise PictureError(
             f"is {width}×{height}, slimmer than 1:{family.max_aspect_ratio:g}, which the model's processor refuses"
         )
+
+
+def would_be_faster_in_bfloat16(vision: Vision, checkpoint: Checkpoint) -> bool:
+    """Whether the tower was widened to float32 on a CPU that could do without."""
+    narrow = dtype_name(vision.dtype) == "float32" and stored_dtype(checkpoint, "vision") == "bfloat16"
+    return vision.device.type == "cpu" and narrow and has_bfloat16_units()
 
 
 def patch_budget(vision: Vision, free: int | None) -> int:

@@ -675,6 +675,21 @@ def test_rows_are_written_while_the_tower_computes(extract, some_photos, monkeyp
     assert extract(some_photos, patch_budget=1).encoded == 4
 
 
+def test_an_interrupt_keeps_what_had_left_the_tower(checkpoint, some_photos, tmp_path):
+    """The second batch is done, though not yet written, while the first is told."""
+
+    def on_picture(path):
+        time.sleep(1)
+        raise KeyboardInterrupt
+
+    settings = Settings(model=str(checkpoint), patch_budget=1)
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        extract_pictures(
+            [some_photos], out=tmp_path / "embeds", settings=settings, watcher=Watcher(on_picture=on_picture)
+        )
+    assert len(open_album(tmp_path / "embeds")) == interrupt.value.qvsplit_summary.encoded == 2
+
+
 def test_the_same_bytes_twice_are_encoded_once_also_while_they_are_in_the_tower(extract, some_photos, tmp_path):
     names = sorted(path.name for path in some_photos.iterdir())
     shutil.copyfile(some_photos / names[0], some_photos / (names[0] + ".copy.png"))

@@ -10,10 +10,12 @@ import threading
 import numpy as np
 import pytest
 import torch
+from make_checkpoint import make_tiny
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 from qvsplit import devices, packing, tower, vision
 from qvsplit.checkpoint import open_checkpoint
+from qvsplit.extract import Settings, Watcher, extract_pictures
 from qvsplit.images import open_file
 from qvsplit.tower import FusedTower
 
@@ -143,6 +145,21 @@ def test_pictures_wait_as_bytes(checkpoint, photos):
     )
 
 
+def test_pictures_come_back_in_the_order_in_which_they_went(checkpoint, photos, monkeypatch):
+    """Whatever order the tower takes them in: it sorts them, so that those of one size share a call."""
+    halves = vision.load(open_checkpoint(checkpoint, "vision"), device=CPU, dtype=torch.float32)
+    names = ("motorcycle_left.png", "chelsea.png", "motorcycle_right.png", "coins.png", "rocket.jpg", "chelsea.png")
+    batch = [halves.prepare(open_file(photos / name)) for name in names]
+    alone = [halves.encode([patches])[0] for patches in batch]
+    runs = []
+    real = tower._of_one_size
+    monkeypatch.setattr(tower, "_of_one_size", lambda *told: runs.append(real(*told)) or runs[-1])
+    for got, expected in zip(halves.encode(batch), alone, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert sorted(number for _, number in runs[0]) == [1, 1, 2, 2]
+    assert not torch.allclose(alone[0], alone[2], rtol=1e-2, atol=1e-2)  # one size, two pictures
+
+
 @pytest.mark.parametrize("off", ["do_normalize", "do_rescale"])
 def test_a_processor_that_leaves_a_step_out_is_obeyed(tmp_path, checkpoint, photos, off):
     shutil.copytree(checkpoint, tmp_path / "model")
@@ -192,3 +209,21 @@ def test_devices_are_of_one_kind():
     assert [str(one) for one in devices.choose_devices("cpu, cpu")] == ["cpu", "cpu"]
     with pytest.raises(devices.UsageError, match="no such device"):
         devices.choose_devices("cpu,,")
+
+
+@pytest.mark.parametrize(("flags", "stored", "told"), [
+    ("fpu avx512f avx512_bf16", "bfloat16", True), ("fpu amx_bf16", "bfloat16", True),
+    ("fpu avx512f", "bfloat16", False), ("fpu avx512_bf16", "float32", False),
+])  # fmt: skip
+def test_a_cpu_with_bfloat16_units_is_told_of(tmp_path, some_photos, monkeypatch, flags, stored, told):
+    """Once, for a new album whose dtype nobody chose: another dtype is another recipe, and is not chosen silently."""
+    make_tiny(tmp_path / "model", dtype=stored)
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    real = devices.Path
+    monkeypatch.setattr(devices, "Path", lambda name: tmp_path / "cpuinfo" if name == "/proc/cpuinfo" else real(name))
+    for out, dtype, expected in (("a", None, told), ("a", None, False), ("b", "float32", False)):
+        heard = []
+        settings = Settings(model=str(tmp_path / "model"), dtype=dtype)
+        extract_pictures([some_photos], out=tmp_path / out, settings=settings, watcher=Watcher(on_note=heard.append))
+        assert any("--dtype bfloat16" in line for line in heard) is expected
+        shutil.copyfile(some_photos / "coffee.png", some_photos / f"{len(list(some_photos.iterdir()))}.png")
