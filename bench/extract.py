@@ -1,6 +1,7 @@
 """How near is `extract` to what the hardware can do? Side by side, one process a contender, in turn, several rounds.
 
-    python bench/extract.py CHECKPOINT [--pictures 12] [--rounds 3] [--dtype float32] [--device cpu] [--plot FILE.svg]
+    python bench/extract.py CHECKPOINT [--pictures 12] [--rounds 3] [--dtype float32] [--device cpu] > LOG
+    python bench/extract.py - --plot FILE.svg LOG…
 
 CHECKPOINT is one of the true shape: `python tools/make_checkpoint.py DIR --shape 2b`, with `--vision-depth 4` for quick
 runs. The photographs are those that scikit-image and scikit-learn ship, saved as JPEG in mixed sizes. Contenders:
@@ -54,11 +55,14 @@ def main() -> None:
     parser.add_argument("--contenders", default="circulation,plain,qvsplit")
     parser.add_argument("--largest", type=int, default=12_000_000, help="pixels of the largest photograph")
     parser.add_argument("--without-bf16", action="store_true")
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--plot", type=Path, nargs="+", metavar=("FILE.svg", "LOG"), help="draw earlier runs' output")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--photos", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     told = parser.parse_args()
+    if told.plot:
+        told.plot[0].write_text(plot(told.plot[1:]))
+        return
     if told.child:
         began = time.perf_counter()
         CHILDREN[told.child](told, began)
@@ -142,8 +146,6 @@ def _tell(
         print(f"qvsplit against {name}: {ratio:.2f} x")
     stages = rounds["qvsplit"][-1]["stages"] if "qvsplit" in rounds else {}
     print("qvsplit's stages, last round: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in stages.items()))
-    if told.plot:
-        told.plot.write_text(_plot(told, median))
     print(json.dumps({
         "bench": "extract", "machine": platform.machine(), "cores": os.cpu_count(), "device": told.device,
         "dtype": told.dtype, "without_bf16": told.without_bf16, "pictures": told.pictures, "rounds": told.rounds,
@@ -151,12 +153,19 @@ def _tell(
     }))  # fmt: skip
 
 
-def _plot(told: argparse.Namespace, median: dict[str, dict[str, float]]) -> str:
+def plot(logs: list[Path]) -> str:
+    """Bars of patches a second, a group for the last line of each of these logs."""
     from plot import bars
 
-    rates = {name: one["patches"] / one["seconds"] for name, one in median.items()}
-    title = f"Patches a second through the tower, {told.dtype}, {told.device}"
-    return bars(rates, title=title, unit="patches/s")
+    groups = {}
+    for log in logs:
+        told = json.loads(log.read_text().splitlines()[-1])
+        name = {"cpu": f"{told['cores']} CPU cores"}.get(told["device"], told["device"])
+        units = ", bfloat16 units off" if told["without_bf16"] else ""
+        groups[f"{told['dtype']}, {name}{units}"] = {
+            contender: one["patches"] / one["seconds"] for contender, one in told["median"].items()
+        }
+    return bars(groups, title="Patches a second, from JPEG files to a shard", unit="patches/s")
 
 
 def _agreement(folder: Path, names: list[str]) -> dict[str, float]:

@@ -20,14 +20,15 @@ STYLE = (
 )
 BARS = {
     "circulation": ("#b3261e", "the recipe in circulation"), "plain": ("#c77700", "plain transformers, written well"),
-    "qvsplit": ("#0b7a4b", "qvsplit"), "limit": ("#5b6b7a", "the limit of matrix products"),
+    "qvsplit": ("#0b7a4b", "qvsplit"), "limit": ("#5b6b7a", "the limit: torch's matrix product"),
 }  # fmt: skip
 
 
-def bars(values: Mapping[str, float], *, title: str, unit: str) -> str:
-    """SVG of one bar a contender, with its value behind it."""
-    left, step, height = 230, 44, 64 + 44 * len(values)
-    scale = (WIDTH - left - 150) / max(values.values())
+def bars(groups: Mapping[str, Mapping[str, float]], *, title: str, unit: str) -> str:
+    """SVG of a bar a contender, group by group, each value behind its bar."""
+    left, step = 250, 34
+    height = 56 + sum(30 + step * len(values) for values in groups.values())
+    scale = (WIDTH - left - 150) / max(value for values in groups.values() for value in values.values())
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="13"><title>{escape(title)}</title>',
@@ -35,14 +36,20 @@ def bars(values: Mapping[str, float], *, title: str, unit: str) -> str:
         f'<rect class="back" width="{WIDTH}" height="{height}" rx="8"/>',
         f'<text x="20" y="28" font-size="15" font-weight="600">{escape(title)}</text>',
     ]
-    for index, (name, value) in enumerate(values.items()):
-        colour, words = BARS[name]
-        y, end = 48 + step * index, left + value * scale + 10
-        parts += [
-            f'<text x="{left - 12}" y="{y + 19}" text-anchor="end">{escape(words)}</text>',
-            f'<rect x="{left}" y="{y}" width="{value * scale:.1f}" height="28" rx="3" fill="{colour}"/>',
-            f'<text x="{end:.1f}" y="{y + 19}" font-weight="600">{value:,.0f} {escape(unit)}</text>',
-        ]
+    y = 44
+    for group, values in groups.items():
+        parts.append(f'<text x="20" y="{y + 16}" font-weight="600">{escape(group)}</text>')
+        y += 24
+        for name, value in values.items():
+            colour, words = BARS[name]
+            end = left + value * scale + 10
+            parts += [
+                f'<text x="{left - 12}" y="{y + 16}" text-anchor="end">{escape(words)}</text>',
+                f'<rect x="{left}" y="{y}" width="{value * scale:.1f}" height="23" rx="3" fill="{colour}"/>',
+                f'<text x="{end:.1f}" y="{y + 16}" font-weight="600">{value:,.0f} {escape(unit)}</text>',
+            ]
+            y += step
+        y += 6
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -1,9 +1,10 @@
-"""Long work: memory, open files and threads of one run over many small pictures.
+"""Long work: time, memory, open files and threads of one run over many small pictures.
 
     python bench/soak.py [--pictures 20000]
 
 Pieces of real photographs, each its own content, through the tiny checkpoint. Every tenth of the way the process is
-looked at from within. The last line is one JSON object; `growth_bytes` is from 2,000 pictures (or a tenth) to the end.
+looked at from within. The last line is one JSON object; `growth_bytes` is from 2,000 pictures (or a tenth) to the end,
+`last_tenth_over_second` what the last tenth took over what the second did: 1 where time grows with pictures.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from PIL import Image
@@ -65,14 +67,15 @@ def main() -> None:
         make_tiny(Path(place) / "tiny")
         make_photos(Path(place) / "photos", told.pictures)
         seen = 0
-        looks: list[dict[str, int]] = []
+        looks: list[dict[str, float]] = []
+        began = time.perf_counter()
         step = max(1, told.pictures // 10)
 
         def on_picture(path: str) -> None:
             nonlocal seen
             seen += 1
             if seen % step == 0:
-                looks.append({"pictures": seen, **usage()})
+                looks.append({"pictures": seen, "seconds": round(time.perf_counter() - began, 1), **usage()})
                 print("  ".join(f"{name} {value:,}" for name, value in looks[-1].items()), flush=True)
 
         summary = extract_pictures(
@@ -89,6 +92,8 @@ def main() -> None:
                 "copied": summary.copied,
                 "seconds": summary.seconds,
                 "looks": looks,
+                "last_tenth_over_second": (looks[-1]["seconds"] - looks[-2]["seconds"])
+                / (looks[1]["seconds"] - looks[0]["seconds"]),
                 "growth_bytes": looks[-1]["resident_bytes"] - looks[0]["resident_bytes"],
                 "open_files_grow_by": looks[-1]["open_files"] - looks[0]["open_files"],
                 "threads_grow_by": looks[-1]["threads"] - looks[0]["threads"],

@@ -932,8 +932,8 @@ class _Run:
         self._note_other_versions()
         if own is None and told.dtype is None and half.would_be_faster_in_bfloat16(vision, checkpoint):
             self.watcher.on_note(
-                "this CPU multiplies bfloat16 in hardware: with --dtype bfloat16, the checkpoint's own, a new album "
-                "takes about half the time, and its embeddings differ by that dtype's rounding"
+                "this CPU multiplies bfloat16 in hardware: with --dtype bfloat16, the checkpoint's own, a new album is "
+                "made faster and is half as large, and its embeddings differ by that dtype's rounding"
             )
         return vision
 
