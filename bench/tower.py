@@ -106,7 +106,7 @@ def _variants(checkpoint: Path, device: torch.device, dtype: torch.dtype) -> tup
     def whole(pixels: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
         with torch.inference_mode():
             grid = torch.tensor(grids, device=device)
-            out: torch.Tensor = reference(tower._both_slices(pixels), grid_thw=grid).pooler_output
+            out: torch.Tensor = reference(tower.all_slices(pixels, 3, 2), grid_thw=grid).pooler_output
             return out
 
     made: dict[str, Forward] = {"reference": whole, "fused": FusedTower(load())}

@@ -45,6 +45,7 @@ class FusedTower:
         self.rows = ROWS_CPU if self.device.type == "cpu" else ROWS_CUDA
         self.frequencies = module.rotary_pos_emb.inv_freq.float()  # [head_dim / 4]
         self.packed = self.device.type == "cpu" and can_pack(self.dtype)
+        self.slices = module.patch_embed.in_channels, module.patch_embed.temporal_patch_size
         self.folded = self.dtype == torch.float32  # in fewer bits the sum of two weights would be rounded once more
         self.embed = self._layer(_patch_embedding(module, folded=self.folded))
         self.blocks = [self._block(block) for block in module.blocks]
@@ -58,7 +59,7 @@ class FusedTower:
     def __call__(self, pixels: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
         """Tokens of all pictures, one behind the other; see the module's words for shapes."""
         with torch.inference_mode():
-            x = self.embed(pixels if self.folded else _both_slices(pixels))  # [patches, width]
+            x = self.embed(pixels if self.folded else all_slices(pixels, *self.slices))  # [patches, width]
             cos, sin = self._rotary(grids)
             heads = x.new_empty(3, self.heads, len(x), x.shape[1] // self.heads)  # queries, keys, values
             for block in self.blocks:
@@ -163,9 +164,9 @@ def _patch_embedding(module: Any, *, folded: bool) -> nn.Linear:
     return linear
 
 
-def _both_slices(pixels: torch.Tensor) -> torch.Tensor:
-    """[patches, 3·patch²] to [patches, 3·2·patch²]."""
-    return pixels.view(len(pixels), 3, 1, -1).expand(-1, -1, 2, -1).reshape(len(pixels), -1)
+def all_slices(pixels: torch.Tensor, channels: int, temporal: int) -> torch.Tensor:
+    """[patches, channels·patch²] to [patches, channels·temporal·patch²]: a still picture's slices are all alike."""
+    return pixels.view(len(pixels), channels, 1, -1).expand(-1, -1, temporal, -1).reshape(len(pixels), -1)
 
 
 def _quick_gelu(x: torch.Tensor) -> torch.Tensor:

@@ -158,11 +158,12 @@ class Vision:
 
     def pixel_values(self, patches: Patches) -> torch.Tensor:
         """What the AutoProcessor gives for the picture: float32 [patches, channels·temporal·patch²]."""
-        return self._both_slices(self._normalised(patches.pixels))
+        return self._all_slices(self._normalised(patches.pixels))
 
-    def _both_slices(self, values: torch.Tensor) -> torch.Tensor:
-        shape = len(values), self.config.in_channels, self.config.temporal_patch_size, -1
-        return values.view(shape[0], shape[1], 1, -1).expand(*shape).reshape(shape[0], -1)
+    def _all_slices(self, values: torch.Tensor) -> torch.Tensor:
+        from qvsplit.tower import all_slices
+
+        return all_slices(values, self.config.in_channels, self.config.temporal_patch_size)
 
     @property
     def bytes_per_patch(self) -> int:
@@ -225,7 +226,7 @@ class Vision:
             else:
                 grid = torch.tensor([patches.grid_thw for patches in batch])  # [pictures, 3]
                 # cast as the whole model does: `pixel_values.type(visual.dtype)`
-                full = self._both_slices(values).to(self.dtype)
+                full = self._all_slices(values).to(self.dtype)
                 merged = self.weights.module(full, grid_thw=grid.to(self.device)).pooler_output
         if tuple(merged.shape) != (sum(counts), self.hidden_size):
             raise ModelError(f"the tower gave {list(merged.shape)} instead of {[sum(counts), self.hidden_size]}")

@@ -48,7 +48,8 @@ def pixels(grids, seed=1) -> torch.Tensor:
 
 
 def both(values: torch.Tensor) -> torch.Tensor:
-    return values.view(len(values), 3, 1, -1).expand(-1, -1, 2, -1).reshape(len(values), -1)
+    """The processor's layout, spelled out: channels, two temporal slices, pixels."""
+    return torch.stack([values.view(len(values), 3, -1)] * 2, dim=2).flatten(1)
 
 
 def reference(made, values, grids) -> torch.Tensor:
