@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import resource
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,18 +98,35 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def give_back_freed_memory() -> None:
-    """Have glibc return freed blocks of 16 MiB and more to the system at once, for the whole process.
+_LIMITS_ARE_OURS = False
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
-    By default it raises that limit to 32 MiB as it goes, and the tower's activations of that size then scatter the
-    heap: 0.4 GB on a 2B's tower in float32. Smaller ones, which the forward pass asks for thousands of times, stay
-    with the process: fresh pages cost it some 5 % (docs/decisions.md). Other C libraries are left as they are.
+
+def give_back_freed_memory() -> None:
+    """Have glibc return freed blocks of a MiB and more to the system at once, for the whole process.
+
+    By default it raises that limit to 32 MiB as it goes, and weights and activations of that size then scatter the
+    heap: 0.4 GB on a 2B's tower in float32 (docs/decisions.md). Other C libraries are left as they are.
     """
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    global _LIMITS_ARE_OURS
+    _LIMITS_ARE_OURS = _set_limits({_M_MMAP_THRESHOLD: 1 << 20})
+
+
+def keep_freed_activations() -> None:
+    """Once weights are in place: keep freed blocks below 16 MiB, up to 128 MiB of them.
+
+    A forward pass asks for such blocks thousands of times; in fresh pages each time they cost it some 5 %. Does
+    nothing where `give_back_freed_memory` was not called: other callers' allocators are left alone.
+    """
+    if _LIMITS_ARE_OURS:
+        _set_limits({_M_MMAP_THRESHOLD: 16 << 20, _M_TRIM_THRESHOLD: 128 << 20})
+
+
+def _set_limits(limits: Mapping[int, int]) -> bool:
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_mmap_threshold, 16 << 20)
-        libc.mallopt(m_trim_threshold, 128 << 20)
+        return all(libc.mallopt(name, value) for name, value in limits.items())
+    return False
 
 
 def peak_memory() -> int:

@@ -913,6 +913,7 @@ class _Run:
             )
             for place in dict.fromkeys(places)
         }
+        devices.keep_freed_activations()
         vision = loaded[device]
         for one in loaded.values():
             self._add_seconds(one.load_seconds)
