@@ -1,10 +1,10 @@
 """The pipeline: scan → read and decode → prepare → batch → encode → write.
 
 Decoders, processes of their own, read, hash and decode pictures, a bounded number ahead, while the tower computes, in
-one thread a device, and while what it gave is written. Rows go to a shard as soon as they are known, in the order of
-the candidates. One bad picture becomes a `failed` row; an interrupt keeps every row written so far. The shards are read
-only if the index of the last run cannot say that nothing is to be done; the tower is loaded when the first picture
-needs it, and not before.
+one thread a device, and while what it gave is written. Rows go to a shard as soon as they are known, those of encoded
+pictures in the order of the candidates. One bad picture becomes a `failed` row; an interrupt keeps every row written so
+far. The shards are read only if the index of the last run cannot say that nothing is to be done; the tower is loaded
+when the first picture needs it, and not before.
 """
 
 from __future__ import annotations

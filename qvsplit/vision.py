@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # larger than the budget goes alone.
 PATCH_BUDGET_CPU = 5_120
 PATCH_BUDGET_CUDA = 24_576
+LARGE_TOWER_BYTES = 1 << 28  # below that nobody waits long
 MEMORY_SHARE = 0.5  # of what is free after loading that a forward pass may take
 
 
@@ -323,9 +324,10 @@ def check_shape(width: int, height: int, family: Family) -> None:
 
 
 def would_be_faster_in_bfloat16(vision: Vision, checkpoint: Checkpoint) -> bool:
-    """Whether the tower was widened to float32 on a CPU that could do without."""
-    narrow = dtype_name(vision.dtype) == "float32" and stored_dtype(checkpoint, "vision") == "bfloat16"
-    return vision.device.type == "cpu" and narrow and has_bfloat16_units()
+    """Whether a tower of some size was widened to float32 on a CPU that could do without."""
+    widened = dtype_name(vision.dtype) == "float32" and stored_dtype(checkpoint, "vision") == "bfloat16"
+    large = vision.weights.tower_bytes >= LARGE_TOWER_BYTES
+    return vision.device.type == "cpu" and widened and large and has_bfloat16_units()
 
 
 def patch_budget(vision: Vision, free: int | None) -> int:

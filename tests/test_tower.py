@@ -218,6 +218,7 @@ def test_devices_are_of_one_kind():
 ])  # fmt: skip
 def test_a_cpu_with_bfloat16_units_is_told_of(tmp_path, some_photos, monkeypatch, flags, stored, told):
     """Once, for a new album whose dtype nobody chose: another dtype is another recipe, and is not chosen silently."""
+    monkeypatch.setattr(vision, "LARGE_TOWER_BYTES", 1000)
     make_tiny(tmp_path / "model", dtype=stored)
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
     real = devices.Path
