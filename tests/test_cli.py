@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import run_process
 
@@ -524,7 +525,7 @@ def test_an_unreadable_picture_and_an_unwritable_folder_as_an_ordinary_user(
 
     def look(decoder, found, on_file, may):  # in this process: no other may be started by this user
         file = images.read(found)
-        return images.decode(file.data) if on_file(file.sha256, file.size, file.mtime_ns) else None
+        return np.array(images.decode(file.data)) if on_file(file.sha256, file.size, file.mtime_ns) else None
 
     monkeypatch.setattr("qvsplit.decoder.Decoder.look", look)
     (tmp_path / "mine").mkdir()

@@ -167,7 +167,7 @@ def untidy(album: Path) -> list[str]:
         name
         for name in os.listdir(album)
         if not (name.startswith("shard-") and name.endswith(".parquet"))
-        and name not in {".qvsplit.lock", ".qvsplit-index.json", ".qvsplit-runs.jsonl"}
+        and name not in {".qvsplit.lock", ".qvsplit-index.json", ".qvsplit-rows.json", ".qvsplit-runs.jsonl"}
     ]
     held = [row.sha256 for shard in open_album(album).shards for row in shard.rows if row.has_embeds]
     return wrong + [f"held twice: {sha256.hex()}" for sha256 in set(held) if sha256 and held.count(sha256) > 1]
