@@ -56,17 +56,19 @@ def free_memory(device: torch.device) -> int | None:
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
-    free = [available] if (available := _available()) is not None else []
+    available = _told_in_kilobytes("/proc/meminfo", "MemAvailable")
+    free = [] if available is None else [available]
     with suppress(OSError, ValueError):  # cgroup v2; "max" is no number
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         free.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
     return max(0, min(free)) if free else None
 
 
-def _available() -> int | None:
+def _told_in_kilobytes(file: str, name: str) -> int | None:
+    """A line `name: N kB` of one of the kernel's files, in bytes; None where there is none."""
     with suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
+        for line in Path(file).read_text().splitlines():
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     return None
 
@@ -134,13 +136,8 @@ def peak_memory() -> int:
 
     From the kernel's own account of it; getrusage's, where there is none, is inherited from whoever started us.
     """
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = _told_in_kilobytes("/proc/self/status", "VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if peak is None else peak
 
 
 def is_cuda(name: str | None) -> bool:

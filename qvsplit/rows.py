@@ -32,14 +32,18 @@ def open_shards(paths: Sequence[Path]) -> list[Shard]:
 
 def leave_rows(folder: Path, shards: Sequence[Path]) -> None:
     """Bring the file in `folder` up to date with its `shards`; only those it does not know are opened."""
-    payload = left(folder / ROWS_FILE)
-    before = {line.partition(b"\t")[0]: line for line in (payload or b"").split(b"\n")}
+    before = _read(folder)
     lines = []
     with suppress(OSError, ValueError, QvsplitError):  # what is wrong with a shard is for whoever reads it to say
         for path in shards:
-            name = f"{path.name} {read_seal(path).hex()} {_VERSION}".encode()
-            lines.append(before.get(name) or name + b"\t" + _line(Shard(path)))
+            name = _name(path, read_seal(path))
+            lines.append(name + b"\t" + (before.get(name) or _line(Shard(path))))
         leave(folder / ROWS_FILE, b"\n".join(lines))
+
+
+def _name(path: Path, seal: bytes) -> bytes:
+    """What heads a shard's line."""
+    return f"{path.name} {seal.hex()} {_VERSION}".encode()
 
 
 def _line(shard: Shard) -> bytes:
@@ -56,13 +60,13 @@ def _line(shard: Shard) -> bytes:
     ).encode()
 
 
-def _read(folder: Path) -> Mapping[str, bytes]:
-    """Each shard's line, by its name and seal."""
+def _read(folder: Path) -> Mapping[bytes, bytes]:
+    """Each shard's line, by what heads it."""
     payload = left(folder / ROWS_FILE)
     if payload is None:
         return {}
     parts = (line.partition(b"\t") for line in payload.split(b"\n"))
-    return {name.decode("utf-8", "replace"): line for name, _, line in parts}
+    return {name: line for name, _, line in parts}
 
 
 class _Alike:
@@ -77,11 +81,11 @@ class _Alike:
         return self._last[2:]
 
 
-def _open(path: Path, known: Mapping[str, bytes], alike: _Alike) -> Shard:
+def _open(path: Path, known: Mapping[bytes, bytes], alike: _Alike) -> Shard:
     if known:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, QvsplitError):
             seal = read_seal(path)
-            line = known.get(f"{path.name} {seal.hex()} {_VERSION}")
+            line = known.get(_name(path, seal))
             if line is not None:
                 return Shard(path, _told(seal, json.loads(line), str(path), alike))
     return Shard(path)

@@ -166,17 +166,18 @@ def decode(blob: memoryview, dtype: str, n_tokens: int) -> npt.NDArray[np.uint8]
     """The inverse of `encode`. ValueError if a value, or a scale, is not finite."""
     import numpy as np
 
+    _refuse_infinite(blob, dtype, n_tokens)
     if dtype == "int8":
         values, scales = blob[: -SCALE_BYTES * n_tokens], blob[-SCALE_BYTES * n_tokens :]
-        _refuse_infinite(scales, "float32")
         halves = (np.frombuffer(values, np.uint8), from_planes(scales, SCALE_BYTES))
         return np.concatenate([half.reshape(n_tokens, -1) for half in halves], axis=1)
-    _refuse_infinite(blob, dtype)
     return from_planes(blob, DTYPE_BYTES[dtype]).reshape(n_tokens, -1)
 
 
-def _refuse_infinite(planes: bytes | memoryview, dtype: str) -> None:
-    if not all_finite(planes, dtype):
+def _refuse_infinite(blob: bytes | memoryview, dtype: str, n_tokens: int) -> None:
+    """ValueError if a value is not finite; of int8 only scales can be."""
+    sound = all_finite(blob[-SCALE_BYTES * n_tokens :], "float32") if dtype == "int8" else all_finite(blob, dtype)
+    if not sound:
         raise ValueError("has values that are not finite")
 
 
@@ -296,11 +297,8 @@ class ShardWriter:
             )
         if raw is not None:
             check_embeds(row, raw.nbytes, hidden_size=self.hidden_size, recipe=self.recipe)
-            planes, dtype = encode(raw, self.recipe.stored_dtype), self.recipe.stored_dtype
-            if dtype == "int8":
-                _refuse_infinite(planes[-SCALE_BYTES * len(raw) :], "float32")
-            else:
-                _refuse_infinite(planes, dtype)
+            planes = encode(raw, self.recipe.stored_dtype)
+            _refuse_infinite(planes, self.recipe.stored_dtype, len(raw))
         self._group.append((row, planes))
         self._group_bytes += len(planes or b"")
         self.bytes += len(planes or b"")

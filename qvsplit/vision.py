@@ -215,7 +215,6 @@ class Vision:
         self._check()
         # pictures of one size side by side have one attention call; the reference sees the batch as it comes
         order = sorted(range(len(batch)), key=lambda n: batch[n].count) if self._fused else [*range(len(batch))]
-        places = {number: place for place, number in enumerate(order)}
         batch = [batch[number] for number in order]
         # [Σ t·h·w, channels·patch²]; a picture alone is not copied
         pixels = torch.cat([p.pixels for p in batch]) if len(batch) > 1 else batch[0].pixels
@@ -231,8 +230,8 @@ class Vision:
                 merged = self.weights.module(full, grid_thw=grid.to(self.device)).pooler_output
         if tuple(merged.shape) != (sum(counts), self.hidden_size):
             raise ModelError(f"the tower gave {list(merged.shape)} instead of {[sum(counts), self.hidden_size]}")
-        given = torch.split(merged, counts)
-        return [given[places[number]] for number in range(len(batch))]
+        given = dict(zip(order, torch.split(merged, counts), strict=True))
+        return [given[number] for number in range(len(batch))]
 
 
 def load(
@@ -264,9 +263,11 @@ def _spare_memory(tower: Any) -> None:
     import torch
     from transformers.activations import QuickGELUActivation
 
+    from qvsplit.tower import quick_gelu
+
     class LeanQuickGELU(torch.nn.Module):  # type: ignore[misc]
         def forward(self, x: torch.Tensor) -> torch.Tensor:  # [patches, mlp width]
-            return (1.702 * x).sigmoid_().mul_(x)
+            return quick_gelu(x)
 
     for block in tower.blocks:
         if type(block.mlp.act) is QuickGELUActivation:

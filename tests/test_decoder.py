@@ -44,6 +44,17 @@ def look(decoder: Decoder, path: Path) -> np.ndarray:
     return picture
 
 
+def decoder_running(code: str) -> tuple[Decoder, subprocess.Popen, socket.socket]:
+    """A decoder whose child runs `code` on the socket that it is given by number; child and our end of the socket."""
+    ours, theirs = socket.socketpair()
+    child = subprocess.Popen([os.sys.executable, "-c", code, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+    theirs.close()
+    decoder = Decoder()
+    decoder._child, decoder._socket = child, ours
+    room._receive(ours, time.monotonic() + 60)
+    return decoder, child, ours
+
+
 def test_pixels_are_those_of_this_process(decoder, photos):
     for path in sorted(photos.iterdir()):
         on_file = Mock(return_value=True)
@@ -106,12 +117,7 @@ def test_memory_has_a_limit(monkeypatch, tmp_path):
     Image.new("F", (9000, 9000)).save(tmp_path / "large.tif", compression="tiff_deflate")
     Image.new("F", (90, 90)).save(tmp_path / "small.tif")
     code = "import qvsplit.decoder as d, sys; d.MEMORY_BYTES = 200 << 20; d.main(int(sys.argv[1]), 60)"
-    ours, theirs = socket.socketpair()
-    child = subprocess.Popen([os.sys.executable, "-c", code, str(theirs.fileno())], pass_fds=[theirs.fileno()])
-    theirs.close()
-    decoder = Decoder()
-    decoder._child, decoder._socket = child, ours
-    room._receive(ours, time.monotonic() + 60)
+    decoder, child, _ = decoder_running(code)
     with pytest.raises(PictureError, match="does not fit into memory"):
         look(decoder, tmp_path / "large.tif")
     assert look(decoder, tmp_path / "small.tif").shape == (90, 90, 3)
@@ -181,12 +187,7 @@ def test_an_orphan_that_hangs_ends_too(photos):
         "real = d.signal.alarm\nd.signal.alarm = lambda n: real(min(n, 1))\n"
         "images._upright = lambda image: time.sleep(60)\nd.main(int(sys.argv[1]), 60)"
     )
-    ours, theirs = socket.socketpair()
-    child = subprocess.Popen([os.sys.executable, "-c", code, str(theirs.fileno())], pass_fds=[theirs.fileno()])
-    theirs.close()
-    decoder = Decoder()
-    decoder._child, decoder._socket = child, ours
-    room._receive(ours, time.monotonic() + 60)
+    decoder, child, ours = decoder_running(code)
     file = found(photos / "coins.png")
     decoder._ask({"do": "read", "root": file.root, "path": file.path, "size": file.size})
     decoder._ask({"do": "decode"})
