@@ -141,7 +141,14 @@ def extract(
         str, typer.Option(help="The album: a folder of shards, made if need be, continued if there.")
     ] = "embeds",
     model: Model = None,
-    device: Device = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, cuda or cuda:N, or several with commas between them, each computing its own batches [default: "
+            "cuda where there is one].",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
