@@ -2,32 +2,39 @@
 
 Two branches, on purpose apart:
 
-* `QvsplitError`: the run cannot go on (bad usage, model, album, disk). Printed as one line, then `exit_code`.
-* `PictureError`: this one picture is bad. Recorded in its row, the run goes on; never an exit by itself.
+* `QvsplitError`: the run cannot go on (bad usage, model, store, disk). Printed as one line, then `exit_code`.
+* `ItemError`: this one image or video is bad. Recorded in its row, the run goes on; never an exit by itself.
 
     QvsplitError
-    ├── UsageError            2   the words of the call are off
-    ├── ModelError            3   no such model, or not loadable
-    │   ├── WeightsError      3   tensors missing, left over, or of the wrong shape
-    │   └── OutOfMemory       3   the model is loaded, and what was asked of it does not fit beside it
-    ├── RecipeError           4   rows made with another tower, processor, dtype or format
-    ├── AlbumInUse            5   another run is writing
-    ├── AlbumDamaged          6   a shard is not what was written
-    │   └── ShardDamaged      6   by its own bytes: it can be set aside and made anew
-    └── DiskError             7   full, or not writable
-    PictureError
-    └── PictureVanished           its file is no longer there
+    ├── UsageError            2   the words of the call are wrong
+    ├── ModelError            3   no such model, or it cannot be loaded
+    │   ├── WeightsError      3   tensors missing, unexpected, or of the wrong shape
+    │   └── OutOfMemory       3   what was asked does not fit into memory
+    ├── ConfigError           4   rows of another encoder, processor, dtype or format, or of a newer qvsplit
+    ├── StoreInUse            5   another run is writing
+    ├── StoreDamaged          6   a shard is not what was written
+    │   └── ShardDamaged      6   by its own bytes: it can be quarantined, and its items encoded again
+    ├── DiskError             7   full, or not writable
+    └── ProcessError         70   no process can be started here
+    ItemError
+    └── ItemNotFound              its file no longer exists
+
+All of them survive pickling: errors of one item or one request are passed on as values.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
 
-PICTURES_FAILED = 1
-CHECKS_RAISED = 8
+ITEMS_FAILED = 1
+BUG = 70  # EX_SOFTWARE of sysexits.h
+CHECKS_FLAGGED = 8
 INTERRUPTED = 130  # 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
+ERROR_KINDS = ("reader-missing", "timeout", "permission", "memory", "content")
 
 
 # Direction overrides and isolates: they can make a line show something else than it says.
@@ -64,14 +71,14 @@ def size(count: int) -> str:
 class QvsplitError(Exception):
     """The run cannot go on. The message is one line: what, where, what to do next."""
 
-    exit_code = 1
+    exit_code = BUG
 
     def __str__(self) -> str:
         return printable(" ".join(super().__str__().split()))
 
 
 class UsageError(QvsplitError):
-    """The words of the call are off: a path that is not there, nothing to ask, a choice that does not exist."""
+    """The words of the call are wrong: a path that does not exist, nothing to ask, no such choice."""
 
     exit_code = 2
 
@@ -107,37 +114,53 @@ class WeightsError(ModelError):
             f"the tensors in {where} do not fit its config.json ({'; '.join(parts)}); "
             "download the checkpoint again, or point --model at the right folder"
         )
+        self._where = where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the arguments, not by the message made from them."""
+        return partial(WeightsError, missing=self.missing, unexpected=self.unexpected, misshapen=self.misshapen), (
+            self._where,
+        )
 
 
 class OutOfMemory(ModelError):
-    """What was asked does not fit into memory beside the model."""
+    """What was asked does not fit into memory."""
 
 
-class RecipeError(QvsplitError):
-    """Rows made under one recipe were about to be used, or continued, under another."""
+class ConfigError(QvsplitError):
+    """Rows of one extraction config were about to be used, or continued, under another."""
 
     exit_code = 4
 
 
-class AlbumInUse(QvsplitError):
-    """Another process holds the album's lock."""
+class StoreInUse(QvsplitError):
+    """Another process holds the store's lock."""
 
     exit_code = 5
 
 
-class AlbumDamaged(QvsplitError):
+class StoreDamaged(QvsplitError):
     """A shard, or a row of it, is not what qvsplit wrote."""
 
     exit_code = 6
 
 
-class ShardDamaged(AlbumDamaged):
-    """A shard's own bytes are not what was written: `path` and `what` of it. Its pictures can be encoded again."""
+class ShardDamaged(StoreDamaged):
+    """A shard's own bytes are not what was written. Its items can be encoded again.
+
+    Attributes:
+        path: The shard's file.
+        what: What is wrong with it, in a few words.
+    """
 
     def __init__(self, message: str, path: str, what: str) -> None:
         super().__init__(message)
         self.path = path
         self.what = what
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with all three arguments."""
+        return ShardDamaged, (self.args[0], self.path, self.what)
 
 
 class DiskError(QvsplitError):
@@ -146,12 +169,31 @@ class DiskError(QvsplitError):
     exit_code = 7
 
 
-class PictureError(Exception):
-    """One picture is bad: the reason goes into its row, and the run goes on."""
+class ProcessError(QvsplitError):
+    """A process that is needed cannot be started: the installation or the machine is at fault."""
+
+
+class ItemError(Exception):
+    """One item is bad: the reason goes into its row, and the run goes on.
+
+    Attributes:
+        kind: What would cure it. `reader-missing`, `timeout`, `permission` and `memory` may be cured without a change
+            of the file, `content` may not.
+    """
+
+    def __init__(self, message: str, kind: str = "content") -> None:
+        if kind not in ERROR_KINDS:
+            raise ValueError(f"no kind of error: {kind}")
+        super().__init__(message)
+        self.kind = kind
 
     def __str__(self) -> str:
-        return printable(" ".join(super().__str__().split()))
+        return printable(" ".join(str(self.args[0]).split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with both arguments."""
+        return type(self), (self.args[0], self.kind)
 
 
-class PictureVanished(PictureError):
-    """A file that the walk had seen is no longer there: neither a picture nor a failure."""
+class ItemNotFound(ItemError):
+    """A file that was listed no longer exists: neither an item nor a failure."""

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: they unwind the run like an exception, but never through the middle of a write.
+"""Handle Ctrl-C, SIGTERM and SIGHUP: they unwind a run like an exception, but never in the middle of a write.
 
 An exception raised by a signal can be lost: Python drops it where it arises inside a callback or a destructor, of
 which importing libraries has many. So what arrived is also remembered, and `check` raises it again at the next safe
@@ -28,7 +28,7 @@ _installed = False
 
 
 def install() -> None:
-    """From now on each of SIGNALS raises in the main thread, and is remembered for `check`."""
+    """Make each of SIGNALS raise in the main thread from now on, and be remembered for `check`."""
     global _installed
     _installed = True
     for number in SIGNALS:
@@ -41,14 +41,14 @@ def check() -> None:
         raise _interruption(_arrived[0])
 
 
-def forget() -> None:
-    """What arrived has been dealt with."""
+def clear() -> None:
+    """Forget what arrived: it has been dealt with."""
     _arrived.clear()
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Signals inside the block end the process there and then, if `install` was called: nothing is at stake yet."""
+    """End the process at once on a signal inside the block, if `install` was called: nothing is at stake yet."""
     if not _installed or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -62,7 +62,7 @@ def at_once() -> Iterator[None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Signals that come inside the block are delivered at its end, of the outermost where blocks are nested.
+    """Deliver signals that come inside the block at its end, of the outermost where blocks are nested.
 
     Outside the main thread, which alone hears signals, it does nothing.
     """
