@@ -1,0 +1,164 @@
+"""The extraction config: everything that decides the bytes of features; and the provenance of rows.
+
+Rows may be used together, and a store may be continued, only under one `ExtractionConfig`. The model as it was named,
+the device and the library versions are kept beside it as `Provenance`, which is shown and never compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from qvsplit.errors import ConfigError, StoreDamaged
+from qvsplit.runtime.dtypes import DTYPE_BYTES, STORAGE_DTYPES
+
+KERNELS = ("fused", "reference")
+VERSIONED = ("qvsplit", "torch", "torchvision", "transformers", "pillow")
+
+
+def made_by_newer(where: str, what: str) -> ConfigError:
+    """Give the error for a value that this version does not know: it is no damage."""
+    return ConfigError(f"{where} was made by a newer qvsplit ({what}); upgrade this one")
+
+
+@dataclass(frozen=True)
+class ExtractionConfig:
+    """Everything that decides the bytes of features.
+
+    Attributes:
+        family: The checkpoint's `model_type`.
+        encoder: The encoder's fingerprint, 64 hex digits.
+        processor: The image processor's settings with the limits in force (`min_pixels`, `max_pixels`) and the
+            backend that resamples.
+        compute_dtype: float32, bfloat16 or float16.
+        storage_dtype: One of these, or int8.
+        images: How a file becomes an upright RGB image (sources/images.py).
+        kernels: The forward pass: "reference", transformers' own, or "fused" (kernels/).
+    """
+
+    family: str
+    encoder: str
+    processor: Mapping[str, Any]
+    compute_dtype: str
+    storage_dtype: str
+    images: Mapping[str, str]
+    kernels: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as it stands in a shard's metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Any, where: str) -> ExtractionConfig:
+        """Read it from a shard's metadata.
+
+        Raises:
+            StoreDamaged: It is no extraction config.
+            ConfigError: It has a field or a value that this version does not know.
+        """
+        if not isinstance(content, dict):
+            raise _no_config(where)
+        known = {field.name for field in fields(cls)}
+        if unknown := content.keys() - known:
+            raise made_by_newer(where, f"its extraction config has the unknown field {min(unknown)}")
+        texts = ("family", "encoder", "compute_dtype", "storage_dtype", "kernels")
+        if known - content.keys() or any(not isinstance(content[name], str) for name in texts):
+            raise _no_config(where)
+        if not isinstance(content["processor"], dict) or not isinstance(content["images"], dict):
+            raise _no_config(where)
+        choices = {"compute_dtype": DTYPE_BYTES, "storage_dtype": STORAGE_DTYPES, "kernels": KERNELS}
+        for name, allowed in choices.items():
+            if content[name] not in allowed:
+                raise made_by_newer(where, f"the unknown {name} {content[name]!r}")
+        if not _usable_processor(content["processor"]):
+            raise _no_config(where)
+        return cls(**content)
+
+    @property
+    def merge_size(self) -> int:
+        """Patches along each side of the square that becomes one token; 1 for a family that has none."""
+        return int(self.processor.get("merge_size", 1))
+
+    def differences(self, other: ExtractionConfig) -> list[str]:
+        """List the fields in which `other` differs, each as `name: mine, not theirs`."""
+        mine, theirs = _flat(self.to_json()), _flat(other.to_json())
+        return [
+            f"{name}: {_short(mine.get(name))}, not {_short(theirs.get(name))}"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where rows came from: the model as it was named, the device, the libraries."""
+
+    model: str
+    revision: str | None
+    device: str
+    versions: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        """16 hex digits that name this content: shards of several runs keep one entry for each."""
+        content = [self.model, self.revision, self.device, sorted(self.versions.items())]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as it stands in a shard's metadata."""
+        return {"id": self.id, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Provenance:
+        """Read it from a shard's metadata; what is missing or of the wrong type stays empty: nothing depends on it."""
+        given = content if isinstance(content, dict) else {}
+        versions = given.get("versions")
+        revision = given.get("revision")
+        return cls(
+            model=str(given.get("model", "")),
+            revision=revision if isinstance(revision, str) else None,
+            device=str(given.get("device", "")),
+            versions={str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
+        )
+
+
+@functools.cache
+def installed_versions() -> Mapping[str, str]:
+    """Give the versions of Python and of the libraries that touch pixels or numbers, without importing them."""
+    import platform
+    from importlib import metadata
+
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in VERSIONED}
+
+
+def _no_config(where: str) -> StoreDamaged:
+    return StoreDamaged(
+        f"{where} has no usable extraction config in its metadata; it was not written by qvsplit, or is damaged"
+    )
+
+
+def _usable_processor(settings: Mapping[str, Any]) -> bool:
+    """Say whether what is read of a processor's settings is there: a family that merges patches has pixel limits."""
+    if "merge_size" not in settings:
+        return True
+    numbers = [settings.get(name) for name in ("merge_size", "min_pixels", "max_pixels")]
+    return all(type(number) is int for number in numbers) and 1 <= settings["merge_size"] <= 64
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:12] + "…"

@@ -1,0 +1,191 @@
+"""The row: what is stored of one part of one item, but for the features themselves. The contract is docs/format.md.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qvsplit.errors import ERROR_KINDS
+from qvsplit.store.config import ExtractionConfig
+
+STATUSES = ("ok", "failed", "deleted")
+KINDS = ("image", "video")
+MAX_JSON_BYTES = 64 * 1024  # of `inputs`, and of `media`
+MAX_RUNS = 1 << 16  # in one placeholder
+
+Key = tuple[str, str]  # root and path: what names an item in a store
+Content = tuple[str, int]  # sha256 and part: what names features
+Runs = tuple[tuple[str, int], ...]  # a placeholder: each text, and how many times it stands there in a row
+
+_ESCAPED = re.compile(r"//x[89a-f][0-9a-f]")
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a store. See docs/format.md for each column."""
+
+    root: str
+    path: str
+    sha256: str | None
+    size: int
+    status: str
+    part: int = 0
+    start: float | None = None
+    end: float | None = None
+    generation: int = 0
+    mtime_ns: int | None = None
+    version: str | None = None
+    kind: str = "image"
+    width: int | None = None
+    height: int | None = None
+    duration: float | None = None
+    taken_at: str | None = None
+    error: str | None = None
+    error_kind: str | None = None
+    warnings: str | None = None
+    grid_thw: tuple[int, int, int] | None = None
+    n_tokens: int | None = None
+    placeholder: str | None = None
+    inputs: str | None = None
+    media: str | None = None
+    has_features: bool = False
+
+    @property
+    def key(self) -> Key:
+        """What names the item within a store."""
+        return self.root, self.path
+
+    @property
+    def folder(self) -> Key:
+        """The folder that the item lies in: its root, and its path below that."""
+        return self.root, self.path.rpartition("/")[0]
+
+    @property
+    def content(self) -> Content | None:
+        """What names the features; None where the file could not be read."""
+        return None if self.sha256 is None else (self.sha256, self.part)
+
+    @property
+    def placeholder_runs(self) -> Runs:
+        """The text that stands for this item in a prompt, as runs. ValueError for what no writer writes."""
+        return parse_placeholder(self.placeholder or "[]")
+
+    @property
+    def inputs_by_name(self) -> Mapping[str, Any]:
+        """Other small inputs of the language model: name → dtype, shape, values. ValueError as for a placeholder."""
+        return _json_object(self.inputs)
+
+
+def deleted_row(row: Row, generation: int) -> Row:
+    """Give the row that says that the file of `row` no longer exists."""
+    return replace(row, generation=generation, status="deleted", error=None, error_kind=None, has_features=False)
+
+
+def placeholder_json(runs: Sequence[tuple[str, int]]) -> str:
+    """Give a placeholder as its column holds it."""
+    return json.dumps([list(run) for run in runs], ensure_ascii=False, separators=(",", ":"))
+
+
+def parse_placeholder(text: str) -> Runs:
+    """Invert `placeholder_json`. ValueError for what it does not write."""
+    runs = _json(text, "placeholder")
+    sound = isinstance(runs, list) and len(runs) <= MAX_RUNS and all(map(_is_run, runs))
+    if not sound:
+        raise ValueError("has a placeholder that is no list of runs")
+    return tuple((run[0], run[1]) for run in runs)
+
+
+def _json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"has {name} that are no JSON") from None
+
+
+def _is_run(run: Any) -> bool:
+    return (
+        isinstance(run, list)
+        and len(run) == 2
+        and isinstance(run[0], str)
+        and bool(run[0])
+        and isinstance(run[1], int)
+        and not isinstance(run[1], bool)
+        and 1 <= run[1] < 1 << 31
+    )
+
+
+def _json_object(text: str | None) -> Mapping[str, Any]:
+    content = _json(text, "inputs") if text is not None else {}
+    if not isinstance(content, dict):
+        raise ValueError("has inputs that are no JSON object")
+    return content
+
+
+def unknown_value(row: Row) -> str | None:
+    """Say which value of the row this version does not know, if any: a newer version's, not damage."""
+    for name, value, known in (
+        ("status", row.status, STATUSES),
+        ("kind", row.kind, KINDS),
+        ("error_kind", row.error_kind, ERROR_KINDS),
+    ):
+        if isinstance(value, str) and value not in known:
+            return f"{name} {value!r}"
+    return None
+
+
+def row_error(row: Row, config: ExtractionConfig) -> str | None:
+    """Say why no writer writes such a row; None if it is sound."""
+    if wrong := _name_error(row) or _number_error(row):
+        return wrong
+    if row.sha256 is not None and not _HASH.fullmatch(row.sha256):
+        return "has a hash that is none"
+    if any(text is not None and len(text.encode()) > MAX_JSON_BYTES for text in (row.inputs, row.media)):
+        return "has more inputs or media than any writer puts there"
+    if row.status == "ok" and (row.sha256 is None or row.n_tokens is None or row.placeholder is None):
+        return "is ok, but lacks hash, token count or placeholder"
+    if row.status == "ok" and (unfit := grid_error(row, config)):
+        return unfit
+    if row.has_features and row.status != "ok":
+        return f"is {row.status}, yet claims features"
+    return None
+
+
+def _name_error(row: Row) -> str | None:
+    path, root = (_ESCAPED.sub("?", name) if name and "//" in name else name or "" for name in (row.path, row.root))
+    if not row.path or row.root is None or row.size is None or row.has_features is None or row.status is None:
+        return "lacks root, path, size, status or has_features"
+    if path.startswith("/") or "//" in path or "\0" in path or ".." in path.split("/"):
+        return "has a path that leads out of its root"
+    if "\0" in root or "//" in root:
+        return "has a root that no folder can have"
+    return None
+
+
+def _number_error(row: Row) -> str | None:
+    if row.part is None or row.generation is None or row.part < 0 or row.generation < 0 or row.kind is None:
+        return "has no part, generation or kind that can be"
+    if row.grid_thw is not None and (len(row.grid_thw) != 3 or None in row.grid_thw):
+        return "has a grid with a gap"
+    if row.n_tokens is not None and row.n_tokens < 0:
+        return "has a negative number of tokens"
+    return None
+
+
+def grid_error(row: Row, config: ExtractionConfig) -> str | None:
+    """Say why grid and tokens of an `ok` row do not belong together; None if they do."""
+    if row.grid_thw is None:  # as in families whose processor merges no patches
+        return "is ok, but lacks a grid" if "merge_size" in config.processor else None
+    t, h, w = row.grid_thw
+    merge = config.merge_size
+    if min(t, h, w) < 1 or h % merge or w % merge:
+        return f"has the grid {t}×{h}×{w}, which {merge}×{merge} patches a token do not divide"
+    if row.n_tokens != t * h * w // merge**2:
+        return f"has {row.n_tokens} tokens, and its grid {t}×{h}×{w} makes {t * h * w // merge**2}"
+    return None

@@ -1,0 +1,317 @@
+"""Read one finished shard, checked: rows at once, features one by one, on demand.
+
+Nothing read is handed on unless the footer's checksum matches, the row is one that a writer writes, and tokens, lengths
+and values of its features are sound. No memory is given for what a file merely claims (parquet_guard.py). The file is
+open only while something is read from it: a store may have more shards than a process may have open files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvsplit.errors import OutOfMemory, ShardDamaged, StoreDamaged
+from qvsplit.store import codec
+from qvsplit.store.config import ExtractionConfig, Provenance, made_by_newer
+from qvsplit.store.features import Features, StoredTensor, TensorSpec
+from qvsplit.store.footer import NotAShard, read_footer
+from qvsplit.store.parquet_guard import Chunk, chunks, pages
+from qvsplit.store.row import Row, row_error, unknown_value
+from qvsplit.store.schema import METADATA_KEY, ShardSchema, check_columns, read_metadata, row_columns
+from qvsplit.store.shard_writer import check_features
+from qvsplit.store.storage import LocalStorage, Storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+# Of what a reader believes: one image at the model's own limit is 0.5 GB
+MAX_GROUP_ROWS = 1 << 16
+MAX_GROUP_BYTES = 1 << 32
+MAX_TEXT_BYTES = 1 << 28  # of all columns but those of features
+PAGE_SLACK = 1 << 16  # levels, lengths
+ADVICE = "run `qvsplit extract` again: it quarantines the file and encodes the items in it again"
+ROW_FIELDS = tuple(field.name for field in fields(Row))
+_SHARED_STRINGS = ("root", "kind", "status", "error_kind", "placeholder", "inputs", "media", "warnings")
+
+
+@dataclass(frozen=True)
+class ShardSnapshot:
+    """What is known of a shard without opening it: what was read when its footer had this checksum.
+
+    Attributes:
+        checksum: SHA-256 of the footer, which names the shard's content.
+        columns: The rows' values by column, each column as long as the others.
+    """
+
+    checksum: bytes
+    schema: ShardSchema
+    columns: dict[str, Sequence[Any]]
+
+
+def read_checksum(storage: Storage, name: str) -> bytes:
+    """Give SHA-256 of a shard's footer, held against the footer. Raises as `read_footer`, and OSError."""
+    with storage.open(name) as stream:
+        return hashlib.sha256(read_footer(stream)).digest()
+
+
+class Shard:
+    """A finished shard.
+
+    Attributes:
+        name: Its name in the storage.
+        schema: What it declares.
+        rows: Its rows, in order.
+
+    Raises:
+        StoreDamaged: It cannot be read.
+        ShardDamaged: It is not what a writer wrote; the message names file, row and column.
+        ConfigError: A newer version wrote it.
+    """
+
+    def __init__(self, storage: Storage, name: str, snapshot: ShardSnapshot | None = None) -> None:
+        self.storage = storage
+        self.name = name
+        self._checksum = None if snapshot is None else snapshot.checksum
+        self._metadata: Any = None  # pyarrow's FileMetaData
+        self._chunks: list[list[Chunk]] = []
+        self._group_starts: list[int] = []
+        if snapshot is None:
+            self.schema = self._read_footer()
+            self.rows = self._as_rows(self._read_columns())
+        else:
+            self.schema = snapshot.schema
+            self.rows = self._as_rows(snapshot.columns)
+
+    @property
+    def where(self) -> str:
+        """The place of the file, for messages."""
+        return self.storage.where(self.name)
+
+    @property
+    def path(self) -> Path:
+        """The file, in a local store."""
+        return Path(self.where)
+
+    @property
+    def config(self) -> ExtractionConfig:
+        """The extraction config of all its rows."""
+        return self.schema.config
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where its newest rows came from."""
+        return self.schema.provenance[-1]
+
+    def features(self, index: int) -> Features:
+        """Give the features of row `index`, checked."""
+        self._ensure_open()
+        row = self.rows[index]
+        group = bisect_right(self._group_starts, index) - 1
+        offset = index - self._group_starts[group]
+        with self._damage(f"features of row {index} ({row.path})"):
+            columns = self._blobs(group)
+            blobs = {name: column[offset].as_buffer() for name, column in columns.items()}
+        return self._checked(row, index, blobs)
+
+    def __iter__(self) -> Iterator[tuple[int, Row, Features | None]]:
+        """Iterate over all rows with their features; each row group is read once."""
+        self._ensure_open()
+        for group, start in enumerate(self._group_starts):
+            with self._damage(f"features, row group {group}"):
+                columns = self._blobs(group)
+            for offset in range(self._metadata.row_group(group).num_rows):
+                index = start + offset
+                row = self.rows[index]
+                blobs = {name: column[offset].as_buffer() for name, column in columns.items()}
+                if any(row.has_features != (blob is not None) for blob in blobs.values()):
+                    raise self._damaged(
+                        f"row {index} ({row.path}): has_features is {row.has_features}, its features say otherwise"
+                    )
+                yield index, row, self._checked(row, index, blobs) if row.has_features else None
+
+    # ------------------------------------------------------------------------------------------------- the file
+
+    def _ensure_open(self) -> None:
+        """Read the footer for the first time, where rows came from a snapshot."""
+        if self._metadata is None:
+            self._read_footer()
+
+    def _read_footer(self) -> ShardSchema:
+        with self._damage("its footer"):
+            with self.storage.open(self.name) as stream:
+                footer = read_footer(stream)
+            if self._checksum not in {None, hashlib.sha256(footer).digest()}:
+                raise ValueError("it is no longer the shard that it was when its rows were read")
+            self._chunks = chunks(footer)
+            with self._open() as parquet:
+                self._metadata = parquet.metadata
+                columns = parquet.schema_arrow
+        schema = self._read_schema(columns)
+        self._group_starts = self._check_groups()
+        if self._checksum is not None and self._metadata.num_rows != len(self.rows):
+            raise self._damaged("it has another number of rows than it had")
+        return schema
+
+    @contextmanager
+    def _open(self) -> Iterator[pq.ParquetFile]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with (
+            self.storage.open(self.name) as stream,
+            pa.PythonFile(stream, mode="r") as file,
+            pq.ParquetFile(file, metadata=self._metadata, page_checksum_verification=True, pre_buffer=False) as parquet,
+        ):
+            yield parquet
+
+    def _read_schema(self, columns: pa.Schema) -> ShardSchema:
+        text = (self._metadata.metadata or {}).get(METADATA_KEY)
+        if text is None:
+            raise self._damaged("it is a Parquet file, but not one that qvsplit wrote")
+        try:
+            schema = read_metadata(text, self.where)
+            check_columns(columns, schema, self.where)
+        except StoreDamaged as error:
+            raise ShardDamaged(str(error), self.where, "its metadata are not usable") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise self._damaged(str(error) or "its metadata are not usable") from None
+        return schema
+
+    def _check_groups(self) -> list[int]:
+        """Give the first row of each row group. Refuses claims beyond any writer's before memory is given for them."""
+        described = [self._metadata.row_group(group) for group in range(self._metadata.num_row_groups)]
+        sizes = [group.num_rows for group in described]
+        if any(size < 1 for size in sizes) or sum(sizes) != self._metadata.num_rows:
+            raise self._damaged("its row counts contradict each other")
+        if any(size > MAX_GROUP_ROWS for size in sizes) or any(g.total_byte_size > MAX_GROUP_BYTES for g in described):
+            raise self._damaged("one of its row groups claims more than any writer puts there")
+        return [0, *accumulate(sizes[:-1])] if sizes else []
+
+    def _check_pages(self, group: int, names: Sequence[str], room: int) -> None:
+        """ValueError if decoding these columns might take more than `room` bytes, whatever the footer says."""
+        rows = self._metadata.row_group(group).num_rows
+        most = max(room, MAX_TEXT_BYTES)  # of what a dictionary might be repeated to
+        with self.storage.open(self.name) as stream:
+            for column in self._chunks[group]:
+                if column.column not in names:
+                    continue
+                values = 0
+                for page in pages(stream, column.start, column.length):
+                    values += page.values
+                    room -= page.size
+                    most -= page.size * rows if page.repeats else 0
+                    if room < 0 or most < 0:
+                        raise ValueError("more than its rows can need")
+                if values > rows * (3 if column.column == "grid_thw" else 1):
+                    raise ValueError("more values than its rows can have")
+
+    # ------------------------------------------------------------------------------------------------- the rows
+
+    def _read_columns(self) -> dict[str, Sequence[Any]]:
+        names = list(row_columns())
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        with self._damage("a column of its rows"):
+            room = MAX_TEXT_BYTES
+            with self._open() as parquet:
+                for group in range(len(self._group_starts)):
+                    self._check_pages(group, names, MAX_TEXT_BYTES)
+                    table = parquet.read_row_group(group, columns=names)
+                    room -= table.nbytes
+                    if room < 0:
+                        raise ValueError("more text than any writer puts there")
+                    for name in names:
+                        columns[name] += table.column(name).to_pylist()
+            if any(len(column) != self._metadata.num_rows for column in columns.values()):
+                raise ValueError("fewer values than rows")
+        return dict(columns)
+
+    def _as_rows(self, columns: dict[str, Sequence[Any]]) -> list[Row]:
+        alike: dict[str, str] = {}  # one string for what most rows have in common
+        ordered = [
+            [None if value is None else alike.setdefault(value, value) for value in columns[name]]
+            if name in _SHARED_STRINGS
+            else columns[name]
+            for name in ROW_FIELDS
+        ]
+        grid = ROW_FIELDS.index("grid_thw")
+        ordered[grid] = [None if value is None else tuple(value) for value in ordered[grid]]
+        rows = [Row(*values) for values in zip(*ordered, strict=True)]
+        for index, row in enumerate(rows):
+            if unknown := unknown_value(row):
+                raise made_by_newer(self.where, f"row {index} has the unknown {unknown}")
+            if wrong := row_error(row, self.schema.config):
+                raise self._damaged(f"row {index} ({row.path}) {wrong}")
+        return rows
+
+    # --------------------------------------------------------------------------------------------- the features
+
+    def _blobs(self, group: int) -> dict[str, Any]:
+        """Read the columns of features of one row group.
+
+        A damaged page header can make a reader give fewer values without an error: they are counted.
+        """
+        start, count = self._group_starts[group], self._metadata.row_group(group).num_rows
+        tokens = sum(row.n_tokens or 0 for row in self.rows[start : start + count] if row.has_features)
+        found = {}
+        for spec in self.schema.tensors:
+            self._check_pages(group, [spec.column], tokens * spec.token_bytes + 16 * count + PAGE_SLACK)
+            with self._open() as parquet:
+                parts = parquet.read_row_group(group, columns=[spec.column], use_threads=False).column(0)
+            column = parts.chunk(0) if parts.num_chunks == 1 else parts.combine_chunks()  # which copies
+            if len(column) != count:
+                raise ValueError("fewer values than rows")
+            found[spec.column] = column
+        return found
+
+    def _checked(self, row: Row, index: int, blobs: dict[str, Any]) -> Features:
+        if not row.has_features:
+            raise StoreDamaged(f"{self.where}: row {index} ({row.path}) holds no features of its own")
+        try:
+            if any(blob is None for blob in blobs.values()):
+                raise ValueError("has features, and a column without them")
+            check_features(row, {name: blob.size for name, blob in blobs.items()}, self.schema.tensors)
+            tensors = {spec.key: self._tensor(spec, row, blobs[spec.column]) for spec in self.schema.tensors}
+            return Features(self.config, tensors, row.grid_thw, row.placeholder_runs, row.inputs_by_name)
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(f"row {index} ({row.path}) {error}") from None
+
+    def _tensor(self, spec: TensorSpec, row: Row, blob: Any) -> StoredTensor:
+        assert row.n_tokens is not None  # check_features has seen to it
+        return StoredTensor(codec.decode(memoryview(blob), spec.dtype, row.n_tokens), spec.dtype)
+
+    # ------------------------------------------------------------------------------------------------- damage
+
+    def _damaged(self, what: str) -> ShardDamaged:
+        return ShardDamaged(f"{self.where} is damaged: {what}; {ADVICE}", self.where, what)
+
+    @contextmanager
+    def _damage(self, what: str) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except FileNotFoundError:
+            raise StoreDamaged(f"{self.where} no longer exists; run `qvsplit extract` again to make it again") from None
+        except NotAShard as error:
+            what = f"not a qvsplit shard: {error}"
+            raise ShardDamaged(f"{self.where} is {what}", self.where, what) from None
+        except MemoryError:
+            raise OutOfMemory(f"{self.where} cannot be read: not enough memory") from None
+        except OSError as error:
+            if error.errno is not None:  # the system's word, not pyarrow's on what it read
+                raise StoreDamaged(f"{self.where} cannot be read ({error.strerror})") from None
+            raise self._damaged(f"{what}: {error}") from None
+        except (ValueError, pa.ArrowException) as error:
+            raise self._damaged(f"{what}: {error}") from None
+
+
+def open_shard(path: Path) -> Shard:
+    """Open the shard in this file, by whatever name."""
+    return Shard(LocalStorage(path.parent), path.name)

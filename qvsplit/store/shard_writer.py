@@ -1,0 +1,151 @@
+"""Write one shard, which appears under its name whole or not at all.
+
+Nothing is written unless tokens, grid and byte lengths of a row belong together and every value is finite.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from typing import IO
+
+from qvsplit.runtime.atomic_files import disk_errors
+from qvsplit.store import codec
+from qvsplit.store.features import Features, TensorSpec
+from qvsplit.store.footer import insert_checksum
+from qvsplit.store.row import Row, row_error
+from qvsplit.store.schema import DICTIONARY_COLUMNS, ShardSchema, arrow_schema, row_columns
+from qvsplit.store.storage import Storage
+
+ROW_GROUP_BYTES = 4 << 20  # of raw features: reading one item reads about this much
+ROW_GROUP_ROWS = 256
+ZSTD_LEVEL = 1
+UNSYNCED_BYTES = 32 << 20  # written and not yet on the disk: a signal must not have to wait for much more
+MAX_VALUE_BYTES = 1 << 31  # a Parquet value ends there
+
+
+def check_features(row: Row, lengths: Mapping[str, int], tensors: tuple[TensorSpec, ...]) -> None:
+    """ValueError unless tokens and byte lengths (by column) of a row with features belong together."""
+    if row.n_tokens is None:
+        raise ValueError("has features but no number of tokens")
+    for spec in tensors:
+        length, expected = lengths.get(spec.column, 0), row.n_tokens * spec.token_bytes
+        if length != expected:
+            raise ValueError(f"has {length} bytes of {spec.key} instead of {expected}")
+        if length >= MAX_VALUE_BYTES:
+            raise ValueError(f"has {length} bytes of {spec.key}, and a value of a shard ends at 2 GiB")
+
+
+class ShardWriter:
+    """One shard that is being written.
+
+    Rows go to a hidden staged file as they come; `finish` inserts the footer checksum, syncs the file and renames it.
+    Until then the shard does not exist.
+
+    Attributes:
+        rows: Rows so far.
+        bytes: Bytes of features so far, before compression.
+    """
+
+    def __init__(self, storage: Storage, name: str, schema: ShardSchema) -> None:
+        import pyarrow.parquet as pq
+
+        self.schema = schema
+        self.rows = 0
+        self.bytes = 0
+        self._storage = storage
+        self._arrow = arrow_schema(schema)
+        self._group: list[tuple[Row, dict[str, bytes]]] = []
+        self._group_bytes = 0
+        self._synced = 0
+        self._whole = ExitStack()
+        self._stream: IO[bytes] = self._whole.enter_context(storage.put_whole(name))
+        try:
+            with disk_errors(storage.location):
+                self._parquet = pq.ParquetWriter(
+                    self._stream,
+                    self._arrow,
+                    compression="zstd",
+                    compression_level=ZSTD_LEVEL,
+                    use_dictionary=list(DICTIONARY_COLUMNS),
+                    write_statistics=["path", "status", "generation"],
+                    write_page_checksum=True,
+                )
+        except BaseException as error:
+            self._give_up(error)
+            raise
+
+    def add(self, row: Row, features: Features | None) -> None:
+        """Add one row, with its features if it `has_features`.
+
+        Raises:
+            ValueError: Row and features do not belong together, or a value is not finite: a mistake of the caller's,
+                or of an encoder's.
+        """
+        if row.has_features != (features is not None):
+            raise ValueError("says it has features, and is given none" if features is None else "is given features")
+        if wrong := row_error(row, self.schema.config):
+            raise ValueError(wrong)
+        blobs = {} if features is None else self._encoded(row, features)
+        size = sum(map(len, blobs.values()))
+        self._group.append((row, blobs))
+        self._group_bytes += size
+        self.bytes += size
+        self.rows += 1
+        if self._group_bytes >= ROW_GROUP_BYTES or len(self._group) >= ROW_GROUP_ROWS:
+            self._flush()
+
+    def finish(self) -> int:
+        """Make the shard appear; gives its size in bytes. Where that fails nothing is left behind."""
+        try:
+            with disk_errors(self._storage.location):
+                self._flush()
+                self._parquet.close()
+                size = insert_checksum(self._stream)
+            self._whole.close()
+        except BaseException as error:
+            self._give_up(error)
+            raise
+        return size
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        self._give_up(_Abandoned())
+
+    def _give_up(self, reason: BaseException) -> None:
+        """Leave the staged file's block with an error, so that it does not appear."""
+        with suppress(Exception):  # it may be mid-write on a full disk: closing must not hide why we are here
+            self._parquet.close()
+        self._whole.__exit__(type(reason), reason, None)
+
+    def _encoded(self, row: Row, features: Features) -> dict[str, bytes]:
+        specs = self.schema.tensors
+        if set(features.tensors) != {spec.key for spec in specs}:
+            raise ValueError(f"has the tensors {', '.join(features.tensors)}, and its shard declares others")
+        check_features(row, {spec.column: features[spec.key].raw.nbytes for spec in specs}, specs)
+        return {spec.column: codec.encode(features[spec.key].raw, spec.dtype) for spec in specs}
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if not self._group:
+            return
+        names = list(row_columns())
+        columns: dict[str, list[object]] = {name: [getattr(row, name) for row, _ in self._group] for name in names}
+        columns |= {spec.column: [blobs.get(spec.column) for _, blobs in self._group] for spec in self.schema.tensors}
+        table = pa.table(
+            {name: pa.array(values, self._arrow.field(name).type) for name, values in columns.items()},
+            schema=self._arrow,
+        )
+        self._group, self._group_bytes = [], 0
+        with disk_errors(self._storage.location):
+            self._parquet.write_table(table, row_group_size=ROW_GROUP_ROWS)
+            if self._stream.tell() - self._synced >= UNSYNCED_BYTES:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+                self._synced = self._stream.tell()
+
+
+class _Abandoned(Exception):
+    """`abandon` was called."""

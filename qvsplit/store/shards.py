@@ -1,0 +1,78 @@
+"""Which shards there are: in a folder, behind a glob, and while a rebuilt store is being put in place."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import stat
+from pathlib import Path
+
+from qvsplit.errors import StoreDamaged, StoreInUse, UsageError
+from qvsplit.store import layout
+from qvsplit.store.storage import LocalStorage, Storage
+
+
+def shards_in(storage: Storage) -> list[str]:
+    """List the names of the shards, the oldest first; none where there is no such store. OSError if unreadable."""
+    numbered = [
+        (number, file.name) for file in storage.list() if (number := layout.shard_number(file.name)) is not None
+    ]
+    return [name for _, name in sorted(numbered)]
+
+
+def next_number(storage: Storage) -> int:
+    """Give the number of the next shard: one above the highest there is."""
+    return max((layout.shard_number(name) or 0 for name in shards_in(storage)), default=0) + 1
+
+
+def shard_paths(place: str | os.PathLike[str]) -> list[Path]:
+    """List the shards that a file, a folder or a glob names, sorted. UsageError if there are none."""
+    text = os.fspath(place)
+    path = Path(text)
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            refuse_half_placed(LocalStorage(path))
+            found = [path / name for name in shards_in(LocalStorage(path))]
+            if not found:
+                raise UsageError(f"{text} holds no shards; make some with `qvsplit extract PHOTOS --embeds {text}`")
+        else:
+            found = [path]
+    except (FileNotFoundError, NotADirectoryError):
+        found = []
+    except OSError as error:
+        raise UsageError(f"{text} cannot be read ({error.strerror})") from None
+    if found:
+        return found
+    try:
+        found = [Path(match) for match in glob.glob(text)]
+    except (OSError, ValueError):
+        found = []
+    if not found:
+        raise UsageError(f"no store or shard at {text}; make one with `qvsplit extract PHOTOS --embeds DIR`")
+    return sorted(found, key=layout.in_order)
+
+
+def refuse_half_placed(storage: Storage) -> None:
+    """StoreInUse while a rebuilt store is being put in place, or where that was cut short: it is not whole."""
+    if placed_from(storage) is not None:
+        raise StoreInUse(
+            f"{storage.location} is being replaced by its rebuild; run `qvsplit extract` again if that was cut short"
+        )
+
+
+def placed_from(storage: Storage) -> int | None:
+    """Give the number from which on shards are those of a rebuilt store that is being put in place; None where none is.
+
+    Raises:
+        StoreDamaged: What says so cannot be read.
+    """
+    try:
+        with storage.open(layout.REBUILD_COMPLETE) as stream:
+            return int(json.loads(stream.read())["first"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise StoreDamaged(
+            f"{storage.where(layout.REBUILD_COMPLETE)} cannot be read; remove {storage.where(layout.REBUILD)}"
+        ) from None

@@ -1,0 +1,175 @@
+"""The Storage door: how a store's files are listed, read, written whole, moved, deleted and locked.
+
+Everything in store/ goes through it. A name is relative to the store's folder, with `/` between its parts. The only
+implementation is the local disk, by the standard library: a run with nothing to do must import nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+from qvsplit.runtime.atomic_files import disk_errors, sync_folder, written_whole
+from qvsplit.store import layout
+from qvsplit.store.lock import Lock, locked
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file of a listing. `version` changes whenever the content does: an etag, or times and inode on a disk."""
+
+    name: str
+    size: int
+    version: str
+
+
+class Storage(Protocol):
+    """Where a store lies.
+
+    Reading raises OSError (FileNotFoundError for a name that does not exist); writing raises DiskError.
+    """
+
+    @property
+    def location(self) -> str:
+        """The place as a person would name it."""
+
+    def where(self, name: str) -> str:
+        """Give the place of one file as a person would name it."""
+
+    def list(self, folder: str = "") -> list[StoredFile]:
+        """List the files in `folder`, not those below it; none where it does not exist."""
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading; seekable."""
+
+    def put_whole(self, name: str, *, durable: bool = True) -> AbstractContextManager[IO[bytes]]:
+        """Give a local stream, for writing and reading, whose content appears as `name` at the end of the block.
+
+        Whole or not at all, over what was there. `durable`: it survives a power loss from then on; without, it may be
+        lost, but is never seen in part.
+        """
+
+    def put_if_absent(self, name: str, content: bytes) -> bool:
+        """Create a small file; False, and nothing changed, where it exists."""
+
+    def move(self, name: str, to: str) -> None:
+        """Rename a file, over what was there. A crash leaves it under one of the two names, or whole under both."""
+
+    def delete(self, *names: str) -> None:
+        """Delete files; a name that does not exist is no error."""
+
+    def lock(
+        self, *, wait: bool = False, on_note: Callable[[str], None] = lambda line: None
+    ) -> AbstractContextManager[Lock]:
+        """Hold the store as its only writer; create it if need be. StoreInUse where another process holds it."""
+
+
+class LocalStorage:
+    """A store in a folder of a local disk, or of one mounted like a local disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def location(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+    def where(self, name: str) -> str:
+        """Give the path of one file."""
+        return str(self.folder / name)
+
+    def list(self, folder: str = "") -> list[StoredFile]:
+        """List the files in `folder`, sorted by name."""
+        try:
+            with os.scandir(self.folder / folder) as scan:
+                entries = [entry for entry in scan if not entry.is_dir()]
+        except FileNotFoundError:
+            return []
+        files = []
+        for entry in entries:
+            with suppress(FileNotFoundError):  # deleted meanwhile: no reason to leave out those behind it
+                status = entry.stat(follow_symlinks=False)
+                version = f"{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
+                files.append(StoredFile(entry.name, status.st_size, version))
+        return sorted(files, key=lambda file: file.name)
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading, unbuffered. ValueError for what is no regular file: a pipe would make us wait."""
+        descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise ValueError("it is not a regular file")
+        return os.fdopen(descriptor, "rb", buffering=0)
+
+    @contextmanager
+    def put_whole(self, name: str, *, durable: bool = True) -> Iterator[IO[bytes]]:
+        """Write in `.qvsplit/staging`, sync, rename, sync the folder."""
+        with disk_errors(self.folder):
+            staging = self._folder(layout.STAGING)
+            self._folder(os.path.dirname(name))
+            with written_whole(self.folder / name, staging=staging, durable=durable) as stream:
+                yield stream
+
+    def put_if_absent(self, name: str, content: bytes) -> bool:
+        """Write the content aside, then link it under `name`, which the kernel refuses where that exists."""
+        target = self.folder / name
+        with disk_errors(self.folder):
+            self._folder(os.path.dirname(name))
+            # not by the process id: two threads, or two machines, may claim the same name at once
+            aside = self._folder(layout.STAGING) / f".{target.name}.{secrets.token_hex(8)}.tmp"
+            try:
+                with aside.open("xb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.link(aside, target)
+                sync_folder(target.parent)
+            except FileExistsError:
+                return False
+            finally:
+                with suppress(OSError):
+                    aside.unlink()
+        return True
+
+    def move(self, name: str, to: str) -> None:
+        """Rename, and sync both folders."""
+        with disk_errors(self.folder):
+            self._folder(os.path.dirname(to))
+            os.rename(self.folder / name, self.folder / to)
+            for folder in {(self.folder / to).parent, (self.folder / name).parent}:
+                sync_folder(folder)
+
+    def delete(self, *names: str) -> None:
+        """Unlink, then sync the folders once each."""
+        with disk_errors(self.folder):
+            for name in names:
+                (self.folder / name).unlink(missing_ok=True)
+            for folder in {(self.folder / name).parent for name in names}:
+                if folder.exists():
+                    sync_folder(folder)
+
+    @contextmanager
+    def lock(self, *, wait: bool = False, on_note: Callable[[str], None] = lambda line: None) -> Iterator[Lock]:
+        """Take the kernel's lock on `.qvsplit/lock`; delete what a killed run left half-written."""
+        with disk_errors(self.folder):
+            self._folder("")
+            self._folder(layout.OWN_FOLDER)
+        with locked(self.folder / layout.LOCK, self.location, wait=wait, on_note=on_note) as lock:
+            self.delete(*(f"{layout.STAGING}/{file.name}" for file in self.list(layout.STAGING)))
+            yield lock
+
+    def _folder(self, name: str) -> Path:
+        """Create a folder, and its parents; each one's entry is synced, so that a power loss cannot take it away."""
+        folder = self.folder / name
+        missing = [one for one in (folder, *folder.parents) if not one.is_dir()]
+        for one in reversed(missing):
+            one.mkdir(exist_ok=True)
+            sync_folder(one.parent)
+        return folder
