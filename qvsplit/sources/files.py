@@ -1,0 +1,133 @@
+"""Read a file once, whole, and say what identifies it: its hash, size, modification time and version.
+
+Invariants: the hash is that of the very bytes that are returned. Devices, pipes and sockets are never opened. A file
+that cannot be read is an `ItemError` with a reason a person understands. Knows nothing of images.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO
+
+from qvsplit.errors import ItemError, ItemNotFound
+from qvsplit.runtime.names import storable_mtime
+from qvsplit.sources.source import Entry
+
+MAX_FILE_BYTES = 1 << 30
+FRESH_NS = 2_000_000_000  # a file younger than this may still change within its timestamp's resolution
+# A clock may be ahead of ours by as much (another machine's, on a shared disk); what is dated later still was not
+# written just now, and its stat can be trusted as any other
+AHEAD_NS = 24 * 3600 * 1_000_000_000
+_BLOCK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """What identifies a file that was read.
+
+    Attributes:
+        sha256: Of its bytes, 64 hex digits.
+        size: Bytes that were read.
+        mtime_ns: Its modification time before it was read, within 64 bits.
+        version: `mtime_ns` as text; None where the file is too fresh for its stat to be trusted, or changed meanwhile.
+    """
+
+    sha256: str
+    size: int
+    mtime_ns: int
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileBytes:
+    """A file's bytes, and what identifies it; see `FileInfo`."""
+
+    data: bytes = field(repr=False)
+    sha256: str
+    size: int
+    mtime_ns: int
+    version: str | None
+
+    @property
+    def info(self) -> FileInfo:
+        """Give all but the bytes."""
+        return FileInfo(self.sha256, self.size, self.mtime_ns, self.version)
+
+
+def read(entry: Entry) -> FileBytes:
+    """Read the file of `entry`, whose stat is taken before its first byte is read.
+
+    Raises:
+        ItemNotFound: The file was listed and no longer exists.
+        ItemError: It cannot be opened or read, is not a regular file, or is too large.
+    """
+    now = time.time_ns()  # before the first byte is read: what changes from here on must not look old
+    with os.fdopen(_open(entry), "rb", buffering=0) as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ItemError("is not a regular file")
+        try:
+            data = _read_whole(stream, status.st_size)
+        except OSError as error:
+            raise ItemError(f"cannot be read: {error.strerror}", "permission") from None
+        except MemoryError:
+            raise ItemError("does not fit into memory", "memory") from None
+    mtime_ns = storable_mtime(status.st_mtime_ns)
+    fresh = -AHEAD_NS < now - mtime_ns <= FRESH_NS
+    trusted = not fresh and len(data) == status.st_size
+    digest = hashlib.sha256(data).hexdigest()
+    return FileBytes(data, digest, len(data), mtime_ns, str(mtime_ns) if trusted else None)
+
+
+def open_long_path(path: str, flags: int) -> int:
+    """Open `path` like `os.open`, also where it is longer than the system takes in one piece.
+
+    Raises:
+        OSError: As `os.open` does.
+    """
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or len(os.fsencode(path)) < 4096:
+            raise
+    folder, *parts = path.split("/")
+    at = os.open(folder or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            below = os.open(part or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = below
+        return os.open(parts[-1], flags | os.O_CLOEXEC, dir_fd=at)
+    finally:
+        os.close(at)
+
+
+def _open(entry: Entry) -> int:
+    """Open a regular file only: to open a device or a pipe can do something by itself, or wait for somebody."""
+    with suppress(OSError):
+        if not stat.S_ISREG(os.stat(entry.file).st_mode):
+            raise ItemError("is not a regular file")
+    try:
+        return open_long_path(entry.file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and entry.size >= 0:
+            raise ItemNotFound("is no longer there") from None
+        raise ItemError(f"cannot be opened: {error.strerror}", "permission") from None
+
+
+def _read_whole(stream: IO[bytes], size: int) -> bytes:
+    """Read all bytes of a file that had `size` when it was opened; stop a little beyond what is allowed."""
+    data = bytearray()
+    while size <= MAX_FILE_BYTES and len(data) <= MAX_FILE_BYTES:
+        more = stream.read(max(1, min(size - len(data), _BLOCK_BYTES)) + 1)
+        if not more:
+            return bytes(data)
+        data += more
+    raise ItemError(f"is larger than {MAX_FILE_BYTES >> 20} MiB")

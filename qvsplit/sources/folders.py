@@ -1,0 +1,262 @@
+"""Local folders as a source: the walk, one listing a folder. Standard library only.
+
+Links are followed, and a folder that was met before, by whatever name, is not entered again. A walk over folders that
+are known by their digest keeps nothing but their numbers: doing nothing over 100,000 files costs their stats and little
+more.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from qvsplit.errors import UsageError
+from qvsplit.runtime.names import file_on_disk, is_within, storable_mtime, stored_name
+from qvsplit.sources.files import open_long_path
+from qvsplit.sources.source import UNKNOWN_LINE, Entry, Folder, Key, Listing, Presence, Scope, listing_digest
+
+# What a walk takes for an image, by the end of its name. A file named on the command line is tried whatever its name.
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
+    ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".mpo",
+})  # fmt: skip
+STORE_FILE = re.compile(r"shard-\d{6,}\.parquet")  # what marks a folder as a store
+
+
+class LocalFolders:
+    """Folders and files of a local disk.
+
+    Args:
+        paths: What is walked. Hidden files and folders, and qvsplit's own stores, are left out.
+        out: The store that is written, whose folder needs no note where it is left out.
+        roots: Those that the store has already, as the file system has them: what lies within one is stored under it,
+            so that an item has one name however it was come by. Else a folder is the root of what is below it, and a
+            single file's parent is that file's.
+        on_note: Called with a line for each folder that cannot be read, and each other store that is left out.
+
+    Raises:
+        UsageError: A path does not exist.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        *,
+        out: str = "",
+        roots: frozenset[str] = frozenset(),
+        on_note: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._starts = starts_of(paths)
+        self._out = out
+        self._roots = roots
+        self._on_note = on_note
+        self._empty: list[str] = []
+
+    @property
+    def scope(self) -> Scope:
+        """What has been listed."""
+        return Scope(tuple(self._starts), tuple(self._empty))
+
+    def list(self, known_digests: Mapping[Folder, str]) -> Iterator[Listing]:
+        """Walk; folders and files are sorted by name, each is met once."""
+        walk = _Walk(self._roots, known_digests, self._out, self._on_note)
+        self._empty = []
+        folders = [start for start in self._starts if os.path.isdir(start)]
+        for start in folders:
+            found, walk.met_again = 0, False
+            for listing in walk.below(start):
+                found += listing.number
+                yield listing
+            if not found and not walk.met_again:
+                self._empty.append(start)
+        yield from self._single_files(walk, folders)
+
+    def _single_files(self, walk: _Walk, folders: Sequence[str]) -> Iterator[Listing]:
+        """List the files that were named one by one and that no walked folder has listed."""
+        roots = self._roots | set(folders)
+        single: dict[Folder, list[str]] = {}
+        for file in dict.fromkeys(start for start in self._starts if start not in folders):
+            folder, name = os.path.split(file)
+            root = root_of(folder, roots) or folder
+            if not walk.has_listed(folder, name):
+                single.setdefault((root, folder[len(root) :].strip("/")), []).append(_line(name, _stat(file)))
+        for (root, path), lines in single.items():
+            yield Listing(stored_name(root), stored_name(path), tuple(sorted(lines)), len(lines), complete=False)
+
+    def stat(self, keys: Sequence[Key]) -> Mapping[Key, Presence]:
+        """Look for stored items. One below a folder that is there and wholly empty is unknown, not absent."""
+        nearest: dict[str, str | None] = {}  # folder → the nearest one that exists, if that is empty
+        found = {}
+        for key in keys:
+            file = file_on_disk(*key)
+            found[key] = presence = _presence(key, file)
+            if presence.state == "absent":
+                folder = os.path.dirname(file)
+                if folder not in nearest:
+                    nearest[folder] = _empty_folder_above(folder)
+                if nearest[folder] is not None:
+                    found[key] = Presence("unknown", empty_folder=nearest[folder])
+        return found
+
+    def fetch(self, entry: Entry) -> Path:
+        """Give the file itself."""
+        return Path(entry.file)
+
+
+def starts_of(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Give each path as the file system has it; of a file, its folder's links are resolved, its own name is kept.
+
+    Raises:
+        UsageError: A path does not exist.
+    """
+    starts = []
+    for path in [os.fspath(path) for path in paths]:
+        if not os.path.exists(path):
+            raise UsageError(f"no file or folder at {path}")
+        if os.path.isdir(path):
+            starts.append(os.path.realpath(path))
+        else:
+            folder, name = os.path.split(os.path.abspath(path))
+            starts.append(os.path.join(os.path.realpath(folder), name))
+    return starts
+
+
+def root_of(folder: str, roots: frozenset[str]) -> str | None:
+    """Give the deepest of `roots` that holds `folder`."""
+    return max((root for root in roots if is_within(folder, root)), key=len, default=None)
+
+
+class _Walk:
+    """The folders entered so far, and what was met in them."""
+
+    def __init__(
+        self, roots: frozenset[str], digests: Mapping[Folder, str], out: str, on_note: Callable[[str], None]
+    ) -> None:
+        self.met_again = False
+        self._roots = roots
+        self._digests = digests
+        self._out = out
+        self._on_note = on_note
+        self._met: set[tuple[int, int]] = set()
+
+    def below(self, start: str) -> Iterator[Listing]:
+        """Walk depth first with a stack of our own: folders may be nested deeper than Python recurses."""
+        stack = [(start, root_of(start, self._roots) or start)]
+        while stack:
+            folder, root = stack.pop()
+            if folder in self._roots:
+                root = folder
+            content = self._content(folder)
+            if content is None:
+                continue
+            folders, lines = content
+            stack += [(os.path.join(folder, name), root) for name in sorted(folders, reverse=True)]
+            yield self._listing(stored_name(root), stored_name(folder[len(root) :].strip("/")), tuple(sorted(lines)))
+
+    def _content(self, folder: str) -> tuple[list[str], list[str]] | None:
+        """Read a folder: the names of those in it, and a line for each item. None where it is left out."""
+        try:
+            at = open_long_path(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            self._note_unreadable(folder, error)
+            return None
+        try:
+            own = os.fstat(at)
+            if (own.st_dev, own.st_ino) in self._met:
+                self.met_again = True
+                return None
+            self._met.add((own.st_dev, own.st_ino))
+            folders, lines = _entries(at)
+        except OSError as error:
+            self._note_unreadable(folder, error)
+            return None
+        finally:
+            os.close(at)
+        if folders is None:
+            if folder != self._out:
+                self._on_note(f"{folder} is a store: it is left out")
+            return None
+        return folders, lines
+
+    def _note_unreadable(self, folder: str, error: OSError) -> None:
+        self._on_note(f"{folder} cannot be read ({error.strerror}): its items are left as they are")
+
+    def _listing(self, root: str, path: str, lines: tuple[str, ...]) -> Listing:
+        if self._digests.get((root, path)) == listing_digest(lines):
+            return Listing(root, path, (), len(lines), known=True)
+        return Listing(root, path, lines, len(lines))
+
+    def has_listed(self, folder: str, name: str) -> bool:
+        """Say whether the file `name` was among those of `folder` when that was walked."""
+        try:
+            own = os.stat(folder)
+        except OSError:
+            return False
+        return _is_wanted(name) and (own.st_dev, own.st_ino) in self._met
+
+
+def _is_wanted(name: str) -> bool:
+    return not name.startswith(".") and name[name.rfind(".") :].lower() in SUFFIXES
+
+
+def _entries(at: int) -> tuple[list[str] | None, list[str]]:
+    """Read the folder open as `at`: the names of the folders in it, None where it is a store, and a line an item."""
+    folders: list[str] = []
+    lines: list[str] = []
+    with os.scandir(at) as scan:
+        for entry in scan:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            try:
+                if entry.is_dir():
+                    folders.append(name)
+                    continue
+            except OSError:  # a link that leads to itself counts by its name
+                pass
+            if name[name.rfind(".") :].lower() in SUFFIXES:
+                try:
+                    status = entry.stat()
+                    lines.append(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
+                except OSError:
+                    lines.append(f"{name}\0{UNKNOWN_LINE}")
+            elif name.startswith("shard-") and STORE_FILE.fullmatch(name):
+                return None, []
+    return folders, lines
+
+
+def _presence(key: Key, file: str) -> Presence:
+    """Look for one file; one that merely cannot be looked at is not absent."""
+    try:
+        os.lstat(file)
+        status = os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return Presence("unknown" if os.path.islink(file) else "absent")
+    except OSError:
+        return Presence("unknown")
+    mtime_ns = storable_mtime(status.st_mtime_ns)
+    return Presence("present", Entry(*key, status.st_size, str(mtime_ns), mtime_ns))
+
+
+def _empty_folder_above(folder: str) -> str | None:
+    """Give the nearest folder above that exists, if it is empty."""
+    while True:
+        try:
+            return None if os.listdir(folder) else folder
+        except (FileNotFoundError, NotADirectoryError):
+            folder = os.path.dirname(folder)
+        except OSError:
+            return None
+
+
+def _stat(file: str) -> os.stat_result | None:
+    try:
+        return os.stat(file)
+    except OSError:
+        return None
+
+
+def _line(name: str, status: os.stat_result | None) -> str:
+    return f"{name}\0{UNKNOWN_LINE}" if status is None else f"{name}\0{status.st_size}\0{status.st_mtime_ns}"

@@ -1,0 +1,383 @@
+"""Decode the bytes of a file to an upright RGB image.
+
+Invariants: what comes out is 8-bit RGB, upright, on white, as `IMAGE_POLICY` says. Every bad file is an `ItemError`
+with a reason a person understands and the kind of its error. Knows nothing of models: no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvsplit.errors import ItemError
+from qvsplit.runtime.names import stored_name
+from qvsplit.sources.files import read
+from qvsplit.sources.source import Entry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image
+
+# How a file becomes an upright RGB image. Part of the extraction config: a change of behaviour here is a change there.
+IMAGE_POLICY: Mapping[str, str] = {
+    "orientation": "exif",
+    "transparency": "over white",
+    "colour_profile": "ignored",
+    "animation": "first frame",
+    "deep_colour": "high byte; 32-bit greys stretched",
+}
+# Pillow's readers that decode files of images and nothing else: none that starts a program (EPS) or wants a plug-in.
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "MPO", "HEIF",
+)  # fmt: skip
+MAX_PIXELS = 178_956_970  # 0.5 GB of RGB, beyond any camera: where Pillow, too, speaks of a decompression bomb
+
+_STRIP_PIXELS = 1 << 22
+# EXIF tags
+_ORIENTATION = 0x0112
+_EXIF_IFD = 0x8769
+_DATE_TIME, _OFFSET_TIME = 0x0132, 0x9010
+_DATE_TIME_ORIGINAL, _OFFSET_TIME_ORIGINAL = 0x9003, 0x9011
+_EXIF_TIME = re.compile(r"(\d{4})[:-](\d\d)[:-](\d\d)[ T](\d\d):(\d\d):(\d\d)", re.ASCII)
+_EXIF_OFFSET = re.compile(r"[+-](0\d|1[0-4]):[0-5]\d", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMetadata:
+    """What a file says of its image besides pixels.
+
+    Attributes:
+        format: Pillow's name of the file format, e.g. "JPEG".
+        taken_at: When it was taken, by its EXIF block: "YYYY-MM-DDTHH:MM:SS", with the offset from UTC ("+02:00") where
+            the block has one. None where the block has no such time, or nonsense.
+    """
+
+    format: str
+    taken_at: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedImage:
+    """An upright RGB image: `pixels` uint8 [height, width, 3], and the metadata of its file (see `ImageMetadata`)."""
+
+    pixels: npt.NDArray[np.uint8] = field(repr=False)
+    width: int
+    height: int
+    taken_at: str | None
+    format: str
+
+
+def optional_readers() -> tuple[str, ...]:
+    """Name the formats that an optional library reads here, without importing it."""
+    return ("HEIF",) if importlib.util.find_spec("pillow_heif") is not None else ()
+
+
+def decode(
+    data: bytes, *, about: int | None = None, on_size: Callable[[int, int], None] = lambda width, height: None
+) -> Image.Image:
+    """Decode `data` to an upright 8-bit RGB image; see `decode_with_metadata`."""
+    return decode_with_metadata(data, about=about, on_size=on_size)[0]
+
+
+def decode_with_metadata(
+    data: bytes, *, about: int | None = None, on_size: Callable[[int, int], None] = lambda width, height: None
+) -> tuple[Image.Image, ImageMetadata]:
+    """Decode `data` to an upright 8-bit RGB image, and read what its file says of it.
+
+    Args:
+        data: The whole file.
+        about: A JPEG may be decoded at a half, a quarter or an eighth of its size, as long as its shorter side keeps
+            that many pixels: for thumbnails, as the pixels are not those that a model sees.
+        on_size: Called with the width and height that the header claims, before memory is taken for them.
+
+    Raises:
+        ItemError: It is no image that can be read; with the reason.
+    """
+    with _opened(data) as image:
+        on_size(*image.size)
+        if about is not None:
+            image.draft(None, (about, about))
+        image.load()
+        upright = _upright(image)  # first: where Pillow fails on an EXIF block, a second try gives half of it
+        metadata = ImageMetadata(image.format or "", _taken_at(image))
+        return _to_rgb(upright), metadata
+
+
+def measure(data: bytes) -> tuple[int, int]:
+    """Read width and height from the header alone, perhaps before turning upright. ItemError if there is none."""
+    with _opened(data) as image:
+        return image.size
+
+
+def open_file(path: str | Path) -> Image.Image:
+    """Decode the file `path` as `extract` does. ItemError if it is bad."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return decode(read(Entry(stored_name(folder), stored_name(name), 0, None, None)).data)
+
+
+def warm_up() -> None:
+    """Import what decoding needs, so that it counts as no image's time or memory."""
+    import numpy  # noqa: F401  # deep greys go through it
+
+    _known_formats()
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Give Pillow's view of `data`; turn whatever goes wrong inside the block into an ItemError that says so."""
+    import io
+
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise ItemError("is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
+            _check_size(*image.size)
+            yield image
+    except ItemError:
+        raise
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    except Image.DecompressionBombError as error:
+        count = re.search(r"\d+", str(error))
+        raise ItemError(_too_many(f"{int(count[0]):,}" if count else "too many")) from None
+    except MemoryError:
+        raise ItemError("does not fit into memory", "memory") from None
+    except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
+        raise _bad_file(str(error), data) from None
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Give those of FORMATS that this Pillow reads; HEIF where the optional pillow-heif is installed."""
+    from PIL import Image
+
+    Image.init()
+    try:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    except ImportError:
+        pass
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+# ----------------------------------------------------------------------------------------- what is wrong with a file
+
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF",
+    b"BM": "BMP", b"RIFF": "WebP", b"\0\0\0\x0cjP  ": "JPEG 2000",
+}  # fmt: skip
+_AVIF_BRANDS = {b"ftypavif", b"ftypavis"}
+_HEIF_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc", b"heim", b"heis")}
+_CUT_OFF = re.compile(r"truncat|not enough|only got|end of file|no more data|too short", re.IGNORECASE)
+_HIDDEN = re.compile(r"MAX_TEXT|text chunk|Decompressed data too large", re.IGNORECASE)
+_NO_CODEC = re.compile(r"(decoder|codec) \S+ not available|support not installed", re.IGNORECASE)
+_VARIANT = re.compile(r"unsupported|not supported|unknown (compression|mode|pixel)|cannot handle", re.IGNORECASE)
+
+
+def _kind_of(data: bytes) -> str | None:
+    """Tell what a file is by its first bytes."""
+    if data[4:12] in _AVIF_BRANDS:
+        return "AVIF"
+    if data[4:12] in _HEIF_BRANDS:
+        return "HEIF"
+    return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
+
+
+def _a_file(kind: str | None) -> str:
+    if kind is None:
+        return "an image"
+    return f"an {kind} file" if kind.startswith("A") else f"a {kind} file"
+
+
+def _bad_file(reason: str, data: bytes) -> ItemError:
+    """Say in words for those who own the file what Pillow said of it; equal causes in equal words."""
+    image = _a_file(_kind_of(data))
+    if _NO_CODEC.search(reason):
+        return ItemError(f"is {image}, for which this Pillow has no decoder", "reader-missing")
+    if _CUT_OFF.search(reason):
+        return ItemError(f"is {image} that is cut off or damaged")
+    if _HIDDEN.search(reason):
+        return ItemError(f"is {image} that hides more text or profile data than is allowed")
+    if _VARIANT.search(reason):
+        return ItemError(f"is {image} of a variant that cannot be read")
+    return ItemError(f"is {image} that is damaged")
+
+
+def _unidentified(data: bytes) -> ItemError:
+    from PIL import features
+
+    kind = _kind_of(data)
+    if kind == "HEIF" and "HEIF" not in _known_formats():
+        return ItemError("is a HEIF image, which needs pillow-heif: pip install 'qvsplit[heif]'", "reader-missing")
+    if kind in {"AVIF", "WebP"} and not features.check(kind.lower()):
+        return ItemError(f"is {_a_file(kind)}, for which this Pillow has no decoder", "reader-missing")
+    if kind is not None:
+        return ItemError(f"is {_a_file(kind)} that is cut off or damaged")
+    return ItemError("is not an image that can be read (by its content, whatever its name)")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ItemError(_too_many(f"{width}×{height}"))
+
+
+def _too_many(size: str) -> str:
+    return f"claims {size} pixels, over the limit of {MAX_PIXELS:,}: a decompression bomb?"
+
+
+# ------------------------------------------------------------------------------------------------------------- EXIF
+
+
+def _taken_at(image: Image.Image) -> str | None:
+    """Read when the image was taken; a broken EXIF block counts as none."""
+    try:
+        exif = image.getexif()
+        inner = exif.get_ifd(_EXIF_IFD)
+        times = (
+            (inner.get(_DATE_TIME_ORIGINAL), inner.get(_OFFSET_TIME_ORIGINAL)),
+            (exif.get(_DATE_TIME), inner.get(_OFFSET_TIME)),
+        )
+        return next((when for time, offset in times if (when := _iso_time(time, offset))), None)
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+
+
+def _iso_time(time: object, offset: object) -> str | None:
+    """Turn EXIF's "2024:01:31 12:00:00" and "+02:00" into ISO 8601; None for a time that is none."""
+    found = _EXIF_TIME.fullmatch(time.strip("\0 ")) if isinstance(time, str) else None
+    if found is None:
+        return None
+    try:
+        when = datetime(*(int(part) for part in found.groups())).isoformat()  # type: ignore[arg-type]
+    except ValueError:
+        return None
+    zone = offset.strip("\0 ") if isinstance(offset, str) else ""
+    return when + zone if _EXIF_OFFSET.fullmatch(zone) else when
+
+
+# ------------------------------------------------------------------------------------------------------- to RGB
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says.
+
+    Pillow's own exif_transpose also writes the rest of the block anew, and one odd tag in it would then decide.
+    """
+    from PIL import Image
+
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> Any:
+    """Read the EXIF orientation, 1 to 8 if it is sound; a broken EXIF block counts as none, as in every viewer."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except MemoryError:
+        raise
+    except Exception:
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to 8-bit RGB: alpha over white, 16 bits by their high byte, 32-bit greys stretched."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        image = _high_byte(image)
+    elif image.mode in {"I", "F"}:
+        image = _grey(_stretched(image))
+    elif image.mode == "LAB":
+        return _from_lab(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, (255, 255, 255))
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _grey(values: object) -> Image.Image:
+    from PIL import Image
+
+    return Image.fromarray(values)  # type: ignore[arg-type]
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    """Take the high byte, as Pillow does for colour: 8-bit content widened to 16 comes back unchanged.
+
+    A PNG may name one of the 16-bit greys as transparent; what has it becomes white.
+    """
+    import numpy as np
+
+    values = np.asarray(image).astype(np.uint16)
+    grey = (values >> 8).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return _grey(grey)
+
+
+def _stretched(image: Image.Image) -> object:
+    """Map 32-bit greys, which have no agreed white, to 8 bits: floats within 0…1 as they are, all else min…max.
+
+    Integers within 16 bits are taken for 16-bit greys, which some of Pillow's readers deliver as 32. Some rows at a
+    time, as such an image may be large.
+    """
+    import numpy as np
+
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    strips = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    low, high = np.inf, -np.inf
+    for box in strips:
+        values = np.asarray(image.crop(box))
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
+        raise ItemError("holds no finite values")
+    deep = image.mode == "I" and low >= 0 and high <= 65535
+    if image.mode == "F" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    grey = np.empty((height, width), np.uint8)
+    for box in strips:
+        values = np.asarray(image.crop(box)).astype(np.float64)
+        if deep:
+            grey[box[1] : box[3]] = values.astype(np.uint16) >> 8
+        else:
+            scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
+            grey[box[1] : box[3]] = np.rint(np.clip(scaled, 0, 1) * 255)
+    return grey
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    converted = ImageCms.profileToProfile(
+        image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert converted is not None  # only None when asked to work in place
+    return converted
