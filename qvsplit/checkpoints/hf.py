@@ -1,4 +1,4 @@
-"""transformers' own loaders, without their chatter, and with one line for what a checkpoint's files make them raise."""
+"""Call transformers' own loaders: without their chatter, and with errors of one line for what is wrong with files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qvsplit.checkpoint import Checkpoint
-from qvsplit.devices import is_out_of_memory
+from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.errors import ModelError, QvsplitError
+from qvsplit.runtime.devices import is_out_of_memory
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no remarks of transformers' inside the block: what matters is an error of ours."""
+    """Show no progress bars and remarks of transformers inside the block: what matters is an error of ours."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -30,7 +30,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
-    """ModelError, with the reason on one line, for what a checkpoint's own files make transformers raise."""
+    """Turn what a checkpoint's own files make transformers raise into a ModelError, with the reason on one line."""
     try:
         with quiet_transformers():
             yield
@@ -53,7 +53,7 @@ def _shortened(error: Exception) -> str:
 
 
 def import_libraries(checkpoint: Checkpoint) -> None:
-    """What loading a checkpoint will need, so that the time it takes can be told from loading's own."""
+    """Import what loading a checkpoint will need, so that the time this takes is not counted as loading's."""
     from accelerate import init_empty_weights  # noqa: F401
     from transformers import AutoConfig, AutoProcessor  # noqa: F401
 
@@ -62,7 +62,7 @@ def import_libraries(checkpoint: Checkpoint) -> None:
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's AutoProcessor, with the torchvision backend whatever its files say."""
+    """Load the checkpoint's AutoProcessor, with the torchvision backend whatever its files say."""
     from transformers import AutoProcessor
 
     with transformers_errors(checkpoint):

@@ -1,7 +1,7 @@
-"""All that differs between model families, as data.
+"""What differs between model families, as data.
 
-A family is one `model_type` of a checkpoint's config.json. Nothing here imports torch or transformers: classes
-are named by module and attribute and looked up by whoever loads them.
+A family is one `model_type` of a checkpoint's config.json. Nothing here imports torch or transformers: classes are
+named by module and attribute, and looked up by whoever loads them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of a config file that decides an embedding, with its other names and what its absence means."""
+    """One field of a config file that decides features, with its other names and what its absence means."""
 
     default: Any
     other_names: tuple[str, ...] = ()
@@ -23,22 +23,40 @@ class Setting:
 class Family:
     """One model family.
 
-    `vision_prefixes` are the key prefixes a tower's tensors may carry in a checkpoint, `language_renames` the
-    regular expressions that bring the language half's keys to the names of transformers' whole model.
+    Attributes:
+        model_type: Its name in config.json.
+        modeling: The module of transformers that holds both classes.
+        full_class: The full model's class.
+        encoder_class: The encoder's class.
+        encoder_module: The attribute of the full model's `.model` that holds the encoder.
+        encoder_prefixes: Key prefixes that an encoder's tensors may carry in a checkpoint.
+        language_renames: Regular expressions that bring the language model's keys to the names of the full model.
+        vision_settings: The fields of `vision_config` that decide features.
+        processor_settings: The fields of the image processor's config that decide features.
+        image_token: What stands for one token of an image in a prompt.
+        placeholder_tokens: The control tokens that a stored placeholder may contain.
+        max_aspect_ratio: The processor refuses images that are longer than this many times their width.
+        default_max_pixels: The most pixels of an image where nobody says; see docs/decisions.md.
     """
 
     model_type: str
-    modeling: str  # module of transformers that holds both classes
-    vision_class: str
-    whole_class: str
-    vision_prefixes: tuple[str, ...]
+    modeling: str
+    full_class: str
+    encoder_class: str
+    encoder_module: str
+    encoder_prefixes: tuple[str, ...]
     language_renames: Mapping[str, str]
     vision_settings: Mapping[str, Setting]
     processor_settings: Mapping[str, Setting]
     image_token: str
-    max_aspect_ratio: float  # the processor refuses pictures that are longer than this many times their width
-    vision_module: str = "visual"  # attribute of the whole model's `.model` that holds the tower
-    default_max_pixels: int = 1280 * 28 * 28  # 1,280 tokens a picture; see docs/decisions.md
+    placeholder_tokens: tuple[str, ...]
+    max_aspect_ratio: float
+    default_max_pixels: int
+
+    def without_encoder_prefix(self, name: str) -> str:
+        """Strip from the name of an encoder's tensor the longest of `encoder_prefixes` that it carries."""
+        prefix = next(p for p in sorted(self.encoder_prefixes, key=len, reverse=True) if name.startswith(p))
+        return name.removeprefix(prefix)
 
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -47,9 +65,10 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 QWEN2_VL = Family(
     model_type="qwen2_vl",
     modeling="transformers.models.qwen2_vl.modeling_qwen2_vl",
-    vision_class="Qwen2VisionTransformerPretrainedModel",
-    whole_class="Qwen2VLForConditionalGeneration",
-    vision_prefixes=("visual.", "model.visual."),
+    full_class="Qwen2VLForConditionalGeneration",
+    encoder_class="Qwen2VisionTransformerPretrainedModel",
+    encoder_module="visual",
+    encoder_prefixes=("visual.", "model.visual."),
     # transformers chooses its renames by class name, which a subclass does not share: hence spelled out here.
     language_renames={r"^visual\.": "model.visual.", r"^model\.(?!language_model\.|visual\.)": "model.language_model."},
     vision_settings={
@@ -80,14 +99,16 @@ QWEN2_VL = Family(
         "merge_size": Setting(2),
     },
     image_token="<|image_pad|>",
+    placeholder_tokens=("<|image_pad|>",),
     max_aspect_ratio=200.0,
+    default_max_pixels=1280 * 28 * 28,  # 1,280 tokens an image
 )
 
 FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (QWEN2_VL,)}
 
 
 def settings_of(config: Mapping[str, Any], wanted: Mapping[str, Setting]) -> dict[str, Any]:
-    """The `wanted` fields of a config file, under today's names, with what their absence means filled in."""
+    """Pick the `wanted` fields of a config file, under today's names, with what their absence means filled in."""
     found: dict[str, Any] = {}
     for name, setting in wanted.items():
         present = [config[key] for key in (name, *setting.other_names) if config.get(key) is not None]

@@ -1,8 +1,8 @@
-"""The tower's forward pass, written for speed. transformers' own module is the reference, and the tests' truth.
+"""Run the encoder's forward pass, written for speed. transformers' own module is the reference, also in tests.
 
-In: pixels of one temporal slice, uint8 or float [patches, channels·patch²], and one grid (t, h, w) a picture. Out:
+In: pixels of one temporal slice, uint8 or float [patches, channels·patch²], and one grid (t, h, w) an image. Out:
 merged tokens [Σ t·h·w / merge², hidden_size]. The same sums in another order: in float32 within 1e-5 of the
-reference, relative; what it gives is told by the recipe's `kernels`.
+reference, relative. Rows of this forward pass have `fused` in their extraction config's `kernels`.
 
 What is done otherwise: the MLP and the queries, keys and values go a few rows at a time, so that their wide
 intermediates stay in the cache and the memory small; on a CPU weights are laid out once for oneDNN, which also
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qvsplit.packing import PackedLinear, can_pack
+from qvsplit.kernels.packed_linear import PackedLinear, can_pack
 
 Grid = tuple[int, int, int]
 Layer = Callable[[torch.Tensor], torch.Tensor]
@@ -30,8 +30,8 @@ ROWS_CPU, ROWS_CUDA = 512, 8192
 QUICK_GELU = 1.702  # x · sigmoid(1.702 x)
 
 
-class FusedTower:
-    """One tower. Takes over the weights of the module it is made from, which is of no use afterwards.
+class FusedEncoder:
+    """The fused encoder. Takes the weights out of the module it is made from, which is of no use afterwards.
 
     `check` is called between layers; what it raises ends the pass.
     """
@@ -57,7 +57,7 @@ class FusedTower:
         self.merge_out = self._layer(_take(merger.mlp, "2"))
 
     def __call__(self, pixels: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
-        """Tokens of all pictures, one behind the other; see the module's words for shapes."""
+        """Encode all images; their tokens come one behind the other. Shapes: see the module's docstring."""
         with torch.inference_mode():
             x = self.embed(pixels if self.folded else all_slices(pixels, *self.slices))  # [patches, width]
             cos, sin = self._rotary(grids)
@@ -65,18 +65,18 @@ class FusedTower:
             for block in self.blocks:
                 self.check()
                 block.attend(x, heads, cos, sin, grids)
-                block.think(x)
+                block.apply_mlp(x)
             return self._merged(x)
 
     def _block(self, block: Any) -> _Block:
         return _Block(self, block)
 
     def _layer(self, linear: nn.Linear, then: str = "none") -> Layer:
-        """`linear`, packed where that is possible; the only one to hold its weight."""
+        """Pack `linear` where that is possible; what is returned alone holds its weight."""
         return PackedLinear(linear, then) if self.packed else linear
 
     def _rotary(self, grids: Sequence[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines, float32 [patches, 1, 1, head_dim / 2]: rows' frequencies, then columns'."""
+        """Compute cosines and sines, float32 [patches, 1, 1, head_dim / 2]: rows' frequencies, then columns'."""
         angles = []
         for t, h, w in grids:
             place = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))  # [2, h, w]
@@ -96,59 +96,59 @@ class FusedTower:
 
 
 class _Block:
-    """One layer of the tower, in two steps that add to `x` [patches, width] in place."""
+    """One layer of the encoder, in two steps that add to `x` [patches, width] in place."""
 
-    def __init__(self, tower: FusedTower, block: Any) -> None:
-        self.rows = tower.rows
+    def __init__(self, encoder: FusedEncoder, block: Any) -> None:
+        self.rows = encoder.rows
         self.norm1, self.norm2 = block.norm1, block.norm2
-        self.qkv, self.proj = tower._layer(_take(block.attn, "qkv")), tower._layer(_take(block.attn, "proj"))
+        self.qkv, self.proj = encoder._layer(_take(block.attn, "qkv")), encoder._layer(_take(block.attn, "proj"))
         self.scale: float = block.attn.scaling
         activation = block.mlp.act
         quick = type(activation).__name__ == "QuickGELUActivation"
-        fused = quick and tower.packed and tower.dtype == torch.float32
+        fused = quick and encoder.packed and encoder.dtype == torch.float32
         up, down = _take(block.mlp, "fc1"), _take(block.mlp, "fc2")
         if fused:  # oneDNN's swish has no factor: it goes into the weights, which in fewer bits would round them
             up.weight, up.bias = nn.Parameter(up.weight * QUICK_GELU), nn.Parameter(up.bias * QUICK_GELU)
             down.weight = nn.Parameter(down.weight / QUICK_GELU)
-        self.up, self.down = tower._layer(up, "swish" if fused else "none"), tower._layer(down)
+        self.up, self.down = encoder._layer(up, "swish" if fused else "none"), encoder._layer(down)
         self.activation: Layer | None = None if fused else quick_gelu if quick else activation
 
     def attend(
         self, x: torch.Tensor, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, grids: Sequence[Grid]
     ) -> None:
-        """Attention within each frame. `heads` [3, heads, patches, head_dim] is room that is written anew."""
-        for rows, room, c, s in zip(
+        """Add attention within each frame. `heads` [3, heads, patches, head_dim] is a buffer that is overwritten."""
+        for rows, buffer, c, s in zip(
             x.split(self.rows), heads.split(self.rows, 2), cos.split(self.rows), sin.split(self.rows), strict=True
         ):
-            self._project(rows, room.permute(2, 0, 1, 3), c, s)
-        seen = torch.cat([self._look(part, number) for part, number in _of_one_size(heads, grids)])
-        for rows, found in zip(x.split(self.rows), seen.split(self.rows), strict=True):
-            rows += self.proj(found)
+            self._project(rows, buffer.permute(2, 0, 1, 3), c, s)
+        attended = torch.cat([self._attend_frames(part, number) for part, number in _runs_of_one_size(heads, grids)])
+        for rows, part in zip(x.split(self.rows), attended.split(self.rows), strict=True):
+            rows += self.proj(part)
 
-    def _project(self, rows: torch.Tensor, room: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        """Queries, keys and values of some rows into `room` [rows, 3, heads, head_dim], the first two turned."""
-        found = self.qkv(self.norm1(rows)).view(room.shape)
-        room[:, 2] = found[:, 2]
-        half = room.shape[-1] // 2
-        turned, first, second = room[:, :2], found[:, :2, :, :half].float(), found[:, :2, :, half:].float()
-        torch.addcmul(first * cos, second, sin, value=-1, out=turned[..., :half])
-        torch.addcmul(second * cos, first, sin, out=turned[..., half:])
+    def _project(self, rows: torch.Tensor, buffer: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """Write queries, keys and values of some rows to `buffer` [rows, 3, heads, head_dim], the first two rotated."""
+        qkv = self.qkv(self.norm1(rows)).view(buffer.shape)
+        buffer[:, 2] = qkv[:, 2]
+        half = buffer.shape[-1] // 2
+        rotated, first, second = buffer[:, :2], qkv[:, :2, :, :half].float(), qkv[:, :2, :, half:].float()
+        torch.addcmul(first * cos, second, sin, value=-1, out=rotated[..., :half])
+        torch.addcmul(second * cos, first, sin, out=rotated[..., half:])
 
-    def _look(self, heads: torch.Tensor, number: int) -> torch.Tensor:
-        """Attention over `number` frames of one size: [3, heads, number·n, head_dim] to [number·n, width]."""
+    def _attend_frames(self, heads: torch.Tensor, number: int) -> torch.Tensor:
+        """Compute attention over `number` frames of one size: [3, heads, number·n, head_dim] to [number·n, width]."""
         q, k, v = heads.unflatten(2, (number, -1)).transpose(1, 2).unbind()  # [number, heads, n, head_dim]
-        seen = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        return seen.transpose(1, 2).reshape(-1, seen.shape[1] * seen.shape[3])
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return attended.transpose(1, 2).reshape(-1, attended.shape[1] * attended.shape[3])
 
-    def think(self, x: torch.Tensor) -> None:
-        """The MLP, some rows at a time."""
+    def apply_mlp(self, x: torch.Tensor) -> None:
+        """Add the MLP, some rows at a time."""
         for rows in x.split(self.rows):
             inner = self.up(self.norm2(rows))
             rows += self.down(inner if self.activation is None else self.activation(inner))
 
 
-def _of_one_size(heads: torch.Tensor, grids: Sequence[Grid]) -> list[tuple[torch.Tensor, int]]:
-    """`heads` cut into runs of frames of equally many patches, and how many frames each run has."""
+def _runs_of_one_size(heads: torch.Tensor, grids: Sequence[Grid]) -> list[tuple[torch.Tensor, int]]:
+    """Cut `heads` into runs of frames of equally many patches; give with each how many frames it has."""
     frames = [h * w for t, h, w in grids for _ in range(t)]
     runs = [(size, len(list(run))) for size, run in groupby(frames)]
     parts = heads.split([size * number for size, number in runs], dim=2)
@@ -156,7 +156,7 @@ def _of_one_size(heads: torch.Tensor, grids: Sequence[Grid]) -> list[tuple[torch
 
 
 def _patch_embedding(module: Any, *, folded: bool) -> nn.Linear:
-    """The convolution, whose kernel is its stride, as a matrix product; `folded` of one of two equal slices."""
+    """Give the convolution, whose kernel is its stride, as a matrix product; `folded` of one of two equal slices."""
     weight = _take(module.patch_embed, "proj").weight  # [width, channels, temporal, patch, patch]
     weight = weight.sum(2) if folded else weight
     linear = nn.Linear(1, 1, bias=False)
@@ -165,17 +165,17 @@ def _patch_embedding(module: Any, *, folded: bool) -> nn.Linear:
 
 
 def all_slices(pixels: torch.Tensor, channels: int, temporal: int) -> torch.Tensor:
-    """[patches, channels·patch²] to [patches, channels·temporal·patch²]: a still picture's slices are all alike."""
+    """Repeat [patches, channels·patch²] to [patches, channels·temporal·patch²]: a still image's slices are alike."""
     return pixels.view(len(pixels), channels, 1, -1).expand(-1, -1, temporal, -1).reshape(len(pixels), -1)
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
-    """Quick GELU, x · sigmoid(1.702 x), with one intermediate where transformers has three. The same bits."""
+    """Compute quick GELU, x · sigmoid(1.702 x), with one intermediate where transformers has three. The same bits."""
     return (QUICK_GELU * x).sigmoid_().mul_(x)
 
 
 def _take(parent: Any, name: str) -> Any:
-    """A layer out of its module, which lets go of it: nothing may hold a plain weight longer than it must."""
+    """Take a layer out of its module, which lets go of it: nothing may hold a plain weight longer than it must."""
     child = getattr(parent, name)
     setattr(parent, name, None)
     return child

@@ -64,7 +64,7 @@ def _fits(linear: nn.Linear) -> bool:
 
 @functools.cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this torch has what it takes, and gets the right products from it."""
+    """Say whether this torch has the operators, and gets the right products from them."""
     if not torch.backends.mkldnn.is_available() or dtype not in {torch.float32, torch.bfloat16}:
         return False
     generator = torch.Generator().manual_seed(0)

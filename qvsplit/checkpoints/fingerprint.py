@@ -1,0 +1,198 @@
+"""Name the halves of a checkpoint by what is in them, and remember the names.
+
+An encoder's fingerprint is over its tensors (names without prefix, dtypes, shapes, every byte), its vision config and
+its processor's settings. Nothing of the language model is in it, nor how the tensors are cut into files. Needs neither
+torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.checkpoints.families import settings_of
+from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, read_json, small_files
+from qvsplit.checkpoints.tensors import TensorPlace, read_tensors
+from qvsplit.runtime.atomic_files import written_whole
+
+# Tensors that may be read but not yet hashed: bounds the memory beside the weights themselves.
+HASH_BACKLOG = 2
+FRESH_NS = 2_000_000_000  # a file younger than this may still change within its timestamp's resolution
+# The small files that decide a prompt or an answer
+DECIDING_FILES = frozenset({
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja",
+    "processor_config.json", "preprocessor_config.json",
+})  # fmt: skip
+
+
+def encoder_fingerprint(checkpoint: Checkpoint, *, cache: Path | None = None) -> str:
+    """Give the encoder's fingerprint, 64 hex digits. Reads the encoder once, then remembers it.
+
+    Remembered by path, size, inode and times of every file it depends on; a file touched within the last two seconds
+    is not trusted.
+
+    Args:
+        checkpoint: Its encoder's files must be on this disk.
+        cache: The folder to remember it in; None is `cache_folder()`.
+
+    Raises:
+        ModelError: There is no encoder, or a file is damaged.
+    """
+    began = time.time_ns()
+    places = checkpoint.encoder_places()
+    files = _files_of_encoder(checkpoint, places)
+    entry = _cache_entry(files, cache or cache_folder())
+    known = _remembered(entry)
+    if known is None:
+        known = fingerprint_of(checkpoint, places, _digests(places))
+        _remember(entry, known, files, began)
+    return known
+
+
+def fingerprint_of(checkpoint: Checkpoint, places: Mapping[str, TensorPlace], digests: Mapping[str, str]) -> str:
+    """Compute the encoder's fingerprint from the SHA-256 of each of its tensors, both by names without prefix."""
+    family = checkpoint.family
+    content = {
+        "family": family.model_type,
+        "vision": settings_of(checkpoint.vision_config, family.vision_settings),
+        "processor": settings_of(checkpoint.processor_config, family.processor_settings),
+        "tensors": _listed(places, digests),
+    }
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def language_fingerprint(checkpoint: Checkpoint) -> str:
+    """Give what names the language model: its tensors, and the files that decide prompts and answers. 64 hex digits.
+
+    Reads that half once, then remembers as `encoder_fingerprint` does. Unlike an encoder's it does not survive other
+    names or settings that mean the same: it only says that answers given before are still this model's.
+    """
+    began = time.time_ns()
+    places = checkpoint.places(checkpoint.language_names)
+    small = sorted(small_files(checkpoint.folder))
+    files = sorted({*(place.file for place in places.values()), *(p for p in small if p.name in DECIDING_FILES)})
+    entry = _cache_entry(files, cache_folder(), "language")
+    known = _remembered(entry)
+    if known is None:
+        content = {
+            "tensors": _listed(places, _digests(places)),
+            "files": [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in small],
+        }
+        known = hashlib.sha256(canonical_json(content)).hexdigest()
+        _remember(entry, known, files, began)
+    return known
+
+
+def noted_fingerprint(checkpoint: Checkpoint) -> str | None:
+    """Read the fingerprint of the encoder that a language-only checkpoint of ours came with; None if none is noted."""
+    noted = read_json(checkpoint.folder / NOTE_FILE, optional=True).get("encoder")
+    return noted if isinstance(noted, str) else None
+
+
+def cache_folder() -> Path:
+    """Give where qvsplit keeps what it can always compute again: `QVSPLIT_CACHE`, else XDG's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(os.environ.get("QVSPLIT_CACHE") or os.path.join(base, "qvsplit"))
+
+
+def canonical_json(value: Any) -> bytes:
+    """Write `value` as JSON with sorted keys and no white space; whole floats become integers, so 4 and 4.0 agree."""
+    return json.dumps(_whole(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+class TensorHasher:
+    """Hash tensors in a thread of its own while the next are read: `with TensorHasher() as hasher`."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "qvsplit-hash")
+        self._digests: dict[str, Future[str]] = {}
+
+    def __enter__(self) -> TensorHasher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
+    def add(self, name: str, raw: bytearray) -> None:
+        """Have `raw` hashed. Waits while HASH_BACKLOG tensors before it are not hashed yet."""
+        self._digests[name] = self._pool.submit(_sha256, raw)
+        pending = list(self._digests.values())
+        if len(pending) > HASH_BACKLOG:
+            pending[-1 - HASH_BACKLOG].result()
+
+    def digests(self) -> dict[str, str]:
+        """Give the SHA-256 of every tensor, in hex."""
+        return {name: digest.result() for name, digest in self._digests.items()}
+
+
+def _sha256(raw: bytearray) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _digests(places: Mapping[str, TensorPlace]) -> dict[str, str]:
+    with TensorHasher() as hasher:
+        for name, raw in read_tensors(places):
+            hasher.add(name, raw)
+        return hasher.digests()
+
+
+def _listed(places: Mapping[str, TensorPlace], digests: Mapping[str, str]) -> list[Any]:
+    return [[name, places[name].dtype, list(places[name].shape), digests[name]] for name in sorted(places)]
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# ------------------------------------------------------------------------------------------------------------- cache
+
+
+def _files_of_encoder(checkpoint: Checkpoint, places: Mapping[str, TensorPlace]) -> list[Path]:
+    configs = ("config.json", "processor_config.json", "preprocessor_config.json", INDEX_FILE)
+    return [
+        *sorted({place.file for place in places.values()}),
+        *(checkpoint.folder / name for name in configs if (checkpoint.folder / name).is_file()),
+    ]
+
+
+def _cache_entry(files: list[Path], cache: Path, *of: str) -> Path:
+    stats = []
+    for path in files:
+        status = path.stat()
+        stats.append((str(path), status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns))
+    key = hashlib.sha256(canonical_json(["fingerprint 1", stats, *of])).hexdigest()
+    return cache / "fingerprints" / f"{key}.json"
+
+
+def _remembered(entry: Path) -> str | None:
+    try:
+        known = json.loads(entry.read_bytes())["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or not ours: computed again
+    return known if isinstance(known, str) and len(known) == 64 else None
+
+
+def _remember(entry: Path, known: str, files: list[Path], began: int) -> None:
+    """Write `known`, but not where a file is so fresh that it may change unseen. An error only costs time later."""
+    if began - max(path.stat().st_mtime_ns for path in files) <= FRESH_NS:
+        return
+    with suppress(OSError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(entry, durable=False) as stream:
+            stream.write(json.dumps({"fingerprint": known}).encode())

@@ -1,0 +1,105 @@
+"""Read tensors from safetensors files: where each lies, and its raw bytes. No torch.
+
+Bytes are read, not mapped: mapped pages would count as memory of the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvsplit.errors import ModelError
+
+MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+# safetensors' names for the dtypes a checkpoint may hold, and their bytes a value
+SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+# of those that are computed in, torch's names
+_TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where one tensor lies: `size` bytes from `start` in `file`, row-major, little-endian.
+
+    Attributes:
+        name: As the checkpoint has it, with its prefix.
+        dtype: safetensors' name: F32, BF16, F16, …
+    """
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+def torch_dtype_name(safetensors_name: str) -> str:
+    """Give torch's name of a safetensors dtype. ModelError for one that nothing is computed in."""
+    if safetensors_name not in _TORCH_NAMES:
+        raise ModelError(f"its tensors are stored as {safetensors_name}; qvsplit reads {', '.join(_TORCH_NAMES)}")
+    return _TORCH_NAMES[safetensors_name]
+
+
+def read_header(file: Path) -> dict[str, TensorPlace]:
+    """Read every tensor's place in a safetensors `file`.
+
+    The safetensors library checks the file first (lengths, overlaps, truncation); the offsets, which it does not
+    give away, are then read from the same header: 8 bytes of length, little-endian, and JSON.
+    Format: github.com/huggingface/safetensors, README.
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > MAX_HEADER_BYTES:
+                raise ValueError("its header is too large")
+            header = json.loads(stream.read(length))
+    except FileNotFoundError:
+        raise ModelError(f"{file.parent} lacks {file.name}; download the checkpoint again") from None
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise ModelError(f"{file} is damaged or cut short ({error}); download it again") from None
+    header.pop("__metadata__", None)
+    base = 8 + length
+    return {
+        name: TensorPlace(
+            name, file, entry["dtype"], tuple(entry["shape"]), base + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+    }  # fmt: skip
+
+
+def read_tensors(places: Mapping[str, TensorPlace]) -> Iterator[tuple[str, bytearray]]:
+    """Read each tensor's bytes, in the order in which they lie on disk; give them by the names of `places`.
+
+    Raises:
+        ModelError: A file ends too early.
+    """
+    by_file: dict[Path, list[str]] = {}
+    for name, place in places.items():
+        by_file.setdefault(place.file, []).append(name)
+    for file, names in sorted(by_file.items()):
+        with file.open("rb", buffering=0) as stream:
+            for name in sorted(names, key=lambda n: places[n].start):
+                yield name, _read_exactly(stream.fileno(), places[name])
+
+
+def _read_exactly(descriptor: int, place: TensorPlace) -> bytearray:
+    raw = bytearray(place.size)
+    view, done = memoryview(raw), 0
+    while done < place.size:
+        got = os.preadv(descriptor, [view[done:]], place.start + done)
+        if got == 0:
+            raise ModelError(f"{place.file} ends inside tensor {place.name}; download the checkpoint again")
+        done += got
+    return raw

@@ -1,0 +1,1 @@
+"""Fast forward passes and attention; torch alone."""
