@@ -1,0 +1,1 @@
+"""The vision encoder, the language model, and the prompt between them."""
