@@ -7,20 +7,20 @@ length does not, and says so by its finish reason.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvsplit.errors import QvsplitError, UsageError
+from qvsplit.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
 
 def read_schema(file: Path) -> dict[str, Any]:
-    """The JSON schema in `file`. UsageError if it is none."""
+    """Read the JSON schema in `file`. UsageError if it is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -30,10 +30,16 @@ def read_schema(file: Path) -> dict[str, Any]:
     return content
 
 
-def compiler(schema: Mapping[str, Any], tokenizer: Any, stops: set[int]) -> Callable[[], Follower]:
-    """What makes a `Follower` of `schema` for every answer. UsageError for what cannot be followed, or no library.
+def compiler(schema: Mapping[str, Any], tokenizer: Any, stops: Collection[int]) -> Callable[[], Follower]:
+    """Compile `schema` into what makes a `Follower` for every answer.
 
-    `tokenizer` is transformers' own, fast; `stops` are the tokens that end an answer.
+    Args:
+        schema: What answers conform to.
+        tokenizer: transformers' own, fast.
+        stops: The tokens that end an answer.
+
+    Raises:
+        UsageError: The schema cannot be followed, or the library is not there.
     """
     try:
         from llguidance import LLMatcher
@@ -66,6 +72,6 @@ class Follower:
         scores[: len(allowed)].masked_fill_(~allowed[: len(scores)].to(scores.device), float("-inf"))
 
     def take(self, token: int) -> None:
-        """`token` came next."""
+        """Go on: `token` came next."""
         if not self._matcher.consume_token(token):
-            raise QvsplitError(f"an answer left its JSON schema ({self._matcher.get_error()}); nothing was kept of it")
+            raise ModelError(f"an answer left its JSON schema ({self._matcher.get_error()}); nothing was kept of it")

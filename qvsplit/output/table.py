@@ -2,7 +2,7 @@
 
 While questions are asked, every record goes to a journal beside the file first, so that a killed run loses no answer
 that was finished; at the end, and after an interruption, the file is written anew and put in place whole. A record is
-found again by what decided it: the pictures' bytes, the prompt, the recipe and the model. Needs no torch.
+found again by what decided it: the images' bytes, the prompt, the extraction config and the model. Needs no torch.
 """
 
 from __future__ import annotations
@@ -11,41 +11,42 @@ import csv
 import fcntl
 import json
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from qvsplit import interrupts
-from qvsplit.errors import AlbumDamaged, AlbumInUse, UsageError
-from qvsplit.store import disk_errors, sync_folder
+from qvsplit.errors import StoreDamaged, StoreInUse, UsageError
+from qvsplit.runtime import interrupts
+from qvsplit.runtime.atomic_files import disk_errors, sync_folder, written_whole
 
 Record = dict[str, Any]
 
 # Column and kind. `json` is a list or an object: itself in JSON Lines, JSON text elsewhere, but for Parquet's tokens.
 COLUMNS: Mapping[str, str] = {
     "root": "text", "path": "text", "sha256": "text", "id": "text", "question": "text", "answer": "text",
-    "probability": "float", "flagged": "bool", "severity": "text", "probabilities": "json", "logprobs": "json",
-    "coverage": "float", "tokens": "json", "prompt_tokens": "int", "finish_reason": "text", "recipe": "text",
-    "prompt_hash": "text", "model": "text", "weights": "text", "dtype": "text", "tower_check": "text", "time": "text",
+    "probability": "float", "flagged": "bool", "level": "text", "probabilities": "json", "logprobs": "json",
+    "choice_mass": "float", "tokens": "json", "prompt_tokens": "int", "finish_reason": "text", "error": "text",
+    "config": "text", "prompt_hash": "text", "model": "text", "weights": "text", "dtype": "text",
+    "encoder_check": "text", "time": "text",
 }  # fmt: skip
+NO_ANSWER = ("skipped", "error")  # finish reasons of records that answer nothing
 FORMATS = (".parquet", ".csv", ".jsonl")
 SYNC_SECONDS = 5
 MAX_FIELD = 1 << 30  # characters in a cell; the csv module's own limit is below the tokens of a long answer
-_REQUIRED = ("root", "path", "sha256", "id", "question", "finish_reason", "recipe", "prompt_hash", "weights")
+_REQUIRED = ("root", "path", "sha256", "id", "question", "finish_reason", "config", "prompt_hash", "weights")
 
 
 @dataclass(frozen=True)
 class Key:
-    """What decides an answer: of which bytes, to which prompt, of which recipe, by which weights in which dtype."""
+    """What decides an answer: which bytes, prompt, extraction config, weights and dtype."""
 
     sha256: str
     prompt_hash: str
-    recipe: str
+    config: str
     weights: str
     dtype: str | None
 
@@ -54,7 +55,7 @@ class Table:
     """The answers in one file, open for reading and adding. Use it in a `with` block: the end writes the file.
 
     Records are the newest by (root, path, id), in the order in which they first came. UsageError for a file that is
-    no such table, AlbumInUse while another process has it open, AlbumDamaged for a journal that was tampered with,
+    no such table, StoreInUse while another process has it open, StoreDamaged for a journal that was tampered with,
     DiskError where nothing can be written.
     """
 
@@ -110,7 +111,7 @@ class Table:
         return iter(self._records.values())
 
     def find(self, key: Key) -> Record | None:
-        """The newest record that `key` decided, whatever picture's name and id it stands under."""
+        """The newest record that `key` decided, whatever image's name and id it stands under."""
         return self._known.get(key)
 
     def put(self, record: Record) -> None:
@@ -139,8 +140,8 @@ class Table:
 
     def _add(self, record: Record) -> None:
         self._records[_place(record)] = record
-        key = Key(record["sha256"], record["prompt_hash"], record["recipe"], record["weights"], record["dtype"])
-        if record["finish_reason"] != "skipped":
+        key = Key(record["sha256"], record["prompt_hash"], record["config"], record["weights"], record["dtype"])
+        if record["finish_reason"] not in NO_ANSWER:
             self._known[key] = record
 
 
@@ -152,7 +153,7 @@ def _place(record: Record) -> tuple[str, str, str]:
 
 
 def _locked(journal: Path) -> IO[bytes]:
-    """The journal, open and ours alone; AlbumInUse if another process has it. The lock ends with the process."""
+    """The journal, open and ours alone; StoreInUse if another process has it. The lock ends with the process."""
     csv.field_size_limit(MAX_FIELD)
     while True:
         stream = open(journal, "a+b")  # noqa: SIM115 - it stays open
@@ -160,7 +161,7 @@ def _locked(journal: Path) -> IO[bytes]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.close()
-            raise AlbumInUse(f"{journal.name[1:-8]} is being written by another run; wait for it") from None
+            raise StoreInUse(f"{journal.name[1:-8]} is being written by another run; wait for it") from None
         try:
             if os.fstat(stream.fileno()).st_ino == journal.stat().st_ino:
                 sync_folder(journal.parent)
@@ -180,7 +181,7 @@ def _read_journal(stream: IO[bytes], journal: Path) -> Iterator[Record]:
         try:
             yield _checked(json.loads(line))
         except ValueError as error:
-            raise AlbumDamaged(f"{journal} is damaged ({error}); remove it and run again") from None
+            raise StoreDamaged(f"{journal} is damaged ({error}); remove it and run again") from None
         sound += len(line)
     stream.truncate(sound)
 
@@ -258,7 +259,7 @@ def _read_csv(file: Path) -> Iterator[Record]:
         _check_columns(list(rows.fieldnames or ()))
         for row in rows:
             record = {name: _parsed(text, COLUMNS.get(name, "text")) for name, text in row.items()}
-            if record.get("answer") is None and record.get("finish_reason") != "skipped":
+            if record.get("answer") is None and record.get("finish_reason") not in NO_ANSWER:
                 record["answer"] = ""  # CSV knows no difference between nothing and an empty text
             yield record
 
@@ -273,7 +274,7 @@ def _parsed(text: str | None, kind: str) -> Any:
     if not text:
         return None
     parse: Mapping[str, Callable[[str], Any]] = {
-        "int": int, "float": float, "json": json.loads, "bool": lambda told: {"true": True, "false": False}[told],
+        "int": int, "float": float, "json": json.loads, "bool": lambda word: {"true": True, "false": False}[word],
     }  # fmt: skip
     return parse.get(kind, str)(text)
 
@@ -283,26 +284,9 @@ def _is_text(column: str) -> bool:
     return COLUMNS.get(column) == "json" and column != "tokens"
 
 
-@contextmanager
-def _whole(file: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name at the end of the block, synced, or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")  # whoever holds the journal's lock is the only one to write it
-    try:
-        with temporary.open("wb") as stream:
-            if file.exists():
-                os.fchmod(stream.fileno(), stat.S_IMODE(file.stat().st_mode))
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(file.parent)
-
-
 def _write(file: Path, records: list[Record]) -> None:
     write = {".parquet": _write_parquet, ".csv": _write_csv, ".jsonl": _write_jsonl}[file.suffix.lower()]
-    with _whole(file) as stream:
+    with written_whole(file) as stream:
         write(stream, records)
 
 

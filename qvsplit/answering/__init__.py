@@ -1,0 +1,1 @@
+"""Requests to answers: the engine behind its door, checks, schemas, the recorder."""

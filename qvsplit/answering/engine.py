@@ -1,0 +1,92 @@
+"""The Engine door: requests go in, completions come out. Nobody looks behind it.
+
+A request names images by the content of their features and holds the conversation as messages: never token ids, pixels
+or tensors. Requests and completions can be pickled. How requests are batched, what is computed once for several of
+them, and how memory is kept is the engine's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from qvsplit.errors import QvsplitError
+from qvsplit.models.decoding import Decoding
+
+__all__ = ["Completion", "Decoding", "Engine", "FeatureRef", "Message", "Request"]
+
+Message = Mapping[str, Any]  # {"role": …, "content": text, or a list of {"type": "image"} and {"type": "text", …}}
+
+
+class FeatureRef(NamedTuple):
+    """Features by their content: the SHA-256 of the file's bytes, in hex, and the part of it."""
+
+    sha256: str
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about the items whose features it names.
+
+    Attributes:
+        id: By which its completion is known. Of the caller's choosing; unique within one call.
+        messages: The conversation; its items stand in the order of `features`.
+        features: What the items are.
+        shared: How many of the features begin other requests' prompts, too: a hint.
+        decoding: How the answer is made.
+        choices: Spellings of whole answers. Where there are any, they are scored, and nothing is generated.
+        seed: For sampling.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    features: tuple[FeatureRef, ...]
+    shared: int = 0
+    decoding: Decoding = field(default_factory=Decoding)
+    choices: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What became of one request.
+
+    Attributes:
+        id: That of the request.
+        text: The answer; empty where choices were scored.
+        tokens: Its tokens, without the prompt's.
+        prompt_tokens: How many tokens the prompt had.
+        finish_reason: `stop`, `length`, `scored`, `cancelled` (with the text so far) or `error`.
+        logprobs: The log-probability of each spelling in `choices` as a whole answer.
+        error: Why there is no answer. A value, not raised: other requests are answered all the same.
+    """
+
+    id: str
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    prompt_tokens: int = 0
+    finish_reason: str = "stop"
+    logprobs: Mapping[str, float] | None = None
+    error: QvsplitError | None = None
+
+
+class Engine(Protocol):
+    """What answers requests."""
+
+    def answer(
+        self, requests: Iterable[Request], *, on_text: Callable[[str, str], None] | None = None
+    ) -> Iterator[Completion]:
+        """Give one completion for each request, in any order.
+
+        Args:
+            requests: Taken as they are needed.
+            on_text: Hears a request's id and more of its answer's text as it grows.
+
+        Raises:
+            QvsplitError: No request of this kind can be answered: the model cannot be loaded, a schema not be followed.
+        """
+
+    def cancel(self) -> None:
+        """End the calls of `answer` in progress soon: no more requests are taken, answers are cut where they are."""

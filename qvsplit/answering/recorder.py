@@ -1,0 +1,163 @@
+"""A survey's way into a table, and what of it the table has already. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from qvsplit.answering.checks import Question
+from qvsplit.answering.options import AskOptions
+from qvsplit.answering.requests import CANCELLED, ERROR, SKIPPED, PromptItems, judged
+from qvsplit.output.answer import Answer
+from qvsplit.output.table import Key, Table
+from qvsplit.store.row import Row
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What decides answers beside images and prompts.
+
+    Attributes:
+        model: As it was named; for people.
+        config: Hash of the store's extraction config.
+        weights: Fingerprint of the language model.
+        dtype: What it computes in.
+    """
+
+    model: str
+    config: str
+    weights: str
+    dtype: str
+
+
+class Recorder:
+    """Puts a survey's answers into a table, and recalls those that are there.
+
+    Attributes:
+        recalled: How many answers were known from before.
+        asked: How many were new.
+        failed: How many of the new ones have an error.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        origin: Origin,
+        prompt_hashes: Mapping[str, str],
+        current: Callable[[str, str], Row | None] = lambda root, path: None,
+    ) -> None:
+        """Take where answers come from.
+
+        Args:
+            table: Open.
+            origin: What decides all of them.
+            prompt_hashes: By question's name, what decides the answers to it.
+            current: Gives the current row of a root and path; None where nothing is known of it.
+        """
+        self._table = table
+        self._origin = origin
+        self._hashes = prompt_hashes
+        self._current = current
+        self._new: set[Key] = set()
+        self.recalled = self.asked = self.failed = 0
+
+    def recall(self, items: PromptItems, question: Question) -> Answer | None:
+        """Give the answer that the table has for these very bytes, prompt, config and model, judged anew."""
+        record = self._table.find(self._key(items.rows, question.name))
+        if record is None:
+            return None
+        answer = Answer(
+            rows=items.rows, question=question.text, id=question.id, text=record["answer"] or "",
+            tokens=record["tokens"] or [], prompt_tokens=record["prompt_tokens"] or 0,
+            finish_reason=record["finish_reason"], encoder_check=record["encoder_check"], logprobs=record["logprobs"],
+            recalled=record["time"],
+        )  # fmt: skip
+        return judged(answer, question)
+
+    def put(self, answer: Answer) -> None:
+        """Put an answer into the table; again, for one that it has, says nothing new."""
+        if answer.finish_reason == CANCELLED:
+            return
+        key = self._key(answer.rows, answer.name)
+        if answer.recalled is None and answer.finish_reason != SKIPPED and key not in self._new:
+            self._new.add(key)
+            self.asked += 1
+            self.failed += answer.error is not None
+        self.recalled += answer.recalled is not None and key not in self._new
+        self._table.put(self._record(answer, key))
+
+    def _record(self, answer: Answer, key: Key) -> dict[str, Any]:
+        has_text = answer.finish_reason not in (SKIPPED, ERROR)
+        return {
+            "root": _joined([row.root for row in answer.rows]), "path": _joined([row.path for row in answer.rows]),
+            "sha256": key.sha256, "id": answer.name, "question": answer.question,
+            "answer": answer.text if has_text else None, "probability": answer.probability,
+            "flagged": answer.flagged, "level": answer.level, "probabilities": _plain(answer.probabilities),
+            "logprobs": _plain(answer.logprobs), "choice_mass": answer.choice_mass, "tokens": answer.tokens,
+            "prompt_tokens": answer.prompt_tokens, "finish_reason": answer.finish_reason, "error": answer.error,
+            "config": key.config, "prompt_hash": key.prompt_hash, "model": self._origin.model, "weights": key.weights,
+            "dtype": key.dtype, "encoder_check": answer.encoder_check, "time": answer.recalled or _now(),
+        }  # fmt: skip
+
+    def drop_stale(self) -> None:
+        """Drop answers about images that are deleted, or have other bytes by now."""
+        self._table.keep(lambda record: not _is_stale(record, self._current))
+
+    def _key(self, rows: Sequence[Row], name: str) -> Key:
+        contents = "+".join(_content_name(row) for row in rows)
+        return Key(contents, self._hashes[name], self._origin.config, self._origin.weights, self._origin.dtype)
+
+
+def prompt_hash(question: Question, options: AskOptions) -> str:
+    """Hash what decides an answer beside image, config and model: the prompt, the choices, the decoding."""
+    digest_input: dict[str, Any] = {"question": question.text, "system": options.system}
+    if question.choices is not None:
+        digest_input["choices"] = {choice: list(spellings) for choice, spellings in question.spellings.items()}
+    else:
+        digest_input |= {"max_new_tokens": options.max_new_tokens, "stop": list(options.stop)}
+        digest_input["schema"] = json.dumps(options.json_schema)  # in its own order, which is the answer's
+    if question.choices is None and options.sampled:
+        digest_input |= {name: getattr(options, name) for name in ("temperature", "top_p", "top_k", "seed")}
+    return hashlib.sha256(json.dumps(digest_input, sort_keys=True).encode()).hexdigest()
+
+
+def _content_name(row: Row) -> str:
+    """Name the row's content: the file's hash, and which part of it where that is not the first."""
+    return (row.sha256 or "") + (f"#{row.part}" if row.part else "")
+
+
+def _is_stale(record: Mapping[str, Any], current: Callable[[str, str], Row | None]) -> bool:
+    contents = record["sha256"].split("+")
+    roots, paths = (_parts(record[name], len(contents)) for name in ("root", "path"))
+    for root, path, content in zip(roots, paths, contents, strict=False):
+        row = current(root, path)
+        if row is not None and (row.status != "ok" or row.sha256 != content.partition("#")[0]):
+            return True
+    return False
+
+
+def _joined(names: list[str]) -> str:
+    """Give one name as it is, several as a JSON list."""
+    return names[0] if len(names) == 1 else json.dumps(names, ensure_ascii=False)
+
+
+def _parts(text: str, number: int) -> list[str]:
+    """Invert `_joined` for `number` names."""
+    if number == 1:
+        return [text]
+    try:
+        return [str(name) for name in json.loads(text)]
+    except (ValueError, TypeError):
+        return []  # not ours: nothing is known of it
+
+
+def _plain(values: Mapping[str, float] | None) -> dict[str, float] | None:
+    return None if values is None else dict(values)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

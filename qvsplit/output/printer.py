@@ -1,0 +1,87 @@
+"""Answers and verdicts on stdout: streamed on a terminal, JSON Lines, or tab-separated lines for a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qvsplit.errors import printable
+from qvsplit.output.text import bold, is_terminal
+
+if TYPE_CHECKING:
+    from qvsplit.output.answer import Answer
+    from qvsplit.output.verdicts import ItemVerdict
+    from qvsplit.store.row import Row
+
+
+class AnswerPrinter:
+    """Prints answers and verdicts.
+
+    Args:
+        as_json: One JSON object a line.
+        single: There is one answer in all: its text alone is printed.
+        one_root: All items have one root: their paths are printed without it.
+        logprobs: Print the log-probability of every choice.
+    """
+
+    def __init__(self, *, as_json: bool, single: bool, one_root: bool, logprobs: bool = False) -> None:
+        self.as_json = as_json
+        self.single = single
+        self.streams = is_terminal(sys.stdout) and not as_json  # text can be shown while it is generated
+        self._one_root = one_root
+        self._logprobs = logprobs
+
+    def heading(self, rows: Sequence[Row], question: str) -> None:
+        """Print what is asked of what, above an answer on a terminal."""
+        if not self.single:
+            names = ", ".join(printable(self._name(row)) for row in rows)
+            print(f"\n{bold(names)}  {printable(question)}", flush=True)
+
+    def part(self, text: str) -> None:
+        """Print the next part of an answer that is being generated."""
+        print(printable(text, keep="\n\t"), end="", flush=True)
+
+    def end_of_answer(self) -> None:
+        """End the line after the last part."""
+        print(flush=True)
+
+    def answer(self, answer: Answer) -> None:
+        """Print one finished answer."""
+        if self.as_json:
+            print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
+        elif self.streams:
+            self.heading(answer.rows, answer.name)
+            print(printable("  ".join([answer.text, *self._scores(answer)]), keep="\n\t"), flush=True)
+        elif self.single:
+            print("\t".join([answer.text, *self._scores(answer)]), flush=True)
+        else:
+            self._line([self._names(answer.rows), answer.name, answer.text, *self._scores(answer)])
+
+    def verdict(self, item: ItemVerdict) -> None:
+        """Print the verdict on an item: with the checks that were flagged, or the reason of an error."""
+        if self.as_json:
+            print(json.dumps(item.to_json(), ensure_ascii=False), flush=True)
+        else:
+            self._line([self._names(item.rows), "verdict", item.verdict, item.error or ",".join(item.flagged)])
+
+    def _line(self, parts: list[str]) -> None:
+        print("\t".join(printable(" ".join(part.split())) for part in parts), flush=True)
+
+    def _scores(self, answer: Answer) -> list[str]:
+        """Give probability, level and log-probabilities: nothing for generated text."""
+        if answer.error is not None:
+            return ["error", answer.error]
+        if answer.probabilities is None:
+            return ["skipped"] if answer.finish_reason == "skipped" else []
+        scores = [f"{answer.probability:.3f}", (answer.level or "") if answer.flagged else ""]
+        if self._logprobs:
+            scores += [f"{name}={value:.4f}" for name, value in (answer.logprobs or {}).items()]
+        return scores if any(scores[1:]) else scores[:1]
+
+    def _names(self, rows: Sequence[Row]) -> str:
+        return ",".join(map(self._name, rows))
+
+    def _name(self, row: Row) -> str:
+        return row.path if self._one_root else f"{row.root}/{row.path}"

@@ -1,0 +1,184 @@
+"""Text for people: one line on stderr, and the lines that say what a run did, would do, or what a store holds.
+
+Takes plain mappings, as the commands print them with `--json`; gives lines without line ends. Nothing that a file, a
+model or another program wrote reaches the terminal unescaped (`errors.printable`). Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from qvsplit.errors import printable, size
+
+_SUMMARY_COUNTS = {
+    "new": "new", "modified": "modified", "re_encoded": "re-encoded", "copied": "copied", "moved": "moved",
+    "metadata_changed": "metadata changed", "unchanged": "unchanged", "failed": "failed",
+    "failed_again": "failed again", "failed_before": "failed before", "disappeared": "disappeared",
+    "deleted": "deleted", "remaining": "remaining",
+}  # fmt: skip
+_RUN_COUNTS = ("encoded", "copied", "moved", "metadata_changed", "failed", "failed_again", "deleted", "remaining")
+
+
+def say(line: str) -> None:
+    """Print one line to stderr, headed by the program's name."""
+    print(f"qvsplit: {printable(line)}", file=sys.stderr, flush=True)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Say whether `stream` (sys.stdout, sys.stdin or sys.stderr, which may be closed) is a terminal."""
+    return stream is not None and stream.isatty()
+
+
+def plural(number: int, singular: str, many: str = "") -> str:
+    """Give `1 image`, `2 images`, `1,000 images`."""
+    return f"{number:,} {singular if number == 1 else many or singular + 's'}"
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Give `2 new, 1 failed` from name → number; what is zero is left out."""
+    return ", ".join(f"{number:,} {name}" for name, number in counts.items() if number)
+
+
+def bold(text: str) -> str:
+    """Give `text` in bold for a terminal, unless NO_COLOR is set."""
+    return text if os.environ.get("NO_COLOR") else f"\033[1m{text}\033[0m"
+
+
+def duration(seconds: float) -> str:
+    """Give a time for people: 45 s, 12 min, 3.5 h."""
+    if seconds < 1:
+        return "a second"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# -------------------------------------------------------------------------------------------------------- extract
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Give the lines that say what a run of `extract` did, from `Summary.to_json()`."""
+    what = counted({name: summary[key] for key, name in _SUMMARY_COUNTS.items()})
+    nothing = f"0 of {summary['to_read']:,} done" if summary["interrupted"] else "nothing to do"
+    lines = [f"{what or nothing} in {summary['seconds']:.1f} s; {summary['store']}"]
+    if summary["encoded"]:
+        lines.append(
+            f"{plural(summary['tokens'], 'token')}, {size(summary['bytes'])} written; "
+            f"read {size(summary['weights_bytes_read'])} of weights, peak memory {size(summary['peak_memory_bytes'])}"
+        )
+    if summary["stopped"]:
+        lines.append(f"stopped by --{summary['stopped']}; run the same command again to continue")
+    if summary["not_found"]:
+        files = plural(summary["not_found"], "image of the store was", "images of the store were")
+        lines.append(f"{files} not found; --prune marks {_them(summary['not_found'])} as deleted")
+    return lines
+
+
+def preview_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Give the lines that say what a run of `extract` would do, from `Summary.to_json()` with its preview."""
+    known = f"{summary['unchanged']:,} are known and unchanged"
+    if summary["failed_before"]:
+        known += f", {summary['failed_before']:,} failed before and are unchanged"
+    lines = [f"{summary['to_read']:,} of {plural(summary['found'], 'image')} would be read, {known}"]
+    if summary["not_found"]:
+        lines.append(plural(summary["not_found"], "image of the store was", "images of the store were") + " not found")
+    preview = summary["preview"]
+    if not preview or not preview["items"]:
+        return lines
+    parts = [plural(preview["tokens"], "token")]
+    parts += [f"about {size(preview['bytes'])} on disk"] if preview["bytes"] is not None else []
+    if preview["seconds"] is None:
+        parts.append("time unknown: this store has had no run on such a machine yet")
+    else:
+        by = "by earlier runs" if preview["seconds_by"] == "earlier runs" else "a rough estimate by arithmetic"
+        parts.append(f"about {duration(preview['seconds'])} ({by})")
+    lines.append(f"at most {', '.join(parts)}; copies and moved images cost almost nothing")
+    if preview["bad"]:
+        lines.append(f"{preview['bad']:,} of them would fail: the header cannot be read")
+    return lines
+
+
+def _them(number: int) -> str:
+    return "it" if number == 1 else "them"
+
+
+# -------------------------------------------------------------------------------------------------------- inspect
+
+
+def description_lines(description: Mapping[str, Any]) -> list[str]:
+    """Give the lines that describe a store, from `verify.describe`."""
+    lines = [f"{name:11} {printable(text)}" for name, text in _facts(description).items()]
+    for root, tally in description["roots"].items():
+        lines.append(f"{'root':11} {printable(root)}: {counted(tally)}")
+    if description["superseded"]:
+        lines.append(f"{'old rows':11} {description['superseded']:,}; `qvsplit compact` drops them")
+    for name in description["quarantined"]:
+        lines.append(f"{'quarantined':11} {printable(name)}, a damaged shard; it may be deleted")
+    if description["rebuilding"]:
+        lines.append(f"{'rebuild':11} started and not finished; run `qvsplit extract --rebuild` again")
+    lines += [f"{'run':11} {_run_line(run)}" for run in description["runs"]]
+    for failure in description["failures"]:
+        name = failure["path"] if len(description["roots"]) == 1 else f"{failure['root']}/{failure['path']}"
+        lines.append(f"{'failed':11} {printable(name)} {printable(failure['error'] or '')}")
+    return lines
+
+
+def _facts(description: Mapping[str, Any]) -> dict[str, str]:
+    config = description["config"]
+    share = description["bytes"] / description["raw_bytes"] if description["raw_bytes"] else 0
+    images = f"{description['images']:,} ok ({description['copies']:,} by the features of another image)"
+    rest = f"{description['failed']:,} failed, {description['deleted']:,} deleted"
+    if description["without_features"]:
+        rest += f", {description['without_features']:,} without features"
+    return {
+        "images": f"{images}, {rest}",
+        "tokens": f"{description['tokens']:,}, each {description['width']} values in {config['storage_dtype']}",
+        "size": f"{size(description['bytes'])} in {plural(description['shards'], 'shard')}, "
+        f"{share:.3f} of the uncompressed features",
+        "model": description["model"] + (f"@{description['revision']}" if description["revision"] else ""),
+        "encoder": config["encoder"],
+        "computed": f"in {config['compute_dtype']} on {description['device']}, stored as {config['storage_dtype']}",
+        "pixels": " to ".join(_number(config["processor"].get(name)) for name in ("min_pixels", "max_pixels")),
+        "versions": ", ".join(f"{name} {version}" for name, version in description["versions"].items()),
+    }
+
+
+def _number(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def _run_line(run: Mapping[str, Any]) -> str:
+    """Give one run of the store's history, a file that anybody may have edited."""
+    counts = {name.replace("_", " "): run[name] for name in _RUN_COUNTS if isinstance(run.get(name), int)}
+    ending = f"; {run['error']}" if "error" in run else "; interrupted" if run.get("interrupted") else ""
+    what = ", ".join(f"{number:,} {name}" for name, number in counts.items()) or "nothing encoded"
+    return printable(f"{run.get('began')}: {what} in {run.get('seconds', 0)} s{ending}")
+
+
+# ---------------------------------------------------------------------------------------------- compact and purge
+
+
+def compacted_line(done: Mapping[str, Any], place: str) -> str:
+    """Say what `compact` did to the store at `place`."""
+    return (
+        f"{done['shards_before']:,} → {plural(done['shards_after'], 'shard')}, {size(done['bytes_before'])} → "
+        f"{size(done['bytes_after'])}, {plural(done['rows_dropped'], 'old row')} dropped; {place}"
+    )
+
+
+def purged_lines(done: Mapping[str, Any], place: str) -> Iterable[str]:
+    """Say what `purge` did to the store at `place`: first what happened, then what a user should know of it."""
+    images, before, after = plural(done["purged"], "image"), size(done["bytes_before"]), size(done["bytes_after"])
+    yield f"{images} purged; {before} → {after}; {place}"
+    if done["shared"]:
+        yield f"{done['shared']:,} of them: features kept, because other images of the store have the same bytes"
+    if done["still_there"]:
+        yield f"{done['still_there']:,} of them: the file still exists, and the next extract would encode it again"
+    if done["removed_rebuild"]:
+        yield "an unfinished rebuild, which may have held them, was removed"
+    if done["removed_quarantined"]:
+        shards = plural(done["removed_quarantined"], "quarantined shard")
+        yield f"{shards}, which may have held them, {'was' if done['removed_quarantined'] == 1 else 'were'} removed"
