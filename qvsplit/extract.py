@@ -1,10 +1,8 @@
-"""The pipeline: scan → read and decode → prepare → batch → encode → write.
+"""extract_files: bring a store up to date with the files under some paths.
 
-Decoders, processes of their own, read, hash and decode pictures, a bounded number ahead, while the tower computes, in
-one thread a device, and while what it gave is written. Rows go to a shard as soon as they are known, those of encoded
-pictures in the order of the candidates. One bad picture becomes a `failed` row; an interrupt keeps every row written so
-far. The shards are read only if the index of the last run cannot say that nothing is to be done; the tower is loaded
-when the first picture needs it, and not before.
+Wires source, plan, runner, encoder and store together: list → plan → run the stages → write rows. The shards are read
+only if the folder index of the last run cannot say that nothing is to be done; the encoder is loaded when the first
+item needs it, and not before.
 """
 
 from __future__ import annotations
@@ -12,1106 +10,417 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field, replace
-from os import PathLike, cpu_count, fspath
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qvsplit import folders, index, interrupts, rebuild, runs
-from qvsplit.album import (
-    Album,
-    Plan,
-    gone_row,
-    is_known,
-    next_number,
-    no_longer_there,
-    placed_from,
-    plan,
-    refuse_half_placed,
-    shard_path,
-    shards_in,
-)
-from qvsplit.checkpoint import Checkpoint, choose_checkpoint, open_checkpoint
-from qvsplit.compact import damage_marks, mend
-from qvsplit.decoder import PICTURE_SECONDS, Decoders, PixelBudget
-from qvsplit.devices import peak_memory
-from qvsplit.errors import (
-    AlbumDamaged,
-    DiskError,
-    PictureError,
-    PictureVanished,
-    QvsplitError,
-    RecipeError,
-    ShardDamaged,
-    UsageError,
-    some_of,
-)
-from qvsplit.folders import Found, Walked, name_on_disk
-from qvsplit.index import Index, Tally
-from qvsplit.interrupts import held_back
-from qvsplit.lock import LOCK_FILE, Lock, locked
-from qvsplit.recipe import DTYPE_BYTES, KERNELS, STORED_DTYPES, Made, Recipe, installed_versions
-from qvsplit.rows import leave_rows
-from qvsplit.store import SHARD_BYTES, SHARD_ROWS, Row, Shard, ShardWriter, disk_errors
+from qvsplit.errors import ConfigError, QvsplitError, ShardDamaged, StoreDamaged, UsageError, some_of
+from qvsplit.pipeline.options import ExtractOptions, check_against, check_options, like
+from qvsplit.pipeline.plan import Cures, Plan, PlanOptions, nothing_to_do, plan, settle, tallies_after
+from qvsplit.pipeline.summary import ExtractCallbacks, Summary
+from qvsplit.runtime.atomic_files import disk_errors
+from qvsplit.runtime.interrupts import held_back
+from qvsplit.runtime.memory import machine_memory, peak_memory
+from qvsplit.runtime.names import is_within, name_on_disk
+from qvsplit.sources.folders import SUFFIXES, LocalFolders
+from qvsplit.sources.images import optional_readers
+from qvsplit.sources.source import Folder, Listing, Source
+from qvsplit.store import history, layout, rebuild
+from qvsplit.store.folder_index import FolderIndex, FolderTally, read_index, write_index
+from qvsplit.store.generation import claim_generation
+from qvsplit.store.repair import damage_marks, repair
+from qvsplit.store.row_cache import write_rows
+from qvsplit.store.shard_reader import Shard
+from qvsplit.store.shards import next_number, placed_from, refuse_half_placed, shards_in
+from qvsplit.store.storage import LocalStorage, Storage
+from qvsplit.store.store import Store, read_store
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import torch
-
-    from qvsplit.preview import Preview
-    from qvsplit.vision import Patches, Vision
-
-# A shard ends also after this time, which bounds what a killed run loses on a slow machine
-SHARD_SECONDS = 300.0
-# Decoded and not yet prepared: 0.4 GB of RGB. A larger picture goes alone.
-PIXELS_IN_FLIGHT = 100_000_000
+    from qvsplit.pipeline.execution import Execution, Target
+    from qvsplit.store.lock import Lock
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What `extract` may be told. None is the album's own where there is one, else the default."""
+class _Call:
+    """The arguments of one call."""
 
-    model: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    store: str | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    workers: int | None = None
-    patch_budget: int | None = None
-    kernels: str | None = None  # "reference" or "fused"
-    prune: bool = False
-    retry_failed: bool = False
-    checksum: bool = False  # read every file again, whatever its stat says
-    rebuild: bool = False  # make the album anew, under another recipe if need be
-    wait: bool = False  # for another run to end
-    limit: int | None = None  # pictures read in this run
-    max_runtime: float | None = None  # seconds after which no further picture is begun
-    picture_seconds: float = PICTURE_SECONDS  # for each of a picture's steps
-    dry_run: bool = False
+    paths: Sequence[str | PathLike[str]]
+    storage: Storage
+    options: ExtractOptions
+    callbacks: ExtractCallbacks
+    cures: Cures
+    began: float  # by time.perf_counter()
+    clock: float  # by time.time()
+    seconds: dict[str, float]  # what was spent before there is a summary, by stage
 
 
-@dataclass
-class Summary:
-    """What a run did. Counts are of pictures; `seconds` and `stages` wall time, workers' stages summed over workers.
+@dataclass(frozen=True)
+class _View:
+    """What is known before a plan is made.
 
-    found = skipped + failed_before + to_do, and to_do = encoded + copied + moved + touched + failed + failed_again +
-    vanished + left. encoded = new + edited + recovered.
+    Attributes:
+        index: The folder index of the last run, if it can be trusted.
+        store: The store; None as long as the index does for it.
+        repaired: Damaged shards that were quarantined; None where that was not looked into.
+        source: Where items come from.
+        listings: What it lists.
     """
 
-    found: int = 0
-    skipped: int = 0  # known and unchanged
-    failed_before: int = 0  # known to be bad, unchanged, not tried again
-    to_do: int = 0  # pictures that had to be read (with --dry-run: would have to be)
-    encoded: int = 0
-    new: int = 0
-    edited: int = 0
-    recovered: int = 0  # neither: their embeddings had been lost, or they had failed
-    copied: int = 0  # the same bytes as another picture: nothing encoded, nothing stored twice
-    moved: int = 0  # from a name that is no longer there: nothing encoded
-    touched: int = 0  # read, and found to be what they were
-    failed: int = 0  # that had not failed before
-    failed_again: int = 0
-    vanished: int = 0  # deleted between being found and being read
-    left: int = 0  # for another run: stopped by --limit, --max-runtime or an interrupt
-    gone: int = 0  # marked by this run (--prune); a moved file's old name is not counted
-    missing: int = 0  # rows whose file is no longer there, left as they are
-    mended: int = 0  # damaged shards set aside
-    tokens: int = 0
-    bytes: int = 0  # of shards written
-    shards: int = 0
-    seconds: float = 0.0
-    stages: dict[str, float] = field(default_factory=dict)
-    tower_bytes: int = 0  # of the tower in the compute dtype
-    weights_bytes_read: int = 0
-    peak_memory_bytes: int = 0
-    decoder_memory_bytes: int = 0  # the most that the decoders took, summed over them
-    peak_gpu_memory_bytes: int = 0  # of the device that took the most
-    patch_budget: int = 0  # patches in one forward pass
-    album: str = ""
-    model: str = ""
-    interrupted: bool = False
-    stopped: str = ""  # "limit" or "max-runtime" where that left pictures for another run
-    preview: Preview | None = None  # with --dry-run: what it would take
+    index: FolderIndex | None
+    store: Store | None
+    repaired: int | None
+    source: Source
+    listings: Sequence[Listing]
 
     @property
-    def did_anything(self) -> bool:
-        """Whether there is something to tell: a run that changed nothing, and met nothing new, did nothing."""
-        done = self.encoded + self.copied + self.moved + self.gone
-        return bool(done or self.failed or self.left or self.mended or self.interrupted or self.vanished)
-
-    def to_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
-        return asdict(self)
+    def tallies(self) -> Mapping[Folder, FolderTally]:
+        return self.index.folders if self.index else {}
 
 
-@dataclass
-class Watcher:
-    """What a caller may want to hear while a run goes on. Called in the caller's thread."""
-
-    on_plan: Callable[[int], None] = lambda to_do: None
-    on_picture: Callable[[str], None] = lambda path: None
-    on_failure: Callable[[str, str], None] = lambda path, reason: None
-    on_note: Callable[[str], None] = lambda line: None
-
-
-def extract_pictures(
+def extract_files(
     paths: Sequence[str | PathLike[str]],
     *,
     out: str | PathLike[str] = "embeds",
-    settings: Settings | None = None,
-    watcher: Watcher | None = None,
+    options: ExtractOptions | None = None,
+    callbacks: ExtractCallbacks | None = None,
 ) -> Summary:
-    """Bring the album `out` up to date with the pictures under `paths`.
+    """Bring the store `out` up to date with the files under `paths`.
 
-    On KeyboardInterrupt the rows so far are kept and the summary, marked `interrupted`, hangs on the exception as
-    `qvsplit_summary`. Raises QvsplitError where the run cannot go on; what was finished stays, and if anything was
-    begun the summary hangs on it too.
+    On KeyboardInterrupt the rows so far are kept and the summary, marked `interrupted`, is on the exception as
+    `qvsplit_summary`; so it is on a QvsplitError if anything was begun, and what was finished stays.
+
+    Args:
+        paths: Folders, which are walked, and files.
+        out: The store: a folder of shards, created if need be.
+        options: See `ExtractOptions`.
+        callbacks: Who hears of what goes on.
+
+    Raises:
+        QvsplitError: The run cannot go on.
     """
-    settings, watcher = settings or Settings(), watcher or Watcher()
-    with warnings.catch_warnings():
+    began, options = time.perf_counter(), options or ExtractOptions()
+    check_options(options)
+    if any(os.path.realpath(out) == os.path.realpath(path) for path in paths):
+        raise UsageError(f"{fspath(out)} is itself the folder of images; give another store, it may be inside")
+    storage, callbacks = LocalStorage(Path(out)), callbacks or ExtractCallbacks()
+    call = _Call(paths, storage, options, callbacks, current_cures(options), began, time.time(), {})
+    with warnings.catch_warnings(), ExitStack() as stack:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; sizes have our own limit
-        folder = Path(out)
-        target = os.path.realpath(folder)
-        if any(target == os.path.realpath(path) for path in paths):
-            raise UsageError(f"--out {fspath(out)} is itself the folder of pictures; give another, it may be inside")
-        _check_settings(settings)
-        extraction = _Extraction(paths, folder, settings, watcher)
-        with ExitStack() as stack:
-            lock = None
-            if not settings.dry_run and (folder / LOCK_FILE).exists():  # before the album is read
-                lock = stack.enter_context(locked(folder, wait=settings.wait, on_note=watcher.on_note))
-            extraction.scan(lock)
-            summary = extraction.nothing_to_do()
-            if summary is not None:
-                return summary
-            if not settings.dry_run and lock is None:  # a new album: made now that there is something for it
-                lock = stack.enter_context(locked(folder, wait=settings.wait, on_note=watcher.on_note))
-            return extraction.go(lock)
+
+        def locked() -> Lock:
+            return stack.enter_context(storage.lock(wait=options.wait, on_note=callbacks.on_note))
+
+        exists = (storage.folder / layout.LOCK).exists()
+        lock = locked() if exists and not options.dry_run else None  # before the store is read
+        view = _look(call, lock)
+        summary = _nothing_to_do(call, view)
+        if summary is not None:
+            return summary
+        if lock is None and not options.dry_run:  # a new store: created now that there is something for it
+            lock = locked()
+        return _go(call, view, lock)
 
 
-class _Extraction:
-    """One call of `extract_pictures`: what the album knows, what the walk saw, and what follows from the two."""
+def current_cures(options: ExtractOptions) -> Cures:
+    """Say what this run can read, and under which limits: failures are tried again where that has changed."""
+    return Cures(optional_readers(), options.item_timeout, machine_memory(), options.device or "")
 
-    def __init__(
-        self, paths: Sequence[str | PathLike[str]], folder: Path, settings: Settings, watcher: Watcher
-    ) -> None:
-        self.paths = paths
-        self.folder = folder
-        self.settings = settings
-        self.watcher = watcher
-        self.started = time.perf_counter()
-        self.album: Album | None = None
-        self.index: Index | None = None
-        self.walked = Walked([], [], [], [], 0)
-        self.scanned = 0.0
-        self.mended: int | None = None  # shards set aside, once that was looked into
 
-    def scan(self, lock: Lock | None) -> None:
-        """Walk, with what the last run's index knows; without it, the album is read first."""
-        with disk_errors(self.folder):
-            shards = shards_in(self.folder)
-        whole = self.settings.checksum or self.settings.rebuild
-        if shards and not whole and placed_from(self.folder) is None and not damage_marks(self.folder):
-            self.index = index.read_index(self.folder, shards)
-        if self.index is None:
-            self.album = self._unlocked() if lock is None else self._mended(lock)
-        self._walk()
-        self.scanned = time.perf_counter() - self.started
-        if not self.walked.pictures:
-            self._refuse_nothing()
+# ---------------------------------------------------------------------------------------------------------- looking
 
-    def _refuse_nothing(self) -> None:
-        """UsageError where no path holds a picture: that is more often a mistake, or a disk that is not mounted."""
-        if self.index is not None:
-            counts = {f"{root}/{path}": one.ok + one.failed for (root, path), one in self.index.folders.items()}
-        else:
-            counts = {f"{row.root}/{row.path}": 1 for row in self._rows_of().rows if row.status != "gone"}
-        for start in self.walked.empty:
-            number = sum(
-                count for name, count in counts.items() if folders.is_within(name_on_disk(name).rstrip("/"), start)
-            )
-            if number:
-                raise UsageError(no_longer_there(start, number))
-        raise UsageError(
-            f"no pictures in {', '.join(fspath(path) for path in self.paths)} (looked for "
-            f"{some_of(folders.SUFFIXES, 40)}); nothing was changed"
-        )
 
-    def _walk(self) -> None:
-        roots = self._roots()
-        tallies = self.index.folders if self.index else {}
-        again = self.settings.retry_failed
-        self.walked = folders.walk(
-            self.paths,
-            self.watcher.on_note,
-            out=os.path.realpath(self.folder),
-            roots=roots,
-            known={key: one.digest for key, one in tallies.items() if one.digest and not (again and one.failed)},
-        )
+def _look(call: _Call, lock: Lock | None) -> _View:
+    """List, with what the last run's index knows; without it, the store is read first."""
+    began = time.perf_counter()
+    with disk_errors(call.storage.location):
+        shards = shards_in(call.storage)
+    index = None
+    everything = call.options.checksum or call.options.rebuild
+    if shards and not everything and placed_from(call.storage) is None and not damage_marks(call.storage):
+        index = read_index(call.storage, shards)
+        if index is not None and index.cures != call.cures.to_json():
+            index = None  # what failed before may be read now
+    store, repaired = (None, None) if index is not None else _opened(call, lock)
+    view = _listed(call, index, store, repaired)
+    if not sum(listing.number for listing in view.listings):
+        _refuse_nothing(call, view)
+    call.seconds["scan"] = time.perf_counter() - began
+    return view
 
-    def _roots(self) -> frozenset[str]:
-        return self.index.roots_on_disk if self.index else frozenset(map(name_on_disk, self._rows_of().roots))
 
-    def nothing_to_do(self) -> Summary | None:
-        """The summary, if the index alone shows that there is nothing to do."""
-        if self.index is None:
-            return None
-        total = index.nothing_to_do(self.index, self.walked, prune=self.settings.prune)
-        if total is None:
-            return None
-        self._check(self.index.recipe, self.index.made)
-        if self.settings.model is not None:
-            _check_model(self.settings, self.index.recipe, self.index.made)
-        self.watcher.on_plan(0)
-        summary = Summary(
-            found=self.walked.pictures, skipped=total.ok, failed_before=total.failed, missing=total.missing
-        )
-        return self._told(summary)
+def _opened(call: _Call, lock: Lock | None) -> tuple[Store, int | None]:
+    """Open the store: as it is on disk, repaired, where we hold the lock; else as anybody may read it."""
+    if lock is None:
+        return _read_unlocked(call), None
+    rebuild.finish(call.storage)
+    model_named = call.options.model is not None
+    return repair(call.storage, lock, call.callbacks.on_note, model_named=model_named)
 
-    def go(self, lock: Lock | None) -> Summary:
-        """Find out from the album what is to be done, and do it. Without a lock it is only told."""
-        if lock is not None and self.mended is None:
-            walked_with = self._roots()
-            self.album = self._mended(lock)
-            if self._is_outdated() or (self.index is None and self._roots() != walked_with):
-                self.index = None
-                self._walk()
-        album = self.album or self._unlocked()
-        recipe, made = album.recipe, album.made
-        if recipe is not None and made is not None:
-            self._check(recipe, made)
-        known = plan(
-            album,
-            self.walked,
-            self.index.folders if self.index else {},
-            retry_failed=self.settings.retry_failed,
-            checksum=self.settings.checksum,
-            on_note=self.watcher.on_note,
-        )
-        if self.settings.rebuild and lock is not None:
-            return self._rebuild(album, known, lock)
-        if lock is None or not known.candidates:  # else the loaded tower itself is held against the recipe
-            _check_model(self.settings, recipe, made)
-        summary = Summary(
-            found=known.pictures, skipped=known.unchanged, failed_before=known.failed_before,
-            to_do=len(known.candidates), missing=len(known.gone), mended=self.mended or 0,
-        )  # fmt: skip
-        if lock is None:
-            from qvsplit.preview import preview
 
-            summary.preview = preview(known.candidates, album, self.folder, self.settings)
-            return self._told(summary)
-        self.watcher.on_plan(len(known.candidates))
-        return self._run(_Run(album, known, self.folder, self.settings, self.watcher, summary, lock))
-
-    def _run(self, run: _Run, *, in_place: bool = True) -> Summary:
-        run.summary.stages["scan"] = self.scanned
-        began = time.time()
+def _read_unlocked(call: _Call) -> Store:
+    """Read what can be read. What is damaged is left out: whoever holds the lock quarantines it."""
+    if call.options.dry_run:
+        refuse_half_placed(call.storage)
+    shards = []
+    with disk_errors(call.storage.location):
+        names = shards_in(call.storage)
+    for name in names:
         try:
-            run.go()
-        except KeyboardInterrupt as interrupt:
-            run.summary.interrupted = True
-            told = interrupt.qvsplit_summary = self._told(run.summary)  # type: ignore[attr-defined]
-            runs.note(self.folder, began, told.to_json())
-            raise
-        except QvsplitError as error:
-            told = error.qvsplit_summary = self._told(run.summary)  # type: ignore[attr-defined]
-            runs.note(self.folder, began, told.to_json() | {"error": type(error).__name__})
-            raise
-        if in_place:
-            self._leave_index(run)
-        summary = self._told(run.summary)
-        if summary.did_anything:
-            runs.note(self.folder, began, summary.to_json())
-        return summary
-
-    def _rebuild(self, old: Album, found: Plan, lock: Lock) -> Summary:
-        """The album anew, beside the old one, which it replaces once it is whole."""
-        if old.recipe is None or old.made is None:
-            raise UsageError(f"{self.folder} has no shards yet: there is nothing to rebuild; leave --rebuild out")
-        outside = rebuild.left_out(old, self.walked.starts)
-        if outside:
-            raise UsageError(
-                f"{self.folder} also holds pictures in {some_of(outside)}, which --rebuild would lose; give that path "
-                "too, or take them out with `qvsplit forget`"
-            )
-        self._refuse_loss(old, found)
-        settings = _like(old.recipe, old.made, self.settings)
-        lock.announce()
-        album = self._staged(settings)
-        staging = rebuild.stage(self.folder)
-        known = plan(album, self.walked, {}, retry_failed=settings.retry_failed, checksum=settings.checksum)
-        summary = Summary(
-            found=known.pictures,
-            skipped=known.unchanged,
-            failed_before=known.failed_before,
-            to_do=len(known.candidates),
-        )
-        self.watcher.on_plan(len(known.candidates))
-        run = _Run(album, known, staging, settings, self.watcher, summary, lock, first=next_number(self.folder))
-        told = self._run(run, in_place=False)
-        if not shards_in(staging):
-            raise UsageError("no picture was left to rebuild from; the album is as it was")
-        if not told.left:
-            with held_back():
-                rebuild.put_in_place(self.folder)
-            self._leave_index(run)
-        return told
-
-    def _refuse_loss(self, old: Album, found: Plan) -> None:
-        """UsageError where a rebuild would drop a picture of which nobody has said that it may go."""
-        seen = {(one.root, one.path) for listing in self.walked.listings for one in listing.found()}
-        seen |= {(one.root, one.path) for one in found.candidates}
-        if self.settings.prune:
-            seen |= {row.key for row in found.gone if row.key not in found.doubtful}
-        lost = [row.path for row in old if row.key not in seen]
-        if lost:
-            raise UsageError(
-                f"{len(lost):,} pictures of the album cannot be seen now ({some_of(lost, 3)}), and --rebuild would "
-                "drop them; mount what is not mounted, or give --prune to drop what was deleted"
-            )
-
-    def _staged(self, settings: Settings) -> Album:
-        """What an unfinished rebuild has already, if it was under these settings; else that is given up."""
-        staging = rebuild.stage(self.folder)
-        try:
-            album = Album([Shard(path) for path in shards_in(staging)])
-            _check_settings(settings, album.recipe, self.folder)
-            _check_model(replace(settings, rebuild=False), album.recipe, album.made)
-        except (AlbumDamaged, RecipeError) as error:
-            self.watcher.on_note(f"the unfinished rebuild is given up, and begun anew: {error}")
-            rebuild.discard(self.folder)
-            return Album([])
-        return album
-
-    # ------------------------------------------------------------------------------------------- album and index
-
-    def _rows_of(self) -> Album:
-        assert self.album is not None  # read by `scan`, as there was no index
-        return self.album
-
-    def _unlocked(self) -> Album:
-        """The album as anybody may read it. What is damaged is left out: whoever holds the lock sets it aside."""
-        if self.settings.dry_run:
-            refuse_half_placed(self.folder)
-        with disk_errors(self.folder):
-            paths = shards_in(self.folder)
-        shards = []
-        for path in paths:
-            try:
-                shards.append(Shard(path))
-            except ShardDamaged:
-                if self.settings.dry_run:
-                    raise
-        return Album(shards)
-
-    def _mended(self, lock: Lock) -> Album:
-        """The album as it is on disk now that it is locked, what is damaged in it set aside."""
-        rebuild.finish(self.folder)
-        album, self.mended = mend(self.folder, lock, self.watcher.on_note, model_named=self.settings.model is not None)
-        return album
-
-    def _is_outdated(self) -> bool:
-        """Whether there was an index, of shards that looked sound from their ends and turned out not to be."""
-        return bool(self.mended) and self.index is not None
-
-    def _check(self, recipe: Recipe, made: Made) -> None:
-        if not self.settings.rebuild:
-            _check_settings(self.settings, recipe, self.folder)
-
-    def _leave_index(self, run: _Run) -> None:
-        """What the next run needs to know to have nothing to do, if anything in it has changed."""
-        before = self.index.folders if self.index else {}
-        recipe, made = run.recipe, run.made or run.album.made
-        if recipe is None or made is None:
-            return
-        tallies = run.tallies(self.walked, before)
-        if self.index is not None and tallies == before and not run.summary.shards:
-            return
-        with disk_errors(self.folder):
-            shards = shards_in(self.folder)
-        roots = run.album.roots | {root for root, _ in run.written}
-        index.write_index(self.folder, shards, Index(recipe, made, tallies, roots))
-        leave_rows(self.folder, shards)
-
-    def _told(self, summary: Summary) -> Summary:
-        summary.album = str(self.folder)
-        summary.stages.setdefault("scan", self.scanned)
-        summary.stages = {name: round(seconds, 3) for name, seconds in summary.stages.items()}
-        summary.seconds = round(time.perf_counter() - self.started, 3)
-        summary.peak_memory_bytes = peak_memory()
-        return summary
+            shards.append(Shard(call.storage, name))
+        except ShardDamaged:
+            if call.options.dry_run:
+                raise
+    return Store(shards)
 
 
-def _check_settings(settings: Settings, recipe: Recipe | None = None, folder: Path | None = None) -> None:
-    """Refuse, before anything is loaded, what no album or not this album can be made with."""
-    for option, name, known in (
-        ("--dtype", settings.dtype, tuple(DTYPE_BYTES)),
-        ("--store", settings.store, STORED_DTYPES),
-        ("--kernels", settings.kernels, KERNELS),
-    ):
-        if name is not None and name not in known:
-            raise UsageError(f"{option} {name}: choose one of {', '.join(known)}")
-    least = {"--workers": settings.workers, "--patch-budget": settings.patch_budget, "--limit": settings.limit}
-    for option, number in least.items():
-        if number is not None and number < 1:
-            raise UsageError(f"{option} must be at least 1")
-    if settings.checksum and (settings.limit is not None or settings.max_runtime is not None):
-        raise UsageError("--checksum reads everything again: --limit or --max-runtime would end it at the same place")
-    if recipe is None:
-        return
-    asked = {
-        "--dtype": (settings.dtype, recipe.compute_dtype),
-        "--store": (settings.store, recipe.stored_dtype),
-        "--kernels": (settings.kernels, recipe.kernels),
-        "--min-pixels": (settings.min_pixels, recipe.processor.get("min_pixels")),
-        "--max-pixels": (settings.max_pixels, recipe.processor.get("max_pixels")),
+def _listed(call: _Call, index: FolderIndex | None, store: Store | None, repaired: int | None) -> _View:
+    """List what there is; folders are known by their digest where nothing was left to do in them."""
+    if index is not None:
+        roots = index.roots_on_disk
+    else:
+        assert store is not None  # read, as there is no index
+        roots = frozenset(map(name_on_disk, store.roots))
+    source = LocalFolders(
+        call.paths, out=os.path.realpath(call.storage.location), roots=roots, on_note=call.callbacks.on_note
+    )
+    again = call.options.retry_failed
+    known = {
+        folder: tally.digest
+        for folder, tally in (index.folders if index else {}).items()
+        if tally.digest and not (again and tally.failed)
     }
-    wrong = [f"{option} {told} instead of {own}" for option, (told, own) in asked.items() if told not in {None, own}]
-    if wrong:
-        raise RecipeError(
-            f"{folder} was made under another recipe ({some_of(wrong)}); leave that out, choose a new --out, or make "
-            "the album anew with --rebuild"
-        )
+    return _View(index, store, repaired, source, list(source.list(known)))
 
 
-def _like(recipe: Recipe, made: Made, settings: Settings) -> Settings:
-    """`settings`, and where they leave it open what the album was made with."""
-    model = made.model if made.revision is None else f"{made.model}@{made.revision}"
-    store = None if recipe.stored_dtype == recipe.compute_dtype else recipe.stored_dtype
-    return replace(
-        settings,
-        model=settings.model or model,
-        dtype=settings.dtype or recipe.compute_dtype,
-        store=settings.store or store,
-        kernels=settings.kernels or recipe.kernels,
-        min_pixels=settings.min_pixels or recipe.processor["min_pixels"],
-        max_pixels=settings.max_pixels or recipe.processor["max_pixels"],
+def _refuse_nothing(call: _Call, view: _View) -> None:
+    """UsageError where no path holds an item: that is more often a mistake, or a disk that is not mounted."""
+    if view.index is not None:
+        counts = {f"{root}/{path}": one.ok + one.failed for (root, path), one in view.index.folders.items()}
+    else:
+        assert view.store is not None
+        counts = {f"{row.root}/{row.path}": 1 for row in view.store.rows if row.status != "deleted"}
+    for start in view.source.scope.empty:
+        number = sum(count for name, count in counts.items() if is_within(name_on_disk(name).rstrip("/"), start))
+        if number:
+            raise UsageError(_no_items_any_more(start, number))
+    raise UsageError(
+        f"no images in {', '.join(fspath(path) for path in call.paths)} (looked for {some_of(SUFFIXES, 40)}); nothing "
+        "was changed"
     )
 
 
-def _check_model(settings: Settings, recipe: Recipe | None, made: Made | None) -> None:
-    """RecipeError where another model is asked for than the album's, without loading any."""
-    if settings.model is None or settings.rebuild or recipe is None or made is None:
+def _no_items_any_more(start: str, number: int) -> str:
+    return (
+        f"{start} holds no images any more; its {number:,} rows are left as they are, in case it is not mounted (if "
+        "they were deleted, `qvsplit purge` takes them out)"
+    )
+
+
+def _nothing_to_do(call: _Call, view: _View) -> Summary | None:
+    """Give the summary, if the index alone shows that there is nothing to do."""
+    if view.index is None:
+        return None
+    total = nothing_to_do(view.index, view.listings, view.source.scope, prune=call.options.prune)
+    if total is None:
+        return None
+    check_against(call.options, view.index.config, call.storage.location)
+    if call.options.model is not None:
+        from qvsplit.pipeline.devices import check_model
+
+        check_model(call.options, view.index.config, view.index.provenance)
+    call.callbacks.on_plan(0)
+    found = sum(listing.number for listing in view.listings)
+    summary = Summary(found=found, unchanged=total.ok, failed_before=total.failed, not_found=total.not_found)
+    return _finished(call, summary)
+
+
+# ------------------------------------------------------------------------------------------------------------ doing
+
+
+def _go(call: _Call, view: _View, lock: Lock | None) -> Summary:
+    """Find out from the store what is to be done, and do it. Without a lock it is only said."""
+    if lock is not None and view.repaired is None:
+        view = _repaired(call, view, lock)
+    store = view.store or _read_unlocked(call)
+    if store.config is not None and not call.options.rebuild:
+        check_against(call.options, store.config, call.storage.location)
+    planned = _planned(call, view, store)
+    if call.options.rebuild and lock is not None:
+        return _rebuild(call, view, store, planned, lock)
+    from qvsplit.pipeline.devices import check_model
+
+    check_model(call.options, store.config, store.provenance)  # all that is to be read may turn out to be known
+    summary = _summary_of(planned, view.repaired or 0)
+    if lock is None:
+        from qvsplit.pipeline.preview import preview
+
+        summary.preview = preview(planned.to_read, store, call.storage, call.options)
+        return _finished(call, summary)
+    call.callbacks.on_plan(len(planned.to_read))
+    execution = _execute(call, planned, summary, _target(call, store, planned, lock))
+    _write_caches(call, view, planned, execution)
+    return _noted(call, summary)
+
+
+def _repaired(call: _Call, view: _View, lock: Lock) -> _View:
+    """Take up the store as it is on disk now that it is locked; list again where the listing hung on what has gone."""
+    store, repaired = _opened(call, lock)
+    roots_changed = view.store is not None and view.store.roots != store.roots
+    if (view.index is not None and repaired) or roots_changed:
+        return _listed(call, None, store, repaired)
+    return replace(view, store=store, repaired=repaired)
+
+
+def _planned(call: _Call, view: _View, store: Store) -> Plan:
+    """Hold the listings against the store, and look for what no listing has."""
+    options = PlanOptions(call.options.retry_failed, call.options.checksum, call.cures)
+    scope = view.source.scope
+    for start in scope.empty:
+        number = sum(row.status != "deleted" and is_within(f"{name_on_disk(row.root)}/{name_on_disk(row.path)}", start)
+                     for row in store.rows)  # fmt: skip
+        if number:
+            call.callbacks.on_note(_no_items_any_more(start, number))
+    planned = plan(view.listings, scope, store, view.tallies, options)
+    presence = view.source.stat([row.key for row in planned.unseen])
+    return settle(planned, presence, view.listings, store, options)
+
+
+def _summary_of(planned: Plan, repaired: int) -> Summary:
+    return Summary(
+        found=planned.found, unchanged=planned.unchanged, failed_before=planned.failed_before,
+        to_read=len(planned.to_read), not_found=len(planned.absent), repaired=repaired,
+    )  # fmt: skip
+
+
+def _target(call: _Call, store: Store, planned: Plan, lock: Lock, *, into: Storage | None = None, first: int = 1,
+            highest: int = 0) -> Target:  # fmt: skip
+    """Say where rows go; the generation is claimed where there is something to write."""
+    from qvsplit.pipeline.execution import Target
+
+    deletes = call.options.prune and any(row.key not in planned.empty_folders for row in planned.absent)
+    writes = bool(planned.to_read) or deletes
+    generation = claim_generation(call.storage, max(store.generation, highest)) if writes else 0
+    return Target(into or call.storage, store, lock, generation, first, call.cures)
+
+
+def _execute(call: _Call, planned: Plan, summary: Summary, target: Target) -> Execution:
+    """Carry out the plan; whatever ends it, the summary so far goes with the error and into the history."""
+    from qvsplit.pipeline.execution import Execution
+
+    execution = Execution(planned, target, call.options, summary, call.callbacks)
+    try:
+        execution.run()
+    except KeyboardInterrupt as interrupt:
+        summary.interrupted = True
+        done = interrupt.qvsplit_summary = _finished(call, summary)  # type: ignore[attr-defined]
+        history.add_run(call.storage, call.clock, done.to_json())
+        raise
+    except QvsplitError as error:
+        done = error.qvsplit_summary = _finished(call, summary)  # type: ignore[attr-defined]
+        history.add_run(call.storage, call.clock, done.to_json() | {"error": type(error).__name__})
+        raise
+    return execution
+
+
+def _noted(call: _Call, summary: Summary) -> Summary:
+    """Finish the summary, and note it in the history if there is something to say."""
+    summary = _finished(call, summary)
+    if summary.did_anything:
+        history.add_run(call.storage, call.clock, summary.to_json())
+    return summary
+
+
+def _finished(call: _Call, summary: Summary) -> Summary:
+    summary.store = call.storage.location
+    summary.stages = {name: round(seconds, 3) for name, seconds in (call.seconds | summary.stages).items()}
+    summary.seconds = round(time.perf_counter() - call.began, 3)
+    summary.peak_memory_bytes = peak_memory()
+    return summary
+
+
+def _write_caches(call: _Call, view: _View, planned: Plan, execution: Execution) -> None:
+    """Leave what the next run needs to know to have nothing to do, if anything in it has changed."""
+    recorder, schema = execution.recorder, execution.schema
+    if schema is None:
         return
-    name, _, revision = settings.model.partition("@")
-    if made.model in {name, os.path.realpath(settings.model)} and revision in {"", made.revision}:
-        return  # nothing is to be encoded, so that not even the hub need be asked for news of it
-    checkpoint = open_checkpoint(settings.model, "vision")
-    if (checkpoint.name, checkpoint.revision) == (made.model, made.revision):
+    touched = {row.folder for row in recorder.written.values()}
+    tallies = tallies_after(
+        planned, view.listings, view.source.scope, view.tallies, recorder.current, recorder.holds, touched
+    )
+    if view.index is not None and tallies == view.tallies and not recorder.written:
         return
-    from qvsplit.weights import fingerprint
-
-    if fingerprint(checkpoint) != recipe.tower:
-        raise RecipeError(
-            f"the album was made by another tower than that of {checkpoint.name}; leave --model out, choose a new "
-            "--out, or make the album anew with --rebuild"
-        )
-
-
-@dataclass
-class _Taken:
-    """One candidate on its way: read, and as far as a worker could bring it."""
-
-    found: Found
-    sha256: bytes | None = None
-    size: int = -1
-    mtime_ns: int | None = None
-    pixels: int = 0  # that it has of the budget
-    vanished: bool = False
-    image: npt.NDArray[np.uint8] | None = None  # [height, width, 3]
-    patches: Patches | None = None
-    width: int | None = None
-    height: int | None = None
-    error: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    with disk_errors(call.storage.location):
+        shards = shards_in(call.storage)
+    store_roots = view.store.roots if view.store is not None else frozenset()
+    roots = store_roots | {root for root, _ in recorder.written}
+    index = FolderIndex(schema.config, schema.provenance[-1], tallies, frozenset(roots), call.cures.to_json())
+    write_index(call.storage, shards, index)
+    write_rows(call.storage, shards)
 
 
-@dataclass
-class _Batch:
-    """Pictures that go through the tower together."""
-
-    pictures: list[_Taken]
-    seconds: dict[str, float] = field(default_factory=dict)
-    results: list[npt.NDArray[np.uint8] | PictureError] = field(default_factory=list)
+# ---------------------------------------------------------------------------------------------------------- rebuild
 
 
-class _Lane:
-    """One device's thread: batches go through its tower one after the other, and come out as bytes to be stored."""
-
-    def __init__(self, vision: Vision, stored_dtype: str) -> None:
-        self.vision = vision
-        self.stored_dtype = stored_dtype
-        self.waiting = 0  # batches not yet collected
-        self._pool = ThreadPoolExecutor(1, "qvsplit-tower")
-        self._ended = 0.0
-
-    def submit(self, batch: _Batch) -> Future[_Batch]:
-        self.waiting += 1
-        return self._pool.submit(self._encode, batch)
-
-    def _encode(self, batch: _Batch) -> _Batch:
-        began = time.perf_counter()
-        if self._ended:
-            batch.seconds["tower idle"] = began - self._ended
-        with _Clock(batch.seconds, "forward"):
-            results = self.vision.encode([one.patches for one in batch.pictures if one.patches is not None])
-        with _Clock(batch.seconds, "copy"):
-            batch.results = [
-                one if isinstance(one, PictureError) else _as_stored(one, self.stored_dtype) for one in results
-            ]
-        self._ended = time.perf_counter()
-        return batch
-
-    def close(self) -> None:
-        """End soon: what is still in the tower is given up."""
-        self.vision.cancel()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _as_stored(embeds: torch.Tensor, dtype: str) -> npt.NDArray[np.uint8] | PictureError:
-    """[n_tokens, hidden_size] as bytes of the stored dtype; PictureError if a value does not fit into it."""
-    import torch
-
-    if dtype == "int8":
-        return _as_int8(embeds.float())
-    stored = embeds.to(getattr(torch, dtype))
-    if stored.dtype != embeds.dtype and not bool(torch.isfinite(stored).all()):
-        return PictureError(f"has values beyond the range of {dtype}")
-    raw: npt.NDArray[np.uint8] = stored.contiguous().cpu().view(torch.uint8).numpy()
-    return raw
-
-
-def _as_int8(embeds: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """float32 [n_tokens, hidden_size] to bytes [n_tokens, hidden_size + 4]: each token over its own scale."""
-    import torch
-
-    scales = embeds.abs().amax(1, keepdim=True) / 127  # [n_tokens, 1]
-    whole = (embeds / scales.where(scales > 0, 1)).round().clamp(-127, 127).to(torch.int8)
-    raw: npt.NDArray[np.uint8] = torch.cat([whole.view(torch.uint8), scales.view(torch.uint8)], 1).cpu().numpy()
-    return raw
-
-
-class _Run:
-    """One run over the candidates of a plan. What is no lane's and no decoder's happens in the caller's thread."""
-
-    def __init__(
-        self,
-        album: Album,
-        known: Plan,
-        folder: Path,
-        settings: Settings,
-        watcher: Watcher,
-        summary: Summary,
-        lock: Lock,
-        first: int = 1,
-    ) -> None:
-        self.album = album
-        self.plan = known
-        self.folder = folder
-        self.settings = settings
-        self.watcher = watcher
-        self.summary = summary
-        self.lock = lock
-        self.first = first  # the lowest number that a shard of this run may have
-        self.vision: Vision | None = None  # the first device's
-        self.patch_budget = 0  # known once there is a tower
-        self.recipe = album.recipe
-        self.hidden_size = album.hidden_size
-        self.made: Made | None = None
-        self.writer: ShardWriter | None = None
-        self.shard_began = 0.0
-        self.deadline = time.monotonic() + settings.max_runtime if settings.max_runtime is not None else None
-        self.written: dict[tuple[str, str], Row] = {}
-        self.new_homes: dict[bytes, Row] = {}  # content encoded by this run
-        self.pending: list[_Taken] = []  # the batch being filled
-        self.lanes: list[_Lane] = []  # one a device
-        self.flying: deque[tuple[_Lane, Future[_Batch]]] = deque()  # batches in the lanes, in order
-        # the same bytes, under other names, as a picture that is pending or flying
-        self.copies: dict[bytes, list[_Taken]] = {}
-        self.lost: dict[bytes | None, list[Row]] = {}  # rows whose file is no longer there: where moves come from
-        for row in known.gone:
-            if row.status == "ok":
-                self.lost.setdefault(row.sha256, []).append(row)
-        self.moved: set[tuple[str, str]] = set()
-        self.decoders = Decoders(settings.picture_seconds)
-        self.budget = PixelBudget(PIXELS_IN_FLIGHT)
-
-    def go(self) -> None:
-        self.summary.left = self.summary.to_do
-        try:
-            self._pictures()
-            if not self.summary.stopped:
-                self._prune()
-        except DiskError:
-            if self.writer is not None:  # its rows are redone by the next run
-                self.writer.abandon()
-                self.writer = None
-            raise
-        except KeyboardInterrupt:
-            with held_back():
-                self._collect_finished()
-            raise
-        finally:
-            with held_back():
-                for lane in self.lanes:
-                    lane.close()
-                self._end_shard()
-            self._note_gpu_memory()
-
-    # ------------------------------------------------------------------------------------------ the candidates
-
-    def _pictures(self) -> None:
-        with closing(self._taken()) as all_taken:
-            for taken in all_taken:
-                interrupts.check()
-                self._file(taken)
-                self._collect_finished()
-        self._encode()
-        while self.flying:
-            self._collect()
-
-    def _file(self, taken: _Taken) -> None:
-        self._add_seconds(taken.seconds)
-        if taken.vanished:
-            self.summary.vanished += 1
-            self._done(taken.found.path)
-        elif taken.error is not None:
-            self._fail(taken, taken.error)
-        elif self._is_same(taken):
-            self._refresh(taken)
-        elif taken.sha256 in self.copies:
-            self.copies[taken.sha256].append(taken)
-        elif (home := self._home(taken)) is not None:
-            self._copy(taken, home)
-        else:
-            self._queue(taken)
-        self._release(taken)
-
-    def _done(self, path: str) -> None:
-        """One picture more is dealt with."""
-        self.summary.left -= 1
-        self.watcher.on_picture(path)
-
-    def _taken(self) -> Generator[_Taken, None, None]:
-        """The candidates in order, read and decoded by workers, a bounded number ahead.
-
-        Until there is a tower they wait as decoded pictures, which are larger than patches: then fewer wait.
-        """
-        workers = self.settings.workers or min(8, cpu_count() or 1)
-        window: deque[tuple[int, Future[_Taken]]] = deque()
-        pool = ThreadPoolExecutor(workers, "qvsplit-decode")
-        remaining = enumerate(self.plan.candidates)
-        try:
-            while True:
-                ahead = workers if self.vision is None else 2 * workers
-                while len(window) < ahead and (following := self._next(remaining)) is not None:
-                    number, found = following
-                    window.append((number, pool.submit(self._take, number, found)))
-                if not window:
-                    return
-                number, future = window.popleft()
-                self.budget.serve(number)
-                with self._clocked("wait for pictures"):
-                    taken = future.result()
-                yield taken
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            self.budget.close()
-            self.decoders.close()
-            self.summary.decoder_memory_bytes = self.decoders.peak_memory()
-
-    def _next(self, remaining: enumerate[Found]) -> tuple[int, Found] | None:
-        """The next candidate; None when there is no other, or none is to be begun any more."""
-        number, found = next(remaining, (0, None))
-        if found is None:
-            return None
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            self._stop("max-runtime")
-            return None
-        if self.settings.limit is not None and number >= self.settings.limit:
-            self._stop("limit")
-            return None
-        return number, found
-
-    def _stop(self, why: str) -> None:
-        self.summary.stopped = self.summary.stopped or why
-
-    def _take(self, number: int, found: Found) -> _Taken:
-        """In a worker: read and hash; where the content is not known yet, decode; once there is a tower, prepare."""
-        taken = _Taken(found, size=max(found.size, 0))  # without mtime until it was read: else tried again
-
-        def on_file(sha256: bytes, size: int, mtime_ns: int | None) -> bool:
-            taken.sha256, taken.size, taken.mtime_ns = sha256, size, mtime_ns
-            return self._home(taken) is None
-
-        def may(pixels: int) -> None:
-            self._release(taken)  # what a decoder had that died of it
-            self.budget.take(number, pixels)
-            taken.pixels = pixels
-
-        try:
-            with _Clock(taken.seconds, "read and decode"):
-                taken.image = self.decoders.mine().look(found, on_file, may)
-            if taken.image is not None:
-                taken.height, taken.width, _ = taken.image.shape
-                if self.vision is not None:
-                    self._prepare(taken, self.vision)
-        except PictureVanished:
-            taken.vanished = True
-        except PictureError as error:
-            taken.error = str(error)
-        finally:
-            if taken.image is None:
-                self._release(taken)
-        return taken
-
-    def _release(self, taken: _Taken) -> None:
-        """Its pixels, if it still has any, are no longer needed."""
-        taken.image = None
-        self.budget.give_back(taken.pixels)
-        taken.pixels = 0
-
-    def _prepare(self, taken: _Taken, vision: Vision) -> None:
-        assert taken.image is not None
-        with _Clock(taken.seconds, "preprocess"):
-            taken.patches = vision.prepare(taken.image)
-        self._release(taken)
-
-    def _home(self, taken: _Taken) -> Row | None:
-        assert taken.sha256 is not None
-        return self.new_homes.get(taken.sha256) or self.album.home(taken.sha256)
-
-    def _is_same(self, taken: _Taken) -> bool:
-        current = self.album.current(taken.found.root, taken.found.path)
-        return (
-            current is not None
-            and current.status == "ok"
-            and current.sha256 == taken.sha256
-            and self._home(taken) is not None
-        )
-
-    # ------------------------------------------------------------------------------------------------- encoding
-
-    def _queue(self, taken: _Taken) -> None:
-        vision = self._loaded()
-        if taken.patches is None:  # decoded before there was a tower
-            try:
-                self._prepare(taken, vision)
-            except PictureError as error:
-                self._fail(taken, str(error))
-                return
-        assert taken.patches is not None
-        assert taken.sha256 is not None
-        if self.pending and self._pending_patches() + taken.patches.count > self.patch_budget:
-            self._encode()
-        self.pending.append(taken)
-        self.copies[taken.sha256] = []
-        if self._pending_patches() >= self.patch_budget:
-            self._encode()
-
-    def _pending_patches(self) -> int:
-        return sum(taken.patches.count for taken in self.pending if taken.patches is not None)
-
-    def _encode(self) -> None:
-        """Hand the batch to the lane with the least to do. One in the tower and one behind it are enough."""
-        if not self.pending:
-            return
-        batch, self.pending = _Batch(self.pending), []
-        while all(lane.waiting > 1 for lane in self.lanes):
-            self._collect()
-        lane = min(self.lanes, key=lambda one: one.waiting)
-        self.flying.append((lane, lane.submit(batch)))
-
-    def _collect_finished(self) -> None:
-        """Write the rows of what has come out of the lanes; what failed there is for `_collect` to raise."""
-        while self.flying and self.flying[0][1].done() and self.flying[0][1].exception() is None:
-            self._collect()
-
-    def _collect(self) -> None:
-        """Wait for the oldest batch in the lanes, and write its rows."""
-        lane, future = self.flying[0]
-        with self._clocked("wait for the tower"):
-            batch = future.result()
-        self.flying.popleft()
-        lane.waiting -= 1
-        self._add_seconds(batch.seconds)
-        for taken, result in zip(batch.pictures, batch.results, strict=True):
-            assert taken.sha256 is not None
-            copies = self.copies.pop(taken.sha256)
-            if isinstance(result, PictureError):
-                for one in (taken, *copies):
-                    self._fail(one, str(result))
-            else:
-                self._embed(taken, result, copies)
-
-    def _add_seconds(self, seconds: Mapping[str, float]) -> None:
-        for stage, more in seconds.items():
-            self.summary.stages[stage] = self.summary.stages.get(stage, 0.0) + more
-
-    def _embed(self, taken: _Taken, raw: npt.NDArray[np.uint8], copies: list[_Taken]) -> None:
-        assert taken.patches is not None
-        assert taken.sha256 is not None
-        row = self._row(taken, taken.patches.grid_thw, len(raw))
-        with held_back():  # the row and its count are one
-            self._write(row, raw)
-            self.new_homes[taken.sha256] = row
-            self.summary.encoded += 1
-            self.summary.tokens += len(raw)
-            before = self.album.current(*row.key)
-            if before is None or before.status == "gone":
-                self.summary.new += 1
-            elif before.sha256 != row.sha256 and before.status == "ok":
-                self.summary.edited += 1
-            else:
-                self.summary.recovered += 1
-        self._done(row.path)
-        for copy in copies:
-            self._copy(copy, row)
-
-    def _loaded(self) -> Vision:
-        """The tower, loaded on first use and held against the album's recipe before anything is encoded."""
-        if self.vision is None:
-            with held_back():
-                self._end_shard()  # then nothing is at stake while libraries and weights are loaded
-            with self._clocked("load"), interrupts.at_once():
-                self.vision = self._load()
-            weights = self.vision.weights
-            self.summary.patch_budget = self.patch_budget
-            self.summary.tower_bytes, self.summary.weights_bytes_read = weights.tower_bytes, weights.bytes_read
-        return self.vision
-
-    def _load(self) -> Vision:
-        from qvsplit import devices, hf
-        from qvsplit import vision as half
-        from qvsplit.weights import stored_dtype
-
-        own, told = self.album.recipe, self.settings
-        checkpoint = self._checkpoint()
-        with self._clocked("load libraries"):
-            places = devices.choose_devices(told.device)  # imports torch
-            hf.import_libraries(checkpoint)
-        device = places[0]
-        dtype = devices.choose_dtype(
-            told.dtype or (own.compute_dtype if own else None), device, stored_dtype(checkpoint, "vision")
-        )
-        limits = own.processor if own else {}
-        loaded = {
-            place: half.load(
-                checkpoint,
-                device=place,
-                dtype=dtype,
-                min_pixels=limits.get("min_pixels") if told.min_pixels is None else told.min_pixels,
-                max_pixels=limits.get("max_pixels") if told.max_pixels is None else told.max_pixels,
-                kernels=told.kernels or (own.kernels if own else "fused"),
-            )
-            for place in dict.fromkeys(places)
-        }
-        devices.keep_freed_activations()
-        vision = loaded[device]
-        for one in loaded.values():
-            self._add_seconds(one.load_seconds)
-        recipe = vision.recipe(told.store or (own.stored_dtype if own else devices.dtype_name(dtype)))
-        if own is not None and (differences := own.differences(recipe)):
-            raise RecipeError(
-                f"{self.folder} was made under another recipe ({some_of(differences)}); "
-                "use the checkpoint it was made with, choose a new --out, or make the album anew with --rebuild"
-            )
-        self.recipe, self.hidden_size = recipe, vision.hidden_size
-        self.made = Made(checkpoint.name, checkpoint.revision, ", ".join(map(str, loaded)), installed_versions())
-        self.lanes = [_Lane(loaded[place], recipe.stored_dtype) for place in places]
-        self.patch_budget = told.patch_budget or min(
-            half.patch_budget(one, devices.free_memory(place)) // places.count(place) or 1
-            for place, one in loaded.items()
-        )
-        self._note_other_versions()
-        if own is None and told.dtype is None and half.would_be_faster_in_bfloat16(vision, checkpoint):
-            self.watcher.on_note(
-                "this CPU multiplies bfloat16 in hardware: with --dtype bfloat16, the checkpoint's own, a new album is "
-                "made faster and is half as large, and its embeddings differ by that dtype's rounding"
-            )
-        return vision
-
-    def _checkpoint(self) -> Checkpoint:
-        own, revision = (self.album.made.model, self.album.made.revision) if self.album.made else ("", None)
-        checkpoint = choose_checkpoint(self.settings.model, "vision", own=own, revision=revision)
-        self.summary.model = checkpoint.name
-        return checkpoint
-
-    def _note_other_versions(self) -> None:
-        before = self.album.made.versions if self.album.made else {}
-        now = self.made.versions if self.made else {}
-        changed = [f"{name} {before[name]} → {now[name]}" for name in before if before[name] != now.get(name, "")]
-        changed = [line for line in changed if not line.startswith(("qvsplit ", "python "))]
-        if changed:
-            self.watcher.on_note(
-                f"the album's rows were made with other library versions ({', '.join(changed)}); "
-                "`qvsplit verify --sample 3` shows whether they still agree"
-            )
-
-    # ------------------------------------------------------------------------------------------------- the rows
-
-    def _copy(self, taken: _Taken, home: Row) -> None:
-        """The same bytes under another name: a row that points, by its hash, to the embeddings there are."""
-        assert home.grid_thw is not None
-        row = replace(
-            self._row(taken, home.grid_thw, 0),
-            n_tokens=home.n_tokens, has_embeds=False, width=home.width, height=home.height,
-        )  # fmt: skip
-        old = next(iter(self.lost.get(taken.sha256, ())), None)
+def _rebuild(call: _Call, view: _View, old: Store, found: Plan, lock: Lock) -> Summary:
+    """Make the store again, beside the old one, which it replaces once it is whole."""
+    if old.config is None or old.provenance is None:
+        raise UsageError(f"{call.storage.location} has no shards yet: there is nothing to rebuild; leave --rebuild out")
+    _refuse_loss(call, view, old, found)
+    call = replace(call, options=like(old.config, old.provenance, call.options))
+    lock.announce()
+    new = rebuild.begin(call.storage)
+    store = _staged(call, new)
+    view = replace(view, index=None, store=store)
+    planned = plan(view.listings, view.source.scope, store, {}, PlanOptions(call.options.retry_failed))
+    summary = _summary_of(planned, 0)
+    summary.not_found = 0
+    call.callbacks.on_plan(len(planned.to_read))
+    target = _target(call, store, planned, lock, into=new, first=next_number(call.storage), highest=old.generation)
+    execution = _execute(call, planned, summary, target)
+    if not shards_in(new):
+        raise UsageError("no image was left to rebuild from; the store is as it was")
+    if not summary.remaining:
         with held_back():
-            if old is not None:
-                # the old name first: should the run die in between, the next one still finds the file new
-                self.lost[taken.sha256].remove(old)
-                self._write(gone_row(old), None)
-                self.moved.add(old.key)
-            self._write(row, None)
-            self.summary.moved += old is not None
-            self.summary.missing -= old is not None
-            self.summary.copied += old is None
-        self._done(row.path)
-
-    def _refresh(self, taken: _Taken) -> None:
-        """Touched but unchanged: remember the new stat, so that the file need not be read again."""
-        current = self.album.current(taken.found.root, taken.found.path)
-        assert current is not None
-        if taken.mtime_ns is not None and (current.size, current.mtime_ns) != (taken.size, taken.mtime_ns):
-            self._write(replace(current, size=taken.size, mtime_ns=taken.mtime_ns, has_embeds=False), None)
-        self.summary.touched += 1
-        self._done(current.path)
-
-    def _fail(self, taken: _Taken, reason: str) -> None:
-        before = self.album.current(taken.found.root, taken.found.path)
-        if before is not None and before.status == "failed" and before.sha256 == taken.sha256:
-            self.summary.failed_again += 1
-        else:
-            self.summary.failed += 1
-            self.watcher.on_failure(taken.found.path, reason)
-        row = replace(self._row(taken, None, 0), status="failed", error=reason, n_tokens=None, has_embeds=False)
-        if row != before:
-            self._write(row, None)
-        self._done(row.path)
-
-    def _prune(self) -> None:
-        """Mark rows gone whose file is no longer there, where asked to."""
-        if not self.settings.prune:
-            return
-        doubtful = {key: folder for key, folder in self.plan.doubtful.items() if key not in self.moved}
-        for folder in sorted(set(doubtful.values())):
-            number = sum(one == folder for one in doubtful.values())
-            self.watcher.on_note(
-                f"{folder} is empty: the {number:,} pictures that were below it are not pruned, in case a disk is not "
-                "mounted there; remove the folder, or take them out with `qvsplit forget`"
-            )
-        for row in self.plan.gone:
-            if row.key not in self.moved and row.key not in doubtful:
-                self._write(gone_row(row), None)
-                self.summary.gone += 1
-                self.summary.missing -= 1
-
-    def _row(self, taken: _Taken, grid: tuple[int, int, int] | None, n_tokens: int) -> Row:
-        return Row(
-            root=taken.found.root, path=taken.found.path, sha256=taken.sha256, size=taken.size,
-            mtime_ns=taken.mtime_ns, kind="image", width=taken.width, height=taken.height, status="ok", error=None,
-            grid_thw=grid, n_tokens=n_tokens, has_embeds=True,
-        )  # fmt: skip
-
-    def _write(self, row: Row, raw: npt.NDArray[np.uint8] | None) -> None:
-        if self.recipe is None or self.hidden_size is None:
-            self._loaded()  # a first row without embeddings, too, must say under which recipe it was made
-        with self._clocked("store"), held_back():
-            if self.writer is None:
-                self.writer = self._new_writer()
-                self.shard_began = time.monotonic()
-            self.writer.add(row, raw)
-            self.written[row.key] = row
-            full = self.writer.bytes >= SHARD_BYTES or self.writer.rows >= SHARD_ROWS
-            if full or time.monotonic() - self.shard_began > SHARD_SECONDS:
-                self._end_shard()
-
-    def _new_writer(self) -> ShardWriter:
-        assert self.recipe is not None
-        assert self.hidden_size is not None
-        made = self.made or self.album.made
-        assert made is not None
-        self.lock.announce()
-        with disk_errors(self.folder):
-            path = shard_path(self.folder, max(self.first, next_number(self.folder)))
-        return ShardWriter(path, recipe=self.recipe, made=made, hidden_size=self.hidden_size)
-
-    def _end_shard(self) -> None:
-        if self.writer is not None:
-            writer, self.writer = self.writer, None
-            self.summary.bytes += writer.finish()
-            self.summary.shards += 1
-
-    def tallies(self, walked: Walked, before: Mapping[tuple[str, str], Tally]) -> Mapping[tuple[str, str], Tally]:
-        """For the index: the folders, of this walk and of others before it, in which nothing is left to do."""
-        missing: dict[tuple[str, str], int] = {}
-        for row in self.plan.gone:
-            if row.key not in self.written or self.written[row.key].status != "gone":
-                missing[row.folder] = missing.get(row.folder, 0) + 1
-        touched = {row.folder for row in self.written.values()}
-        tallies = {
-            (root, path): tally
-            for (root, path), tally in before.items()
-            if (root, path) not in touched and not walked.covers(root, path)
-        }  # of other paths than this run's
-        for key in walked.known:
-            tallies[key] = replace(before[key], missing=missing.pop(key, 0))
-        for listing in walked.listings:
-            if (tally := self._tally(listing, missing)) is not None:
-                tallies[listing.root, listing.path] = tally
-            missing.pop((listing.root, listing.path), None)
-        tallies |= {key: Tally("", 0, 0, number) for key, number in missing.items()}
-        return tallies | dict.fromkeys(self.plan.unlisted, Tally("unlisted", 0, 0, 0))  # which no listing's digest is
-
-    def _tally(self, listing: folders.Listing, missing: Mapping[tuple[str, str], int]) -> Tally | None:
-        """None where something is left to do in that folder, or only some of its files were looked at."""
-        if not listing.whole:
-            return None
-        count = {"ok": 0, "failed": 0}
-        for one in listing.found():
-            key = one.root, one.path
-            row = self.written.get(key) or self.album.current(*key)
-            if row is None or not (
-                is_known(self.album, row, one)
-                or (row.sha256 in self.new_homes and (row.size, row.mtime_ns) == (one.size, one.mtime_ns))
-            ):
-                return None
-            count[row.status] += 1
-        if not listing.lines and not missing.get((listing.root, listing.path)):
-            return None
-        return Tally(listing.digest, count["ok"], count["failed"], missing.get((listing.root, listing.path), 0))
-
-    # --------------------------------------------------------------------------------------------------- clocks
-
-    def _clocked(self, stage: str) -> _Clock:
-        return _Clock(self.summary.stages, stage)
-
-    def _note_gpu_memory(self) -> None:
-        on_gpus = [lane.vision.device for lane in self.lanes if lane.vision.device.type == "cuda"]
-        if on_gpus:
-            import torch
-
-            self.summary.peak_gpu_memory_bytes = max(torch.cuda.max_memory_allocated(device) for device in on_gpus)
+            rebuild.put_in_place(call.storage)
+        _write_caches(call, view, planned, execution)
+    return _noted(call, summary)
 
 
-class _Clock:
-    """Adds the block's wall time to `seconds[stage]`."""
+def _refuse_loss(call: _Call, view: _View, old: Store, found: Plan) -> None:
+    """UsageError where a rebuild would drop an item of which nobody has said that it may go."""
+    outside = rebuild.roots_left_out(old.rows, view.source.scope.starts)
+    if outside:
+        raise UsageError(
+            f"{call.storage.location} also holds images in {some_of(outside)}, which --rebuild would lose; give that "
+            "path too, or take them out with `qvsplit purge`"
+        )
+    seen = {entry.key for listing in view.listings for entry in listing.entries()}
+    seen |= {entry.key for entry in found.to_read}
+    if call.options.prune:
+        seen |= {row.key for row in found.absent if row.key not in found.empty_folders}
+    lost = [row.path for row in old if row.key not in seen]
+    if lost:
+        raise UsageError(
+            f"{len(lost):,} images of the store cannot be found now ({some_of(lost, 3)}), and --rebuild would drop "
+            "them; mount what is not mounted, or give --prune to drop what was deleted"
+        )
 
-    def __init__(self, seconds: dict[str, float], stage: str) -> None:
-        self.seconds = seconds
-        self.stage = stage
 
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
+def _staged(call: _Call, new: Storage) -> Store:
+    """Give what an unfinished rebuild has already, if it was under these options; else that is given up."""
+    from qvsplit.pipeline.devices import check_model
 
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.perf_counter() - self.began
+    try:
+        store = read_store(new)
+        if store.config is not None:
+            check_against(call.options, store.config, call.storage.location)
+        check_model(replace(call.options, rebuild=False), store.config, store.provenance)
+    except (StoreDamaged, ConfigError) as error:
+        call.callbacks.on_note(f"the unfinished rebuild is given up, and begun again: {error}")
+        rebuild.discard(call.storage)
+        rebuild.begin(call.storage)
+        return Store([])
+    return store

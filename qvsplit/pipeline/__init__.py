@@ -1,0 +1,1 @@
+"""One extraction: plan, stages, runner."""

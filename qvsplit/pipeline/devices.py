@@ -1,0 +1,162 @@
+"""Load the encoder on every device that was asked for, held against the store's extraction config."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from qvsplit.checkpoints import hf
+from qvsplit.checkpoints.checkpoint import Checkpoint, choose_checkpoint, open_checkpoint
+from qvsplit.errors import ConfigError, some_of
+from qvsplit.models import encoder as models
+from qvsplit.models.encoder import EncoderSpec
+from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.pipeline.runner import Devices, DeviceWorker
+from qvsplit.pipeline.stages import Encode, Prepare, Quantize
+from qvsplit.pipeline.summary import Summary, Timer
+from qvsplit.runtime import devices
+from qvsplit.runtime.memory import keep_freed_activations
+from qvsplit.store.config import ExtractionConfig, Provenance, installed_versions
+from qvsplit.store.features import TensorSpec
+from qvsplit.store.schema import ShardSchema
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Encoders, ready to work, and what the shards they fill declare."""
+
+    devices: Devices
+    schema: ShardSchema
+
+
+@dataclass(frozen=True)
+class StoreDeclares:
+    """What a store has declared so far; None and empty where there is none."""
+
+    where: str
+    config: ExtractionConfig | None
+    tensors: tuple[TensorSpec, ...] | None
+    provenance: Provenance | None
+
+
+def load_devices(
+    options: ExtractOptions, own: StoreDeclares, summary: Summary, on_note: Callable[[str], None]
+) -> Loaded:
+    """Load.
+
+    Raises:
+        UsageError: No such device, or pixel limits that cross.
+        ModelError: The checkpoint cannot be loaded.
+        ConfigError: The store was made under another extraction config.
+    """
+    checkpoint = _checkpoint(options, own.provenance)
+    summary.model = checkpoint.name
+    with Timer(summary.stages, "load libraries"):
+        places = devices.choose_devices(options.device)  # imports torch
+        hf.import_libraries(checkpoint)
+    spec = _spec(options, own.config, checkpoint, places[0])
+    specs = {place: replace(spec, device=str(place)) for place in dict.fromkeys(places)}
+    loaded = {place: models.load_encoder(one) for place, one in specs.items()}
+    keep_freed_activations()
+    for one in loaded.values():
+        summary.add_seconds(one.load_seconds)
+    encoder = loaded[places[0]]
+    _check_config(encoder.config, encoder.tensors, own)
+    budget = options.patch_budget or min(
+        models.patch_budget(one, devices.free_memory(place)) // places.count(place) or 1
+        for place, one in loaded.items()
+    )
+    quantize = Quantize(encoder.config, encoder.tensors)
+    workers = [
+        DeviceWorker(Encode(functools.partial(models.load_encoder, specs[place]), loaded[place]), quantize)
+        for place in places
+    ]
+    summary.patch_budget = budget
+    summary.encoder_bytes, summary.weights_bytes_read = encoder.weights.encoder_bytes, encoder.weights.bytes_read
+    provenance = Provenance(checkpoint.name, checkpoint.revision, ", ".join(map(str, loaded)), installed_versions())
+    _note_other_versions(own.provenance, provenance, on_note)
+    if own.config is None and options.dtype is None and models.would_be_faster_in_bfloat16(encoder):
+        on_note(
+            "this CPU multiplies bfloat16 in hardware: with --dtype bfloat16, the checkpoint's own, a new store is "
+            "made faster and is half as large, and its features differ by that dtype's rounding"
+        )
+    return Loaded(
+        Devices(encoder, Prepare(encoder.preparer), workers, budget),
+        ShardSchema(encoder.config, encoder.tensors, (provenance,)),
+    )
+
+
+def _checkpoint(options: ExtractOptions, provenance: Provenance | None) -> Checkpoint:
+    own, revision = (provenance.model, provenance.revision) if provenance else ("", None)
+    return choose_checkpoint(options.model, "encoder", own=own, revision=revision)
+
+
+def _spec(
+    options: ExtractOptions, own: ExtractionConfig | None, checkpoint: Checkpoint, device: torch.device
+) -> EncoderSpec:
+    """Describe the encoder: by the options, else by the store, else by default."""
+    asked = options.dtype or (own.compute_dtype if own else None)
+    dtype = devices.choose_dtype(asked, device, checkpoint.stored_dtype("encoder"))
+    limits: Mapping[str, Any] = own.processor if own else {}
+    return EncoderSpec(
+        checkpoint=checkpoint,
+        device=str(device),
+        dtype=devices.dtype_name(dtype),
+        storage_dtype=options.storage_dtype or (own.storage_dtype if own else None),
+        min_pixels=limits.get("min_pixels") if options.min_pixels is None else options.min_pixels,
+        max_pixels=limits.get("max_pixels") if options.max_pixels is None else options.max_pixels,
+        kernels=options.kernels or (own.kernels if own else "fused"),
+    )
+
+
+def _check_config(config: ExtractionConfig, tensors: tuple[TensorSpec, ...], own: StoreDeclares) -> None:
+    if own.config is None:
+        return
+    differences = own.config.differences(config)
+    if not differences and own.tensors != tensors:
+        differences = ["tensors: others"]
+    if differences:
+        raise ConfigError(
+            f"{own.where} was made under another extraction config ({some_of(differences)}); use the checkpoint it was "
+            "made with, choose another store, or make this one again with --rebuild"
+        )
+
+
+def _note_other_versions(before: Provenance | None, now: Provenance, on_note: Callable[[str], None]) -> None:
+    """Say so where the libraries that touch pixels or numbers are others than before."""
+    old, new = before.versions if before else {}, now.versions
+    changed = [
+        f"{name} {old[name]} → {new[name]}"
+        for name in old
+        if name not in ("qvsplit", "python") and old[name] != new.get(name, "")
+    ]
+    if changed:
+        on_note(
+            f"the store's rows were made with other library versions ({', '.join(changed)}); "
+            "`qvsplit verify --sample 3` shows whether they still agree"
+        )
+
+
+def check_model(options: ExtractOptions, config: ExtractionConfig | None, provenance: Provenance | None) -> None:
+    """Refuse another model than the store's, without loading any. Raises ConfigError."""
+    if options.model is None or options.rebuild or config is None or provenance is None:
+        return
+    name, _, revision = options.model.partition("@")
+    if provenance.model in {name, os.path.realpath(options.model)} and revision in {"", provenance.revision}:
+        return  # nothing is to be encoded, so that not even the hub need be asked for news of it
+    checkpoint = open_checkpoint(options.model, "encoder")
+    if (checkpoint.name, checkpoint.revision) == (provenance.model, provenance.revision):
+        return
+    from qvsplit.checkpoints.fingerprint import encoder_fingerprint
+
+    if encoder_fingerprint(checkpoint) != config.encoder:
+        raise ConfigError(
+            f"the store was made by another encoder than that of {checkpoint.name}; leave --model out, choose another "
+            "store, or make this one again with --rebuild"
+        )

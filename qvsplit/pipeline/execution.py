@@ -1,0 +1,154 @@
+"""Carry out a plan: the runner's results become rows of a store, and whatever ends the run, finished rows are kept."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from qvsplit.errors import DiskError
+from qvsplit.pipeline.devices import Loaded, StoreDeclares, load_devices
+from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.pipeline.plan import Cures, Plan
+from qvsplit.pipeline.record import RowRecorder
+from qvsplit.pipeline.runner import Devices, LocalRunner, RunnerOptions
+from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
+from qvsplit.runtime import interrupts
+from qvsplit.runtime.interrupts import held_back
+from qvsplit.store.lock import Lock
+from qvsplit.store.schema import ShardSchema
+from qvsplit.store.storage import Storage
+from qvsplit.store.store import Store
+from qvsplit.store.store_writer import StoreWriter
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where rows are written.
+
+    Attributes:
+        storage: The store's, or that of a rebuild.
+        store: What is in it.
+        lock: On the store.
+        generation: Of every row that is written.
+        first: The lowest number that a new shard may have.
+        cures: What this run can read, and under which limits.
+    """
+
+    storage: Storage
+    store: Store
+    lock: Lock
+    generation: int
+    first: int = 1
+    cures: Cures = field(default_factory=Cures)
+
+
+class Execution:
+    """One plan that is carried out.
+
+    Attributes:
+        recorder: What has been written.
+        schema: What new shards declare; None where the store has no shards and no encoder was needed.
+    """
+
+    def __init__(
+        self, planned: Plan, target: Target, options: ExtractOptions, summary: Summary, callbacks: ExtractCallbacks
+    ) -> None:
+        self.schema = _schema_of(target.store)
+        self.recorder = RowRecorder(
+            target.store, planned, target.generation, self._opened_writer, summary, callbacks, target.cures
+        )
+        self._plan = planned
+        self._target = target
+        self._options = options
+        self._summary = summary
+        self._callbacks = callbacks
+        self._loaded: Loaded | None = None
+        self._writer: StoreWriter | None = None
+
+    def run(self) -> None:
+        """Carry it out.
+
+        Raises:
+            KeyboardInterrupt: The rows so far are kept, also those of batches that had left the encoder.
+            DiskError: Finished shards are kept; the rows of the shard in hand are for the next run.
+            QvsplitError: The rows so far are kept.
+        """
+        options = self._options
+        deadline = None if options.max_runtime is None else time.monotonic() + options.max_runtime
+        bounds = RunnerOptions(options.workers, options.limit, deadline, options.item_timeout)
+        runner = LocalRunner(bounds, self._load, self.recorder.holds)
+        self._summary.remaining = self._summary.to_read
+        try:
+            with closing(runner.run(self._plan.to_read)) as results:
+                for result in results:
+                    interrupts.check()
+                    self.recorder.take(result)
+            self.recorder.finish()
+            self._summary.stopped = runner.stopped
+            if options.prune and not runner.stopped:
+                self.recorder.delete_absent()
+        except DiskError:
+            if self._writer is not None:
+                self._writer.abandon()
+            raise
+        except KeyboardInterrupt:
+            with held_back():
+                for result in runner.finished():
+                    self.recorder.take(result)
+            raise
+        finally:
+            with held_back():
+                runner.close()
+                self._end_shard()
+            self._note_costs(runner)
+
+    def _load(self) -> Devices:
+        """Load the encoder, held against the store's extraction config before anything is encoded."""
+        if self._loaded is None:
+            with held_back():
+                self._end_shard()  # then nothing is at stake while libraries and weights are loaded
+            store = self._target.store
+            own = StoreDeclares(self._target.storage.location, store.config, store.tensors, store.provenance)
+            with Timer(self._summary.stages, "load"), interrupts.at_once():
+                self._loaded = load_devices(self._options, own, self._summary, self._callbacks.on_note)
+            if self._writer is not None:  # its next shards have rows of this encoder
+                self._writer.schema = self._loaded.schema
+            self.schema = self._loaded.schema
+        return self._loaded.devices
+
+    def _opened_writer(self) -> StoreWriter:
+        """Open the writer; a first row without features, too, must say under which extraction config it was made."""
+        if self._writer is None:
+            if self.schema is None:
+                self._load()
+            assert self.schema is not None
+            target = self._target
+            self._writer = StoreWriter(
+                target.storage, self.schema, held=target.store.contents, first=target.first,
+                on_begin=target.lock.announce,
+            )  # fmt: skip
+        return self._writer
+
+    def _end_shard(self) -> None:
+        if self._writer is not None:
+            with Timer(self._summary.stages, "store"):
+                self._writer.end_shard()
+            self._summary.bytes, self._summary.shards = self._writer.written.bytes, self._writer.written.shards
+
+    def _note_costs(self, runner: LocalRunner) -> None:
+        self._summary.add_seconds(runner.seconds)
+        self._summary.decoder_memory_bytes = runner.decoder_memory_bytes
+        if self._writer is not None:
+            self._summary.bytes, self._summary.shards = self._writer.written.bytes, self._writer.written.shards
+        if self._loaded is not None:
+            from qvsplit.runtime.devices import peak_gpu_memory
+
+            self._summary.peak_gpu_memory_bytes = peak_gpu_memory()
+
+
+def _schema_of(store: Store) -> ShardSchema | None:
+    """Give what the store's newest rows declare; None where there are none."""
+    if store.config is None or store.tensors is None or store.provenance is None:
+        return None
+    return ShardSchema(store.config, store.tensors, (store.provenance,))

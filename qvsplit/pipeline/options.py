@@ -1,0 +1,104 @@
+"""What an extraction may be told, and whether it can be, for any store or for this one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from qvsplit.errors import ConfigError, UsageError, some_of
+from qvsplit.runtime.dtypes import DTYPE_BYTES, STORAGE_DTYPES
+from qvsplit.sources.decoder import ITEM_SECONDS
+from qvsplit.store.config import KERNELS, ExtractionConfig, Provenance
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """Options of an extraction. None is the store's own where there is one, else the default.
+
+    Attributes:
+        model: A checkpoint's folder or hub name, with a revision behind an `@`.
+        device: cpu, cuda or cuda:N, or several with commas between them.
+        dtype: In which to compute.
+        storage_dtype: In which to store: a dtype, or int8.
+        min_pixels: Smaller images are scaled up to this many pixels.
+        max_pixels: Larger images are scaled down to this many pixels.
+        workers: Threads that read, each with a decoder process of its own.
+        patch_budget: Patches in one forward pass.
+        kernels: The forward pass: "reference" or "fused".
+        prune: Mark items deleted whose file no longer exists.
+        retry_failed: Try again what failed before.
+        checksum: Read every file again, whatever its size and version say.
+        rebuild: Make the store again, under another extraction config if need be.
+        wait: Wait for another run to end.
+        limit: Items that are read in this run.
+        max_runtime: Seconds after which no further item is begun.
+        item_timeout: Seconds for each step of an item: to be read, to be decoded.
+        dry_run: Change nothing; say what it would take.
+    """
+
+    model: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    storage_dtype: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    workers: int | None = None
+    patch_budget: int | None = None
+    kernels: str | None = None
+    prune: bool = False
+    retry_failed: bool = False
+    checksum: bool = False
+    rebuild: bool = False
+    wait: bool = False
+    limit: int | None = None
+    max_runtime: float | None = None
+    item_timeout: float = ITEM_SECONDS
+    dry_run: bool = False
+
+
+def check_options(options: ExtractOptions) -> None:
+    """Refuse, before anything is loaded, what no store can be made with. Raises UsageError."""
+    for flag, name, known in (
+        ("--dtype", options.dtype, tuple(DTYPE_BYTES)),
+        ("--storage-dtype", options.storage_dtype, STORAGE_DTYPES),
+        ("--kernels", options.kernels, KERNELS),
+    ):
+        if name is not None and name not in known:
+            raise UsageError(f"{flag} {name}: choose one of {', '.join(known)}")
+    least = {"--workers": options.workers, "--patch-budget": options.patch_budget, "--limit": options.limit}
+    for flag, number in least.items():
+        if number is not None and number < 1:
+            raise UsageError(f"{flag} must be at least 1")
+    if options.checksum and (options.limit is not None or options.max_runtime is not None):
+        raise UsageError("--checksum reads everything again: --limit or --max-runtime would end it at the same place")
+
+
+def check_against(options: ExtractOptions, config: ExtractionConfig, store: str) -> None:
+    """Refuse, before anything is loaded, what this store cannot be continued with. Raises ConfigError."""
+    asked = {
+        "--dtype": (options.dtype, config.compute_dtype),
+        "--storage-dtype": (options.storage_dtype, config.storage_dtype),
+        "--kernels": (options.kernels, config.kernels),
+        "--min-pixels": (options.min_pixels, config.processor.get("min_pixels")),
+        "--max-pixels": (options.max_pixels, config.processor.get("max_pixels")),
+    }
+    wrong = [f"{flag} {wanted} instead of {own}" for flag, (wanted, own) in asked.items() if wanted not in {None, own}]
+    if wrong:
+        raise ConfigError(
+            f"{store} was made under another extraction config ({some_of(wrong)}); leave that out, choose another "
+            "store, or make this one again with --rebuild"
+        )
+
+
+def like(config: ExtractionConfig, provenance: Provenance, options: ExtractOptions) -> ExtractOptions:
+    """Give `options`, and where they leave it open what the store was made with."""
+    model = provenance.model if provenance.revision is None else f"{provenance.model}@{provenance.revision}"
+    storage = None if config.storage_dtype == config.compute_dtype else config.storage_dtype
+    return replace(
+        options,
+        model=options.model or model,
+        dtype=options.dtype or config.compute_dtype,
+        storage_dtype=options.storage_dtype or storage,
+        kernels=options.kernels or config.kernels,
+        min_pixels=options.min_pixels or config.processor["min_pixels"],
+        max_pixels=options.max_pixels or config.processor["max_pixels"],
+    )

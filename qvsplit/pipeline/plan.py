@@ -1,0 +1,317 @@
+"""What is to be done: listings held against what the store knows. Pure functions, no I/O.
+
+`plan` sorts what was listed, `settle` takes up what the source says of rows that no listing has, `classify` names the
+change of an item once its content is known, `tallies_after` says in which folders nothing is left to do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+from qvsplit.runtime.names import file_on_disk, is_within
+from qvsplit.sources.source import Entry, Folder, Key, Listing, Presence, Scope
+from qvsplit.store.folder_index import FolderIndex, FolderTally
+from qvsplit.store.row import Content, Row
+
+Change = Literal["new", "modified", "re-encoded", "metadata changed", "moved", "copied"]
+NOTHING = FolderTally("", 0, 0, 0)
+
+
+class Catalogue(Protocol):
+    """What the store knows, as far as a plan needs it."""
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """All current rows."""
+
+    def current(self, root: str, path: str) -> Row | None:
+        """Give the current row of an item."""
+
+    def home(self, content: Content | None) -> Row | None:
+        """Give the row that holds the features of this content."""
+
+
+@dataclass(frozen=True)
+class Cures:
+    """What may cure a failure without a change of the file.
+
+    Attributes:
+        readers: Formats that an optional library reads here.
+        item_timeout: Seconds that each step of an item may take.
+        memory: Bytes of this machine.
+        device: As it was asked for.
+    """
+
+    readers: tuple[str, ...] = ()
+    item_timeout: float = 0.0
+    memory: int = 0
+    device: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Give it as the folder index and a failed row keep it."""
+        return {
+            "readers": list(self.readers), "item_timeout": self.item_timeout, "memory": self.memory,
+            "device": self.device,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a plan may be told."""
+
+    retry_failed: bool = False
+    checksum: bool = False  # read again also what is unchanged
+    cures: Cures = Cures()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        found: Items listed: `to_read`, `unchanged` and `failed_before` together.
+        to_read: They are new, or their size and version say that they may have changed.
+        unchanged: Known, by size and version.
+        failed_before: Known to be bad, not tried again.
+        unseen: Rows that no listing has: the source is to say whether their file still exists.
+        absent: Of these, once settled: rows whose file does not exist.
+        empty_folders: Of the absent: the key → the folder above it that is there and wholly empty, as the place of a
+            disk is that is not mounted.
+        unlisted: Folders of rows that no listing has though their file exists.
+    """
+
+    found: int
+    to_read: tuple[Entry, ...]
+    unchanged: int
+    failed_before: int
+    unseen: tuple[Row, ...] = ()
+    absent: tuple[Row, ...] = ()
+    empty_folders: Mapping[Key, str] = field(default_factory=dict)
+    unlisted: frozenset[Folder] = frozenset()
+
+
+# ------------------------------------------------------------------------------------------------- before reading
+
+
+def nothing_to_do(index: FolderIndex, listings: Sequence[Listing], scope: Scope, *, prune: bool) -> FolderTally | None:
+    """Add up all folders listed, if they are just as they were when nothing was left to do; else give None."""
+    if scope.empty:
+        return None
+    known = {listing.folder for listing in listings if listing.known}
+    for listing in listings:
+        if not listing.known and (listing.lines or index.folders.get(listing.folder, NOTHING).digest):
+            return None
+    ok = failed = not_found = 0
+    for folder, tally in index.folders.items():
+        if scope.covers(folder):
+            if (tally.digest and folder not in known) or (tally.not_found and prune):
+                return None
+            ok, failed, not_found = ok + tally.ok, failed + tally.failed, not_found + tally.not_found
+    return FolderTally("", ok, failed, not_found)
+
+
+def plan(
+    listings: Sequence[Listing],
+    scope: Scope,
+    catalogue: Catalogue,
+    tallies: Mapping[Folder, FolderTally],
+    options: PlanOptions = PlanOptions(),
+) -> Plan:
+    """Sort what was listed into known and to be read. `tallies` has the folders whose listing is `known`.
+
+    Only rows below the paths that were listed can be absent; of a path in which nothing at all was found none is, as
+    that is more often a disk that is not mounted.
+    """
+    seen: set[Key] = set()
+    sorter = _Sorter(catalogue, options)
+    for listing in listings:
+        for entry in listing.entries():
+            seen.add(entry.key)
+            sorter.add(entry)
+    known = [listing.folder for listing in listings if listing.known]
+    all_found = {folder for folder in known if not tallies[folder].not_found}
+    alive = [start for start in scope.starts if start not in scope.empty]
+    unseen = [
+        row
+        for row in catalogue.rows
+        if row.status != "deleted"
+        and row.key not in seen
+        and row.folder not in all_found
+        and any(is_within(file_on_disk(row.root, row.path), start) for start in alive)
+    ]
+    return Plan(
+        found=sum(listing.number for listing in listings),
+        to_read=sorter.to_read,
+        unchanged=sorter.unchanged + sum(tallies[folder].ok for folder in known),
+        failed_before=sorter.failed_before + sum(tallies[folder].failed for folder in known),
+        unseen=tuple(unseen),
+    )
+
+
+def settle(
+    planned: Plan,
+    presence: Mapping[Key, Presence],
+    listings: Sequence[Listing],
+    catalogue: Catalogue,
+    options: PlanOptions = PlanOptions(),
+) -> Plan:
+    """Take up what the source says of the rows that no listing has.
+
+    A file that exists though no listing has it was named by itself once, or met under another name; it is counted and
+    sorted like any other, unless its folder is known and so counted already.
+    """
+    counted = {listing.folder for listing in listings if listing.known}
+    sorter = _Sorter(catalogue, options)
+    absent, unlisted, empty_folders = [], [], {}
+    for row in planned.unseen:
+        found = presence[row.key]
+        if found.state == "absent" or found.empty_folder is not None:
+            absent.append(row)
+            if found.empty_folder is not None:
+                empty_folders[row.key] = found.empty_folder
+        elif found.entry is not None and row.folder not in counted:
+            unlisted.append(row.folder)
+            sorter.add(found.entry)
+    return replace(
+        planned,
+        found=planned.found + len(unlisted),
+        to_read=planned.to_read + sorter.to_read,
+        unchanged=planned.unchanged + sorter.unchanged,
+        failed_before=planned.failed_before + sorter.failed_before,
+        absent=tuple(absent),
+        empty_folders=empty_folders,
+        unlisted=frozenset(unlisted),
+    )
+
+
+class _Sorter:
+    """Sorts entries one by one. What is tried again comes behind what is new: a run cut short gets to that."""
+
+    def __init__(self, catalogue: Catalogue, options: PlanOptions) -> None:
+        self._catalogue = catalogue
+        self._options = options
+        self._changed: list[Entry] = []
+        self._again: list[Entry] = []
+        self.unchanged = self.failed_before = 0
+
+    @property
+    def to_read(self) -> tuple[Entry, ...]:
+        return (*self._changed, *self._again)
+
+    def add(self, entry: Entry) -> None:
+        row = self._catalogue.current(*entry.key)
+        if row is None or not is_known(self._catalogue, row, entry):
+            self._changed.append(entry)
+        elif self._options.checksum or (row.status == "failed" and self._is_tried_again(row)):
+            self._again.append(entry)
+        elif row.status == "failed":
+            self.failed_before += 1
+        else:
+            self.unchanged += 1
+
+    def _is_tried_again(self, row: Row) -> bool:
+        return self._options.retry_failed or may_be_cured(row, self._options.cures)
+
+
+def is_known(catalogue: Catalogue, row: Row, entry: Entry) -> bool:
+    """Say whether size and version alone show that the item has not changed. A row without version proves nothing."""
+    if row.status == "deleted" or row.version is None or (row.size, row.version) != (entry.size, entry.version):
+        return False
+    # else its features went with a shard that no longer exists
+    return row.status == "failed" or catalogue.home(row.content) is not None
+
+
+def may_be_cured(row: Row, cures: Cures) -> bool:
+    """Say whether what made a row fail has changed since, so that it is tried again by itself."""
+    try:
+        before = json.loads(row.media or "{}")["cures"]
+        if row.error_kind == "reader-missing":
+            return bool(set(cures.readers) - set(before["readers"]))
+        if row.error_kind == "timeout":
+            return bool(cures.item_timeout > before["item_timeout"])
+        if row.error_kind == "memory":
+            return bool(cures.memory > before["memory"] or cures.device != before["device"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return False
+
+
+# ------------------------------------------------------------------------------------------------- after reading
+
+
+def classify(current: Row | None, content: Content, *, held: bool, moved: bool) -> Change:
+    """Name what has happened to an item, now that its content is known.
+
+    Args:
+        current: The item's row so far.
+        content: What was read.
+        held: Whether the store, or this run, has the features of this content already.
+        moved: Whether a row of this content has lost its file.
+    """
+    if held:
+        if current is not None and current.status == "ok" and current.content == content:
+            return "metadata changed"
+        return "moved" if moved else "copied"
+    if current is None or current.status == "deleted":
+        return "new"
+    return "modified" if current.status == "ok" and current.content != content else "re-encoded"
+
+
+def tallies_after(
+    planned: Plan,
+    listings: Sequence[Listing],
+    scope: Scope,
+    before: Mapping[Folder, FolderTally],
+    current: Callable[[Key], Row | None],
+    held: Callable[[Content | None], bool],
+    touched: Collection[Folder] = (),
+) -> Mapping[Folder, FolderTally]:
+    """Give the folders in which nothing is left to do: of these listings, and of other paths before them.
+
+    Args:
+        planned: The settled plan.
+        listings: What was listed.
+        scope: Where.
+        before: The tallies so far.
+        current: An item's row after the run.
+        held: Whether there are features of a content after the run.
+        touched: Folders of the rows that the run has written.
+    """
+    not_found: dict[Folder, int] = {}
+    for row in planned.absent:
+        now = current(row.key)
+        if now is not None and now.status != "deleted":
+            not_found[row.folder] = not_found.get(row.folder, 0) + 1
+    # of other paths; a file of such a folder that was named by itself may be one that no walk lists
+    tallies = {one: tally for one, tally in before.items() if not scope.covers(one) and one not in touched}
+    for listing in listings:
+        missing = not_found.pop(listing.folder, 0)
+        if listing.known:
+            tallies[listing.folder] = replace(before[listing.folder], not_found=missing)
+        elif (tally := _tally(listing, missing, current, held)) is not None:
+            tallies[listing.folder] = tally
+    tallies |= {folder: FolderTally("", 0, 0, number) for folder, number in not_found.items()}
+    # no listing has this digest: such a folder is listed out every time
+    return tallies | dict.fromkeys(planned.unlisted, FolderTally("unlisted", 0, 0, 0))
+
+
+def _tally(
+    listing: Listing,
+    not_found: int,
+    current: Callable[[Key], Row | None],
+    held: Callable[[Content | None], bool],
+) -> FolderTally | None:
+    """Give None where something is left to do in that folder, or only some of its files were looked at."""
+    if not listing.complete or (not listing.lines and not not_found):
+        return None
+    count = {"ok": 0, "failed": 0}
+    for entry in listing.entries():
+        row = current(entry.key)
+        same = row is not None and row.version is not None and (row.size, row.version) == (entry.size, entry.version)
+        if row is None or not same or row.status not in count or (row.status == "ok" and not held(row.content)):
+            return None
+        count[row.status] += 1
+    return FolderTally(listing.digest, count["ok"], count["failed"], not_found)

@@ -1,0 +1,244 @@
+"""Results to rows: each item of a run is written once, counted once and reported once.
+
+Rows go to the writer as soon as they are known, in any order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from qvsplit.errors import ItemError, ItemNotFound
+from qvsplit.pipeline.plan import Catalogue, Change, Cures, Plan, classify
+from qvsplit.pipeline.runner import Result
+from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
+from qvsplit.runtime.interrupts import held_back
+from qvsplit.store.features import Features
+from qvsplit.store.row import Content, Key, Row, deleted_row, placeholder_json
+
+
+class Writer(Protocol):
+    """What rows are written to."""
+
+    def append(self, row: Row, features: Features | None = None) -> Row:
+        """Append a row; gives it as it was written."""
+
+
+class RowRecorder:
+    """Turns the results of one run into rows.
+
+    Args:
+        catalogue: What the store knew before the run.
+        planned: The settled plan.
+        generation: That of every row of this run.
+        writer: Gives what rows are written to; opened when the first row is written.
+        summary: Where everything is counted.
+        callbacks: Who hears of it.
+        cures: What the run could read, and under which limits.
+
+    Attributes:
+        written: The rows of this run, by item.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        planned: Plan,
+        generation: int,
+        writer: Callable[[], Writer],
+        summary: Summary,
+        callbacks: ExtractCallbacks,
+        cures: Cures = Cures(),  # noqa: B008 - frozen
+    ) -> None:
+        self.written: dict[Key, Row] = {}
+        self._catalogue = catalogue
+        self._plan = planned
+        self._generation = generation
+        self._writer = writer
+        self._summary = summary
+        self._callbacks = callbacks
+        self._cures = cures
+        self._homes: dict[Content, Row] = {}  # content encoded by this run
+        self._waiting: dict[Content, list[Result]] = {}  # items of the same bytes as one that is in flight
+        self._failed: dict[Content, ItemError] = {}
+        self._absent: dict[Content, list[Row]] = {}  # rows whose file does not exist: where moves come from
+        self._moved: set[Key] = set()
+        for row in planned.absent:
+            if row.status == "ok" and row.content is not None:
+                self._absent.setdefault(row.content, []).append(row)
+
+    def holds(self, content: Content | None) -> bool:
+        """Say whether the store, or this run, has features of this content."""
+        return self._home(content) is not None
+
+    def current(self, key: Key) -> Row | None:
+        """Give an item's row as it is now."""
+        return self.written.get(key) or self._catalogue.current(*key)
+
+    def _home(self, content: Content | None) -> Row | None:
+        if content is None:
+            return None
+        return self._homes.get(content) or self._catalogue.home(content)
+
+    def take(self, result: Result) -> None:
+        """Write the row of one result, and of those that waited for its features."""
+        self._summary.add_seconds(result.seconds)
+        outcome, content = result.outcome, result.content
+        if isinstance(outcome, ItemNotFound):
+            self._summary.disappeared += 1
+            self._summary.remaining -= 1
+            self._callbacks.on_item(result.entry.path)
+        elif isinstance(outcome, ItemError):
+            if content is not None:
+                self._failed[content] = outcome
+            self._fail(result, outcome)
+        elif isinstance(outcome, Features):
+            self._add(result, outcome)
+            for one in self._released(content):
+                self._refer(one)
+        elif content is not None and self.holds(content):
+            self._refer(result)
+        else:
+            assert content is not None
+            self._waiting.setdefault(content, []).append(result)
+
+    def finish(self) -> None:
+        """Once all results are taken: fail the items whose content failed under every name that was encoded."""
+        for content in [one for one in self._waiting if one in self._failed]:
+            for result in self._released(content):
+                self._fail(result, self._failed[content])
+
+    def _released(self, content: Content | None) -> list[Result]:
+        return self._waiting.pop(content, []) if content is not None else []
+
+    def _change(self, result: Result, *, held: bool) -> Change:
+        assert result.content is not None
+        moved = bool(self._absent.get(result.content))
+        return classify(self._catalogue.current(*result.entry.key), result.content, held=held, moved=moved)
+
+    # -------------------------------------------------------------------------------------------------- the rows
+
+    def _add(self, result: Result, features: Features) -> None:
+        """Write an item that was encoded."""
+        change = self._change(result, held=False)
+        row = replace(
+            self._row(result),
+            status="ok",
+            grid_thw=features.grid_thw,
+            n_tokens=features.n_tokens,
+            placeholder=placeholder_json(features.placeholder),
+            inputs=json.dumps(features.inputs, sort_keys=True),
+            has_features=True,
+        )
+        with held_back():  # the row and its count are one
+            row = self._write(row, features)
+            assert row.content is not None
+            self._homes[row.content] = row
+            self._summary.encoded += 1
+            self._summary.tokens += features.n_tokens
+            self._summary.new += change == "new"
+            self._summary.modified += change == "modified"
+            self._summary.re_encoded += change == "re-encoded"
+            self._summary.remaining -= 1
+        self._callbacks.on_item(row.path)
+
+    def _refer(self, result: Result) -> None:
+        """Write an item whose features are there already, under its own or another name."""
+        change = self._change(result, held=True)
+        if change == "metadata changed":
+            self._refresh(result)
+            return
+        home = self._home(result.content)
+        assert home is not None
+        row = replace(
+            self._row(result), status="ok", width=home.width, height=home.height, taken_at=home.taken_at,
+            grid_thw=home.grid_thw, n_tokens=home.n_tokens, placeholder=home.placeholder, inputs=home.inputs,
+            media=home.media, warnings=home.warnings,
+        )  # fmt: skip
+        with held_back():
+            if change == "moved":
+                # the old name first: should the run die in between, the next one still finds the file new
+                assert row.content is not None
+                old = self._absent[row.content].pop(0)
+                self._write(deleted_row(old, self._generation))
+                self._moved.add(old.key)
+                self._summary.not_found -= 1
+            self._write(row)
+            self._summary.moved += change == "moved"
+            self._summary.copied += change == "copied"
+            self._summary.remaining -= 1
+        self._callbacks.on_item(row.path)
+
+    def _refresh(self, result: Result) -> None:
+        """Remember new size and version, so that the file need not be read again."""
+        current = self._catalogue.current(*result.entry.key)
+        info = result.info
+        assert current is not None
+        assert info is not None
+        known = (current.size, current.version) == (info.size, info.version)
+        with held_back():
+            if info.version is not None and not known:
+                refreshed = replace(current, size=info.size, mtime_ns=info.mtime_ns, version=info.version)
+                self._write(replace(refreshed, generation=self._generation, has_features=False))
+            self._summary.metadata_changed += 1
+            self._summary.remaining -= 1
+        self._callbacks.on_item(current.path)
+
+    def _fail(self, result: Result, error: ItemError) -> None:
+        before = self._catalogue.current(*result.entry.key)
+        row = replace(self._row(result), status="failed", error=str(error), error_kind=error.kind)
+        if error.kind in ("reader-missing", "timeout", "memory"):
+            row = replace(row, media=json.dumps({"cures": self._cures.to_json()}, sort_keys=True))
+        with held_back():
+            if before is not None and before.status == "failed" and before.sha256 == row.sha256:
+                self._summary.failed_again += 1
+            else:
+                self._summary.failed += 1
+                self._callbacks.on_failure(row.path, str(error))
+            if before is None or row != replace(before, generation=row.generation):
+                self._write(row)
+            self._summary.remaining -= 1
+        self._callbacks.on_item(row.path)
+
+    def delete_absent(self) -> None:
+        """Mark items deleted whose file does not exist; not those below an empty folder, and say so."""
+        left = {key: folder for key, folder in self._plan.empty_folders.items() if key not in self._moved}
+        for folder in sorted(set(left.values())):
+            number = sum(one == folder for one in left.values())
+            self._callbacks.on_note(
+                f"{folder} is empty: the {number:,} items that were below it are not marked deleted, in case a disk is "
+                "not mounted there; remove the folder, or take them out with `qvsplit purge`"
+            )
+        for row in self._plan.absent:
+            if row.key not in self._moved and row.key not in left:
+                with held_back():
+                    self._write(deleted_row(row, self._generation))
+                    self._summary.deleted += 1
+                    self._summary.not_found -= 1
+
+    def _row(self, result: Result) -> Row:
+        """Give what is known of an item, without its outcome."""
+        entry, info = result.entry, result.info
+        return Row(
+            root=entry.root,
+            path=entry.path,
+            generation=self._generation,
+            sha256=None if info is None else info.sha256,
+            size=max(entry.size, 0) if info is None else info.size,
+            mtime_ns=entry.mtime_ns if info is None else info.mtime_ns,
+            version=None if info is None else info.version,  # not read: tried again
+            status="failed",
+            width=result.width,
+            height=result.height,
+            taken_at=result.taken_at,
+            media=None if result.format is None else json.dumps({"format": result.format}),
+        )
+
+    def _write(self, row: Row, features: Features | None = None) -> Row:
+        writer = self._writer()
+        with Timer(self._summary.stages, "store"):
+            row = writer.append(row, features)
+        self.written[row.key] = row
+        return row

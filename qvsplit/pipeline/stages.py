@@ -1,0 +1,147 @@
+"""The stages of an extraction: Read → Decode → Prepare → Encode (a batch) → Quantize.
+
+Each is a small picklable callable that takes one item, or one batch, and returns a value or an `ItemError`; nothing
+that several workers share is changed. The same stages run in the local runner and in a cluster.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from qvsplit.errors import ItemError
+from qvsplit.models.encoder import Encoded, Encoder
+from qvsplit.models.preparing import ImagePreparer, Prepared
+from qvsplit.runtime.dtypes import DTYPE_BYTES
+from qvsplit.sources.decoder import DecoderPool
+from qvsplit.sources.files import FileInfo
+from qvsplit.sources.images import DecodedImage
+from qvsplit.sources.source import Entry
+from qvsplit.store.config import ExtractionConfig
+from qvsplit.store.features import Features, StoredTensor, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+T = TypeVar("T")
+OnSize = Callable[[int, int], None]
+
+
+def errors_as_values(stage: Callable[..., T]) -> Callable[..., T | ItemError]:
+    """Have a stage return the ItemErrors that it would raise: one bad item stops nothing."""
+
+    @functools.wraps(stage)
+    def returning(*args: object, **kwargs: object) -> T | ItemError:
+        try:
+            return stage(*args, **kwargs)
+        except ItemError as error:
+            return error.with_traceback(None)
+
+    return returning
+
+
+@dataclass(frozen=True)
+class Read:
+    """Read and hash the file of an entry, in a decoder process that can be killed."""
+
+    pool: DecoderPool
+
+    @errors_as_values
+    def __call__(self, entry: Entry) -> FileInfo:
+        """Give what identifies the file; its bytes stay in the decoder for `Decode`."""
+        return self.pool.mine().read(entry)
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Decode the file that was read, in that decoder process; elsewhere it is read again."""
+
+    pool: DecoderPool
+
+    @errors_as_values
+    def __call__(self, entry: Entry, info: FileInfo, on_size: OnSize = lambda width, height: None) -> DecodedImage:
+        """Give the pixels; `on_size` is called before memory is taken for them, and may wait."""
+        return self.pool.mine().decode(entry, info, on_size)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Resize an image and cut it into patches."""
+
+    preparer: ImagePreparer
+
+    @errors_as_values
+    def __call__(self, image: npt.NDArray[np.uint8]) -> Prepared:
+        """Take uint8 [height, width, 3]."""
+        return self.preparer.prepare(image)
+
+
+class Encode:
+    """Encode a batch. The encoder is loaded when it is first needed, once in each process.
+
+    Args:
+        load: What gives the encoder; picklable, as `functools.partial(load_encoder, spec)` is.
+        encoder: One that is loaded already.
+    """
+
+    def __init__(self, load: Callable[[], Encoder], encoder: Encoder | None = None) -> None:
+        self._load = load
+        self._encoder = encoder
+
+    def __reduce__(self) -> tuple[type[Encode], tuple[Callable[[], Encoder]]]:
+        """Pickle what loads the encoder, not the encoder."""
+        return Encode, (self._load,)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, loaded."""
+        if self._encoder is None:
+            self._encoder = self._load()
+        return self._encoder
+
+    def __call__(self, batch: Sequence[Prepared]) -> Sequence[Encoded | ItemError]:
+        """Give the features of each item, or why it has none."""
+        return self.encoder.encode(batch)
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Turn features into the storage dtype, as bytes."""
+
+    config: ExtractionConfig
+    tensors: tuple[TensorSpec, ...]
+
+    @errors_as_values
+    def __call__(self, encoded: Encoded) -> Features:
+        """Give them as they are stored. An error if a value is beyond the range of the storage dtype."""
+        stored = {spec.key: StoredTensor(_stored(encoded.tensors[spec.key], spec.dtype), spec.dtype)
+                  for spec in self.tensors}  # fmt: skip
+        return Features(self.config, stored, encoded.grid_thw, encoded.placeholder, encoded.inputs)
+
+
+def _stored(values: torch.Tensor, dtype: str) -> npt.NDArray[np.uint8]:
+    """Give [n_tokens, width] as bytes of the storage dtype."""
+    import torch
+
+    if dtype == "int8":
+        return _as_int8(values.float())
+    stored = values.to(getattr(torch, dtype))
+    narrower = DTYPE_BYTES[dtype] < values.element_size() or stored.dtype != values.dtype
+    if narrower and not bool(torch.isfinite(stored).all()):
+        raise ItemError(f"has values beyond the range of {dtype}")
+    raw: npt.NDArray[np.uint8] = stored.contiguous().cpu().view(torch.uint8).numpy()
+    return raw
+
+
+def _as_int8(values: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Give float32 [n_tokens, width] as bytes [n_tokens, width + 4]: each token over its own scale."""
+    import torch
+
+    scales = values.abs().amax(1, keepdim=True) / 127  # [n_tokens, 1]
+    whole = (values / scales.where(scales > 0, 1)).round().clamp(-127, 127).to(torch.int8)
+    raw: npt.NDArray[np.uint8] = torch.cat([whole.view(torch.uint8), scales.view(torch.uint8)], 1).cpu().numpy()
+    return raw
