@@ -1,20 +1,20 @@
-"""See every picture once, ask any number of questions of what was seen: Qwen2-VL's two halves, apart.
+"""Encode every image once, answer any number of questions from the stored features: vision-language models, split.
 
     import qvsplit
 
-    qvsplit.extract_pictures(["photos"], out="embeds")  # loads the tower alone
-    album = qvsplit.open_album("embeds")
-    for row in album:  # the current pictures, sorted by path
-        stored = album.embeds(row)  # checked; NumPy by .numpy(), no torch needed
-        print(row.path, stored.grid_thw, qvsplit.as_tensor(stored).shape)
+    qvsplit.extract_files(["photos"], out="embeds")  # loads the vision encoder alone
+    store = qvsplit.open_store("embeds")
+    for row in store:  # the current images, sorted by path
+        features = store.features(row)["pooler_output"]  # checked; NumPy by .numpy(), no torch needed
+        print(row.path, row.grid_thw, qvsplit.as_tensor(features).shape)
 
-    asker = qvsplit.open_asker(album)  # loads the language half alone
-    row = next(iter(album))
-    print(asker.answer(row, "What is in the picture?").text)
-    for answer in asker.answers(row, ["Is there a dog?", "Day or night?"]):  # one prefill for all of them
+    session = qvsplit.load_session(store)  # loads the language model alone
+    row = next(iter(store))
+    print(session.answer(row, "What is in the image?").text)
+    for answer in session.answers(row, ["Is there a dog?", "Day or night?"]):  # one prefill for all of them
         print(answer.question, answer.text)
-    likely = asker.answer(row, qvsplit.Question("Is there a dog?", answers={"yes": ("yes",), "no": ("no",)}))
-    print(likely.text, likely.probabilities)
+    scored = session.answer(row, qvsplit.Question("Is there a dog?", choices=["yes", "no"]))
+    print(scored.text, scored.probabilities)
 
 Names are looked up when they are used, so that importing qvsplit imports neither torch nor pyarrow.
 """
@@ -25,79 +25,86 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qvsplit.album import Album, open_album
-    from qvsplit.ask import Answer, Asker, Shown, open_asker, select
-    from qvsplit.ask import Settings as AskSettings
-    from qvsplit.checks import Question, read_checks
-    from qvsplit.errors import PictureError, QvsplitError
-    from qvsplit.extract import Settings as ExtractSettings
-    from qvsplit.extract import Summary, Watcher, extract_pictures
-    from qvsplit.language import as_tensor
-    from qvsplit.recipe import Recipe
-    from qvsplit.report import write_report
-    from qvsplit.store import Embeds, Row
-    from qvsplit.verify import check_pictures, check_shards, describe
-    from qvsplit.weights import save_language_half
+    from qvsplit.answering.checks import Question, read_checks
+    from qvsplit.ask import AskOptions, PromptItems, Selection, Session, load_session, select
+    from qvsplit.errors import ItemError, QvsplitError
+    from qvsplit.extract import extract_files
+    from qvsplit.models.language import as_tensor
+    from qvsplit.output.answer import Answer
+    from qvsplit.output.report import write_report
+    from qvsplit.pipeline.options import ExtractOptions
+    from qvsplit.pipeline.summary import ExtractCallbacks, Summary
+    from qvsplit.store.config import ExtractionConfig, Provenance
+    from qvsplit.store.features import Features, StoredTensor
+    from qvsplit.store.row import Row
+    from qvsplit.store.store import Store, open_store
+    from qvsplit.verify import check_items, check_shards, describe
+    from qvsplit.weights import save_language_model
 
-_HOMES = {
-    "Album": ("album", "Album"),
-    "Answer": ("ask", "Answer"),
-    "AskSettings": ("ask", "Settings"),
-    "Asker": ("ask", "Asker"),
-    "Embeds": ("store", "Embeds"),
-    "ExtractSettings": ("extract", "Settings"),
-    "PictureError": ("errors", "PictureError"),
-    "Question": ("checks", "Question"),
-    "QvsplitError": ("errors", "QvsplitError"),
-    "Recipe": ("recipe", "Recipe"),
-    "Row": ("store", "Row"),
-    "Shown": ("ask", "Shown"),
-    "Summary": ("extract", "Summary"),
-    "Watcher": ("extract", "Watcher"),
-    "as_tensor": ("language", "as_tensor"),
-    "check_pictures": ("verify", "check_pictures"),
-    "check_shards": ("verify", "check_shards"),
-    "describe": ("verify", "describe"),
-    "extract_pictures": ("extract", "extract_pictures"),
-    "open_album": ("album", "open_album"),
-    "open_asker": ("ask", "open_asker"),
-    "read_checks": ("checks", "read_checks"),
-    "save_language_half": ("weights", "save_language_half"),
-    "select": ("ask", "select"),
-    "write_report": ("report", "write_report"),
+_MODULES = {
+    "Answer": "output.answer",
+    "AskOptions": "ask",
+    "ExtractCallbacks": "pipeline.summary",
+    "ExtractOptions": "pipeline.options",
+    "ExtractionConfig": "store.config",
+    "Features": "store.features",
+    "ItemError": "errors",
+    "PromptItems": "ask",
+    "Provenance": "store.config",
+    "Question": "answering.checks",
+    "QvsplitError": "errors",
+    "Row": "store.row",
+    "Selection": "ask",
+    "Session": "ask",
+    "Store": "store.store",
+    "StoredTensor": "store.features",
+    "Summary": "pipeline.summary",
+    "as_tensor": "models.language",
+    "check_items": "verify",
+    "check_shards": "verify",
+    "describe": "verify",
+    "extract_files": "extract",
+    "load_session": "ask",
+    "open_store": "store.store",
+    "read_checks": "answering.checks",
+    "save_language_model": "weights",
+    "select": "ask",
+    "write_report": "output.report",
 }
 
 __all__ = [
-    "Album",
     "Answer",
-    "AskSettings",
-    "Asker",
-    "Embeds",
-    "ExtractSettings",
-    "PictureError",
+    "AskOptions",
+    "ExtractCallbacks",
+    "ExtractOptions",
+    "ExtractionConfig",
+    "Features",
+    "ItemError",
+    "PromptItems",
+    "Provenance",
     "Question",
     "QvsplitError",
-    "Recipe",
     "Row",
-    "Shown",
+    "Selection",
+    "Session",
+    "Store",
+    "StoredTensor",
     "Summary",
-    "Watcher",
     "as_tensor",
-    "check_pictures",
+    "check_items",
     "check_shards",
     "describe",
-    "extract_pictures",
-    "open_album",
-    "open_asker",
+    "extract_files",
+    "load_session",
+    "open_store",
     "read_checks",
-    "save_language_half",
+    "save_language_model",
     "select",
     "write_report",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'qvsplit' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    return getattr(importlib.import_module(f"qvsplit.{module}"), attribute)
+    return getattr(importlib.import_module(f"qvsplit.{_MODULES[name]}"), name)

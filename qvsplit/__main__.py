@@ -1,4 +1,4 @@
-"""`python -m qvsplit` is `qvsplit`."""
+"""Run the command line: `python -m qvsplit` is `qvsplit`."""
 
 from qvsplit.cli import main
 

@@ -1,233 +1,327 @@
-"""Is an album what it says it is? Checksums and structure; and, with the whole checkpoint, answers against it.
+"""Check a store: checksums and structure; and, with the full checkpoint, features and answers against the full model.
 
-The reference is the unsplit model of transformers on `AutoProcessor(upright RGB picture)` with the recipe's pixel
-limits: its own embeddings and its own greedy tokens, one picture at a time.
+The reference is the full model of transformers on `AutoProcessor(upright RGB image)` with the extraction config's pixel
+limits: its own features and its own greedy tokens, one image at a time. `describe` says what a store holds.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qvsplit import images
-from qvsplit.album import REBUILD, Album, counts
-from qvsplit.ask import check_tower
-from qvsplit.checkpoint import choose_checkpoint
-from qvsplit.compact import ASIDE, mark_damage
-from qvsplit.errors import PictureError, QvsplitError, ShardDamaged, some_of
-from qvsplit.folders import Found
-from qvsplit.runs import last_runs
-from qvsplit.store import Row, Shard
+from qvsplit.checkpoints.checkpoint import choose_checkpoint
+from qvsplit.errors import ItemError, QvsplitError, ShardDamaged, UsageError, some_of
+from qvsplit.runtime.dtypes import token_bytes
+from qvsplit.sources import images
+from qvsplit.sources.files import read
+from qvsplit.sources.source import Entry
+from qvsplit.store import layout
+from qvsplit.store.history import last_runs
+from qvsplit.store.repair import mark_damage
+from qvsplit.store.row import Row
+from qvsplit.store.shard_reader import Shard, open_shard
+from qvsplit.store.storage import LocalStorage
+from qvsplit.store.store import Store
 
-QUESTION = "Describe the picture."
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+QUESTION = "Describe the image."
 NEW_TOKENS = 16
 LAST_RUNS = 5
 # Whatever the checkpoint's generation_config.json says of sampling (the hub's says: sample)
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 # Largest |difference| over largest |value| that another batch, machine or library version may make, by the coarser
-# of compute and stored dtype: some tens of units in the last place, as the tower's layers add up; of int8 what it
+# of compute and storage dtype: some tens of units in the last place, as the encoder's layers add up; of int8 what it
 # rounds away, half of a 127th.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2, "int8": 6e-3}
 
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """One shard, read from end to end. `error` is None if it is sound."""
+    """One shard, read from end to end. `error` is None if it is not damaged."""
 
     shard: str
     rows: int
     tokens: int
     error: str | None
 
+    def to_json(self) -> dict[str, Any]:
+        """Give it as `--json` prints it."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
-class PictureCheck:
-    """One picture, held against the unsplit model. `skipped` says why it could not be."""
+class ItemCheck:
+    """One image, compared with the full model.
+
+    Attributes:
+        path: The image.
+        skipped: Why it could not be compared; None where it was.
+        same_bits: Whether the stored features are the full model's, bit for bit.
+        max_difference: Largest |difference| over largest |value|; None where the shapes differ.
+        same_tokens: Whether the answer has the full model's tokens.
+        within_tolerance: Whether `max_difference` is what another batch, machine or library version may make.
+    """
 
     path: str
     skipped: str | None = None
     same_bits: bool = False
-    max_difference: float | None = None  # None where the shapes differ; else largest |difference| over largest |value|
+    max_difference: float | None = None
     same_tokens: bool = False
     within_tolerance: bool = False
 
     @property
     def agrees(self) -> bool:
-        """Whether the album may be trusted by this picture."""
+        """Whether nothing speaks against the store."""
         return self.skipped is not None or (self.same_tokens and self.within_tolerance)
 
+    @property
+    def explanation(self) -> str:
+        """What the comparison found, in a few words."""
+        if self.skipped:
+            return f"not compared: {self.skipped}"
+        if self.max_difference is None:
+            return "another number of tokens"
+        bits = "same bits" if self.same_bits else f"differs by {self.max_difference:.1e} of the largest value"
+        return f"{bits}, {'same' if self.same_tokens else 'OTHER'} tokens"
+
     def to_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
+        """Give it as `--json` prints it."""
         return asdict(self)
+
+
+# ------------------------------------------------------------------------------------------------------ checksums
 
 
 def check_shards(paths: Sequence[Path]) -> Iterator[ShardCheck]:
     """Read every byte of every shard: page checksums, structure, lengths, finite values.
 
-    A damaged one is marked, so that the next `extract` sets it aside and sees its pictures anew.
+    A damaged one is marked, so that the next `extract` quarantines it and encodes its images again.
     """
     for path in paths:
         rows = tokens = 0
         try:
-            for _, _, embeds in Shard(path):
+            for _, _, features in open_shard(path):
                 rows += 1
-                tokens += embeds.n_tokens if embeds is not None else 0
+                tokens += features.n_tokens if features is not None else 0
         except QvsplitError as error:
-            told = str(error)
-            if isinstance(error, ShardDamaged) and not mark_damage(path, error.what):
-                told += " (delete it first, as that could not be written down beside it)" if path.exists() else ""
-            yield ShardCheck(str(path), rows, tokens, told)
+            yield ShardCheck(str(path), rows, tokens, _marked(path, error))
         else:
             yield ShardCheck(str(path), rows, tokens, None)
 
 
-def check_album(album: Album) -> list[str]:
-    """What is wrong between shards, in a line or none: pictures whose embeddings are in none of them."""
-    lost = [row.path for row in album if row.sha256 is None or album.home(row.sha256) is None]
-    if not lost:
+def _marked(path: Path, error: QvsplitError) -> str:
+    """Give what is wrong with a shard, after marking it, if it is damaged."""
+    marked = not isinstance(error, ShardDamaged) or mark_damage(LocalStorage(path.parent), path.name, error.what)
+    if marked or not path.exists():
+        return str(error)
+    return f"{error} (delete it before the next extract: no mark of the damage could be written)"
+
+
+def check_store(store: Store) -> list[str]:
+    """Say what is wrong between shards, in one line or none: images whose features are in none of them."""
+    paths = [row.path for row in _rows_without_features(store)]
+    if not paths:
         return []
     return [
-        f"the embeddings of {len(lost):,} pictures are in no shard given ({some_of(lost, 3)}); run `qvsplit extract` "
-        "again to make them anew"
+        f"the features of {len(paths):,} images are in no shard given ({some_of(paths, 3)}); run `qvsplit extract` "
+        "again to encode them"
     ]
 
 
-def sample(album: Album, number: int) -> list[Row]:
-    """`number` pictures, evenly spread over the album: the same ones every time."""
-    rows = list(album)
+def _rows_without_features(store: Store) -> list[Row]:
+    return [row for row in store if store.home(row.content) is None]
+
+
+# --------------------------------------------------------------------------------------------- the full model
+
+
+def sample(store: Store, number: int) -> list[Row]:
+    """Choose `number` images, evenly spread over the store: the same ones every time."""
+    rows = list(store)
     step = max(1.0, len(rows) / max(number, 1))
     return [rows[int(i * step)] for i in range(min(number, len(rows)))]
 
 
-def check_pictures(
-    album: Album, rows: Sequence[Row], *, model: str | None = None, device: str | None = None
-) -> Iterator[PictureCheck]:
-    """Recompute `rows` with the unsplit model and compare embeddings and tokens."""
-    import torch
+def check_items(
+    store: Store, rows: Sequence[Row], *, model: str | None = None, device: str | None = None
+) -> Iterator[ItemCheck]:
+    """Encode `rows` again with the full model, and compare features and tokens.
 
-    from qvsplit import devices
-    from qvsplit.prompt import Prompter
-    from qvsplit.weights import load_whole
-
-    assert album.recipe is not None
-    assert album.made is not None
-    checkpoint = choose_checkpoint(model, "both", own=album.made.model, revision=album.made.revision)
-    check_tower(album, checkpoint)
-    where = devices.choose_device(device)
-    dtype = getattr(torch, album.recipe.compute_dtype)
-    whole = load_whole(checkpoint, dtype=dtype, device=where)
-    prompter = Prompter(checkpoint)
-    limits = album.recipe.processor
-    prompter.processor.image_processor.size = {
-        "shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]
-    }  # fmt: skip
+    Raises:
+        ConfigError: The store is of another encoder.
+        ModelError: The full model cannot be loaded.
+    """
+    reference = _Reference(store, model, device)
     for row in rows:
         try:
-            image = _unchanged(row)
-        except PictureError as error:
-            yield PictureCheck(row.path, skipped=f"its file {error}")
+            image = _unchanged_image(row)
+        except ItemError as error:
+            yield ItemCheck(row.path, skipped=f"its file {error}")
         else:
-            yield _check_picture(album, row, image, whole, prompter)
+            yield reference.check(row, image)
 
 
-def _unchanged(row: Row) -> Any:
-    file = images.read(Found(row.root, row.path, row.size, 0))
+def require_comparison(checks: Sequence[ItemCheck]) -> None:
+    """Raise UsageError if none of the images could be compared: that shows nothing."""
+    if all(check.skipped is not None for check in checks):
+        raise UsageError("nothing could be compared: the files of the sampled images were not found or have changed")
+
+
+def _unchanged_image(row: Row) -> Image.Image:
+    file = read(Entry(row.root, row.path, row.size, None, None))
     if file.sha256 != row.sha256:
-        raise PictureError("has changed since")
+        raise ItemError("has changed since it was encoded")
     return images.decode(file.data)
 
 
-def _check_picture(album: Album, row: Row, image: Any, whole: Any, prompter: Any) -> PictureCheck:
-    import torch
+class _Reference:
+    """The full model with its processor, at the pixel limits of a store's extraction config."""
 
-    from qvsplit.language import Asked, Decoding, Language, as_tensor
+    def __init__(self, store: Store, model: str | None, device: str | None) -> None:
+        import torch
 
-    assert album.recipe is not None
-    whole.set_attn_implementation("sdpa")  # the reference is transformers' own from end to end
-    processor = prompter.processor
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    inputs = processor(text=[text], images=[image], return_tensors="pt").to(whole.device)
-    stored = album.embeds(row)
-    mine = as_tensor(stored)
-    with torch.inference_mode():
-        theirs = whole.get_image_features(
-            inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
-        ).pooler_output[0]
-        answer = whole.generate(**inputs, max_new_tokens=NEW_TOKENS, **GREEDY)
-    reference = theirs.to(mine.dtype).cpu()
-    if reference.shape != mine.shape:
-        return PictureCheck(row.path, max_difference=None)
-    expected = answer[0, inputs["input_ids"].shape[1] :].tolist()
-    prompt = prompter.ask(QUESTION, [stored.grid_thw], merge_size=album.recipe.merge_size)
-    unsplit = Language(whole, prompter)
-    asked = Asked(unsplit.prefill(prompt, [mine]), prompt.input_ids[prompt.prefix_tokens :])
-    (got,) = unsplit.generate([asked], Decoding(max_new_tokens=NEW_TOKENS))
-    difference = float((mine.float() - reference.float()).abs().max() / reference.float().abs().max().clamp_min(1e-30))
-    return PictureCheck(
-        row.path,
-        same_bits=torch.equal(mine.view(torch.uint8), reference.contiguous().view(torch.uint8)),
-        max_difference=difference,
-        same_tokens=got.tokens == expected,
-        within_tolerance=difference <= max(TOLERANCE[album.recipe.compute_dtype], TOLERANCE[album.recipe.stored_dtype]),
-    )
+        from qvsplit.answering.evidence import check_encoder
+        from qvsplit.models.prompt import Prompter
+        from qvsplit.runtime.devices import choose_device
+        from qvsplit.weights import load_full_model
+
+        assert store.config is not None
+        assert store.provenance is not None
+        origin = store.provenance
+        checkpoint = choose_checkpoint(model, "both", own=origin.model, revision=origin.revision)
+        check_encoder(store, checkpoint)
+        dtype = getattr(torch, store.config.compute_dtype)
+        self.store = store
+        self.config = store.config
+        self.model = load_full_model(checkpoint, dtype=dtype, device=choose_device(device))
+        self.prompter = Prompter(checkpoint)
+        self.processor = self.prompter.processor
+        limits = store.config.processor
+        self.processor.image_processor.size = {
+            "shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]
+        }  # fmt: skip
+
+    def check(self, row: Row, image: Image.Image) -> ItemCheck:
+        """Compare the stored features of `row`, and an answer from them, with the full model on the pixels."""
+        import torch
+
+        from qvsplit.models.language import as_tensor
+
+        features = self.store.features(row)
+        stored = as_tensor(features)  # [n_tokens, width]
+        theirs, expected = self._features_and_tokens(image)
+        reference = theirs.to(stored.dtype).cpu()
+        if reference.shape != stored.shape:
+            return ItemCheck(row.path, max_difference=None)
+        largest = reference.float().abs().max().clamp_min(1e-30)
+        difference = float((stored.float() - reference.float()).abs().max() / largest)
+        tolerance = max(TOLERANCE[self.config.compute_dtype], TOLERANCE[self.config.storage_dtype])
+        return ItemCheck(
+            row.path,
+            same_bits=torch.equal(stored.view(torch.uint8), reference.contiguous().view(torch.uint8)),
+            max_difference=difference,
+            same_tokens=self._tokens_from_store(row, stored) == expected,
+            within_tolerance=difference <= tolerance,
+        )
+
+    def _features_and_tokens(self, image: Image.Image) -> tuple[torch.Tensor, list[int]]:
+        """Give the full model's features, [n_tokens, width], and the tokens of its answer."""
+        import torch
+
+        self.model.set_attn_implementation("sdpa")  # the reference is the one of transformers from end to end
+        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        inputs = self.processor(text=[text], images=[image], return_tensors="pt").to(self.model.device)
+        with torch.inference_mode():
+            output = self.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True)
+            answer = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, **GREEDY)
+        return output.pooler_output[0], answer[0, inputs["input_ids"].shape[1] :].tolist()
+
+    def _tokens_from_store(self, row: Row, stored: torch.Tensor) -> list[int]:
+        """Give the tokens of the answer from the stored features, by the same weights."""
+        from qvsplit.models.decoding import Decoding
+        from qvsplit.models.language import LanguageModel, PrefixedQuestion
+        from qvsplit.models.prompt import Placeholder
+
+        prompt = self.prompter.ask(QUESTION, [Placeholder.from_row(row)])
+        language = LanguageModel(self.model, self.prompter)
+        question = PrefixedQuestion(language.prefill(prompt, [stored]), prompt.input_ids[prompt.prefix_tokens :])
+        (completion,) = language.generate([question], Decoding(max_new_tokens=NEW_TOKENS))
+        return list(completion.tokens)
+
+
+# ----------------------------------------------------------------------------------------------------- describing
+
+
+def describe(store: Store) -> dict[str, Any]:
+    """Describe a store: images by status, tokens, sizes, extraction config, provenance, last runs.
+
+    `copies` share the features of another row: the same bytes under another name. `without_features` are images whose
+    features are in none of the shards given.
+    """
+    assert store.config is not None
+    assert store.provenance is not None
+    storages = {shard.storage.location: shard.storage for shard in store.shards}
+    storage = next(iter(storages.values())) if len(storages) == 1 else None
+    return {
+        **_row_counts(store),
+        **_sizes(store),
+        "roots": _by_root(store.rows),
+        "quarantined": [file.name for file in storage.list(layout.QUARANTINE)] if storage is not None else [],
+        "rebuilding": storage is not None and bool(storage.list(layout.REBUILD)),
+        "width": store.width,
+        "model": store.provenance.model,
+        "revision": store.provenance.revision,
+        "device": store.provenance.device,
+        "versions": dict(store.provenance.versions),
+        "config": store.config.to_json(),
+        "failures": [
+            {"root": row.root, "path": row.path, "error": row.error} for row in store.rows if row.status == "failed"
+        ],
+        "runs": last_runs(storage, LAST_RUNS) if storage is not None else [],
+    }
+
+
+def _row_counts(store: Store) -> dict[str, int]:
+    rows = store.rows
+    statuses = [row.status for row in rows]
+    without_features = len(_rows_without_features(store))
+    return {
+        "images": statuses.count("ok"),
+        "copies": sum(row.status == "ok" and not row.has_features for row in rows) - without_features,
+        "without_features": without_features,
+        "failed": statuses.count("failed"),
+        "deleted": statuses.count("deleted"),
+        "superseded": sum(len(shard.rows) for shard in store.shards) - len(rows),
+    }
+
+
+def _sizes(store: Store) -> dict[str, int]:
+    """Give tokens of the current images, shards, their bytes on disk, and the bytes of their features uncompressed."""
+    assert store.config is not None
+    assert store.width is not None
+    stored_tokens = sum(row.n_tokens or 0 for shard in store.shards for row in shard.rows if row.has_features)
+    return {
+        "tokens": sum(row.n_tokens or 0 for row in store),
+        "shards": len(store.shards),
+        "bytes": sum(map(_size, store.shards)),
+        "raw_bytes": stored_tokens * token_bytes(store.config.storage_dtype, store.width),
+    }
+
+
+def _size(shard: Shard) -> int:
+    return shard.path.stat().st_size
 
 
 def _by_root(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
-    """Each root's rows by status."""
+    """Count each root's rows by status."""
     roots: dict[str, dict[str, int]] = {}
     for row in rows:
-        tally = roots.setdefault(row.root, {"ok": 0, "failed": 0, "gone": 0})
+        tally = roots.setdefault(row.root, {"ok": 0, "failed": 0, "deleted": 0})
         tally[row.status] += 1
     return roots
-
-
-def describe(album: Album) -> dict[str, Any]:
-    """What `qvsplit inspect` tells: pictures by state, tokens, sizes, recipe, where the rows came from, last runs.
-
-    `copies` show embeddings that another row holds: the same bytes, a new name, a new stat. `lost` ones are in no
-    shard.
-    """
-    from qvsplit.recipe import token_bytes
-
-    recipe, made = album.recipe, album.made
-    assert recipe is not None
-    assert made is not None
-    assert album.hidden_size is not None
-    folders = {shard.path.parent for shard in album.shards}
-    folder = next(iter(folders)) if len(folders) == 1 else None
-    names = os.listdir(folder) if folder is not None else []
-    rows = album.rows
-    lost = [row for row in album if row.sha256 is None or album.home(row.sha256) is None]
-    tally = counts(rows)
-    held = [row for shard in album.shards for row in shard.rows if row.has_embeds]
-    raw = sum(row.n_tokens or 0 for row in held) * token_bytes(recipe.stored_dtype, album.hidden_size)
-    size = sum(os.path.getsize(shard.path) for shard in album.shards)
-    return {
-        "pictures": tally["ok"],
-        "copies": sum(row.status == "ok" and not row.has_embeds for row in rows) - len(lost),
-        "lost": len(lost),
-        "failed": tally["failed"],
-        "gone": tally["gone"],
-        "superseded": sum(len(shard.rows) for shard in album.shards) - len(rows),
-        "roots": _by_root(rows),
-        "set_aside": sorted(name for name in names if name.endswith(ASIDE)),
-        "rebuilding": REBUILD in names,
-        "tokens": sum(row.n_tokens or 0 for row in album),
-        "shards": len(album.shards),
-        "bytes": size,
-        "raw_bytes": raw,
-        "hidden_size": album.hidden_size,
-        "model": made.model,
-        "revision": made.revision,
-        "device": made.device,
-        "versions": dict(made.versions),
-        "recipe": recipe.to_json(),
-        "failures": [
-            {"root": row.root, "path": row.path, "error": row.error} for row in rows if row.status == "failed"
-        ],
-        "runs": last_runs(folder, LAST_RUNS) if folder is not None else [],
-    }

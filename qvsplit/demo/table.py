@@ -1,4 +1,4 @@
-"""What a demo told, for people: a thumbnail of each picture, question, answer and truth; then what was done."""
+"""What a demo answered, for people: a thumbnail of each image, question, answer and truth; then what was done."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvsplit.checkpoint import DEFAULT_MODEL
-from qvsplit.demo import Outcome, Told
+from qvsplit.checkpoints.checkpoint import DEFAULT_MODEL
+from qvsplit.demo import DemoAnswer, DemoOutcome
 from qvsplit.errors import printable, size
+from qvsplit.output.text import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,21 +23,21 @@ if TYPE_CHECKING:
 THUMBNAIL = (24, 16)  # pixels at most; a character shows two, one above the other
 
 
-def postcards(told: Iterable[Told], photos: Path, console: Console) -> Iterable[Table]:
-    """One table a picture, as wide as the console; with thumbnails where it has the colours and the room for them."""
+def postcard_tables(answers: Iterable[DemoAnswer], photos: Path, console: Console) -> Iterable[Table]:
+    """Give one table an image, as wide as the console; with thumbnails where it has the colours and the room."""
     from rich import box
     from rich.table import Table
 
     drawn = console.color_system in {"256", "truecolor"} and not console.no_color and console.width >= 90
-    for path, lines in groupby(told, lambda one: one.path):
+    for path, lines in groupby(answers, lambda one: one.path):
         table = Table(box=box.ROUNDED, width=min(console.width, 130), show_header=False, border_style="dim")
         table.add_column(width=THUMBNAIL[0] if drawn else 20, overflow="fold")
         table.add_column(ratio=1)
-        table.add_row(_picture(path, photos, drawn), _answers(list(lines)))
+        table.add_row(_image(path, photos, drawn), _answers(list(lines)))
         yield table
 
 
-def _answers(lines: Sequence[Told]) -> Table:
+def _answers(lines: Sequence[DemoAnswer]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -53,7 +54,7 @@ def _answers(lines: Sequence[Told]) -> Table:
     return table
 
 
-def _picture(path: str, photos: Path, drawn: bool) -> Text:
+def _image(path: str, photos: Path, drawn: bool) -> Text:
     from rich.text import Text
 
     name = Text(printable(path), "bold")
@@ -61,17 +62,17 @@ def _picture(path: str, photos: Path, drawn: bool) -> Text:
 
 
 def _thumbnail(file: Path) -> Text:
-    """The picture as half blocks: foreground the upper pixel, background the lower one."""
+    """Give the image as half blocks: foreground the upper pixel, background the lower one."""
     from rich.color import Color
     from rich.style import Style
     from rich.text import Text
 
-    from qvsplit.errors import PictureError
-    from qvsplit.images import open_file
+    from qvsplit.errors import ItemError
+    from qvsplit.sources.images import open_file
 
     try:
         image = open_file(file)
-    except (OSError, PictureError):  # gone or changed since it was extracted: the answers stand without it
+    except (OSError, ItemError):  # deleted or changed since it was extracted: the answers stand without it
         return Text("(cannot be shown)")
     scale = min(THUMBNAIL[0] / image.width, THUMBNAIL[1] / image.height)
     width, height = max(1, round(image.width * scale)), max(2, round(image.height * scale / 2) * 2)
@@ -85,32 +86,39 @@ def _thumbnail(file: Path) -> Text:
     return text
 
 
-def story(outcome: Outcome) -> list[str]:
-    """What was done, what was not, and what to do next, in a line each."""
-    extracted = outcome.extracted
-    counted = {"a copy of another": extracted.copied, "broken and set aside": extracted.failed}
-    beside = "".join(f", {number} {what}" for what, number in counted.items() if number)
-    if extracted.encoded:
-        seen = f"{extracted.encoded} pictures seen once, by the vision half alone, in {extracted.seconds:.1f} s{beside}"
-    elif extracted.tower_bytes:
-        seen = f"nothing new could be seen{beside}"
-    else:
-        seen = f"nothing: {extracted.skipped} pictures were known, the vision half was not even loaded{beside}"
-    known = sum(one.truth is not None for one in outcome.told)
-    album, program = shlex.quote(printable(str(outcome.album))), _program()
+def summary_lines(outcome: DemoOutcome) -> list[str]:
+    """Say what was done, what was not, and what to do next, in a line each."""
+    known = sum(one.truth is not None for one in outcome.answers)
+    store, program = shlex.quote(printable(str(outcome.store))), _program()
+    stored = (
+        f"{outcome.tokens:,} tokens of {plural(len(outcome.rows), 'image')}: {size(outcome.store_bytes)} in {store}"
+    )
     return [
-        f"computed     {seen}",
-        f"not again    {len(outcome.told)} answers by the language half alone, from the shards, in "
-        f"{outcome.ask_seconds:.1f} s: no picture looked at twice",
-        f"stored       {outcome.tokens} tokens of {len(outcome.rows)} pictures: {size(outcome.album_bytes)} in {album}",
+        f"encoded      {_extraction(outcome)}",
+        f"answered     {len(outcome.answers)} questions by the language model alone, from the stored features, in "
+        f"{outcome.ask_seconds:.1f} s: no image was encoded twice",
+        f"stored       {stored}",
         f"right        {outcome.right} of {known} answers, word for word",
-        f'next         {program} ask --embeds {album} "What colour is the house?"',
-        "             with your own pictures and a real model (4.4 GB):",
-        f"             {program} extract ~/Pictures --model {DEFAULT_MODEL} --out album",
-        f'             {program} ask --embeds album "Is there a dog?"',
+        f'next         {program} ask --embeds {store} "What colour is the house?"',
+        "             with your own images and a real model (4.4 GB):",
+        f"             {program} extract ~/Pictures --model {DEFAULT_MODEL}",
+        f'             {program} ask "Is there a dog?"',
     ]
 
 
+def _extraction(outcome: DemoOutcome) -> str:
+    """Say what the extraction did; a demo that is run again has nothing to do."""
+    summary = outcome.summary
+    counts = {"a copy of another": summary.copied, "damaged and recorded as failed": summary.failed}
+    beside = "".join(f", {number} {what}" for what, number in counts.items() if number)
+    if summary.encoded:
+        images = plural(summary.encoded, "image")
+        return f"{images} once, by the vision encoder alone, in {summary.seconds:.1f} s{beside}"
+    if summary.encoder_bytes:
+        return f"nothing new{beside}"
+    return f"nothing: {plural(summary.unchanged, 'image')} unchanged, the vision encoder was not even loaded{beside}"
+
+
 def _program() -> str:
-    """How the user calls this program."""
+    """Give the words by which the user calls this program."""
     return "qvsplit" if shutil.which("qvsplit") else shlex.quote(printable(sys.argv[0]))

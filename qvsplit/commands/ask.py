@@ -1,0 +1,325 @@
+"""`qvsplit ask`: answer questions from a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qvsplit.commands.options import DEFAULT_STORE, Json, Model, Quiet
+from qvsplit.commands.questions import QuestionSources, read_questions
+from qvsplit.commands.survey import Outputs, Results, SurveyPlan, run_survey, survey_into_table, write_page
+from qvsplit.errors import CHECKS_FLAGGED, UsageError
+from qvsplit.output.text import say
+from qvsplit.runtime import interrupts
+
+if TYPE_CHECKING:
+    from qvsplit.answering.checks import Question
+    from qvsplit.ask import AskOptions, PromptItems, Selection, Session
+    from qvsplit.output.printer import AnswerPrinter
+    from qvsplit.output.table import Table
+    from qvsplit.store.store import Store
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images of which stores are asked about, and how they stand in the prompts."""
+
+    places: Sequence[str]
+    globs: Sequence[str]
+    together: bool
+    reference: str | None
+
+
+def ask(
+    questions: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="QUESTION",
+            help="Asked about every image. Without any, questions are read from the pipe, one a line, or typed one by "
+            "one on a terminal.",
+            show_default=False,
+        ),
+    ] = None,
+    embeds: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STORE|SHARD",
+            help="A folder, a shard or a glob; may be repeated [default: embeds].",
+            show_default=False,
+        ),
+    ] = None,
+    questions_file: Annotated[
+        Path | None, typer.Option("--questions", metavar="FILE", help="More questions, one a line.", show_default=False)
+    ] = None,
+    checks_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--checks", metavar="FILE", help="Checks, in TOML or YAML: see docs/checks.md.", show_default=False
+        ),
+    ] = None,
+    choices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", help="The only possible answers, each with its probability: yes,no.", show_default=False
+        ),
+    ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Answers are JSON that conforms to this schema.", show_default=False),
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB", help="Only images whose path or name matches; may be repeated.", show_default=False
+        ),
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Put all selected images into one prompt, in order of path.")
+    ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Put each image into one prompt behind this one.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write answers to a table: .parquet, .csv or .jsonl. What it has already is not asked again.",
+            show_default=False,
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write answers to one page with thumbnails.", show_default=False),
+    ] = None,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="Exit with 8 if a check of this level or above was flagged (info, warn or block), or if an image "
+            "could not be checked.",
+            show_default=False,
+        ),
+    ] = None,
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="Print the log-probability of every choice.")] = False,
+    system: Annotated[
+        str | None, typer.Option(help="A system message in place of the template's own.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 128,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample answers instead of the most probable tokens.", show_default=False)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample from the most probable tokens of this probability.", show_default=False),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample from this many of the most probable tokens.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed samples the same answers.")] = 0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End an answer before this text; may be repeated.", show_default=False),
+    ] = None,
+    token_budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens in one batch: more need more memory and are faster [default: 16384 on a CPU, 131072 on CUDA].",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, cuda, cuda:N, or auto to spread the model [default: cuda where there is one].",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute in float32, bfloat16 or float16 [default: float32 on a CPU, the checkpoint's on CUDA].",
+            show_default=False,
+        ),
+    ] = None,
+    unchecked_encoder: Annotated[
+        bool,
+        typer.Option(
+            "--unchecked-encoder",
+            help="Ask although nothing shows that the features are from this model's vision encoder.",
+        ),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer questions from a store.
+
+    Every question is asked about every selected image, from its stored features. Only the language model is loaded,
+    and an image's part of the prompt is computed once for all its questions. Answers are greedy by default, and the
+    same as those of the full model, token for token. With --out or --report they go there, and to stdout only with
+    --json.
+    """
+    from qvsplit.answering.schema import read_schema
+    from qvsplit.ask import AskOptions
+
+    outputs = Outputs(out, report, fail_on, logprobs, as_json, quiet)
+    images = Images(embeds or [DEFAULT_STORE], image or [], together, compare)
+    if json_schema is not None and stop:
+        raise UsageError("--stop would cut what --json-schema promises; leave one out")
+    sources = QuestionSources(questions or [], questions_file, checks_file, choices)
+    _check_combinations(outputs, images, typed=sources.are_typed)
+    asked = [] if sources.are_typed else read_questions(sources)
+    if fail_on is not None and not any(question.flag for question in asked):
+        raise UsageError("--fail-on needs --checks FILE with a check that has a flag")
+    options = AskOptions(
+        model=model, device=device, dtype=dtype, max_new_tokens=max_new_tokens, system=system,
+        unchecked_encoder=unchecked_encoder, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
+        stop=tuple(stop or ()), json_schema=read_schema(json_schema) if json_schema is not None else None,
+        token_budget=token_budget,
+    )  # fmt: skip
+    if sources.are_typed:
+        _converse(images, options, outputs, choices)
+    else:
+        _ask_all(images, asked, options, outputs, single=checks_file is None)
+
+
+def _check_combinations(outputs: Outputs, images: Images, *, typed: bool) -> None:
+    """UsageError for options that exclude each other."""
+    from qvsplit.output.verdicts import check_level
+
+    if outputs.fail_on is not None:
+        try:
+            check_level(outputs.fail_on)
+        except UsageError as error:
+            raise UsageError(f"--fail-on {error}") from None
+    if images.together and images.reference is not None:
+        raise UsageError("--together and --compare: choose one")
+    if typed and any(value is not None for value in (outputs.table, outputs.report, outputs.fail_on)):
+        raise UsageError("--out, --report and --fail-on need questions: on the command line, in a file or in a pipe")
+
+
+def _converse(images: Images, options: AskOptions, outputs: Outputs, choices: str | None) -> None:
+    """Answer questions that are typed one by one."""
+    from qvsplit.ask import load_session
+    from qvsplit.commands.prompt_loop import prompt_loop
+    from qvsplit.output.verdicts import failure_reason
+    from qvsplit.store.store import open_store
+
+    store = open_store(*images.places)
+    selection, items = _select(store, images)
+    for row in selection.failed:
+        say(f"failed: {row.path} {failure_reason(row)}")
+    _require_items(items)
+    with interrupts.at_once():  # only reading so far
+        session = load_session(store, options)
+    _note_dtypes(session, quiet=outputs.quiet)
+    prompt_loop(session, items, _printer(selection, outputs, single=False), choices)
+
+
+def _ask_all(
+    images: Images, questions: Sequence[Question], options: AskOptions, outputs: Outputs, *, single: bool
+) -> None:
+    """Ask all questions about all images, and end with the exit code that the answers call for."""
+    from qvsplit.store.store import open_store
+
+    table = _checked_outputs(outputs)
+    store = open_store(*images.places)
+    selection, items = _select(store, images)
+    plan = SurveyPlan(items, questions, selection.failed)
+    single = single and len(items) * len(questions) == 1 and not selection.failed
+    results = Results(plan, outputs, _printer(selection, outputs, single=single))
+    facts = {"store": store.name}
+    if items:
+        whole_store = all(os.path.isdir(place) for place in images.places)
+        facts = {"model": _survey(store, options, results, table, whole_store=whole_store)} | facts
+    else:
+        results.add_failed()
+    if outputs.report is not None:
+        write_page(outputs.report, results, facts)
+    _end(results)
+
+
+def _checked_outputs(outputs: Outputs) -> Table | None:
+    """Give the table, if there is one. UsageError or DiskError where answers could not be written."""
+    from qvsplit.output.report import check_target
+    from qvsplit.output.table import Table
+
+    table = Table(outputs.table) if outputs.table is not None else None
+    if outputs.report is not None:
+        if outputs.table is not None and os.path.realpath(outputs.report) == os.path.realpath(outputs.table):
+            raise UsageError("--out and --report name the same file")
+        check_target(outputs.report)
+    return table
+
+
+def _survey(store: Store, options: AskOptions, results: Results, table: Table | None, *, whole_store: bool) -> str:
+    """Load the model and ask; gives the model's name."""
+    from qvsplit.ask import load_session
+
+    quiet = results.outputs.quiet
+    with interrupts.at_once():  # only reading so far
+        session = load_session(store, options, loaded=table is None)
+    if table is None:
+        _note_dtypes(session, quiet=quiet)
+        run_survey(session, results)
+    else:
+        survey_into_table(session, results, table, whole_store=whole_store)
+        _note_dtypes(session, quiet=quiet)
+    results.warn(answers_are_json=options.json_schema is not None)
+    return session.model
+
+
+def _end(results: Results) -> None:
+    """Say how many items have which verdict, and raise what the answers call for."""
+    from qvsplit.output.verdicts import count_line, trips
+
+    outputs, plan = results.outputs, results.plan
+    if plan.has_checks and results.verdicts and not outputs.quiet:
+        say(count_line(results.verdicts))
+    if outputs.fail_on is not None and trips(results.verdicts, outputs.fail_on):
+        raise typer.Exit(CHECKS_FLAGGED)
+    if results.error is not None:
+        raise typer.Exit(results.error.exit_code)
+    _require_items(plan.items)
+
+
+def _require_items(items: Sequence[PromptItems]) -> None:
+    if not items:
+        raise UsageError("none of the selected images can be asked about; all of them have failed")
+
+
+def _select(store: Store, images: Images) -> tuple[Selection, list[PromptItems]]:
+    """Give the selected images, and how they stand in the prompts."""
+    from qvsplit.ask import PromptItems, select
+
+    selection = select(store, images.globs)
+    rows = selection.rows
+    if images.together:
+        return selection, [PromptItems(tuple(rows))] if rows else []
+    if images.reference is None:
+        return selection, [PromptItems((row,)) for row in rows]
+    (reference,) = select(store, [images.reference], only=1).rows
+    items = [PromptItems((reference, row), shared=1) for row in rows if row is not reference]
+    if not items and not selection.failed:
+        raise UsageError(f"--compare {images.reference}: there is no other image to compare it with")
+    return selection, items
+
+
+def _printer(selection: Selection, outputs: Outputs, *, single: bool) -> AnswerPrinter:
+    from qvsplit.output.printer import AnswerPrinter
+
+    roots = {row.root for row in (*selection.rows, *selection.failed)}
+    return AnswerPrinter(as_json=outputs.as_json, single=single, one_root=len(roots) == 1, logprobs=outputs.logprobs)
+
+
+def _note_dtypes(session: Session, *, quiet: bool) -> None:
+    """Say where encoder and language model computed in different dtypes; no model is loaded to find out."""
+    note = session.dtype_note() if session.is_loaded and not quiet else None
+    if note:
+        say(note)

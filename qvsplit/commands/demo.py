@@ -1,0 +1,57 @@
+"""`qvsplit demo`: extract and ask with the small model of the package."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvsplit.commands.extract import callbacks
+from qvsplit.commands.options import Device, Json, Quiet
+from qvsplit.output.progress import ProgressBar
+from qvsplit.output.text import is_terminal
+
+
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the postcards and their store are written.")
+    ] = Path("qvsplit-demo"),
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show extraction and questions on a dozen images, without network and without GPU.
+
+    Copies drawn postcards into FOLDER/postcards, extracts them into FOLDER/store with the small model of the package,
+    and asks a handful of questions about each from the store alone; the right answer stands beside every answer. That
+    model was trained on such postcards and knows nothing else.
+    """
+    from qvsplit import demo as library
+    from qvsplit.runtime.memory import give_back_freed_memory
+
+    give_back_freed_memory()
+    with ProgressBar(shown=is_terminal(sys.stderr) and not quiet) as progress:
+        outcome = library.run(
+            folder,
+            device=device,
+            callbacks=callbacks(progress),
+            on_asking=lambda answers: progress.start("answers", answers),
+            on_answer=progress.advance,
+        )
+    if as_json:
+        for answer in outcome.answers:
+            print(json.dumps(answer.to_json(), ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from qvsplit.demo.table import postcard_tables, summary_lines
+
+    console = Console(file=sys.stdout, highlight=False)
+    for table in postcard_tables(outcome.answers, outcome.photos, console):
+        console.print(table)
+    if not quiet:
+        for line in summary_lines(outcome):
+            console.print(line, markup=False, soft_wrap=True)

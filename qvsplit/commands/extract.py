@@ -1,0 +1,205 @@
+"""`qvsplit extract`: bring a store up to date with the images of some folders."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qvsplit.commands.options import DEFAULT_STORE, Json, Model, Quiet, Wait, parse_duration
+from qvsplit.errors import ITEMS_FAILED, QvsplitError
+from qvsplit.output.progress import ProgressBar
+from qvsplit.output.text import is_terminal, preview_lines, say, summary_lines
+
+if TYPE_CHECKING:
+    from qvsplit.pipeline.summary import ExtractCallbacks, Summary
+
+
+def extract(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Folders and files of images.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "--embeds",
+            metavar="STORE",
+            help="The store: a folder of shards, created if needed, updated if it exists. Both names mean the same.",
+        ),
+    ] = DEFAULT_STORE,
+    model: Model = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, cuda or cuda:N, or several separated by commas, each computing its own batches [default: cuda "
+            "where there is one].",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute in float32, bfloat16 or float16 [default: the store's own, else float32 on a CPU "
+            "and the checkpoint's dtype on CUDA].",
+            show_default=False,
+        ),
+    ] = None,
+    storage_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Store as float32, bfloat16, float16 or int8 (a byte a value and a scale a token) [default: as "
+            "computed; anything narrower is lossy].",
+            show_default=False,
+        ),
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            help="Scale larger images down to this many pixels [default: 1003520, which is 1,280 "
+            "tokens, or the checkpoint's own limit if lower].",
+            show_default=False,
+        ),
+    ] = None,
+    min_pixels: Annotated[
+        int | None,
+        typer.Option(
+            help="Scale smaller images up to this many pixels [default: the checkpoint's own].",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that read and decode [default: one a core, at most 8].", show_default=False),
+    ] = None,
+    patch_budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Patches in one forward pass: more need more memory and are faster [default: 5120 on a CPU, 24576 on "
+            "CUDA, fewer where memory is short].",
+            show_default=False,
+        ),
+    ] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            help="fused, the fast forward pass, or reference, the one of transformers, to the bit [default: the "
+            "store's own, else fused].",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only estimate, from the images' headers, what the run would take: images, tokens, bytes, seconds.",
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Read at most this many images in this run; the next run continues.", show_default=False),
+    ] = None,
+    max_runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Start no image after this time (90m, 2h30m, 45s); the next run continues.",
+            show_default=False,
+        ),
+    ] = None,
+    item_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1, metavar="SECONDS", help="An image that takes longer than this to read, or to decode, has failed."
+        ),
+    ] = 60.0,
+    checksum: Annotated[
+        bool,
+        typer.Option("--checksum", help="Read every file again, also where size and time say it has not changed."),
+    ] = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Encode every image again, under another extraction config if one is given; the old store stays "
+            "until the new one is whole.",
+        ),
+    ] = False,
+    wait: Wait = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Mark images as deleted whose file is not found.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed before, though it has not changed.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Encode images and keep their features.
+
+    Every image under PATH that the store does not know is encoded once. Only the vision encoder is loaded, and only
+    if there is something new. An image that cannot be read becomes a failed row, and the run continues; exit code 1
+    says that images failed which had not failed before.
+    """
+    from qvsplit.extract import extract_files
+    from qvsplit.pipeline.options import ExtractOptions
+    from qvsplit.runtime.memory import give_back_freed_memory
+
+    give_back_freed_memory()
+    options = ExtractOptions(
+        model=model, device=device, dtype=dtype, storage_dtype=storage_dtype, min_pixels=min_pixels,
+        max_pixels=max_pixels, workers=workers, patch_budget=patch_budget, kernels=kernels, prune=prune,
+        retry_failed=retry_failed, checksum=checksum, rebuild=rebuild, wait=wait, limit=limit,
+        item_timeout=item_timeout, dry_run=dry_run,
+        max_runtime=None if max_runtime is None else parse_duration(max_runtime, "--max-runtime"),
+    )  # fmt: skip
+    with ProgressBar(shown=is_terminal(sys.stderr) and not quiet and not dry_run) as progress:
+        try:
+            summary = extract_files(paths, out=out, options=options, callbacks=callbacks(progress))
+        except KeyboardInterrupt as interrupt:
+            progress.stop()
+            _print_interrupted(interrupt, as_json=as_json, quiet=quiet)
+            raise
+        except QvsplitError as error:
+            if as_json:
+                _print_error(error)
+            raise
+    if dry_run and not as_json:
+        for line in preview_lines(summary.to_json()):  # to stdout: it is the result
+            print(line)
+    else:
+        _print_summary(summary, as_json=as_json, quiet=quiet)
+    if summary.failed:
+        raise typer.Exit(ITEMS_FAILED)
+
+
+def callbacks(progress: ProgressBar) -> ExtractCallbacks:
+    """Give the callbacks that show a run of `extract_files` in `progress`."""
+    from qvsplit.pipeline.summary import ExtractCallbacks
+
+    return ExtractCallbacks(
+        on_plan=lambda to_read: progress.start("images", to_read),
+        on_item=progress.advance,
+        on_failure=progress.failure,
+        on_note=progress.note,
+    )
+
+
+def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
+    """Print one JSON object, or what happened: nothing where nothing happened and nobody watches, as cron mails it."""
+    if as_json:
+        print(json.dumps(summary.to_json()), flush=True)
+    elif not quiet and (summary.did_anything or is_terminal(sys.stderr)):
+        for line in summary_lines(summary.to_json()):
+            say(line)
+
+
+def _print_interrupted(interrupt: KeyboardInterrupt, *, as_json: bool, quiet: bool) -> None:
+    summary: Summary | None = getattr(interrupt, "qvsplit_summary", None)
+    if summary is not None:
+        _print_summary(summary, as_json=as_json, quiet=quiet)
+
+
+def _print_error(error: QvsplitError) -> None:
+    """Print one JSON object also where the run ended early: a monitor reads one, whatever happened."""
+    summary: Summary | None = getattr(error, "qvsplit_summary", None)
+    begun = summary.to_json() if summary is not None else {}
+    print(json.dumps(begun | {"error": str(error), "exit_code": error.exit_code}), flush=True)

@@ -1,0 +1,38 @@
+"""`qvsplit purge`: remove images from a store, and from the disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from qvsplit.commands.options import DEFAULT_STORE, Json, Quiet, Wait
+from qvsplit.output.text import purged_lines, say
+
+
+def purge(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH", help="An image, a folder, or a path as the store has it.")
+    ],
+    embeds: Annotated[str, typer.Option(metavar="STORE", help="The store's folder.")] = DEFAULT_STORE,
+    wait: Wait = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove images from a store for good.
+
+    Their rows and features, superseded ones too, are removed from the disk. Tables and reports that were written from
+    the store are not changed. The next `extract` encodes a file that still exists again.
+    """
+    from qvsplit.store import compact as library
+
+    with library.opened_for_writing(embeds, wait=wait, on_note=say) as (storage, lock):
+        done = library.purge(storage, paths, lock)
+    if as_json:
+        print(json.dumps(asdict(done)))
+        return
+    what_happened, *warnings = purged_lines(asdict(done), embeds)
+    for line in warnings if quiet else [what_happened, *warnings]:
+        say(line)

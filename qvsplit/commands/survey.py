@@ -1,0 +1,211 @@
+"""Ask every question about every item, and pass on what comes back: to stdout, a table, a report and the verdicts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qvsplit.errors import QvsplitError, size
+from qvsplit.output.levels import CHOICE_MASS_LOW
+from qvsplit.output.progress import ProgressBar
+from qvsplit.output.text import is_terminal, plural, say
+from qvsplit.output.verdicts import ItemVerdict, failure_reason, verdict_on_answers, verdict_on_failed
+from qvsplit.runtime import interrupts
+
+if TYPE_CHECKING:
+    from qvsplit.answering.checks import Question
+    from qvsplit.answering.recorder import Recorder
+    from qvsplit.answering.survey import Survey
+    from qvsplit.ask import PromptItems, Session
+    from qvsplit.output.answer import Answer
+    from qvsplit.output.printer import AnswerPrinter
+    from qvsplit.output.table import Table
+    from qvsplit.store.row import Row
+
+
+@dataclass(frozen=True)
+class SurveyPlan:
+    """What is asked about what. `failed` are items of the selection that could not be encoded."""
+
+    items: Sequence[PromptItems]
+    questions: Sequence[Question]
+    failed: Sequence[Row] = ()
+
+    @property
+    def has_checks(self) -> bool:
+        """Whether any answer can be flagged."""
+        return any(question.flag for question in self.questions)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where answers go, and what trips the gate."""
+
+    table: Path | None
+    report: Path | None
+    fail_on: str | None
+    logprobs: bool
+    as_json: bool
+    quiet: bool
+
+    @property
+    def printed(self) -> bool:
+        """Whether answers go to stdout."""
+        return self.as_json or (self.table is None and self.report is None)
+
+
+class Results:
+    """What is kept of a survey's answers, as they come: verdicts, what deserves a warning, answers for a report."""
+
+    def __init__(self, plan: SurveyPlan, outputs: Outputs, printer: AnswerPrinter) -> None:
+        self.plan = plan
+        self.outputs = outputs
+        self.printer = printer
+        self.verdicts: list[ItemVerdict] = []
+        self.answers: list[Answer] = []  # kept for a report
+        self.error: QvsplitError | None = None  # of the first question that could not be answered
+        self._low_choice_mass: Counter[str] = Counter()  # by question
+        self._cut = 0
+
+    def add_failed(self) -> None:
+        """Add the items that could not be encoded."""
+        named = self.plan.has_checks or not self.outputs.quiet  # cron mails every line; without checks it is no news
+        for row in self.plan.failed:
+            if named:
+                say(f"failed: {row.path} {failure_reason(row)}")
+            self._add_verdict(verdict_on_failed(row))
+
+    def add(self, answers: Sequence[Answer]) -> None:
+        """Add all answers about one item, or about the items of one prompt."""
+        self.answers += answers if self.outputs.report is not None else []
+        for answer in answers:
+            if answer.error is None and answer.recalled is None:
+                self._cut += answer.finish_reason == "length"
+                mass = answer.choice_mass
+                self._low_choice_mass[answer.name] += mass is not None and mass < CHOICE_MASS_LOW
+        _say_errors(answers)
+        item = verdict_on_answers(answers)
+        if self.plan.has_checks or item.error:
+            self._add_verdict(item)
+
+    def _add_verdict(self, item: ItemVerdict) -> None:
+        self.verdicts.append(item)
+        if self.outputs.printed and (self.plan.has_checks or self.outputs.as_json):
+            self.printer.verdict(item)
+
+    def warn(self, *, answers_are_json: bool) -> None:
+        """Say which probabilities mean little, and which answers are not whole."""
+        for name, number in self._low_choice_mass.items():
+            if number:
+                say(
+                    f"{name}: for {number:,} of {plural(len(self.plan.items), 'image')} the model would hardly have "
+                    "given any of the choices by itself, and their probabilities mean little; spell them as it does "
+                    "(docs/checks.md)"
+                )
+        if self._cut and answers_are_json:
+            say(f"{plural(self._cut, 'answer was', 'answers were')} cut at --max-new-tokens and not valid JSON")
+
+
+def _say_errors(answers: Sequence[Answer]) -> None:
+    """Say which questions about one item could not be answered: a line for each reason."""
+    questions: dict[str, list[str]] = {}
+    for answer in answers:
+        if answer.error is not None:
+            questions.setdefault(answer.error, []).append(answer.name)
+    paths = ", ".join(row.path for row in answers[0].rows)
+    for error, names in questions.items():
+        say(f"not answered: {paths}: {', '.join(names)}: {error}")
+
+
+def run_survey(session: Session, results: Results, recorder: Recorder | None = None) -> None:
+    """Ask, print, record and keep; with `recorder`, only what its table does not know is asked."""
+    plan, outputs, printer = results.plan, results.outputs, results.printer
+    if recorder is None and outputs.printed and printer.streams and printer.single:
+        results.add([answer_one(session, plan.items[0], plan.questions[0], printer)])
+        return
+    survey = _survey(session, plan, recorder)
+    results.add_failed()  # only now: what is wrong with the questions comes before any output
+    watched = is_terminal(sys.stderr) and not outputs.quiet and not (outputs.printed and printer.streams)
+    with ProgressBar(shown=watched) as progress:
+        progress.start("answers", len(plan.items) * len(plan.questions))
+        answers = _passed_on(_recorded(survey, recorder), printer if outputs.printed else None, progress)
+        for item in _in_groups(answers, len(plan.questions)):
+            results.add(item)
+            interrupts.check()
+    results.error = survey.error
+    if survey.cancelled:
+        raise KeyboardInterrupt
+
+
+def _survey(session: Session, plan: SurveyPlan, recorder: Recorder | None) -> Survey:
+    if recorder is None:
+        return session.survey(plan.items, plan.questions)
+    return session.survey(plan.items, plan.questions, recall=recorder.recall, on_answer=recorder.put)
+
+
+def _recorded(answers: Iterable[Answer], recorder: Recorder | None) -> Iterator[Answer]:
+    for answer in answers:
+        if recorder is not None:
+            recorder.put(answer)
+        yield answer
+
+
+def _passed_on(answers: Iterable[Answer], printer: AnswerPrinter | None, progress: ProgressBar) -> Iterator[Answer]:
+    for answer in answers:
+        if printer is not None:
+            printer.answer(answer)
+        progress.advance()
+        yield answer
+
+
+def _in_groups(answers: Iterable[Answer], number: int) -> Iterator[list[Answer]]:
+    """Give the answers about one item after another: `number` of them each."""
+    group: list[Answer] = []
+    for answer in answers:
+        group.append(answer)
+        if len(group) == number:
+            yield group
+            group = []
+
+
+def answer_one(session: Session, items: PromptItems, question: Question, printer: AnswerPrinter) -> Answer:
+    """Ask one question and print the answer, while it is generated where somebody watches."""
+    if not printer.streams or question.choices is not None:
+        answer = session.answer(items.rows, question)
+        printer.answer(answer)
+        return answer
+    printer.heading(items.rows, question.text)
+    answer = session.answer(items.rows, question, on_text=printer.part)
+    printer.end_of_answer()
+    return answer
+
+
+def survey_into_table(session: Session, results: Results, table: Table, *, whole_store: bool) -> None:
+    """Ask what the table does not know, and put it in; a `whole_store` tells what is out of date."""
+    with table:
+        with interrupts.at_once():  # the fingerprint of the weights takes its time, once
+            recorder = session.recorder(table, results.plan.questions)
+        run_survey(session, results, recorder)
+        if whole_store:
+            recorder.drop_stale()
+    if not results.outputs.quiet:
+        say(f"{recorder.recalled:,} answers known, {recorder.asked:,} asked; {len(table):,} in {results.outputs.table}")
+
+
+def write_page(file: Path, results: Results, facts: dict[str, str]) -> None:
+    """Write the report, with `facts` about it at its head."""
+    from qvsplit.output.report import write_report
+
+    failed = results.plan.failed
+    images = len(results.plan.items) + len(failed)
+    with ProgressBar(shown=is_terminal(sys.stderr) and not results.outputs.quiet) as progress:
+        progress.start("thumbnails", images)
+        facts = facts | {"asked": time.strftime("%Y-%m-%d %H:%M")}
+        write_report(file, results.answers, failed=failed, title=file.stem, facts=facts, on_item=progress.advance)
+    if not results.outputs.quiet:
+        say(f"{file}: {plural(images, 'image')}, {size(file.stat().st_size)}")

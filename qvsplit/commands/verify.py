@@ -1,0 +1,82 @@
+"""`qvsplit verify`: hold a store against its checksums, and against the full model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qvsplit.commands.options import Device, Json, Model, Quiet, StoreArgument, StoreOption, store_place
+from qvsplit.errors import StoreDamaged, printable
+from qvsplit.output.text import plural, say
+
+if TYPE_CHECKING:
+    from qvsplit.verify import ItemCheck, ShardCheck
+
+
+def verify(
+    store: StoreArgument = None,
+    embeds: StoreOption = None,
+    sample: Annotated[
+        int, typer.Option(min=0, help="Also encode this many images again with the full model, and compare.")
+    ] = 0,
+    model: Model = None,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a store, byte by byte.
+
+    Exit code 6 if anything is not as it was written.
+
+    With --sample N and the full checkpoint, N images are encoded again by the full model: their features, and its
+    answer, must be those of the store.
+    """
+    from qvsplit import verify as library
+    from qvsplit.store.shards import shard_paths
+    from qvsplit.store.store import open_store
+
+    place = store_place(store, embeds)
+    problems = []
+    for check in library.check_shards(shard_paths(place)):
+        _print_shard(check, as_json=as_json, quiet=quiet)
+        problems += [check.error] if check.error else []
+    if not problems:
+        opened = open_store(place)
+        problems += library.check_store(opened)
+        if sample:
+            checks = []
+            for item in library.check_items(opened, library.sample(opened, sample), model=model, device=device):
+                _print_item(item, as_json=as_json, quiet=quiet)
+                checks.append(item)
+            problems += _problems(checks)
+            if not problems:
+                library.require_comparison(checks)
+    for line in problems[1:]:
+        say(line)
+    if problems:
+        raise StoreDamaged(problems[0])
+
+
+def _print_shard(check: ShardCheck, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print(json.dumps(check.to_json()), flush=True)
+    elif check.error is None and not quiet:
+        print(f"{printable(check.shard)}: {plural(check.rows, 'row')}, {plural(check.tokens, 'token')}, no damage")
+
+
+def _print_item(check: ItemCheck, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print(json.dumps(check.to_json()), flush=True)
+    elif not quiet:
+        print(f"{printable(check.path)}: {check.explanation}", flush=True)
+
+
+def _problems(checks: Sequence[ItemCheck]) -> list[str]:
+    return [
+        f"{check.path}: the store and the full model disagree ({check.explanation})"
+        for check in checks
+        if not check.agrees
+    ]
