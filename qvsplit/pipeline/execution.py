@@ -15,6 +15,8 @@ from qvsplit.pipeline.runner import Devices, LocalRunner, RunnerOptions
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
 from qvsplit.runtime import interrupts
 from qvsplit.runtime.interrupts import held_back
+from qvsplit.sources.decoder import Fetch
+from qvsplit.sources.source import local_file
 from qvsplit.store.lock import Lock
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.storage import Storage
@@ -33,6 +35,7 @@ class Target:
         generation: Of every row that is written.
         first: The lowest number that a new shard may have.
         cures: What this run can read, and under which limits.
+        fetch: Gives an item as a local file; the source's.
     """
 
     storage: Storage
@@ -41,6 +44,7 @@ class Target:
     generation: int
     first: int = 1
     cures: Cures = field(default_factory=Cures)
+    fetch: Fetch = local_file
 
 
 class Execution:
@@ -76,7 +80,7 @@ class Execution:
         """
         options = self._options
         deadline = None if options.max_runtime is None else time.monotonic() + options.max_runtime
-        bounds = RunnerOptions(options.workers, options.limit, deadline, options.item_timeout)
+        bounds = RunnerOptions(options.workers, options.limit, deadline, options.item_timeout, self._target.fetch)
         runner = LocalRunner(bounds, self._load, self.recorder.holds)
         self._summary.remaining = self._summary.to_read
         try:

@@ -99,6 +99,6 @@ def like(config: ExtractionConfig, provenance: Provenance, options: ExtractOptio
         dtype=options.dtype or config.compute_dtype,
         storage_dtype=options.storage_dtype or storage,
         kernels=options.kernels or config.kernels,
-        min_pixels=options.min_pixels or config.processor["min_pixels"],
-        max_pixels=options.max_pixels or config.processor["max_pixels"],
+        min_pixels=options.min_pixels or config.processor.get("min_pixels"),
+        max_pixels=options.max_pixels or config.processor.get("max_pixels"),
     )

@@ -191,6 +191,8 @@ class RowRecorder:
         row = replace(self._row(result), status="failed", error=str(error), error_kind=error.kind)
         if error.kind in ("reader-missing", "timeout", "memory"):
             row = replace(row, media=json.dumps({"cures": self._cures.to_json()}, sort_keys=True))
+        if error.kind == "timeout" and result.info is None:  # not tried again before it may take longer
+            row = replace(row, version=result.entry.version)
         with held_back():
             if before is not None and before.status == "failed" and before.sha256 == row.sha256:
                 self._summary.failed_again += 1

@@ -20,11 +20,11 @@ from qvsplit.models.encoder import Encoder
 from qvsplit.models.preparing import Prepared
 from qvsplit.pipeline.stages import Decode, Encode, Prepare, Quantize, Read
 from qvsplit.pipeline.summary import Timer
-from qvsplit.sources.decoder import DecoderPool
+from qvsplit.sources.decoder import DecoderPool, Fetch
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
 from qvsplit.sources.pixel_budget import PixelBudget
-from qvsplit.sources.source import Entry
+from qvsplit.sources.source import Entry, local_file
 from qvsplit.store.features import Features
 from qvsplit.store.row import Content
 
@@ -133,6 +133,7 @@ class RunnerOptions:
     limit: int | None = None  # items that are begun
     deadline: float | None = None  # by time.monotonic(): after it no item is begun
     item_timeout: float = 60.0
+    fetch: Fetch = local_file  # the source's
 
 
 class LocalRunner:
@@ -157,7 +158,7 @@ class LocalRunner:
         self._load = load
         self._is_held = is_held
         self._devices: Devices | None = None
-        self._pool = DecoderPool(options.item_timeout)
+        self._pool = DecoderPool(options.item_timeout, options.fetch)
         self._read, self._decode = Read(self._pool), Decode(self._pool)
         self._budget = PixelBudget(PIXELS_IN_FLIGHT)
         self._pending: list[Result] = []  # the batch that is being filled

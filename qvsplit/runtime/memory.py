@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import resource
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -16,6 +17,21 @@ def bytes_in_kernel_file(file: str, name: str) -> int | None:
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+@contextmanager
+def garbage_collection_paused() -> Iterator[None]:
+    """Pause Python's cycle collector where very many objects are made that hold no cycles.
+
+    It would look at all of them again and again: reading 10,000 rows takes three times as long with it.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def peak_memory() -> int:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qvsplit.errors import ItemError, ItemNotFound, ProcessError
@@ -24,7 +25,7 @@ from qvsplit.sources import decoder_process
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
 from qvsplit.sources.pixel_budget import Closed as Closed
-from qvsplit.sources.source import Entry
+from qvsplit.sources.source import Entry, Key, local_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,7 @@ _CODE = "from qvsplit.sources.decoder_process import main; main({descriptor}, {s
 
 T = TypeVar("T")
 OnSize = Callable[[int, int], None]
+Fetch = Callable[[Entry], Path]  # Source.fetch
 
 
 class _Died(Exception):
@@ -49,16 +51,17 @@ class _TookTooLong(Exception):
 class DecoderPool:
     """One `Decoder` a thread. Pickled, it leaves its children behind; the copy starts its own when it needs them."""
 
-    def __init__(self, item_timeout: float = ITEM_SECONDS) -> None:
+    def __init__(self, item_timeout: float = ITEM_SECONDS, fetch: Fetch = local_file) -> None:
         self.item_timeout = item_timeout
+        self._fetch = fetch
         self._mine = threading.local()
         self._all: list[Decoder] = []
         self._closed = False
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[DecoderPool], tuple[float]]:
+    def __reduce__(self) -> tuple[type[DecoderPool], tuple[float, Fetch]]:
         """Pickle the settings alone."""
-        return DecoderPool, (self.item_timeout,)
+        return DecoderPool, (self.item_timeout, self._fetch)
 
     def mine(self) -> Decoder:
         """Give the calling thread's decoder.
@@ -71,7 +74,7 @@ class DecoderPool:
             with self._lock:
                 if self._closed:
                     raise Closed
-                decoder = self._mine.decoder = Decoder(self.item_timeout)
+                decoder = self._mine.decoder = Decoder(self.item_timeout, self._fetch)
                 self._all.append(decoder)
         return decoder
 
@@ -99,13 +102,14 @@ class Decoder:
     `ItemError`, with the reason and its kind, for a bad file, and `Closed` after `close`.
     """
 
-    def __init__(self, item_timeout: float = ITEM_SECONDS) -> None:
+    def __init__(self, item_timeout: float = ITEM_SECONDS, fetch: Fetch = local_file) -> None:
         self.item_timeout = item_timeout
+        self._fetch = fetch
         self.peak_memory = 0  # the most that a child of it held, in bytes
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._closed = False
-        self._held: tuple[str, str] | None = None  # file and SHA-256 of the bytes that the child keeps
+        self._held: tuple[Key, str] | None = None  # item and SHA-256 of the bytes that the child keeps
 
     def read(self, entry: Entry) -> FileInfo:
         """Read and hash the file of `entry`. The child keeps its bytes, for `decode`.
@@ -133,7 +137,7 @@ class Decoder:
         """
 
         def step() -> DecodedImage:
-            if self._held != (entry.file, info.sha256) and self._read(entry).sha256 != info.sha256:
+            if self._held != (entry.key, info.sha256) and self._read(entry).sha256 != info.sha256:
                 raise ItemError("was changed while it was being read")
             return self._decode(on_size)
 
@@ -181,11 +185,23 @@ class Decoder:
 
     def _read(self, entry: Entry) -> FileInfo:
         self._held = None
+        file = self._fetched(entry)
         if self._socket is None:
             self._start()
-        file = self._ask({"do": "read", "root": entry.root, "path": entry.path, "size": entry.size})
-        self._held = entry.file, file["sha256"]
-        return FileInfo(file["sha256"], file["size"], file["mtime_ns"], file["version"])
+        read = self._ask({"do": "read", "file": file, "size": entry.size})
+        self._held = entry.key, read["sha256"]
+        if file != entry.file:  # a copy's own times say nothing of the item
+            return FileInfo(read["sha256"], read["size"], entry.mtime_ns or 0, entry.version)
+        return FileInfo(read["sha256"], read["size"], read["mtime_ns"], read["version"])
+
+    def _fetched(self, entry: Entry) -> str:
+        """Have the source give the item as a local file."""
+        try:
+            return str(self._fetch(entry))
+        except FileNotFoundError:
+            raise ItemNotFound("is no longer there") from None
+        except OSError as error:
+            raise ItemError(f"cannot be fetched: {error.strerror or error}", "permission") from None
 
     def _decode(self, on_size: OnSize) -> DecodedImage:
         """Decode the bytes that the child keeps."""

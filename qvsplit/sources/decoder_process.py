@@ -90,7 +90,7 @@ class _Child:
         from qvsplit.sources import files
 
         self.data = b""  # before the next file is in memory
-        file = files.read(Entry(message["root"], message["path"], message["size"], None, None))
+        file = files.read(Entry("", message["file"], message["size"], None, None), message["file"])
         self.data = file.data
         identity = {"sha256": file.sha256, "size": file.size, "mtime_ns": file.mtime_ns, "version": file.version}
         send(self.connection, identity)

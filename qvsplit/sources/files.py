@@ -61,15 +61,19 @@ class FileBytes:
         return FileInfo(self.sha256, self.size, self.mtime_ns, self.version)
 
 
-def read(entry: Entry) -> FileBytes:
+def read(entry: Entry, file: str | None = None) -> FileBytes:
     """Read the file of `entry`, whose stat is taken before its first byte is read.
+
+    Args:
+        entry: As it was listed.
+        file: Where it lies; where `entry` says unless given.
 
     Raises:
         ItemNotFound: The file was listed and no longer exists.
         ItemError: It cannot be opened or read, is not a regular file, or is too large.
     """
     now = time.time_ns()  # before the first byte is read: what changes from here on must not look old
-    with os.fdopen(_open(entry), "rb", buffering=0) as stream:
+    with os.fdopen(_open(entry, file or entry.file), "rb", buffering=0) as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ItemError("is not a regular file")
@@ -109,13 +113,13 @@ def open_long_path(path: str, flags: int) -> int:
         os.close(at)
 
 
-def _open(entry: Entry) -> int:
+def _open(entry: Entry, file: str) -> int:
     """Open a regular file only: to open a device or a pipe can do something by itself, or wait for somebody."""
     with suppress(OSError):
-        if not stat.S_ISREG(os.stat(entry.file).st_mode):
+        if not stat.S_ISREG(os.stat(file).st_mode):
             raise ItemError("is not a regular file")
     try:
-        return open_long_path(entry.file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        return open_long_path(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and entry.size >= 0:
             raise ItemNotFound("is no longer there") from None

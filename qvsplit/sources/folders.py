@@ -15,7 +15,17 @@ from pathlib import Path
 from qvsplit.errors import UsageError
 from qvsplit.runtime.names import file_on_disk, is_within, storable_mtime, stored_name
 from qvsplit.sources.files import open_long_path
-from qvsplit.sources.source import UNKNOWN_LINE, Entry, Folder, Key, Listing, Presence, Scope, listing_digest
+from qvsplit.sources.source import (
+    UNKNOWN_LINE,
+    Entry,
+    Folder,
+    Key,
+    Listing,
+    Presence,
+    Scope,
+    listing_digest,
+    local_file,
+)
 
 # What a walk takes for an image, by the end of its name. A file named on the command line is tried whatever its name.
 SUFFIXES = frozenset({
@@ -100,9 +110,10 @@ class LocalFolders:
                     found[key] = Presence("unknown", empty_folder=nearest[folder])
         return found
 
-    def fetch(self, entry: Entry) -> Path:
-        """Give the file itself."""
-        return Path(entry.file)
+    @staticmethod
+    def fetch(entry: Entry) -> Path:
+        """Give the file itself. A static method: stages that hold it are picklable."""
+        return local_file(entry)
 
 
 def starts_of(paths: Sequence[str | os.PathLike[str]]) -> list[str]:

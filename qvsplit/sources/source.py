@@ -83,10 +83,10 @@ class Listing:
         prefix = self.path + "/" if self.path else ""
         for line in self.lines:
             name, size, version = line.split("\0")
-            mtime_ns = storable_mtime(int(version)) if version else None
-            yield Entry(
-                self.root, prefix + stored_name(name), int(size), None if mtime_ns is None else str(mtime_ns), mtime_ns
-            )
+            mtime_ns = _mtime_of(version)
+            if mtime_ns is not None:
+                version = str(mtime_ns)
+            yield Entry(self.root, prefix + stored_name(name), int(size), version or None, mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,11 @@ class Presence:
     empty_folder: str | None = None
 
 
+def local_file(entry: Entry) -> Path:
+    """Give the file itself of an entry of a local folder; picklable, as every function of a module is."""
+    return Path(entry.file)
+
+
 class Source(Protocol):
     """Where items come from."""
 
@@ -134,7 +139,18 @@ class Source(Protocol):
         """Look for stored items that no listing has."""
 
     def fetch(self, entry: Entry) -> Path:
-        """Give the item as a local file; raises OSError. Bytes would not do: videos do not fit into memory."""
+        """Give the item as a local file; raises OSError. Bytes would not do: videos do not fit into memory.
+
+        Picklable where the stages are to run in other processes.
+        """
+
+
+def _mtime_of(version: str) -> int | None:
+    """Give the modification time that a local file's version is; None for an etag, or where it is not known."""
+    try:
+        return storable_mtime(int(version))
+    except ValueError:
+        return None
 
 
 def listing_digest(lines: Sequence[str]) -> str:

@@ -8,31 +8,18 @@ comes in between is told to let that be finished first (`shards.refuse_half_plac
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
-from qvsplit.runtime.atomic_files import disk_errors, sync_folder
 from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk
 from qvsplit.store import layout
 from qvsplit.store.row import Row
 from qvsplit.store.shards import next_number, placed_from, shards_in
-from qvsplit.store.storage import LocalStorage, Storage
-
-
-def rebuild_storage(storage: Storage) -> Storage:
-    """Give the storage in which the new store grows."""
-    return LocalStorage(Path(storage.where(layout.REBUILD)))
+from qvsplit.store.storage import Storage
 
 
 def begin(storage: Storage) -> Storage:
     """Prepare `.qvsplit/rebuild/`, or take up what a killed rebuild left there; gives its storage."""
-    new = rebuild_storage(storage)
-    folder = Path(new.location)
-    with disk_errors(storage.location):
-        folder.mkdir(parents=True, exist_ok=True)
-        sync_folder(folder.parent)  # a power loss must not take it away once old shards are deleted
+    new = storage.below(layout.REBUILD)
     new.delete(*(f"{layout.STAGING}/{file.name}" for file in new.list(layout.STAGING)))
     _number_above(storage, new)
     return new
@@ -50,13 +37,7 @@ def _number_above(storage: Storage, new: Storage) -> None:
 
 def discard(storage: Storage) -> bool:
     """Give up a new store that is not whole; says whether there was one. Only for whoever holds the lock."""
-    folder = Path(storage.where(layout.REBUILD))
-    if not folder.exists():
-        return False
-    with disk_errors(storage.location):
-        shutil.rmtree(folder)
-        sync_folder(folder.parent)
-    return True
+    return storage.delete_below(layout.REBUILD)
 
 
 def roots_left_out(rows: Sequence[Row], starts: Sequence[str]) -> list[str]:
@@ -72,7 +53,7 @@ def roots_left_out(rows: Sequence[Row], starts: Sequence[str]) -> list[str]:
 
 def put_in_place(storage: Storage) -> None:
     """Declare the new store whole: from here on it is the store."""
-    first = min(layout.shard_number(name) or 0 for name in shards_in(rebuild_storage(storage)))
+    first = min(layout.shard_number(name) or 0 for name in shards_in(storage.below(layout.REBUILD)))
     with storage.put_whole(layout.REBUILD_COMPLETE) as stream:
         stream.write(json.dumps({"first": first}).encode())
     finish(storage)
@@ -86,16 +67,7 @@ def finish(storage: Storage) -> None:
     old = [name for name in shards_in(storage) if (layout.shard_number(name) or 0) < first]
     if old:
         storage.delete(*old)
-    for name in shards_in(rebuild_storage(storage)):
+    for name in shards_in(storage.below(layout.REBUILD)):
         storage.move(f"{layout.REBUILD}/{name}", name)
-    folder = Path(storage.where(layout.REBUILD))
-    marker = Path(storage.where(layout.REBUILD_COMPLETE))
-    with disk_errors(storage.location):  # all that the marker stands for is on disk: it goes last
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path != marker:
-                path.unlink()
-        marker.unlink()
-        os.rmdir(folder)
-        sync_folder(folder.parent)
+    # all that the marker stands for is on disk: it goes last
+    storage.delete_below(layout.REBUILD, last=layout.REBUILD_COMPLETE.rpartition("/")[2])

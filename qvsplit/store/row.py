@@ -146,22 +146,28 @@ def row_error(row: Row, config: ExtractionConfig) -> str | None:
         return wrong
     if row.sha256 is not None and not _HASH.fullmatch(row.sha256):
         return "has a hash that is none"
-    if any(text is not None and len(text.encode()) > MAX_JSON_BYTES for text in (row.inputs, row.media)):
+    if _is_too_long(row.inputs) or _is_too_long(row.media):
         return "has more inputs or media than any writer puts there"
-    if row.status == "ok" and (row.sha256 is None or row.n_tokens is None or row.placeholder is None):
-        return "is ok, but lacks hash, token count or placeholder"
-    if row.status == "ok" and (unfit := grid_error(row, config)):
-        return unfit
-    if row.has_features and row.status != "ok":
-        return f"is {row.status}, yet claims features"
-    return None
+    if row.status == "ok":
+        if row.sha256 is None or row.n_tokens is None or row.placeholder is None:
+            return "is ok, but lacks hash, token count or placeholder"
+        return grid_error(row, config)
+    return f"is {row.status}, yet claims features" if row.has_features else None
+
+
+def _is_too_long(text: str | None) -> bool:
+    return text is not None and 4 * len(text) > MAX_JSON_BYTES and len(text.encode()) > MAX_JSON_BYTES
 
 
 def _name_error(row: Row) -> str | None:
-    path, root = (_ESCAPED.sub("?", name) if name and "//" in name else name or "" for name in (row.path, row.root))
-    if not row.path or row.root is None or row.size is None or row.has_features is None or row.status is None:
+    path, root = row.path, row.root
+    if not path or root is None or row.size is None or row.has_features is None or row.status is None:
         return "lacks root, path, size, status or has_features"
-    if path.startswith("/") or "//" in path or "\0" in path or ".." in path.split("/"):
+    if "//" in path:
+        path = _ESCAPED.sub("?", path)
+    if "//" in root:
+        root = _ESCAPED.sub("?", root)
+    if path[0] == "/" or "//" in path or "\0" in path or (".." in path and ".." in path.split("/")):
         return "has a path that leads out of its root"
     if "\0" in root or "//" in root:
         return "has a root that no folder can have"

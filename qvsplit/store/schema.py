@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qvsplit.errors import StoreDamaged
+from qvsplit.errors import ConfigError, StoreDamaged
 from qvsplit.store.config import ExtractionConfig, Provenance, made_by_newer
 from qvsplit.store.features import POOLER_OUTPUT, TensorSpec
 
@@ -80,6 +80,8 @@ def read_metadata(text: bytes, where: str) -> ShardSchema:
     if len(text) > MAX_METADATA_BYTES:
         raise ValueError("its metadata are longer than any writer's")
     content = json.loads(text)
+    if isinstance(content, dict) and "recipe" in content:
+        raise ConfigError(f"{where} was made before format {FORMAT_VERSION}; extract into a new store")
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise ValueError("its metadata name no format")
     if content["format"] > FORMAT_VERSION:

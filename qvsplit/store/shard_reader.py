@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import accumulate
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.errors import OutOfMemory, ShardDamaged, StoreDamaged
+from qvsplit.runtime.memory import garbage_collection_paused
 from qvsplit.store import codec
 from qvsplit.store.config import ExtractionConfig, Provenance, made_by_newer
 from qvsplit.store.features import Features, StoredTensor, TensorSpec
@@ -36,6 +37,7 @@ MAX_GROUP_ROWS = 1 << 16
 MAX_GROUP_BYTES = 1 << 32
 MAX_TEXT_BYTES = 1 << 28  # of all columns but those of features
 PAGE_SLACK = 1 << 16  # levels, lengths
+GROUPS_AT_A_TIME = 64  # row groups whose rows are read together
 ADVICE = "run `qvsplit extract` again: it quarantines the file and encodes the items in it again"
 ROW_FIELDS = tuple(field.name for field in fields(Row))
 _SHARED_STRINGS = ("root", "kind", "status", "error_kind", "placeholder", "inputs", "media", "warnings")
@@ -84,10 +86,12 @@ class Shard:
         self._group_starts: list[int] = []
         if snapshot is None:
             self.schema = self._read_footer()
-            self.rows = self._as_rows(self._read_columns())
+            columns = self._read_columns()
         else:
             self.schema = snapshot.schema
-            self.rows = self._as_rows(snapshot.columns)
+            columns = snapshot.columns
+        with garbage_collection_paused():
+            self.rows = self._as_rows(columns)
 
     @property
     def where(self) -> str:
@@ -194,14 +198,17 @@ class Shard:
             raise self._damaged("one of its row groups claims more than any writer puts there")
         return [0, *accumulate(sizes[:-1])] if sizes else []
 
-    def _check_pages(self, group: int, names: Sequence[str], room: int) -> None:
+    def _check_pages(self, groups: Sequence[int], names: Collection[str], room: int) -> None:
         """ValueError if decoding these columns might take more than `room` bytes, whatever the footer says."""
-        rows = self._metadata.row_group(group).num_rows
         most = max(room, MAX_TEXT_BYTES)  # of what a dictionary might be repeated to
+        wanted = [
+            (self._metadata.row_group(group).num_rows, column)
+            for group in groups
+            for column in self._chunks[group]
+            if column.column in names
+        ]
         with self.storage.open(self.name) as stream:
-            for column in self._chunks[group]:
-                if column.column not in names:
-                    continue
+            for rows, column in wanted:
                 values = 0
                 for page in pages(stream, column.start, column.length):
                     values += page.values
@@ -220,14 +227,16 @@ class Shard:
         with self._damage("a column of its rows"):
             room = MAX_TEXT_BYTES
             with self._open() as parquet:
-                for group in range(len(self._group_starts)):
-                    self._check_pages(group, names, MAX_TEXT_BYTES)
-                    table = parquet.read_row_group(group, columns=names)
+                numbers = range(len(self._group_starts))
+                for start in range(0, len(numbers), GROUPS_AT_A_TIME):
+                    groups = numbers[start : start + GROUPS_AT_A_TIME]
+                    self._check_pages(groups, names, MAX_TEXT_BYTES)
+                    table = parquet.read_row_groups(list(groups), columns=names)
                     room -= table.nbytes
                     if room < 0:
                         raise ValueError("more text than any writer puts there")
                     for name in names:
-                        columns[name] += table.column(name).to_pylist()
+                        columns[name] += _listed(table.column(name))
             if any(len(column) != self._metadata.num_rows for column in columns.values()):
                 raise ValueError("fewer values than rows")
         return dict(columns)
@@ -261,7 +270,7 @@ class Shard:
         tokens = sum(row.n_tokens or 0 for row in self.rows[start : start + count] if row.has_features)
         found = {}
         for spec in self.schema.tensors:
-            self._check_pages(group, [spec.column], tokens * spec.token_bytes + 16 * count + PAGE_SLACK)
+            self._check_pages([group], [spec.column], tokens * spec.token_bytes + 16 * count + PAGE_SLACK)
             with self._open() as parquet:
                 parts = parquet.read_row_group(group, columns=[spec.column], use_threads=False).column(0)
             column = parts.chunk(0) if parts.num_chunks == 1 else parts.combine_chunks()  # which copies
@@ -310,6 +319,11 @@ class Shard:
             raise self._damaged(f"{what}: {error}") from None
         except (ValueError, pa.ArrowException) as error:
             raise self._damaged(f"{what}: {error}") from None
+
+
+def _listed(column: pa.ChunkedArray) -> list[Any]:
+    """Give a column's values; most columns of most shards have none."""
+    return [None] * len(column) if column.null_count == len(column) else list(column.to_pylist())
 
 
 def open_shard(path: Path) -> Shard:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -63,6 +64,12 @@ class Storage(Protocol):
 
     def delete(self, *names: str) -> None:
         """Delete files; a name that does not exist is no error."""
+
+    def below(self, folder: str) -> Storage:
+        """Give the storage of what lies in `folder`: a rebuilt store grows there."""
+
+    def delete_below(self, folder: str, *, last: str = "") -> bool:
+        """Delete everything in `folder`, the file `last` after all else; says whether there was anything."""
 
     def lock(
         self, *, wait: bool = False, on_note: Callable[[str], None] = lambda line: None
@@ -154,6 +161,27 @@ class LocalStorage:
             for folder in {(self.folder / name).parent for name in names}:
                 if folder.exists():
                     sync_folder(folder)
+
+    def below(self, folder: str) -> LocalStorage:
+        """Give the storage of a folder in this one; it is created when something is written there."""
+        return LocalStorage(self.folder / folder)
+
+    def delete_below(self, folder: str, *, last: str = "") -> bool:
+        """Remove the folder and all in it; the file `last` goes when nothing else is left."""
+        place = self.folder / folder
+        if not place.exists():
+            return False
+        with disk_errors(self.folder):
+            for path in place.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != last:
+                    path.unlink()
+            if last:
+                (place / last).unlink(missing_ok=True)
+            place.rmdir()
+            sync_folder(place.parent)
+        return True
 
     @contextmanager
     def lock(self, *, wait: bool = False, on_note: Callable[[str], None] = lambda line: None) -> Iterator[Lock]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from qvsplit.errors import ConfigError, StoreDamaged, UsageError, some_of
+from qvsplit.runtime.memory import garbage_collection_paused
 from qvsplit.store.config import ExtractionConfig, Provenance
 from qvsplit.store.features import Features, TensorSpec
 from qvsplit.store.row import Content, Row
@@ -19,14 +19,6 @@ from qvsplit.store.row_cache import open_shards
 from qvsplit.store.shard_reader import Shard
 from qvsplit.store.shards import shard_paths, shards_in
 from qvsplit.store.storage import LocalStorage, Storage
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where one row is stored."""
-
-    shard: Shard
-    index: int
 
 
 class Store:
@@ -42,23 +34,26 @@ class Store:
         self.shards = list(shards)
         _check_one_config(self.shards)
         self._current: dict[tuple[str, str], tuple[Row, ...]] = {}
-        self._homes: dict[Content, Place] = {}
+        self._homes: dict[Content, tuple[Shard, int]] = {}
         self.generation = 0  # the highest
-        for shard in self.shards:
-            for index, row in enumerate(shard.rows):
-                self._add(row)
-                if row.has_features and row.content is not None:
-                    self._homes[row.content] = Place(shard, index)
+        with garbage_collection_paused():
+            for shard in self.shards:
+                for index, row in enumerate(shard.rows):
+                    self._add(row)
+                    if row.has_features and row.sha256 is not None:
+                        self._homes[row.sha256, row.part] = (shard, index)
 
     def _add(self, row: Row) -> None:
         """Take up a row of a later place: it supersedes lower generations, and the same part of its own."""
-        before = self._current.get(row.key)
+        key = row.root, row.path
+        before = self._current.get(key)
         if before is None or row.generation > before[0].generation:
-            self._current[row.key] = (row,)
+            self._current[key] = (row,)
         elif row.generation == before[0].generation:
             others = (one for one in before if one.part != row.part)
-            self._current[row.key] = tuple(sorted((*others, row), key=lambda one: one.part))
-        self.generation = max(self.generation, row.generation)
+            self._current[key] = tuple(sorted((*others, row), key=lambda one: one.part))
+        if row.generation > self.generation:
+            self.generation = row.generation
 
     @property
     def config(self) -> ExtractionConfig | None:
@@ -107,12 +102,12 @@ class Store:
     def home(self, content: Content | None) -> Row | None:
         """Give the row that holds the features of this content."""
         place = self._homes.get(content) if content is not None else None
-        return None if place is None else place.shard.rows[place.index]
+        return None if place is None else place[0].rows[place[1]]
 
     def is_home(self, content: Content, shard: Shard, index: int) -> bool:
         """Say whether row `index` of `shard` is where the features of this content are taken from."""
         place = self._homes.get(content)
-        return place is not None and place.shard is shard and place.index == index
+        return place is not None and place[0] is shard and place[1] == index
 
     @property
     def contents(self) -> frozenset[Content]:
@@ -135,7 +130,7 @@ class Store:
                 f"the features of {row.path} are in no shard given; give the whole store, or run `qvsplit extract` "
                 "again"
             )
-        return place.shard.features(place.index)
+        return place[0].features(place[1])
 
     def __iter__(self) -> Iterator[Row]:
         """Iterate over the current rows that can be asked about, sorted."""
