@@ -1,36 +1,32 @@
-"""Checkpoints made once a session, real photographs, and the whole model of transformers as the reference."""
+"""Checkpoints made once a session, real photographs, and the full model of transformers as the reference."""
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a hub; the hub's tests set their own
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models on busy cores: two threads wait for each other
 os.environ.pop("QVSPLIT_MODEL", None)
 os.environ.pop("HF_ENDPOINT", None)
 
 import torch
-from make_checkpoint import make_tiny
 from PIL import Image
-from sample_photos import photographs
 
-torch.set_num_threads(2)
+from tests.support.checkpoints import make_tiny
+from tests.support.extracting import OLD, PHOTOS, Ran, extractor
+from tests.support.fake_encoder import FakeModel
+from tests.support.fake_source import InThreadDecoders
+from tests.support.full_model import FullModel
+from tests.support.photographs import photographs
 
-QUESTIONS = [
-    "What is in the picture?",
-    "Is it day or night?",
-    "How many people are there?",
-    "Describe the picture in one sentence.",
-    "图片里有什么？",
-]
-NEW_TOKENS = 12
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -73,71 +69,56 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def some_photos(photos, tmp_path) -> Path:
+def some_photos(tmp_path) -> Path:
     """A folder of four small photographs that a test may change."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("chelsea.png", "coffee.png", "coins.png", "rocket.jpg"):
-        shutil.copyfile(photos / name, folder / name)
-        os.utime(folder / name, (1_600_000_000, 1_600_000_000))  # not fresh: the stat may be trusted
+        shutil.copyfile(PHOTOS[name], folder / name)
+        os.utime(folder / name, OLD)  # not fresh: the stat may be trusted
     return folder
 
 
-class WholeModel:
-    """The unsplit model with its processor: what every answer is held against."""
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """Where a test's store goes."""
+    return tmp_path / "embeds"
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32, max_pixels: int = 1280 * 28 * 28) -> None:
-        from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
-        self.processor = AutoProcessor.from_pretrained(folder)
-        self.processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": max_pixels}
-        self.model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+@pytest.fixture
+def fake_model(monkeypatch) -> FakeModel:
+    """Have every extraction use a fake encoder, and decode in its own threads; the model's name is `fake`."""
+    model = FakeModel()
+    monkeypatch.setattr("qvsplit.pipeline.execution.load_devices", model.load_devices)
+    monkeypatch.setattr("qvsplit.pipeline.runner.DecoderPool", InThreadDecoders)
+    return model
 
-    def inputs(self, images, question, system=None):
-        content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
-        chat = [{"role": "user", "content": content}]
-        if system is not None:
-            chat.insert(0, {"role": "system", "content": system})
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        return self.processor(text=[text], images=images, return_tensors="pt")
 
-    def answer(self, images, question, system=None, new_tokens=NEW_TOKENS) -> list[int]:
-        inputs = self.inputs(images, question, system)
-        with torch.inference_mode():
-            out = self.model.generate(
-                **inputs, max_new_tokens=new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None
-            )
-        return out[0, inputs["input_ids"].shape[1] :].tolist()
+@pytest.fixture
+def extract(fake_model, out) -> Callable[..., Ran]:
+    """Extract paths into `out` with the fake encoder."""
+    return extractor("fake", out)
 
-    def features(self, images) -> list[torch.Tensor]:
-        pixels = self.processor.image_processor(images=images, return_tensors="pt")
-        with torch.inference_mode():
-            output = self.model.get_image_features(pixels["pixel_values"], pixels["image_grid_thw"], return_dict=True)
-        return list(output.pooler_output)
+
+@pytest.fixture
+def extract_with_model(checkpoint, out) -> Callable[..., Ran]:
+    """Extract paths into `out` with the tiny checkpoint's own encoder."""
+    return extractor(str(checkpoint), out)
 
 
 @pytest.fixture(scope="session")
-def whole(checkpoint) -> WholeModel:
-    return WholeModel(checkpoint)
-
-
-@functools.cache
-def upright_rgb(path: Path) -> Image.Image:
-    """The reference's picture, decoded here and not by qvsplit: upright, over white, 8-bit RGB."""
-    from PIL import ImageOps
-    from qwen_vl_utils.vision_process import to_rgb
-
-    with Image.open(path) as image:
-        return to_rgb(ImageOps.exif_transpose(image))
+def whole(checkpoint) -> FullModel:
+    return FullModel(checkpoint)
 
 
 @pytest.fixture(scope="session")
-def album_folder(checkpoint, photos, tmp_path_factory) -> Path:
+def store_folder(checkpoint, photos, tmp_path_factory) -> Path:
     """All photographs, extracted once with the tiny checkpoint. Read only."""
-    from qvsplit.extract import Settings, extract_pictures
+    from qvsplit.extract import extract_files
+    from qvsplit.pipeline.options import ExtractOptions
 
-    out = tmp_path_factory.mktemp("albums") / "embeds"
-    extract_pictures([photos], out=out, settings=Settings(model=str(checkpoint)))
+    out = tmp_path_factory.mktemp("stores") / "embeds"
+    extract_files([photos], out=out, options=ExtractOptions(model=str(checkpoint)))
     return out
 
 
@@ -161,9 +142,3 @@ def run_cli(capsys, monkeypatch):
         return code, told.out, told.err
 
     return run
-
-
-def run_process(*words: object, **options) -> subprocess.CompletedProcess[str]:
-    """Run one command as a process of its own."""
-    command = [sys.executable, "-m", "qvsplit", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)

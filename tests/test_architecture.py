@@ -1,142 +1,110 @@
-"""The arrows between the rooms: who may know whom, and who may touch torch."""
+"""What holds for the whole package. Who may import whom is held by import-linter (`make check`)."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import qvsplit
+from qvsplit import errors
 
 PACKAGE = Path(qvsplit.__file__).parent
-# Each room and the rooms it may know: what stands before it on the data's way.
-ARROWS = {
-    "errors": set(),
-    "families": set(),
-    "interrupts": {"errors"},
-    "recipe": {"errors"},
-    "devices": {"errors", "recipe"},
-    "checkpoint": {"errors", "families"},
-    "hf": {"errors", "checkpoint", "devices"},
-    "weights": {"errors", "families", "checkpoint", "hf"},
-    "folders": {"errors"},
-    "images": {"errors", "folders"},
-    "decoder": {"errors", "folders", "images", "devices"},
-    "packing": set(),
-    "tower": {"packing"},
-    "vision": {"errors", "families", "checkpoint", "devices", "recipe", "hf", "weights", "tower"},
-    "pages": set(),
-    "store": {"errors", "recipe", "pages"},
-    "index": {"recipe", "folders", "store"},
-    "rows": {"errors", "recipe", "store"},
-    "runs": set(),
-    "lock": {"errors", "store"},
-    "album": {"errors", "recipe", "folders", "store", "index", "rows"},
-    "rebuild": {"folders", "store", "lock", "album"},
-    "compact": {"errors", "recipe", "folders", "store", "index", "rows", "lock", "album", "rebuild"},
-    "preview": {"errors", "families", "checkpoint", "devices", "recipe", "folders", "decoder", "runs", "album"},
-    "prompt": {"errors", "checkpoint", "hf"},
-    "prefix": set(),
-    "language": {"errors", "recipe", "checkpoint", "devices", "store", "prompt", "weights", "packing", "prefix"},
-    "checks": {"errors"},
-    "schema": {"errors"},
-    "answers": {"errors", "interrupts", "store"},
-    "report": {"errors", "checks", "folders", "images", "store"},
-}
-LOOPS = {"extract", "ask", "verify"}
-# a room of several files above the loops, with the embedded checkpoint; it calls them as a user would
-DEMO = {"demo/__init__": {"errors", "interrupts", "checkpoint", "folders", "store", "album", "checks", "extract", "ask"},
-        "demo/table": {"errors", "checkpoint", "images", "demo"}}  # fmt: skip
-DOORS = {"cli", "__init__", "__main__"}
-TOUCH_TORCH = {"hf", "weights", "vision", "tower", "language", "packing", "prefix", "schema", "devices", *LOOPS}
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(room: str, *, for_types: bool = False) -> set[str]:
-    """Modules that a room imports, anywhere in it; those for type checking only are another matter."""
-    tree = ast.parse((PACKAGE / f"{room}.py").read_text())
-    if not for_types:
-        checks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
-        for check in checks:
-            check.body = [ast.Pass()]
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, anywhere in it."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {
-                f"{node.module}.{alias.name}" if node.module == "qvsplit" else node.module for alias in node.names
-            }
+            found.add(node.module)
     return found
 
 
-def rooms_known(room: str) -> set[str]:
-    return {name.split(".")[1] for name in imports(room) if name.startswith("qvsplit.")}
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_nothing_can_run_code_from_a_file(path):
+    text = path.read_text()
+    assert "trust_remote_code=True" not in text
+    assert "torch.load" not in text
+    assert not {"pickle", "cloudpickle", "joblib", "dill", "marshal", "shelve"} & {
+        name.split(".")[0] for name in imports(path)
+    }
 
 
-def test_every_room_is_on_the_plan():
-    rooms = {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")}
-    assert rooms == ARROWS.keys() | LOOPS | DOORS | DEMO.keys()
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_every_module_says_what_it_is_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
 
 
-@pytest.mark.parametrize("room", [*ARROWS, *DEMO])
-def test_a_room_knows_only_what_stands_before_it(room):
-    assert rooms_known(room) <= (ARROWS | DEMO)[room]
+def test_the_contracts_of_the_layers_hold():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        capture_output=True, text=True, check=False, cwd=PACKAGE.parent, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
 
 
-def test_vision_and_language_never_meet():
-    assert "language" not in rooms_known("vision")
-    assert "vision" not in rooms_known("language")
-
-
-def test_nobody_knows_the_doors():
-    for room in ARROWS.keys() | LOOPS | DEMO.keys():
-        assert not rooms_known(room) & (DOORS - {"__init__"})
-        assert "demo" not in rooms_known(room) or room in DEMO
-
-
-def test_only_some_rooms_touch_torch():
-    for room in ARROWS.keys() | LOOPS | DOORS | DEMO.keys():
-        torch = {
-            name
-            for name in imports(room)
-            if name.split(".")[0] in {"torch", "torchvision", "transformers", "accelerate"}
-        }
-        assert not torch or room in TOUCH_TORCH, (room, torch)
-
-
-def test_nothing_can_run_code_from_a_file():
-    for path in PACKAGE.rglob("*.py"):
-        text = path.read_text()
-        assert "trust_remote_code=True" not in text
-        assert "torch.load" not in text
-        assert not {"pickle", "cloudpickle", "joblib", "dill"} & {
-            name.split(".")[0] for name in imports(path.relative_to(PACKAGE).with_suffix("").as_posix())
-        }
-
-
-def test_the_public_names_are_there_and_typed():
-    assert sorted(qvsplit.__all__) == list(qvsplit.__all__) == sorted(qvsplit._HOMES)
+def test_the_public_names_are_there_and_documented():
+    assert sorted(qvsplit.__all__) == list(qvsplit.__all__) == sorted(qvsplit._MODULES)
     for name in qvsplit.__all__:
-        thing = getattr(qvsplit, name)
-        assert thing is getattr(importlib.import_module(f"qvsplit.{qvsplit._HOMES[name][0]}"), qvsplit._HOMES[name][1])
-        assert thing.__doc__
+        public = getattr(qvsplit, name)
+        assert public is getattr(importlib.import_module(f"qvsplit.{qvsplit._MODULES[name]}"), name)
+        assert public.__doc__
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = qvsplit.nonsense
     assert (PACKAGE / "py.typed").exists()
 
 
-def test_exit_codes_are_distinct():
-    from qvsplit import errors
+def test_modules_are_not_hidden_by_the_functions_they_hold():
+    assert qvsplit.__dict__.get("extract") is None or qvsplit.extract.__name__ == "qvsplit.extract"
 
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, qvsplit; print(sorted({'torch', 'numpy', 'pyarrow', 'PIL', 'typer', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_exit_codes_are_distinct():
     kinds = [
         errors.UsageError,
         errors.ModelError,
-        errors.RecipeError,
-        errors.AlbumInUse,
-        errors.AlbumDamaged,
+        errors.ConfigError,
+        errors.StoreInUse,
+        errors.StoreDamaged,
         errors.DiskError,
     ]
     assert [kind.exit_code for kind in kinds] == [2, 3, 4, 5, 6, 7]
-    assert not issubclass(errors.PictureError, errors.QvsplitError)
+    assert not issubclass(errors.ItemError, errors.QvsplitError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UsageError("no such file"),
+        errors.WeightsError("here", missing=["a"], unexpected=["b"], misshapen={"c": "[1] instead of [2]"}),
+        errors.ShardDamaged("it is damaged", "shard-000001.parquet", "its footer"),
+        errors.OutOfMemory("too long"),
+        errors.ItemError("took too long", "timeout"),
+        errors.ItemNotFound("no longer exists"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_survive_pickling(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_an_item_error_is_of_a_known_kind():
+    with pytest.raises(ValueError, match="no kind of error"):
+        errors.ItemError("odd", "weather")

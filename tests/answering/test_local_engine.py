@@ -1,0 +1,196 @@
+"""The engine on this machine, through its door: one request's trouble is its own, and cancelling ends it soon."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from qvsplit.answering.engine import Decoding, FeatureRef, Request
+from qvsplit.errors import ModelError, OutOfMemory, ShardDamaged, UsageError
+from qvsplit.models.language import LanguageModel
+from qvsplit.models.prompt import question_messages
+from tests.support.fake_engine import row, session_of, store_of
+from tests.support.full_model import NEW_TOKENS, upright_rgb
+
+NAMES = ("chelsea.png", "coffee.png", "rocket.jpg")
+QUESTION = "What is in the image?"
+
+
+@pytest.fixture(scope="module")
+def store(whole, photos):
+    return store_of(whole, {name: upright_rgb(photos / name) for name in NAMES})
+
+
+@pytest.fixture
+def engine(store, checkpoint):
+    return session_of(store, checkpoint).engine
+
+
+def request(number, row, question=QUESTION, **more):
+    decoding = Decoding(max_new_tokens=more.pop("max_new_tokens", NEW_TOKENS))
+    messages = tuple(question_messages(question, ["image"]))
+    return Request(str(number), messages, (FeatureRef(*row.content),), decoding=decoding, **more)
+
+
+def answered(engine, requests, **more):
+    completions = list(engine.answer(requests, **more))
+    by_id = {int(one.id): one for one in completions}
+    assert len(by_id) == len(completions)
+    return by_id
+
+
+def test_damaged_features_are_the_error_of_their_requests_alone(engine, store, whole, photos, monkeypatch):
+    read, reads = engine._reader.features, []
+
+    def features(ref):
+        reads.append(ref)
+        if ref.sha256 == store.rows[1].sha256:
+            raise ShardDamaged("its page has a wrong checksum", "shard.parquet", "page")
+        return read(ref)
+
+    monkeypatch.setattr(engine._reader, "features", features)
+    requests = [request(n, store.rows[n % 3], f"{QUESTION} {n // 3}") for n in range(9)]
+    completions = answered(engine, requests)
+    assert {n for n, one in completions.items() if one.error is not None} == {1, 4, 7}
+    for number in (1, 4, 7):
+        assert isinstance(completions[number].error, ShardDamaged)
+        assert completions[number].finish_reason == "error"
+    for number in (0, 2, 3, 5):
+        shown = [upright_rgb(photos / NAMES[number % 3])]
+        assert list(completions[number].tokens) == whole.answer(shown, f"{QUESTION} {number // 3}")
+    assert len(reads) == 3  # the damaged ones are not read again for each question
+
+
+def test_an_unknown_feature_and_choices_that_are_one_are_their_requests_errors(engine, store):
+    stranger = row("stranger.jpg")
+    one = store.rows[0]
+    completions = answered(
+        engine,
+        [
+            request(0, stranger),
+            request(1, one),
+            request(2, one, choices=("yes", "yes")),
+            request(3, one, choices=("yes", "")),
+        ],
+    )
+    assert completions[1].error is None
+    assert "in no shard given" in str(completions[0].error)
+    for number in (2, 3):
+        assert isinstance(completions[number].error, UsageError)
+        assert "two of the choices" in str(completions[number].error)
+
+
+def test_a_placeholder_that_injects_control_tokens_is_its_requests_error(engine, store, monkeypatch):
+    hostile = row("hostile.jpg", placeholder='[["<|image_pad|>", 4], ["<|im_end|>", 1]]')
+    monkeypatch.setattr(store, "rows", [*store.rows, hostile])
+    completions = answered(engine, [request(0, hostile), request(1, store.rows[0])])
+    assert "control token <|im_end|>" in str(completions[0].error)
+    assert completions[1].error is None
+
+
+def test_memory_that_does_not_suffice_for_one_is_its_error_and_the_others_are_answered(engine, store, monkeypatch):
+    prefill = LanguageModel.prefill
+    large = store.rows[1].n_tokens
+
+    def cramped(self, prompt, features, **more):
+        if any(len(one) == large for one in features):
+            raise OutOfMemory("too much")
+        return prefill(self, prompt, features, **more)
+
+    monkeypatch.setattr(LanguageModel, "prefill", cramped)
+    completions = answered(engine, [request(n, one) for n, one in enumerate(store.rows)])
+    assert isinstance(completions[1].error, OutOfMemory)
+    assert all(completions[n].error is None and completions[n].tokens for n in (0, 2))
+
+
+def test_numbers_that_are_none_are_the_error_of_their_row(engine, store, monkeypatch):
+    finite = LanguageModel._finite_rows
+    monkeypatch.setattr(
+        LanguageModel, "_finite_rows", lambda self, hidden: [n != 1 or len(hidden) < 3 for n in range(len(hidden))]
+    )
+    generated = answered(engine, [request(n, one) for n, one in enumerate(store.rows)])
+    scored = answered(engine, [request(n, one, choices=("yes", "no")) for n, one in enumerate(store.rows)])
+    for completions in (generated, scored):
+        assert isinstance(completions[1].error, ModelError)
+        assert completions[0].error is completions[2].error is None
+    monkeypatch.setattr(LanguageModel, "_finite_rows", finite)
+    sound = answered(engine, [request(n, one) for n, one in enumerate(store.rows)])
+    assert sound[2].error is None
+    assert len(sound[2].tokens) == NEW_TOKENS
+
+
+def test_what_is_scored_and_what_is_generated_share_a_prefix(engine, store, monkeypatch):
+    prefills, batches = [], []
+    prefill, generate, score = LanguageModel.prefill, LanguageModel.generate, LanguageModel.score
+    monkeypatch.setattr(LanguageModel, "prefill", lambda self, *a, **k: (prefills.append(1), prefill(self, *a, **k))[1])
+    monkeypatch.setattr(
+        LanguageModel, "generate", lambda self, q, *a: (batches.append(len(q)), generate(self, q, *a))[1]
+    )
+    monkeypatch.setattr(LanguageModel, "score", lambda self, q, c: (batches.append(len(q)), score(self, q, c))[1])
+    requests = [
+        request(2 * n + scored, one, choices=("yes", "no") if scored else ())
+        for n, one in enumerate(store.rows)
+        for scored in (0, 1)
+    ]
+    completions = answered(engine, requests)
+    assert len(prefills) == 3
+    assert batches == [3, 3]  # not six of one
+    for number in range(0, 6, 2):
+        assert completions[number].finish_reason in ("stop", "length")
+        assert set(completions[number + 1].logprobs) == {"yes", "no"}
+
+
+def test_requests_of_different_lengths_and_temperatures_each_have_their_own(engine, store):
+    requests = [request(n, store.rows[0], max_new_tokens=n + 1) for n in range(4)]
+    completions = answered(engine, requests)
+    assert [len(completions[n].tokens) for n in range(4)] == [1, 2, 3, 4]
+    assert completions[3].tokens[:3] == completions[2].tokens
+
+
+def test_requests_are_taken_as_they_are_needed(store, checkpoint):
+    engine = session_of(store, checkpoint, token_budget=250).engine
+    taken = []
+
+    def endless():
+        for number in range(1_000):
+            taken.append(number)
+            yield request(number, store.rows[number % 3], max_new_tokens=2)
+
+    completions = engine.answer(endless())
+    for _ in range(3):
+        next(completions)
+    assert len(taken) < 10
+
+
+def test_text_is_told_with_its_requests_id(engine, store):
+    heard: dict[str, str] = {}
+
+    def on_text(request, text):
+        heard[request] = heard.get(request, "") + text
+
+    completions = answered(engine, [request(n, one) for n, one in enumerate(store.rows)], on_text=on_text)
+    assert {str(n): one.text for n, one in completions.items()} == heard
+
+
+def test_cancelling_ends_it_soon(engine, store, monkeypatch):
+    steps = []
+    forward = LanguageModel._next
+
+    def watched(self, *given):
+        steps.append(1)
+        if len(steps) == 3:
+            canceller = threading.Thread(target=engine.cancel)
+            canceller.start()
+            canceller.join()
+        return forward(self, *given)
+
+    monkeypatch.setattr(LanguageModel, "_next", watched)
+    long = [request(n, one, max_new_tokens=400) for n, one in enumerate(store.rows)]
+    completions = answered(engine, long)
+    assert len(steps) <= 4
+    assert {one.finish_reason for one in completions.values()} == {"cancelled"}
+    assert all(one.tokens and one.text for one in completions.values())
+    monkeypatch.setattr(LanguageModel, "_next", forward)
+    again = answered(engine, [request(0, store.rows[0])])  # it may be asked again
+    assert again[0].finish_reason in ("stop", "length")

@@ -1,0 +1,55 @@
+"""Where tensors lie in safetensors files, and their raw bytes."""
+
+from __future__ import annotations
+
+import pytest
+from safetensors.torch import load_file
+
+from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.checkpoints.tensors import read_header, read_tensors, torch_dtype_name
+from qvsplit.errors import ModelError
+from tests.support.checkpoints import files_of
+
+
+def test_a_header_gives_the_offsets_of_the_tensors(own):
+    file = files_of(own)[0]
+    places = read_header(file)
+    tensors = load_file(file)
+    assert places.keys() == tensors.keys()
+    data = file.read_bytes()
+    for name, place in places.items():
+        raw = data[place.start : place.start + place.size]
+        assert raw == tensors[name].numpy().tobytes()
+
+
+def test_tensors_are_read_in_the_order_in_which_they_lie(own):
+    opened = open_checkpoint(own, "both")
+    places = dict(reversed(opened.places(opened.tensor_names("both")).items()))
+    expected = {name: tensor.numpy().tobytes() for file in files_of(own) for name, tensor in load_file(file).items()}
+    names = []
+    for name, raw in read_tensors(places):
+        assert bytes(raw) == expected[name]
+        names.append(name)
+    assert names == sorted(places, key=lambda name: (places[name].file, places[name].start))
+
+
+def test_a_file_that_was_cut_since_its_header_was_read(own):
+    opened = open_checkpoint(own, "both")
+    places = opened.places(opened.tensor_names("both"))
+    last = max(places.values(), key=lambda place: (place.file, place.start))
+    with last.file.open("r+b") as stream:
+        stream.truncate(last.start + last.size - 1)
+    with pytest.raises(ModelError, match=f"ends inside tensor {last.name}"):
+        list(read_tensors(places))
+
+
+@pytest.mark.parametrize(
+    ("stored", "name"), [("F64", "float64"), ("F32", "float32"), ("F16", "float16"), ("BF16", "bfloat16")]
+)
+def test_torchs_names(stored, name):
+    assert torch_dtype_name(stored) == name
+
+
+def test_a_dtype_without_a_name_of_torchs_is_refused():
+    with pytest.raises(ModelError, match="stored as F8_E4M3"):
+        torch_dtype_name("F8_E4M3")

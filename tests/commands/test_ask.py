@@ -1,0 +1,222 @@
+"""`qvsplit ask`: which questions about which images, and where the answers go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.terminal import one_line
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_answers_to_stdout_and_nothing_else(run_cli, small_store):
+    code, out, said = run_cli(
+        "ask", "--embeds", small_store, "--image", "coins.png", "--max-new-tokens", 5, "What is it?"
+    )
+    assert (code, said) == (0, "")
+    assert out.strip()
+    code, out, said = run_cli("ask", "--embeds", small_store, "--max-new-tokens", 5, "What\tis it?", "Day or night?")
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert (code, len(rows), said) == (0, 8, "")
+    assert {(row[0], row[1]) for row in rows} == {
+        (path, question) for path in ("chelsea.png", "coffee.png", "coins.png", "rocket.jpg")
+        for question in ("What is it?", "Day or night?")
+    }  # fmt: skip
+
+
+def test_json_lines(run_cli, small_store, whole, four_photos):
+    from tests.support.full_model import upright_rgb
+
+    _, out, _ = run_cli(
+        "ask", "--embeds", small_store, "--image", "co*", "--json", "--max-new-tokens", 12, "What is it?"
+    )
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["path"] for answer in answers] == ["coffee.png", "coins.png"]
+    for answer in answers:
+        assert {"path", "question", "answer", "encoder_check", "finish_reason"} <= answer.keys()
+        assert answer["tokens"] == whole.answer([upright_rgb(four_photos / answer["path"])], "What is it?")
+
+
+def test_questions_from_a_pipe_and_a_file(run_cli, small_store, tmp_path):
+    (tmp_path / "questions.txt").write_text("What is it?\n\nDay or night?\n")
+    words = ("ask", "--embeds", small_store, "--image", "coins.png", "--max-new-tokens", 3, "--json")
+    from_file = run_cli(*words, "--questions", tmp_path / "questions.txt")
+    from_pipe = run_cli(*words, stdin="What is it?\n\nDay or night?\n")
+    assert from_file == from_pipe
+    assert [json.loads(line)["question"] for line in from_file[1].splitlines()] == ["What is it?", "Day or night?"]
+
+
+def test_a_questions_file_with_a_mark_and_windows_line_ends(run_cli, small_store, tmp_path):
+    (tmp_path / "q.txt").write_bytes("\ufeffWhat is it?\r\nOne\u2028line?\r\n".encode())
+    _, out, _ = run_cli(
+        "ask",
+        "--embeds",
+        small_store,
+        "--image",
+        "coins.png",
+        "--questions",
+        tmp_path / "q.txt",
+        "--json",
+        "--max-new-tokens",
+        2,
+    )
+    assert [json.loads(line)["question"] for line in out.strip().split("\n")] == ["What is it?", "One\u2028line?"]
+
+
+def test_any_script_goes_in_and_comes_out(run_cli, small_store):
+    asked = "这是什么？ Что это? ما هذا؟ 👩‍👩‍👧"
+    code, out, _ = run_cli(
+        "ask", "--embeds", small_store, "--json", asked, "--system", "ты — кот", "--max-new-tokens", "2"
+    )
+    assert code == 0
+    assert {json.loads(line)["question"] for line in out.splitlines()} == {asked}
+
+
+def test_together(run_cli, small_store):
+    code, out, _ = run_cli(
+        "ask", "--embeds", small_store, "--image", "co*", "--together", "--json", "--max-new-tokens", 3, "Which?"
+    )
+    assert (code, json.loads(out)["paths"]) == (0, ["coffee.png", "coins.png"])
+
+
+def test_several_places_and_globs(run_cli, small_store, checkpoint, tmp_path, photos):
+    other = tmp_path / "other photos"
+    other.mkdir()
+    shutil.copyfile(photos / "color.png", other / "color.png")
+    run_cli("extract", other, "--model", checkpoint, "--out", tmp_path / "more")
+    code, out, _ = run_cli(
+        "ask",
+        "--embeds",
+        small_store / "shard-*.parquet",
+        "--embeds",
+        tmp_path / "more",
+        "--max-new-tokens",
+        2,
+        "What?",
+    )
+    assert (code, len(out.splitlines())) == (0, 5)
+
+
+def test_images_of_two_roots_can_be_told_apart(run_cli, store, four_photos, checkpoint, tmp_path):
+    (tmp_path / "more").mkdir()
+    shutil.copyfile(four_photos / "coins.png", tmp_path / "more" / "coins.png")
+    run_cli("extract", tmp_path / "more", "--model", checkpoint, "--out", store, "--quiet")
+    _, out, _ = run_cli("ask", "--embeds", store, "--image", "coins.png", "--max-new-tokens", 2, "What?")
+    assert {line.split("\t")[0] for line in out.splitlines()} == {
+        str(four_photos / "coins.png"),
+        str(tmp_path / "more" / "coins.png"),
+    }
+
+
+def test_a_name_that_looks_like_a_pattern_can_be_chosen(run_cli, some_photos, checkpoint, tmp_path):
+    (some_photos / "coins.png").rename(some_photos / "photo[1].png")
+    run_cli("extract", some_photos, "--model", checkpoint, "--out", tmp_path / "e", "--quiet")
+    assert run_cli("ask", "--embeds", tmp_path / "e", "--image", "photo[1].png", "--max-new-tokens", 2, "What?")[0] == 0
+
+
+def test_choices_give_probabilities(run_cli, postcards):
+    words = ("ask", "--embeds", postcards, "--image", "su*", "--choices", "day, night", "Day or night?")
+    code, out, _ = run_cli(*words)
+    assert (code, out) == (0, "day\t1.000\n")
+    _, out, _ = run_cli(*words, "--json")
+    answer = json.loads(out)
+    assert answer["answer"] == "day"
+    assert sum(answer["probabilities"].values()) == pytest.approx(1)
+    assert list(answer["probabilities"]) == ["day", "night"]
+    assert answer["choice_mass"] > 0.99
+    _, out, _ = run_cli(*words, "Is there a dog?", "--logprobs")
+    assert [line.split("\t")[:3] for line in out.splitlines()] == [
+        ["sunday.jpg", "Day or night?", "day"], ["sunday.jpg", "Is there a dog?", "night"]
+    ]  # fmt: skip
+    assert all("day=-" in line and "night=-" in line for line in out.splitlines())
+
+
+def test_compare_shows_each_image_behind_the_reference(run_cli, postcards):
+    code, out, _ = run_cli("ask", "--embeds", postcards, "--image", "*.jpg", "--compare", "quiet-night.jpg",
+                           "Which image has more people?", "--json")  # fmt: skip
+    assert code == 0
+    answers = [line for line in map(json.loads, out.splitlines()) if "answer" in line]
+    assert all(one["paths"][0] == "quiet-night.jpg" != one["paths"][1] for one in answers)
+    assert {one["paths"][1]: one["answer"] for one in answers}["sunday.jpg"] == "the second"
+
+
+def test_seeds_and_stop_strings(run_cli, postcards):
+    words = ("ask", "--embeds", postcards, "--image", "sunday.jpg", "Describe the image.")
+    sampled = [run_cli(*words, "--temperature", "3", "--seed", seed)[1] for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    _, whole, _ = run_cli(*words)
+    _, cut, _ = run_cli(*words, "--stop", " with")
+    assert whole.startswith(cut.strip() + " with")
+    assert cut == whole.split(" with")[0] + "\n"
+
+
+# ----------------------------------------------------------------------------------------------------------- usage
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--fail-on", "fatal", "?"], "choose one of info, warn, block"),
+        (["--fail-on", "warn", "?"], "needs --checks"),
+        (["--together", "--compare", "x", "?"], "choose one"),
+        (["--compare", "none.jpg", "?"], "matches 0 of"),
+        (["--compare", "*", "?"], "matches 4 of"),
+        (["--choices", "yes", "?"], "at least two choices"),
+        (["--choices", "yes,,no", "?"], "a choice is a text"),
+        (["--checks", "none.toml"], "cannot be read from none.toml"),
+        (["--json-schema", "none.json", "?"], "no JSON schema can be read"),
+        (["--out", "answers.txt", "?"], "must end in"),
+        (["--temperature", "0", "?"], "above 0"),
+        (["--top-p", "1.5", "?"], "at most 1"),
+        (["--top-k", "0", "?"], "at least 1"),
+        (["--stop", "", "?"], "must not be empty"),
+        (["--token-budget", "0", "?"], "at least 1"),
+        (["--report", "none/page.html", "?"], "no folder at"),
+        (["--out", "none/a.csv", "?"], "no folder at"),
+        (["--report", "page.csv", "?"], "must end in .html"),
+        (["--report", "same.html", "--out", "same.html", "?"], "must end in .parquet"),
+        (["--json-schema", "none.json", "--stop", "x", "?"], "leave one out"),
+    ],
+)
+def test_what_is_off_is_said_in_one_line(run_cli, small_store, words, said):
+    code, out, line = run_cli("ask", "--embeds", small_store, *words)
+    assert (code, out) == (2, "")
+    assert said in one_line(line)
+
+
+def test_a_question_by_the_name_of_a_check_does_not_displace_it(run_cli, postcards):
+    code, out, said = run_cli("ask", "--embeds", postcards, "--checks", EXAMPLES / "moderation.toml", "dog")
+    assert (code, out) == (2, "")
+    assert "two different questions have the name dog" in one_line(said)
+
+
+def test_a_report_overwrites_only_a_report(run_cli, small_store, tmp_path):
+    mine = tmp_path / "mine.html"
+    mine.write_text("<!doctype html><title>my own</title>")
+    code, out, said = run_cli("ask", "--embeds", small_store, "?", "--report", mine)
+    assert (code, out) == (2, "")
+    assert "no report of qvsplit" in one_line(said)
+    assert mine.read_text() == "<!doctype html><title>my own</title>"
+    for _ in range(2):
+        assert (
+            run_cli("ask", "--embeds", small_store, "?", "--report", tmp_path / "page.html", "--max-new-tokens", 2)[0]
+            == 0
+        )
+
+
+def test_a_table_in_use_and_a_table_that_is_none(run_cli, small_store, tmp_path):
+    from qvsplit.output.table import Table
+
+    with Table(tmp_path / "a.csv"):
+        code, _, said = run_cli("ask", "--embeds", small_store, "?", "--out", tmp_path / "a.csv")
+        assert code == 5
+        one_line(said)
+    (tmp_path / "b.csv").write_text("name\nada\n")
+    code, _, said = run_cli("ask", "--embeds", small_store, "?", "--out", tmp_path / "b.csv")
+    assert code == 2
+    assert "choose another name" in one_line(said)
+    assert (tmp_path / "b.csv").read_text() == "name\nada\n"

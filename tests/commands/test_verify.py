@@ -1,0 +1,54 @@
+"""`qvsplit verify`: checksums, and the full model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from qvsplit.store import codec, shard_reader
+from tests.support.terminal import one_line
+
+
+def test_verify_reads_everything_and_compares_with_the_full_model(run_cli, store):
+    code, out, said = run_cli("verify", store, "--sample", 3, "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert (code, said) == (0, "")
+    assert lines[0]["error"] is None
+    assert len(lines) == 4
+    assert all(line["same_tokens"] and line["within_tolerance"] for line in lines[1:])
+
+
+def test_verify_says_that_a_store_is_not_damaged(run_cli, small_store):
+    code, out, said = run_cli("verify", small_store)
+    assert (code, said) == (0, "")
+    assert out.endswith("shard-000001.parquet: 4 rows, 969 tokens, no damage\n")
+
+
+def test_verify_finds_features_that_are_not_the_models(run_cli, store, monkeypatch):
+    """With a sound checksum, and wrong: only the full model can tell."""
+    real = codec.from_planes
+
+    def other(planes, itemsize):
+        values = real(planes, itemsize).view(np.float32).copy()
+        return (values * np.float32(1.5)).view(np.uint8)
+
+    for module in (codec, shard_reader):
+        if hasattr(module, "from_planes"):
+            monkeypatch.setattr(module, "from_planes", other)
+    assert run_cli("verify", store)[0] == 0
+    code, _, said = run_cli("verify", store, "--sample", 2)
+    assert code == 6
+    assert "disagree" in said
+
+
+def test_verify_says_when_an_image_cannot_be_compared(run_cli, some_photos, checkpoint, tmp_path):
+    assert run_cli("extract", some_photos, "--model", checkpoint, "--out", tmp_path / "e", "--quiet")[0] == 0
+    (some_photos / "chelsea.png").write_bytes(b"changed")
+    code, out, _ = run_cli("verify", tmp_path / "e", "--sample", 4)
+    assert code == 0
+    assert "chelsea.png: not compared: its file has changed since it was encoded" in out
+    for file in some_photos.iterdir():
+        file.unlink()
+    code, _, said = run_cli("verify", tmp_path / "e", "--sample", 2)
+    assert (code, "nothing could be compared" in one_line(said)) == (2, True)

@@ -1,0 +1,41 @@
+"""One answer as --json prints it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from qvsplit.output.answer import Answer, names_of
+from tests.support.fake_engine import row
+
+PLAIN = Answer((row("a.jpg"),), "What?", "A cat.", [1, 2], 40, "stop", "fingerprint")
+
+
+def test_an_answer_in_the_models_own_words():
+    assert json.loads(json.dumps(PLAIN.to_json())) == {
+        "path": "a.jpg", "root": "/photos", "question": "What?", "answer": "A cat.", "tokens": [1, 2],
+        "prompt_tokens": 40, "finish_reason": "stop", "encoder_check": "fingerprint",
+    }  # fmt: skip
+    assert (PLAIN.name, PLAIN.probability, PLAIN.choice_mass) == ("What?", None, None)
+
+
+def test_an_answer_to_a_check():
+    logprobs = {"yes": math.log(0.3), "no": math.log(0.1)}
+    answer = replace(
+        PLAIN, text="yes", tokens=[], finish_reason="scored", id="cat", level="block", flagged=True, logprobs=logprobs,
+        probabilities={"yes": 0.75, "no": 0.25},
+    )  # fmt: skip
+    record = answer.to_json()
+    assert (record["id"], record["flagged"], record["level"], record["probability"]) == ("cat", True, "block", 0.75)
+    assert record["choice_mass"] == pytest.approx(0.4)
+    assert answer.name == "cat"
+
+
+def test_an_answer_that_failed_and_one_about_several_images():
+    answer = replace(PLAIN, rows=(row("a.jpg"), row("b.jpg")), text="", finish_reason="error", error="no memory")
+    assert answer.to_json()["error"] == "no memory"
+    assert names_of(answer.rows) == {"paths": ["a.jpg", "b.jpg"], "roots": ["/photos", "/photos"]}
+    assert "error" not in PLAIN.to_json()

@@ -1,0 +1,495 @@
+"""Answers as a table: nothing asked twice, nothing lost, and any reader opens it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from qvsplit.answering.local_engine import LocalEngine
+from qvsplit.answering.requests import Questioner
+from qvsplit.demo import POSTCARDS
+from qvsplit.errors import DiskError, StoreDamaged, StoreInUse, UsageError
+from qvsplit.extract import extract_files
+from qvsplit.output.table import COLUMNS, FORMATS, Key, Table
+from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.store.store import open_store
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("boats-in-snow.jpg", "city-lights.jpg", "seaside.jpg", "sunday.jpg")
+CHECKS = """
+[[check]]
+id = "night"
+question = "Is this day or night?"
+choices = ["day", "night"]
+flag = "night"
+
+[[check]]
+id = "dog"
+question = "Is there a dog?"
+choices = ["yes", "no"]
+flag = "yes"
+level = "block"
+
+[[check]]
+id = "dogs"
+question = "How many dogs can you see?"
+only_if = "dog"
+
+[[check]]
+id = "caption"
+question = "Describe the image."
+"""
+
+
+@pytest.fixture
+def cards(tmp_path):
+    folder = tmp_path / "cards"
+    folder.mkdir()
+    for name in NAMES:
+        shutil.copyfile(POSTCARDS / name, folder / name)
+        os.utime(folder / name, (1_600_000_000, 1_600_000_000))
+    return folder
+
+
+@pytest.fixture
+def store(cards, tmp_path):
+    extract_files([cards], out=tmp_path / "store", options=ExtractOptions(model="demo"))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def checks(tmp_path):
+    file = tmp_path / "checks.toml"
+    file.write_text(CHECKS)
+    return file
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """(image, question) of everything that was really asked."""
+    asked: list[tuple[str, str]] = []
+    make = Questioner._request
+
+    def watched(self, place, items, question):
+        asked.append((items.rows[-1].path, question.name))
+        return make(self, place, items, question)
+
+    monkeypatch.setattr(Questioner, "_request", watched)
+    return asked
+
+
+def record(path="a.jpg", name="q", **more):
+    blank = dict.fromkeys(COLUMNS) | {
+        "root": "/r", "path": path, "sha256": "ab" * 32, "id": name, "question": "Is it?", "answer": "yes",
+        "finish_reason": "stop", "config": "r", "prompt_hash": "p" + name, "weights": "w", "model": "demo",
+        "tokens": [1, 2, 3], "prompt_tokens": 40, "time": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
+    return blank | more
+
+
+HOSTILE = 'a "quoted", text\nwith; lines\t=SUM(1) 图片 \u2028 end\r\n'
+RECORDS = [
+    record(),
+    record("b.jpg", answer="", finish_reason="length", tokens=[]),
+    record("c.jpg", answer=None, finish_reason="skipped", tokens=[]),
+    record(HOSTILE, HOSTILE, answer=HOSTILE, question=HOSTILE),
+    record("d.jpg", "check", probability=0.25, flagged=True, level="warn", probabilities={"yes": 0.25, "no": 0.75},
+           logprobs={"yes": -1.5, "no": -0.25}, choice_mass=1e-9, tokens=[], finish_reason="scored"),
+    record("e.jpg", "check", flagged=False),
+    record("f.jpg", answer=None, finish_reason="error", error="its features are damaged", tokens=[]),
+]  # fmt: skip
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_what_is_put_is_read_again_to_the_bit(tmp_path, suffix):
+    file = tmp_path / f"answers{suffix}"
+    with Table(file) as table:
+        for one in RECORDS:
+            table.put(one)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file.name]
+    before = file.read_bytes()
+    with Table(file) as table:
+        assert list(table) == RECORDS
+        assert table.find(Key("ab" * 32, "pcheck", "r", "w", None)) == RECORDS[5]
+        assert table.find(Key("ab" * 32, "pcheck", "r", "other", None)) is None
+        table.put(RECORDS[0] | {"time": "later"})  # says nothing new
+    assert file.read_bytes() == before
+    with Table(file) as table:
+        table.put(record(answer="no"))
+        assert [one["answer"] for one in table][:2] == ["no", ""]
+
+
+def test_every_reader_reads_it(tmp_path):
+    for suffix in FORMATS:
+        with Table(tmp_path / f"answers{suffix}") as table:
+            for one in RECORDS:
+                table.put(one)
+    assert pq.read_table(tmp_path / "answers.parquet").column_names == list(COLUMNS)
+    assert pq.read_table(tmp_path / "answers.parquet").to_pylist()[4]["tokens"] == []
+    with (tmp_path / "answers.csv").open(newline="") as stream:
+        assert [row["answer"] for row in csv.DictReader(stream)][3] == HOSTILE
+    lines = (tmp_path / "answers.jsonl").read_text().split("\n")[:-1]
+    assert [json.loads(line) for line in lines] == RECORDS
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_that_is_something_else_is_left_alone(tmp_path, suffix):
+    file = tmp_path / f"mine{suffix}"
+    for content in (b"name,age\nada,36\n", b'{"name": "ada"}\n', b"PAR1 and so on", b"\xff\xfe"):
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match="no table of qvsplit's answers"), Table(file):
+            pass
+        assert file.read_bytes() == content
+        assert [path.name for path in tmp_path.iterdir()] == [file.name]  # no journal left behind
+    file.write_bytes(b"")
+    with Table(file) as table:  # as mktemp makes it
+        assert len(table) == 0
+    pq.write_table(pq.read_table(_parquet(tmp_path)), tmp_path / "other.parquet")
+    with pytest.raises(UsageError, match="no table"), Table(tmp_path / "other.parquet"):
+        pass
+
+
+def _parquet(folder):
+    import pyarrow as pa
+
+    pq.write_table(pa.table({"name": ["ada"]}), folder / "names.parquet")
+    return folder / "names.parquet"
+
+
+def test_names_that_are_no_table(tmp_path):
+    with pytest.raises(UsageError, match="must end in"):
+        Table(tmp_path / "answers.txt")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        Table(tmp_path / "folder.csv")
+    with pytest.raises(UsageError, match="no folder at"):
+        Table(tmp_path / "none" / "answers.csv")
+    (tmp_path / ".a.csv.journal").mkdir()
+    with pytest.raises(DiskError, match="cannot be written"), Table(tmp_path / "a.csv"):
+        pass
+
+
+def test_a_torn_journal_is_cut_and_a_spoilt_one_refused(tmp_path):
+    file, journal = tmp_path / "answers.csv", tmp_path / ".answers.csv.journal"
+    lines = [json.dumps(one).encode() + b"\n" for one in RECORDS]
+    journal.write_bytes(b"".join(lines[:3]) + lines[3][:50])
+    with Table(file) as table:
+        assert list(table) == RECORDS[:3]
+        table.put(RECORDS[4])
+        assert journal.read_bytes() == b"".join([*lines[:3], lines[4]])
+    with Table(file) as table:
+        assert list(table) == [*RECORDS[:3], RECORDS[4]]
+    journal.write_bytes(b'{"no": "record"}\n' + lines[0])
+    with pytest.raises(StoreDamaged, match="journal is damaged"), Table(file):
+        pass
+
+
+def test_a_link_keeps_its_target_and_a_file_its_mode(tmp_path):
+    (tmp_path / "there").mkdir()
+    file, link = tmp_path / "there" / "answers.csv", tmp_path / "link.csv"
+    with Table(file) as table:
+        table.put(RECORDS[0])
+    file.chmod(0o600)
+    link.symlink_to(file)
+    with Table(link) as table:
+        table.put(RECORDS[1])
+        with pytest.raises(StoreInUse), Table(file):
+            pass
+    assert link.is_symlink()
+    assert file.stat().st_mode & 0o777 == 0o600
+    with Table(file) as table:
+        assert list(table) == RECORDS[:2]
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["answers.csv"]
+
+
+def test_an_answer_of_any_length_fits_into_a_cell(tmp_path):
+    long = record(tokens=list(range(100_000)), answer="x" * 500_000)
+    with Table(tmp_path / "a.csv") as table:
+        table.put(long)
+    with Table(tmp_path / "a.csv") as table:
+        assert list(table) == [long]
+
+
+@pytest.mark.parametrize("wrong", [{"logprobs": "x"}, {"finish_reason": "scored"}, {"tokens": 3}, {"flagged": "yes"}])
+def test_a_record_that_was_tampered_with_is_not_believed(tmp_path, wrong):
+    (tmp_path / "a.jsonl").write_text(json.dumps(record() | wrong) + "\n")
+    with pytest.raises(UsageError, match="of the wrong kind"), Table(tmp_path / "a.jsonl"):
+        pass
+
+
+def test_one_writer_at_a_time(tmp_path):
+    file = tmp_path / "answers.csv"
+    with Table(file) as table:
+        table.put(RECORDS[0])
+        with pytest.raises(StoreInUse, match=r"answers\.csv is being written"), Table(file):
+            pass
+        table.put(RECORDS[1])
+    with Table(file) as table:
+        assert len(table) == 2
+
+
+def test_a_full_disk_costs_no_answer(tmp_path):
+    """With a limit on the size of files, which the kernel enforces as it does a full disk."""
+    program = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+from pathlib import Path
+from qvsplit.output.table import Table
+record = {RECORDS[0]!r}
+put = 0
+try:
+    with Table(Path({str(tmp_path / "answers.jsonl")!r})) as table:
+        for number in range(100):
+            table.put(record | {{"id": str(number)}})
+            put += 1
+finally:
+    print(put)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert "DiskError" in done.stderr
+    put = int(done.stdout)
+    assert 0 < put < 100
+    with Table(tmp_path / "answers.jsonl") as table:
+        assert [one["id"] for one in table] == [str(number) for number in range(put)]
+
+
+# -- asking into it ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_rerun_asks_only_what_is_new(run_cli, store, cards, checks, tmp_path, asked, suffix):
+    file = tmp_path / f"answers{suffix}"
+    words = ("ask", "--embeds", store, "--checks", checks, "--out", file)
+    code, out, said = run_cli(*words)
+    assert (code, out) == (0, "")
+    assert len(asked) == 4 * 3 + 2  # two of the cards have dogs, or seem to
+    before = file.read_bytes()
+    asked.clear()
+    _, _, said = run_cli(*words)
+    assert asked == []
+    assert "14 answers known, 0 asked; 16 in" in said
+    assert file.read_bytes() == before
+    checks.write_text(CHECKS.replace("Describe the image.", "What is the weather like?"))
+    run_cli(*words)
+    assert asked == [(name, "caption") for name in NAMES]
+    asked.clear()
+    shutil.copyfile(POSTCARDS / "quiet-night.jpg", cards / "new.jpg")
+    extract_files([cards], out=store)
+    run_cli(*words)
+    assert {path for path, _ in asked} == {"new.jpg"}
+    with Table(file) as table:
+        assert len(table) == 20
+        kept = {one["path"]: one["answer"] for one in table if one["id"] == "night"}
+    assert kept["new.jpg"] == "night"
+
+
+def test_a_changed_threshold_judges_anew_and_asks_nothing(run_cli, store, checks, tmp_path, asked):
+    file = tmp_path / "answers.parquet"
+    words = ("ask", "--embeds", store, "--checks", checks, "--out", file)
+    run_cli(*words)
+    flagged = sum(bool(row["flagged"]) for row in pq.read_table(file).to_pylist())
+    asked.clear()
+    checks.write_text(CHECKS.replace('flag = "night"', 'flag = "night"\nthreshold = 0.0\nlevel = "block"'))
+    _, _, said = run_cli(*words, "--fail-on", "block")
+    assert asked == []
+    rows = pq.read_table(file).to_pylist()
+    assert all(row["flagged"] and row["level"] == "block" for row in rows if row["id"] == "night")
+    assert sum(bool(row["flagged"]) for row in rows) > flagged
+    assert "block: 4" in said
+
+
+def test_edited_and_vanished_images_lose_their_old_answers_moved_ones_keep_them(
+    run_cli, store, cards, checks, tmp_path, asked
+):
+    file = tmp_path / "answers.csv"
+    run_cli("ask", "--embeds", store, "--checks", checks, "--out", file)
+    (cards / "sunday.jpg").unlink()
+    (cards / "seaside.jpg").rename(cards / "moved.jpg")
+    shutil.copyfile(POSTCARDS / "winter.jpg", cards / "city-lights.jpg")
+    extract_files([cards], out=store, options=ExtractOptions(prune=True))
+    asked.clear()
+    run_cli("ask", "--embeds", store, "Is there a dog?", "--choices", "yes,no", "--out", file)
+    assert asked == [("city-lights.jpg", "Is there a dog?")]  # the same prompt as the check's, of new bytes
+    with Table(file) as table:
+        told = {(one["path"], one["id"]) for one in table}
+    assert {path for path, _ in told} == {"boats-in-snow.jpg", "moved.jpg", "city-lights.jpg"}
+    assert ("city-lights.jpg", "caption") not in told
+
+
+@pytest.mark.parametrize(
+    "change", [["--model", "OTHER"], ["--system", "Be brief."], ["--max-new-tokens", "9"], ["--temperature", "2"],
+               ["--top-k", "5"], ["--top-p", "0.5"], ["--temperature", "1", "--seed", "5"], ["--dtype", "bfloat16"],
+               ["--stop", "x"], ["--json-schema", "a.json"], ["--json-schema", "b.json"]],
+)  # fmt: skip
+def test_what_decides_an_answer_decides_whether_it_is_asked_again(run_cli, store, tmp_path, asked, change, monkeypatch):
+    from qvsplit.checkpoints.checkpoint import DEMO_FOLDER
+
+    monkeypatch.chdir(tmp_path)
+    fields = {"a": {"enum": ["x", "y"]}, "b": {"enum": ["x", "y"]}}
+    for name, order in (("a", "ab"), ("b", "ba")):  # the order of a schema's fields is the order of the answer's
+        schema = {"type": "object", "properties": {field: fields[field] for field in order}, "required": ["a", "b"]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(schema))
+    if change[1] == "OTHER":
+        shutil.copytree(DEMO_FOLDER, tmp_path / "other")
+        name = tmp_path / "other" / "generation_config.json"
+        name.write_text(json.dumps(json.loads(name.read_text()) | {"repetition_penalty": 1.5}))
+        change = ["--model", str(tmp_path / "other")]
+    words = ("ask", "--embeds", store, "What is it?", "--out", tmp_path / "a.parquet", "--image", "sunday.jpg")
+    before = {"b.json": ["--json-schema", "a.json"], "5": ["--temperature", "1"]}.get(change[-1], [])
+    before = [] if change[0] == "--top-k" else before
+    for _ in range(2):
+        assert run_cli(*words, *before)[0] == 0
+    assert len(asked) == 1
+    for _ in range(2):
+        assert run_cli(*words, *change)[0] == 0
+    assert len(asked) == 2
+    assert run_cli(*words, *before)[0] == 0  # and back
+    assert len(asked) == 3
+
+
+def test_a_run_with_nothing_to_ask_imports_no_torch(run_cli, store, checks, tmp_path):
+    words = ["ask", "--embeds", str(store), "--checks", str(checks), "--out", str(tmp_path / "a.parquet")]
+    run_cli(*words)
+    code = (
+        "import sys; from qvsplit.cli import app\n"
+        f"try: app({[*words, '--quiet']!r})\n"
+        "finally: print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+
+
+def test_images_shown_together_are_one_record(run_cli, store, tmp_path, asked):
+    words = ("ask", "--embeds", store, "What differs?", "--out", tmp_path / "a.jsonl", "--compare", "sunday.jpg")
+    for _ in range(2):
+        run_cli(*words)
+        records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+        assert [json.loads(one["path"]) for one in records] == [["sunday.jpg", name] for name in NAMES[:3]]
+        assert all(len(one["sha256"].split("+")) == 2 for one in records)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_loses_no_finished_answer_and_the_next_finishes_the_rest(
+    run_cli, tmp_path, store_folder, asked, number
+):
+    shutil.copytree(store_folder, tmp_path / "store")
+    file, journal = tmp_path / "answers.parquet", tmp_path / ".answers.parquet.journal"
+    words = ["ask", "--embeds", tmp_path / "store", "--out", file, "--max-new-tokens", "12", "--token-budget", "1",
+             *(f"What is at place {n}?" for n in range(4))]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "qvsplit", *map(str, words)], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 90
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 16):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    total = 4 * len(open_store(tmp_path / "store"))
+    if number == signal.SIGINT:
+        assert not journal.exists()
+        assert process.returncode == 130
+        done = pq.read_table(file).num_rows
+    else:
+        assert not file.exists()
+        done = journal.read_bytes().count(b"\n")
+    assert 16 <= done < total
+    code, _, said = run_cli(*words)
+    assert code == 0
+    assert f"{done} answers known, {total - done} asked" in said
+    assert len(asked) == total - done
+    rows = pq.read_table(file).to_pylist()
+    fresh = tmp_path / "fresh.parquet"
+    run_cli(*[fresh if word == file else word for word in words])
+    assert [row | {"time": None} for row in rows] == [row | {"time": None} for row in pq.read_table(fresh).to_pylist()]
+
+
+def test_answers_are_kept_as_soon_as_their_batch_is_done(run_cli, store, tmp_path, monkeypatch):
+    """Not when the image is: there may be a thousand questions about it."""
+    run, done = LocalEngine._answer_whole, []
+
+    def interrupted(self, batch, *given):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(len(batch))
+        return run(self, batch, *given)
+
+    monkeypatch.setattr(LocalEngine, "_answer_whole", interrupted)
+    code, _, _ = run_cli("ask", "--embeds", store, "--image", "sunday.jpg", "--token-budget", "1", "--out",
+                         tmp_path / "a.csv", *(f"What is {n}?" for n in range(9)))  # fmt: skip
+    assert code == 130
+    with Table(tmp_path / "a.csv") as table:
+        assert len(table) == sum(done) == 5
+
+
+def test_a_part_of_a_store_drops_no_answers_of_the_whole(run_cli, store, cards, tmp_path):
+    shutil.copyfile(POSTCARDS / "winter.jpg", cards / "sunday.jpg")
+    extract_files([cards], out=store)
+    words = ("ask", "Is there a dog?", "--out", tmp_path / "a.csv", "--quiet")
+    run_cli(*words, "--embeds", store)
+    before = (tmp_path / "a.csv").read_bytes()
+    run_cli(*words, "--embeds", store / "shard-000001.parquet", "--image", "seaside.jpg")
+    assert (tmp_path / "a.csv").read_bytes() == before
+
+
+def test_skipped_checks_load_no_model(run_cli, store, tmp_path, monkeypatch):
+    text = (
+        CHECKS
+        + """
+[[check]]
+id = "colour"
+question = "What colour is the dog?"
+choices = ["red", "blue"]
+flag = "red"
+only_if = "dog"
+
+[[check]]
+id = "why"
+question = "Why?"
+only_if = "colour"
+"""
+    )
+    (tmp_path / "checks.toml").write_text(text)
+    words = ("ask", "--embeds", store, "--checks", tmp_path / "checks.toml", "--out", tmp_path / "a.csv")
+    run_cli(*words)
+    monkeypatch.setattr("qvsplit.ask._load", None)
+    code, _, said = run_cli(*words)
+    assert code == 0
+    assert "0 asked" in said
+
+
+# -- the lines of the documents ---------------------------------------------------------------------------------------
+
+
+def test_the_one_liners_of_the_recipes_run(run_cli, store, checks, tmp_path, monkeypatch):
+    """As they stand in docs/recipes.md, on an answers.parquet."""
+    run_cli("ask", "--embeds", store, "--checks", checks, "--out", tmp_path / "answers.parquet")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    section = page.split("## Tables")[1].split("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    results = {}
+    for block in blocks:
+        scope: dict[str, object] = {}
+        exec(block, scope)
+        results[block.split()[1]] = scope["nights"]
+    assert results.keys() == {"duckdb", "pandas", "polars"}
+    expected = {"boats-in-snow.jpg", "city-lights.jpg"}
+    assert {row[0] for row in results["duckdb"]} == expected
+    assert set(results["pandas"]) == expected
+    assert set(results["polars"]) == expected

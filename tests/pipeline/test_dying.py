@@ -1,0 +1,308 @@
+"""Runs that end early: signals, kills, full disks, and two runs at once. bench/deaths.py has the long forms."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from qvsplit.errors import DiskError, ModelError, StoreInUse
+from qvsplit.store import layout
+from qvsplit.store.storage import LocalStorage
+from qvsplit.store.store import open_store
+from tests.support.extracting import contents, many, shards
+from tests.support.processes import start_process, start_python, start_slowly, wait_for
+
+LOCK = layout.LOCK
+IMAGES = 24
+
+
+def staged(out) -> list:
+    return list((out / layout.STAGING).glob("*")) + list((out / layout.STAGING).glob(".*.tmp"))
+
+
+# --------------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_keeps_what_is_finished_and_the_next_run_ends_it(extract, tmp_path, out, number, code):
+    folder = many(tmp_path / "photos", IMAGES)
+    words = ["extract", folder, "--out", out, "--model", "fake", "--patch-budget", 1, "--json"]
+    process = start_slowly(*words, seconds_a_shard=0.3)
+    wait_for(lambda: len(shards(out)) >= 2, process)
+    process.send_signal(number)
+    began = time.monotonic()
+    printed, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    summary = json.loads(printed)
+    assert summary["interrupted"] is True
+    assert 0 < summary["encoded"] < IMAGES
+    assert len(open_store(out)) == summary["encoded"]
+    assert not staged(out)
+    rest = extract(folder, patch_budget=1)
+    assert rest.encoded == IMAGES - summary["encoded"]
+    extract(folder, out=tmp_path / "uninterrupted", patch_budget=1)
+    assert contents(out) == contents(tmp_path / "uninterrupted")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "seconds"), [(signal.SIGINT, 130, 0.2), (signal.SIGTERM, 143, 1.0), (signal.SIGHUP, 143, 0.1)]
+)
+def test_an_interrupt_while_libraries_are_imported_is_not_lost(some_photos, checkpoint, out, number, code, seconds):
+    """An exception raised by a signal is dropped where it meets a callback or a destructor; imports are full of them."""
+    process = start_process("extract", some_photos, "--model", checkpoint, "--out", out)
+    wait_for((out / LOCK).exists, process)
+    time.sleep(seconds)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code, said
+    *summary, last = said.splitlines()  # there is one once the images were being read
+    assert last == "qvsplit: interrupted"
+    assert len(summary) <= 1
+    assert all("4 remaining" in line for line in summary)
+
+
+def test_an_interrupt_keeps_what_had_left_the_encoder(extract, fake_model, some_photos, out):
+    """The second batch is done, though not yet written, while the first is reported."""
+
+    def on_item(path):
+        end = time.monotonic() + 10
+        while len(fake_model.batches) < 2 and time.monotonic() < end:
+            time.sleep(0.005)
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    fake_model.seconds = 0.05  # the second is behind the first
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        extract(some_photos, patch_budget=1, workers=4, on_item=on_item)
+    summary = interrupt.value.qvsplit_summary
+    assert summary.interrupted
+    assert len(open_store(out)) == summary.encoded == 2
+    assert summary.remaining == 2
+    assert extract(some_photos).encoded == 2
+
+
+def test_an_interrupt_in_the_middle_of_a_row_counts_what_is_written(extract, some_photos, out, monkeypatch):
+    """Signals wait until a row and its count are both there."""
+    real, names = LocalStorage.put_whole, []
+
+    def interrupted(storage, name, **how):
+        names.append(name)
+        if len(names) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(storage, name, **how)
+
+    monkeypatch.setattr(LocalStorage, "put_whole", interrupted)
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        extract(some_photos, patch_budget=1)
+    assert names[0] == layout.shard_name(1)
+    summary = interrupt.value.qvsplit_summary
+    assert summary.encoded == len(open_store(out)) >= 1
+    assert summary.encoded + summary.remaining == 4
+
+
+# ---------------------------------------------------------------------------------------------------- kills, locks
+
+
+def test_a_killed_run_loses_at_most_the_shard_in_hand(extract, tmp_path, out):
+    folder = many(tmp_path / "photos", IMAGES)
+    words = ["extract", folder, "--out", out, "--model", "fake", "--patch-budget", 1]
+    process = start_slowly(*words, seconds_a_shard=0.3)
+    wait_for(lambda: len(shards(out)) >= 2 and staged(out), process)
+    process.kill()
+    process.communicate(timeout=60)
+    survived = len(open_store(out))
+    assert survived > 0
+    assert extract(folder, patch_budget=1).encoded == IMAGES - survived
+    assert not staged(out)
+    extract(folder, out=tmp_path / "uninterrupted", patch_budget=1)
+    assert contents(out) == contents(tmp_path / "uninterrupted")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from qvsplit.store.storage import LocalStorage
+with LocalStorage(Path({out!r})).lock() as lock:
+    lock.announce()
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_told_who_holds_the_store_and_readers_do_not_wait(extract, some_photos, out):
+    extract(some_photos, limit=1)
+    process = start_python(HOLD.format(out=str(out)))
+    assert process.stdout.readline() == "locked\n"
+    try:
+        for _ in range(2):
+            with pytest.raises(StoreInUse, match=f"process {process.pid} on .* since .*--wait"):
+                extract(some_photos)
+        assert len(open_store(out)) == 1
+        assert extract(some_photos, dry_run=True, model=None).to_read == 3
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+    assert extract(some_photos).encoded == 3  # the kernel freed the lock
+
+
+def test_a_second_run_waits_if_asked_to(extract, some_photos, out):
+    extract(some_photos, limit=1)
+    ended, rans = threading.Event(), []
+    with LocalStorage(out).lock() as held:
+        held.announce()
+        with pytest.raises(StoreInUse, match=rf"process {os.getpid()} on .* since .*--wait"):
+            extract(some_photos)
+
+        def waiting() -> None:
+            rans.append(extract(some_photos, wait=True))
+            ended.set()
+
+        thread = threading.Thread(target=waiting)
+        thread.start()
+        time.sleep(0.7)
+        assert not ended.is_set()
+    thread.join(60)
+    assert ended.is_set()
+    assert rans[0].notes[0].startswith(f"waiting for process {os.getpid()}")
+    assert rans[0].new == 3
+
+
+def test_a_run_with_nothing_to_do_is_told_too_that_the_store_is_in_use(extract, some_photos, out):
+    extract(some_photos)
+    with LocalStorage(out).lock(), pytest.raises(StoreInUse):
+        extract(some_photos)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_refused(extract, some_photos, out, monkeypatch, code):
+    def flock(descriptor, how):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("qvsplit.store.lock.fcntl.flock", flock)
+    with pytest.raises(DiskError, match="without locks, where two runs could spoil") as refused:
+        extract(some_photos)
+    assert refused.value.exit_code == 7
+    assert not shards(out)
+
+
+# ------------------------------------------------------------------------------------------------- disks, failures
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_keeps_finished_shards_and_exits_7(extract, run_cli, tmp_path, monkeypatch):
+    folder = many(tmp_path / "photos", IMAGES)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        out = disk / "embeds"
+        with monkeypatch.context() as small:
+            small.setattr("qvsplit.store.store_writer.SHARD_ROWS", 1)
+            code, _, said = run_cli("extract", folder, "--out", out, "--model", "fake", "--patch-budget", 1)
+        assert code == 7, said
+        assert "the disk is full" in said
+        assert len(said.strip().splitlines()) == 1
+        held = len(open_store(out))
+        assert 0 < held < IMAGES
+        assert not staged(out)
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        assert extract(folder, out=out, model=None).encoded == IMAGES - held
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_rows_that_met_a_full_disk_are_not_half_kept(extract, some_photos, out, monkeypatch):
+    """A write that failed may have left anything in the file: that shard never appears."""
+    monkeypatch.setattr("qvsplit.store.shard_writer.ROW_GROUP_ROWS", 1)
+    real, calls = pq.ParquetWriter.write_table, []
+
+    def write_table(self, *args, **kwargs):
+        calls.append(1)
+        return _full() if len(calls) == 2 else real(self, *args, **kwargs)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pq.ParquetWriter, "write_table", write_table)
+        with pytest.raises(DiskError, match="the disk is full") as error:
+            extract(some_photos, patch_budget=1)
+    assert error.value.qvsplit_summary.shards == 0
+    assert shards(out) == staged(out) == []
+    assert extract(some_photos).encoded == 4
+
+
+def _full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_fills_up_later_keeps_the_shards_before(extract, some_photos, out, monkeypatch):
+    monkeypatch.setattr("qvsplit.store.store_writer.SHARD_ROWS", 1)
+    real, calls = pq.ParquetWriter.write_table, []
+
+    def write_table(self, *args, **kwargs):
+        calls.append(1)
+        return _full() if len(calls) == 3 else real(self, *args, **kwargs)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pq.ParquetWriter, "write_table", write_table)
+        with pytest.raises(DiskError, match="the disk is full"):
+            extract(some_photos, patch_budget=1)
+    assert len(open_store(out)) == len(shards(out)) == 2
+    assert extract(some_photos).encoded == 2
+
+
+def test_what_fails_in_a_device_worker_stops_the_run_and_keeps_what_was_written(extract, fake_model, some_photos, out):
+    def on_encode(batch):
+        if len(fake_model.batches) == 3:
+            raise ModelError("the encoder is broken")
+
+    fake_model.on_encode = on_encode
+    with pytest.raises(ModelError, match="broken") as error:
+        extract(some_photos, patch_budget=1)
+    assert len(open_store(out)) == error.value.qvsplit_summary.encoded == 2
+    last = json.loads((out / layout.HISTORY).read_text().splitlines()[-1])
+    assert (last["error"], last["encoded"], last["remaining"]) == ("ModelError", 2, 2)
+    fake_model.on_encode = lambda batch: None
+    assert extract(some_photos).encoded == 2
+
+
+def test_a_bug_too_keeps_what_was_written(extract, fake_model, some_photos, out):
+    def on_encode(batch):
+        if len(fake_model.batches) == 2:
+            raise ZeroDivisionError
+
+    fake_model.on_encode = on_encode
+    with pytest.raises(ZeroDivisionError):
+        extract(some_photos, patch_budget=1)
+    assert len(open_store(out)) == 1
+
+
+def test_rows_are_written_while_the_encoder_computes(extract, fake_model, some_photos, monkeypatch):
+    """The first batch's rows are stored before the third leaves the encoder."""
+    from qvsplit.store.shard_writer import ShardWriter
+
+    written, real = threading.Event(), ShardWriter.add
+
+    def on_encode(batch):
+        if len(fake_model.batches) == 3:
+            assert written.wait(30)
+
+    def add(self, row, features):
+        real(self, row, features)
+        written.set()
+
+    fake_model.on_encode = on_encode
+    monkeypatch.setattr(ShardWriter, "add", add)
+    assert extract(some_photos, patch_budget=1).encoded == 4

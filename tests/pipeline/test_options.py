@@ -1,0 +1,99 @@
+"""What an extraction may be told, by tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qvsplit.commands.options import parse_duration
+from qvsplit.errors import ConfigError, UsageError
+from qvsplit.pipeline.options import ExtractOptions, check_against, check_options, like
+from qvsplit.store.config import Provenance
+from tests.support.fake_encoder import fake_config
+
+CONFIG = fake_config("bfloat16", "reference")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"dtype": "float8"}, "--dtype float8: choose one of float32"),
+        ({"storage_dtype": "int4"}, "--storage-dtype int4: choose one of float32"),
+        ({"kernels": "quick"}, "--kernels quick: choose one of fused, reference"),
+        ({"workers": 0}, "--workers must be at least 1"),
+        ({"patch_budget": 0}, "--patch-budget must be at least 1"),
+        ({"limit": -1}, "--limit must be at least 1"),
+        ({"checksum": True, "limit": 1}, "--checksum reads everything"),
+        ({"checksum": True, "max_runtime": 1.0}, "--checksum reads everything"),
+    ],
+)
+def test_what_no_store_can_be_made_with(extract, tmp_path, options, expected):
+    with pytest.raises(UsageError, match=expected):
+        check_options(ExtractOptions(**options))
+    with pytest.raises(UsageError, match=expected):  # before a path is looked at
+        extract(tmp_path / "nowhere", **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dtype": "float16"}, {"storage_dtype": "int8"}, {"kernels": "reference"}, {"workers": 1, "limit": 1}],
+)
+def test_what_can_be(options):
+    check_options(ExtractOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"dtype": "float16"}, "--dtype float16 instead of float32"),
+        ({"storage_dtype": "float32"}, "--storage-dtype float32 instead of bfloat16"),
+        ({"kernels": "fused"}, "--kernels fused instead of reference"),
+        ({"min_pixels": 1}, "--min-pixels 1 instead of 3136"),
+        ({"max_pixels": 1}, "--max-pixels 1 instead of 1003520"),
+        ({}, None),
+        ({"dtype": "float32", "storage_dtype": "bfloat16", "kernels": "reference", "min_pixels": 3136}, None),
+    ],
+)
+def test_what_a_store_can_be_continued_with(options, expected):
+    if expected is None:
+        check_against(ExtractOptions(**options), CONFIG, "embeds")
+        return
+    with pytest.raises(ConfigError, match=f"^embeds was made under another extraction config.*{expected}.*--rebuild"):
+        check_against(ExtractOptions(**options), CONFIG, "embeds")
+
+
+@pytest.mark.parametrize(
+    ("provenance", "options", "changes"),
+    [
+        (Provenance("m", None, "cpu", {}), {}, {"model": "m"}),
+        (Provenance("m", "abc", "cpu", {}), {}, {"model": "m@abc"}),
+        (Provenance("m", None, "cpu", {}), {"model": "n", "storage_dtype": "int8"}, {"model": "n", "storage_dtype": "int8"}),
+        (Provenance("m", None, "cpu", {}), {"kernels": "fused", "max_pixels": 7}, {"model": "m", "kernels": "fused", "max_pixels": 7}),
+        (Provenance("m", None, "cpu", {}), {"workers": 3, "rebuild": True}, {"model": "m", "workers": 3, "rebuild": True}),
+    ],
+)  # fmt: skip
+def test_a_rebuild_is_like_the_store_where_nothing_else_is_said(provenance, options, changes):
+    own = ExtractOptions(
+        dtype="float32", storage_dtype="bfloat16", kernels="reference", min_pixels=3136, max_pixels=1003520
+    )
+    assert like(CONFIG, provenance, ExtractOptions(**options)) == replace(own, **changes)
+
+
+def test_a_rebuild_stores_what_it_computes_where_the_store_did():
+    """So that another --dtype alone is another dtype on the disk."""
+    options = like(fake_config(), Provenance("m", None, "cpu", {}), ExtractOptions(dtype="bfloat16"))
+    assert (options.dtype, options.storage_dtype) == ("bfloat16", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("45s", 45), ("90m", 5400), ("2h30m", 9000), ("1h", 3600), ("7", 7), ("1.5", 1.5)]
+)
+def test_durations(text, seconds):
+    assert parse_duration(text, "--max-runtime") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "tomorrow", "-5", "5d"])
+def test_durations_that_are_none(text):
+    with pytest.raises(UsageError, match="--max-runtime"):
+        parse_duration(text, "--max-runtime")

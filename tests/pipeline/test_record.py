@@ -1,0 +1,289 @@
+"""Results to rows: each is written, counted and reported once, in whatever order results come."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qvsplit.errors import ItemError, ItemNotFound
+from qvsplit.pipeline.plan import Cures, Plan
+from qvsplit.pipeline.record import RowRecorder
+from qvsplit.pipeline.runner import KNOWN, Result
+from qvsplit.pipeline.summary import ExtractCallbacks, Summary
+from qvsplit.sources.files import FileInfo
+from qvsplit.store.config import Provenance
+from qvsplit.store.features import Features, StoredTensor
+from qvsplit.store.schema import ShardSchema
+from qvsplit.store.storage import LocalStorage
+from qvsplit.store.store import open_store
+from qvsplit.store.store_writer import StoreWriter
+from tests.support.extracting import contents
+from tests.support.fake_catalogue import FakeCatalogue, digest, failed_row, ok_row
+from tests.support.fake_encoder import WIDTH, FakeEncoder, fake_config
+from tests.support.fake_source import entry
+
+CURES = Cures(("HEIF",), 60.0, 1000, "cpu")
+
+
+class FakeWriter:
+    """Keeps what is appended."""
+
+    def __init__(self):
+        self.rows = []
+        self.features = {}
+
+    def append(self, row, features=None):
+        row = replace(row, has_features=features is not None)
+        self.rows.append(row)
+        if features is not None:
+            self.features[row.content] = features
+        return row
+
+
+def features(text: str, tokens: int = 1) -> Features:
+    """Features that are a function of the content."""
+    raw = np.frombuffer(bytes.fromhex(digest(text)) * 2, np.uint8)[: 4 * WIDTH] & 0x3F  # small finite floats
+    return Features(fake_config(), {"pooler_output": StoredTensor(np.tile(raw, (tokens, 1)), "float32")}, (1, 2, 2),
+                    (("<|image_pad|>", tokens),))  # fmt: skip
+
+
+def result(path: str, outcome=KNOWN, *, content: str | None = None, version: str | None = "1", **more) -> Result:
+    """A result of reading `path`; where there are features they are of its content."""
+    info = FileInfo(digest(content or path), 1, 1, version)
+    return Result(entry(path), info, outcome=features(content or path) if outcome == "encoded" else outcome, **more)
+
+
+def unread(path: str, error: ItemError) -> Result:
+    return Result(entry(path), outcome=error)
+
+
+def recorded(results, *, rows=(), absent=(), prune=False, writer=None, empty_folders=None):
+    """A recorder that has taken `results`; its writer and summary, and what it said, are on it."""
+    writer = writer or FakeWriter()
+    summary = Summary(remaining=len(results), not_found=len(absent))
+    said: list[tuple] = []
+    callbacks = ExtractCallbacks(
+        on_item=lambda path: said.append(("item", path)), on_note=lambda line: said.append(("note", line)),
+        on_failure=lambda path, reason: said.append(("failure", path, reason)),
+    )  # fmt: skip
+    planned = Plan(len(results), (), 0, 0, absent=tuple(absent), empty_folders=empty_folders or {})
+    recorder = RowRecorder(FakeCatalogue(rows), planned, 7, lambda: writer, summary, callbacks, CURES)
+    for one in results:
+        recorder.take(one)
+    recorder.finish()
+    if prune:
+        recorder.delete_absent()
+    recorder.writer, recorder.summary, recorder.said = writer, summary, said
+    return recorder
+
+
+def counts(recorder) -> dict[str, int]:
+    names = ("encoded", "new", "modified", "re_encoded", "copied", "moved", "metadata_changed", "failed",
+             "failed_again", "disappeared", "deleted", "not_found", "remaining", "tokens")  # fmt: skip
+    return {name: getattr(recorder.summary, name) for name in names if getattr(recorder.summary, name)}
+
+
+ROWS = [
+    ok_row("edited.png", content="before"),
+    ok_row("touched.png", version="0"),
+    ok_row("old name.png", content="moving"),
+    ok_row("also gone.png", content="moving", has_features=False),
+    failed_row("still bad.png", media=None),
+    ok_row("lost.png", content="lost", has_features=False),
+]
+ABSENT = [ROWS[2], ROWS[3]]
+
+
+def every_kind() -> list[Result]:
+    return [
+        result("new.png", "encoded"),
+        result("copy.png", content="new.png"),
+        result("edited.png", "encoded", content="after"),
+        result("new name.png", content="moving"),
+        result("touched.png"),
+        result("bad.png", ItemError("is bad")),
+        result("twin.png", content="bad.png"),  # the same bytes, which waits for the other
+        unread("vanished.png", ItemNotFound("is no longer there")),
+    ]
+
+
+def test_each_result_becomes_its_row_and_its_count():
+    recorder = recorded(every_kind(), rows=ROWS, absent=ABSENT)
+    assert counts(recorder) == {
+        "encoded": 2, "new": 1, "modified": 1, "copied": 1, "moved": 1, "metadata_changed": 1, "failed": 2,
+        "disappeared": 1, "not_found": 1, "tokens": 2,
+    }  # fmt: skip
+    rows = {row.path: row for row in recorder.writer.rows}
+    assert {path: row.status for path, row in rows.items()} == {
+        "new.png": "ok", "copy.png": "ok", "edited.png": "ok", "new name.png": "ok", "old name.png": "deleted",
+        "touched.png": "ok", "bad.png": "failed", "twin.png": "failed",
+    }  # fmt: skip
+    assert {row.generation for row in rows.values()} == {7}
+    assert len(recorder.writer.rows) == len(rows)  # each once
+    assert sorted(path for _, path in {one for one in recorder.said if one[0] == "item"}) == sorted(
+        one.entry.path for one in every_kind()
+    )
+    assert sorted(one[1:] for one in recorder.said if one[0] == "failure") == [
+        ("bad.png", "is bad"), ("twin.png", "is bad")
+    ]  # fmt: skip
+
+
+def test_results_in_any_order_give_the_same_rows_and_counts():
+    expected = None
+    for order in itertools.permutations(every_kind()[:7]):
+        recorder = recorded([replace(one, seconds={}) for one in order], rows=ROWS, absent=ABSENT)
+        got = counts(recorder), {row.key: row for row in recorder.writer.rows}
+        expected = expected or got
+        assert got == expected, [one.entry.path for one in order]
+
+
+def test_results_in_any_order_give_the_same_store(tmp_path):
+    encoder = FakeEncoder()
+    schema = ShardSchema(encoder.config, encoder.tensors, (Provenance("fake", None, "cpu", {}),))
+    results = [*every_kind()[:3], every_kind()[5]]
+    expected = None
+    for number, order in enumerate(itertools.permutations(results)):
+        out = tmp_path / f"{number}"
+        storage = LocalStorage(out)
+        with storage.lock():
+            writer = StoreWriter(storage, schema)
+            recorded(order, rows=ROWS, writer=writer)
+            writer.end_shard()
+        store = open_store(out)
+        got = contents(out), {row.key: row for row in store.rows}, store.contents
+        expected = expected or got
+        assert got == expected
+    assert len(expected[0]) == 4
+
+
+@pytest.mark.parametrize("both", list(itertools.permutations(["copy.png", "other copy.png"])))
+def test_of_two_copies_one_takes_the_place_of_the_file_that_is_not_found(both):
+    results = [result(path, content="moving") for path in both]
+    recorder = recorded(results, rows=ROWS, absent=ABSENT[:1])
+    assert counts(recorder) == {"moved": 1, "copied": 1}
+    assert [row.path for row in recorder.writer.rows] == ["old name.png", *both]  # the old name first
+
+
+def test_an_item_waits_for_another_of_the_same_bytes_that_is_in_flight():
+    recorder = recorded([result("copy.png", content="new.png")])
+    assert recorder.writer.rows == []
+    assert recorder.summary.remaining == 1  # should the run end here, it is left for another
+    recorder.take(result("new.png", "encoded"))
+    assert [row.path for row in recorder.writer.rows] == ["new.png", "copy.png"]
+    assert recorder.summary.encoded == recorder.summary.copied == 1
+
+
+@pytest.mark.parametrize("outcome", ["encoded", "failed"])
+def test_what_the_home_says_of_an_item_its_copies_say_too(outcome):
+    """Width and height, say: a copy was not decoded itself."""
+    home = result("new.png", "encoded" if outcome == "encoded" else ItemError("is bad", "timeout"), width=640,
+                  height=480, taken_at="2020-01-01T00:00:00", format="PNG")  # fmt: skip
+    recorder = recorded([result("copy.png", content="new.png"), home])
+    first, copy = (recorder.current(("/photos", name)) for name in ("new.png", "copy.png"))
+    assert (first.status, first.error_kind) == (copy.status, copy.error_kind)
+    if outcome == "encoded":
+        same = replace(copy, path="new.png", has_features=True)
+        assert same == first
+        assert (copy.width, copy.height, copy.taken_at, json.loads(copy.media)) == (
+            640, 480, "2020-01-01T00:00:00", {"format": "PNG"}
+        )  # fmt: skip
+
+
+def test_features_that_were_lost_are_encoded_again():
+    recorder = recorded([result("lost.png", "encoded", content="lost")], rows=ROWS)
+    assert counts(recorder) == {"encoded": 1, "re_encoded": 1, "tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("version", "row_version", "written"),
+    [("2", "1", True), ("1", "1", False), (None, "1", False)],  # of a fresh file there is nothing to remember
+)
+def test_a_row_whose_file_has_the_same_bytes_is_refreshed_if_there_is_something_to_remember(
+    version, row_version, written
+):
+    recorder = recorded([result("a.png", version=version)], rows=[ok_row("a.png", version=row_version)])
+    assert counts(recorder) == {"metadata_changed": 1}
+    assert [(row.version, row.generation, row.has_features) for row in recorder.writer.rows] == (
+        [("2", 7, False)] if written else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "keeps_cures"),
+    [("reader-missing", True), ("timeout", True), ("memory", True), ("permission", False), ("content", False)],
+)
+def test_a_failed_row_keeps_what_may_cure_it(kind, keeps_cures):
+    recorder = recorded([result("a.png", ItemError("is bad", kind))])
+    (row,) = recorder.writer.rows
+    assert (row.status, row.error, row.error_kind) == ("failed", "is bad", kind)
+    assert row.media == (json.dumps({"cures": CURES.to_json()}, sort_keys=True) if keeps_cures else None)
+
+
+def test_what_failed_before_and_fails_again_is_neither_written_nor_reported_again():
+    first = recorded([result("a.png", ItemError("is bad"))])
+    again = recorded([result("a.png", ItemError("is bad"))], rows=first.writer.rows)
+    assert (counts(again), again.writer.rows) == ({"failed_again": 1}, [])
+    assert again.said == [("item", "a.png")]
+    other = recorded([result("a.png", ItemError("is worse"))], rows=first.writer.rows)
+    assert counts(other) == {"failed_again": 1}
+    assert [row.error for row in other.writer.rows] == ["is worse"]
+    changed = recorded([result("a.png", ItemError("is bad"), content="b")], rows=first.writer.rows)
+    assert counts(changed) == {"failed": 1}
+
+
+def test_a_file_that_could_not_be_opened_has_no_version_and_is_tried_again():
+    recorder = recorded([unread("a.png", ItemError("cannot be opened", "permission"))])
+    (row,) = recorder.writer.rows
+    assert (row.sha256, row.version, row.size, row.mtime_ns) == (None, None, 1, 1)
+
+
+def test_deleted_are_rows_whose_file_does_not_exist_and_that_have_not_moved():
+    rows = [
+        ok_row("moved.png"),
+        ok_row("gone.png"),
+        failed_row("bad and gone.png"),
+        ok_row("disk/1.png"),
+        ok_row("disk/2.png"),
+    ]
+    empty = {row.key: "/photos/disk" for row in rows[3:]}
+    recorder = recorded([result("new name.png", content="moved.png")], rows=rows, absent=rows, prune=True,
+                        empty_folders=empty)  # fmt: skip
+    assert counts(recorder) == {"moved": 1, "deleted": 2, "not_found": 2}
+    assert [(row.path, row.status) for row in recorder.writer.rows] == [
+        ("moved.png", "deleted"), ("new name.png", "ok"), ("gone.png", "deleted"), ("bad and gone.png", "deleted")
+    ]  # fmt: skip
+    assert [one for one in recorder.said if one[0] == "note"] == [
+        ("note", "/photos/disk is empty: the 2 items that were below it are not marked deleted, in case a disk is not "
+                 "mounted there; remove the folder, or take them out with `qvsplit purge`")
+    ]  # fmt: skip
+
+
+def test_a_copy_of_what_failed_under_one_name_and_was_encoded_under_another_is_no_failure():
+    """A file may take too long to read once."""
+    results = [result("a.png", ItemError("took too long", "timeout"), content="same"),
+               result("b.png", "encoded", content="same"), result("c.png", content="same")]  # fmt: skip
+    for order in itertools.permutations(results):
+        assert counts(recorded(order)) == {"encoded": 1, "new": 1, "copied": 1, "failed": 1, "tokens": 1}
+
+
+def test_a_row_and_its_count_are_one():
+    """A writer that fails counts nothing; what it was about is still to be done."""
+
+    class Full(FakeWriter):
+        def append(self, row, features=None):
+            raise OSError("the disk is full")
+
+    for one in every_kind()[:6]:
+        recorder = recorded([], rows=ROWS, absent=ABSENT, writer=Full())
+        if one.entry.path == "copy.png":
+            one = result("copy.png", content="before")
+        recorder.summary.remaining = 1
+        with pytest.raises(OSError, match="full"):
+            recorder.take(one)
+        assert recorder.summary.encoded == recorder.summary.moved == recorder.summary.copied == 0
+        assert recorder.summary.remaining == 1
+        assert not recorder.holds(result("new.png").content)

@@ -1,0 +1,47 @@
+"""Names of files as they are stored, and as the file system has them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk, storable_mtime, stored_name
+
+
+@given(st.binary(max_size=60))
+def test_every_name_a_file_system_can_have_comes_back(data):
+    name = os.path.normpath(os.fsdecode(data.replace(b"\0", b"")) or "x")
+    if name.startswith("//"):  # POSIX keeps two slashes at the start, and only there
+        name = name[1:]
+    stored = stored_name(name)
+    assert stored.encode().decode() == stored  # valid UTF-8
+    assert name_on_disk(stored) == name
+
+
+def test_only_bytes_that_are_no_utf_8_are_escaped():
+    assert stored_name("ü 猫/a.png") == "ü 猫/a.png"
+    assert stored_name(os.fsdecode(b"a/\xff\xfe.png")) == "a///xff//xfe.png"
+    assert name_on_disk("a/x41.png") == "a/x41.png"
+
+
+def test_a_file_lies_below_its_root():
+    assert file_on_disk("/photos", "a/b.png") == "/photos/a/b.png"
+    assert os.fsencode(file_on_disk("/photos//xff", "//xfe.png")) == b"/photos\xff/\xfe.png"
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "within"),
+    [("/a", "/a", True), ("/a/b", "/a", True), ("/ab", "/a", False), ("/a", "/a/b", False), ("/a", "/", True)],
+)
+def test_within_is_by_whole_names(path, folder, within):
+    assert is_within(path, folder) is within
+
+
+@pytest.mark.parametrize("mtime", [0, -5, 1 << 62, 1 << 80, -(1 << 80)])
+def test_times_fit_into_64_bits(mtime):
+    clipped = storable_mtime(mtime)
+    assert -(1 << 63) <= clipped < 1 << 63
+    assert clipped == mtime or abs(mtime) > 1 << 62

@@ -1,0 +1,201 @@
+"""compact and purge, on tiny shards and without a model."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from qvsplit.errors import StoreInUse, UsageError
+from qvsplit.store import compact as compacting
+from qvsplit.store import layout
+from qvsplit.store.compact import compact, opened_for_writing, purge
+from qvsplit.store.shards import shards_in
+from qvsplit.store.storage import LocalStorage
+from qvsplit.store.store import read_store
+from tests.support import rows
+from tests.support.memory_storage import MemoryStorage
+
+
+@pytest.fixture(params=["local", "memory"])
+def empty(request, tmp_path):
+    return LocalStorage(tmp_path / "store") if request.param == "local" else MemoryStorage()
+
+
+def compacted(storage):
+    with storage.lock() as lock:
+        return compact(storage, lock)
+
+
+def purged(storage, *names: str):
+    with storage.lock() as lock:
+        return purge(storage, names, lock)
+
+
+def every_byte(storage) -> bytes:
+    """All that the shards hold, as a reader has it: names, hashes and features."""
+    parts = []
+    for shard in read_store(storage).shards:
+        for _, row, features in shard:
+            parts += [repr(row).encode(), *(rows.raws(features) or {}).values()]
+    return b"\n".join(parts)
+
+
+# -------------------------------------------------------------------------------------------------------- compact
+
+
+def test_small_shards_are_merged_and_nothing_else_changes(empty):
+    storage = rows.write_store(empty, [rows.item("a.png")], [rows.item("b.png")], [(rows.failed("c.png"), None)])
+    before = rows.contents(read_store(storage))
+    done = compacted(storage)
+    assert (done.shards_before, done.shards_after, done.rows_dropped) == (3, 1, 0)
+    assert rows.contents(read_store(storage)) == before
+
+
+def test_a_single_shard_in_which_all_is_current_is_left_alone(empty):
+    storage = rows.write_store(empty, [rows.item("a.png"), rows.item("b.png")])
+    before = storage.list()
+    done = compacted(storage)
+    assert storage.list() == before
+    assert (done.shards_before, done.shards_after, done.bytes_before) == (1, 1, done.bytes_after)
+
+
+def test_what_is_superseded_is_dropped(empty, monkeypatch):
+    """A large shard is written again only where enough of it is of no use."""
+    monkeypatch.setattr(compacting, "SMALL_BYTES", 0)
+    many = [rows.item(f"{n}.png") for n in range(10)]
+    storage = rows.write_store(empty, many, [rows.item("0.png", generation=2, sha256=rows.sha("0 again"))])
+    assert compacted(storage).rows_dropped == 0
+    assert shards_in(storage) == ["shard-000001.parquet", "shard-000002.parquet"]
+    more = [rows.item(f"{n}.png", generation=3, sha256=rows.sha(f"{n} again")) for n in (1, 2)]
+    rows.write_shard(storage, "shard-000003.parquet", more)
+    before = rows.contents(read_store(storage))
+    assert compacted(storage).rows_dropped == 3
+    assert shards_in(storage) == ["shard-000002.parquet", "shard-000003.parquet", "shard-000004.parquet"]
+    assert rows.contents(read_store(storage)) == before
+
+
+def test_features_that_only_an_older_row_of_another_name_holds_are_kept(empty):
+    copy = rows.row("copy.png", sha256=rows.sha("a.png"), has_features=False, generation=2)
+    storage = rows.write_store(empty, [rows.item("a.png")], [(copy, None), (rows.deleted("a.png", generation=2), None)])
+    before = rows.contents(read_store(storage))
+    compacted(storage)
+    assert rows.contents(read_store(storage)) == before
+    assert read_store(storage).home(copy.content).path == "copy.png"
+
+
+def test_named_tensors_are_compacted_bit_for_bit(empty):
+    pairs = [rows.item(f"{n}.png", dtype="float32", levels=3) for n in range(4)]
+    storage = rows.write_store(empty, *([pair] for pair in pairs), declared=rows.schema("float32", levels=3))
+    compacted(storage)
+    (shard,) = read_store(storage).shards
+    assert [rows.raws(features) for _, _, features in shard] == [rows.raws(features) for _, features in pairs]
+
+
+def test_a_store_is_opened_for_writing_only_where_there_is_one(tmp_path):
+    storage = rows.write_store(tmp_path / "store", [rows.item("a.png")])
+    with opened_for_writing(tmp_path / "store") as (opened, _):
+        assert opened.location == storage.location
+        with pytest.raises(StoreInUse), opened_for_writing(tmp_path / "store"):
+            pass
+    (tmp_path / "empty").mkdir()
+    for place, what in (("empty", "no store at"), ("nowhere", "no store at"), ("store/shard-000001.parquet", "a file")):
+        with pytest.raises(UsageError, match=what), opened_for_writing(tmp_path / place):
+            pass
+    assert os.listdir(tmp_path / "empty") == [] and not (tmp_path / "nowhere").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- purge
+
+
+def test_purge_leaves_no_row_and_no_byte(empty):
+    row, features = rows.item("secret.png", 10)
+    storage = rows.write_store(
+        empty, [rows.item("a.png"), (row, features)], [rows.item("b.png")],
+        [(rows.row("secret.png", sha256=row.sha256, generation=2, has_features=False), None)],
+    )  # fmt: skip
+    bytes_ = rows.raws(features)["pooler_output"]
+    assert bytes_ in every_byte(storage)
+    done = purged(storage, "/photos/secret.png")
+    assert (done.purged, done.shared, done.still_there) == (1, 0, 0)
+    assert [row.path for row in read_store(storage).rows] == ["a.png", "b.png"]
+    left = every_byte(storage)
+    assert bytes_ not in left and b"secret" not in left and row.sha256.encode() not in left
+    assert "shard-000002.parquet" in shards_in(storage)  # which held nothing of it
+
+
+def test_purge_of_named_tensors_leaves_no_byte(empty):
+    pairs = [rows.item(f"{n}.png", levels=2) for n in range(2)]
+    storage = rows.write_store(empty, pairs, declared=rows.schema(levels=2))
+    purged(storage, "1.png")
+    left = every_byte(storage)
+    assert all(blob in left for blob in rows.raws(pairs[0][1]).values())
+    assert not any(blob in left for blob in rows.raws(pairs[1][1]).values())
+
+
+def test_features_that_another_item_shows_are_kept(empty):
+    row, features = rows.item("a.png")
+    copy = rows.row("copy.png", sha256=row.sha256, has_features=False)
+    storage = rows.write_store(empty, [(row, features)], [(copy, None)])
+    done = purged(storage, "a.png")
+    assert (done.purged, done.shared) == (1, 1)
+    store = read_store(storage)
+    assert [row.path for row in store.rows] == ["copy.png"]
+    assert rows.raws(store.features(store.current("/photos", "copy.png"))) == rows.raws(features)
+
+
+def test_old_names_of_the_same_bytes_go_too(empty):
+    """They would tell the hash of what was purged."""
+    row, features = rows.item("new.png", generation=2)
+    storage = rows.write_store(
+        empty, [rows.item("old.png", sha256=row.sha256)],
+        [(rows.deleted("old.png", sha256=row.sha256, generation=2), None), (row, features)], [rows.item("x.png")],
+    )  # fmt: skip
+    purged(storage, "new.png")
+    assert [row.path for row in read_store(storage).rows] == ["x.png"]
+    assert row.sha256.encode() not in every_byte(storage)
+
+
+def test_a_folder_is_purged_by_its_place_or_by_its_path_below_the_root(empty):
+    pairs = [rows.item(name) for name in ("a/1.png", "a/b/2.png", "ab/3.png", "a.png")]
+    storage = rows.write_store(empty, pairs)
+    assert purged(storage, "/photos/a/b").purged == 1
+    assert purged(storage, "a/").purged == 1
+    assert [row.path for row in read_store(storage).rows] == ["a.png", "ab/3.png"]
+    assert purged(storage, "/photos").purged == 2
+    assert shards_in(storage) == []
+
+
+def test_a_name_that_is_none_or_in_two_roots_is_refused(empty):
+    storage = rows.write_store(empty, [rows.item("a.png"), rows.item("a.png", root="/other")])
+    for name, what in (("", "empty name"), ("nothing.png", "knows no item"), ("a.png", "more than one root")):
+        with pytest.raises(UsageError, match=what):
+            purged(storage, name)
+    assert purged(storage, "/other/a.png").purged == 1
+
+
+def test_purge_reaches_caches_quarantine_and_marks(empty):
+    storage = rows.write_store(empty, [rows.item("a.png")], [rows.item("b.png")])
+    for name in (layout.INDEX, layout.ROWS, f"{layout.QUARANTINE}/shard-000009.parquet",
+                 f"{layout.DAMAGE}/shard-000001.parquet.json"):  # fmt: skip
+        with storage.put_whole(name) as stream:
+            stream.write(b"a.png")
+    done = purged(storage, "a.png")
+    assert done.removed_quarantined == 1
+    assert all(storage.list(folder) == [] for folder in (layout.QUARANTINE, layout.DAMAGE))
+    assert not {layout.INDEX, layout.ROWS} & {
+        f"{layout.OWN_FOLDER}/{one.name}" for one in storage.list(layout.OWN_FOLDER)
+    }
+
+
+def test_purge_reaches_an_unfinished_rebuild(tmp_path):
+    storage = rows.write_store(tmp_path, [rows.item("a.png"), rows.item("b.png")])
+    rows.write_store(tmp_path / layout.REBUILD, [rows.item("a.png")])
+    assert purged(storage, "a.png").removed_rebuild
+    assert not (tmp_path / layout.REBUILD).exists()
+
+
+def test_purge_says_which_files_still_exist(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    storage = rows.write_store(tmp_path / "store", [rows.item(name, root=str(tmp_path)) for name in ("a.png", "b.png")])
+    assert purged(storage, str(tmp_path)).still_there == 1

@@ -1,0 +1,84 @@
+"""The extraction config decides what may be used together; provenance only says where rows came from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qvsplit.errors import ConfigError, StoreDamaged
+from qvsplit.store.config import ExtractionConfig, Provenance
+from tests.support import rows
+
+
+def read(**changes) -> ExtractionConfig:
+    content = json.loads(json.dumps(rows.config().to_json())) | changes
+    return ExtractionConfig.from_json(content, "x.parquet")
+
+
+def test_it_comes_back_from_json():
+    assert read() == rows.config()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"surprise": 1}, {"kernels": "quantum"}, {"compute_dtype": "float8"}, {"storage_dtype": "int4"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_value_that_is_unknown_was_made_by_a_newer_version(changes):
+    with pytest.raises(ConfigError, match=r"x\.parquet was made by a newer qvsplit .*; upgrade") as caught:
+        read(**changes)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"family": None}, {"encoder": 7}, {"kernels": []}, {"processor": []}, {"images": None},
+     {"processor": rows.PROCESSOR | {"merge_size": 0}}, {"processor": rows.PROCESSOR | {"merge_size": True}},
+     {"processor": rows.PROCESSOR | {"min_pixels": "few"}}, {"processor": {"merge_size": 2, "min_pixels": 5}}],
+    ids=str,
+)  # fmt: skip
+def test_a_value_of_another_type_is_damage(changes):
+    with pytest.raises(StoreDamaged, match=r"x\.parquet has no usable extraction config"):
+        read(**changes)
+
+
+def test_a_field_that_is_missing_is_damage():
+    for name in rows.config().to_json():
+        content = rows.config().to_json()
+        del content[name]
+        with pytest.raises(StoreDamaged):
+            ExtractionConfig.from_json(content, "x.parquet")
+
+
+def test_a_family_that_merges_no_patches_needs_no_such_settings():
+    assert read(processor={"size": [8, 8]}).merge_size == 1
+
+
+def test_differences_are_named_also_within_the_processor():
+    mine, other = rows.config(), rows.config("float32", processor=rows.PROCESSOR | {"max_pixels": 5})
+    assert mine.differences(mine) == []
+    assert mine.differences(other) == [
+        "processor.max_pixels: 1003520, not 5", "storage_dtype: bfloat16, not float32"
+    ]  # fmt: skip
+
+
+def test_a_tuple_and_the_list_that_json_makes_of_it_do_not_differ():
+    mine = rows.config(processor=rows.PROCESSOR | {"image_mean": (0.5, 0.5)})
+    assert mine.differences(rows.config(processor=rows.PROCESSOR | {"image_mean": [0.5, 0.5]})) == []
+
+
+def test_provenance_of_the_same_content_has_the_same_id():
+    one = Provenance("m", "r", "cpu", {"torch": "2", "pillow": "11"})
+    assert one.id == Provenance("m", "r", "cpu", {"pillow": "11", "torch": "2"}).id
+    others = [Provenance("n", "r", "cpu", one.versions), Provenance("m", None, "cpu", one.versions),
+              Provenance("m", "r", "cuda", one.versions), Provenance("m", "r", "cpu", {"torch": "2"})]  # fmt: skip
+    assert len({one.id, *(other.id for other in others)}) == 5
+    assert len(one.id) == 16 and one.to_json()["id"] == one.id
+
+
+@pytest.mark.parametrize("content", [None, 7, [], {"model": 7, "revision": 7, "versions": [1]}, {"versions": {"a": 1}}])
+def test_provenance_is_read_whatever_is_there(content):
+    read = Provenance.from_json(content)
+    assert isinstance(read.model, str) and read.revision is None
+    assert Provenance.from_json(read.to_json()) == read

@@ -1,0 +1,121 @@
+"""One writer at a time, by a lock that ends with its holder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from qvsplit.errors import DiskError, StoreInUse
+from qvsplit.store import layout, lock
+from qvsplit.store.storage import LocalStorage
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from qvsplit.store.storage import LocalStorage
+with LocalStorage(Path(sys.argv[1])).lock() as lock:
+    if sys.argv[2] == "announce":
+        lock.announce()
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def storage(tmp_path) -> LocalStorage:
+    return LocalStorage(tmp_path / "store")
+
+
+@pytest.fixture
+def hold(storage):
+    """Have another process hold the lock."""
+    held = []
+
+    def start(*words: str) -> subprocess.Popen:
+        words = words or ("announce",)
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(storage.folder), *words], stdout=subprocess.PIPE, text=True
+        )
+        held.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in held:
+        process.kill()
+        process.communicate()
+
+
+def test_another_process_is_refused_and_told_who_holds_it(storage, hold):
+    process = hold()
+    with pytest.raises(StoreInUse, match="is being written by process") as caught, storage.lock():
+        pass
+    assert caught.value.exit_code == 5
+    for part in (str(storage.folder), f"process {process.pid} on {socket.gethostname()}", "--wait"):
+        assert part in str(caught.value)
+
+
+def test_a_holder_that_has_not_announced_itself_is_named_by_the_kernel(storage, hold):
+    process = hold("silent")
+    (storage.folder / layout.LOCK).write_text(json.dumps({"pid": 1, "host": socket.gethostname(), "since": "ever"}))
+    with pytest.raises(StoreInUse, match=f"by (process {process.pid}|process 1 on)"), storage.lock():
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "no json", "[]", '{"pid": "x"}', "[" * 2000])
+def test_nonsense_in_the_file_is_passed_over(storage, monkeypatch, text):
+    monkeypatch.setattr(lock, "_holder_by_kernel", lambda descriptor: None)
+    with storage.lock():
+        (storage.folder / layout.LOCK).write_text(text)
+        with pytest.raises(StoreInUse, match="written by another process"), storage.lock():
+            pass
+
+
+def test_it_ends_with_its_holder_however_that_dies(storage, hold):
+    process = hold()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with storage.lock():
+        pass
+
+
+def test_waiting_says_for_whom_once_and_then_goes_on(storage, monkeypatch):
+    notes, sleeps = [], []
+    held = storage.lock()
+    held.__enter__()
+
+    def sleep(seconds):
+        sleeps.append(seconds)
+        if len(sleeps) == 3:
+            held.__exit__(None, None, None)
+
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    with storage.lock(wait=True, on_note=notes.append):
+        pass
+    assert len(sleeps) == 3
+    assert len(notes) == 1 and notes[0].startswith("waiting for") and str(storage.folder) in notes[0]
+
+
+def test_a_run_that_writes_nothing_leaves_no_name(storage):
+    with storage.lock() as held:
+        assert (storage.folder / layout.LOCK).read_bytes() == b""
+        held.announce()
+        assert json.loads((storage.folder / layout.LOCK).read_bytes())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_refused(storage, monkeypatch, code):
+    def flock(descriptor, how):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(DiskError, match="without locks, where two runs could spoil"), storage.lock():
+        pass

@@ -1,0 +1,111 @@
+"""What a row may hold, and what no writer writes."""
+
+from __future__ import annotations
+
+import pytest
+
+from qvsplit.store import row as row_module
+from qvsplit.store.row import deleted_row, parse_placeholder, placeholder_json, row_error, unknown_value
+from tests.support import rows
+
+
+def error(row=None, *, config=None, **changes) -> str | None:
+    return row_error(row or rows.row(**changes), config or rows.config())
+
+
+def test_sound_rows_pass():
+    assert error() is None
+    assert error(rows.failed("b.png")) is None
+    assert error(rows.failed("b.png", sha256=None)) is None
+    assert error(rows.deleted("c.png")) is None
+    assert error(name="//xff/ü 猫.png", part=7, kind="video", start=1.5, end=3.0, has_features=False) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"path": "../x"}, "leads out"), ({"path": "/etc/passwd"}, "leads out"), ({"path": "a//b"}, "leads out"),
+        ({"path": "a//x2e//x2e"}, "leads out"), ({"path": ""}, "lacks"), ({"path": "a\0"}, "leads out"),
+        ({"root": None}, "lacks"), ({"root": "a//b"}, "root"), ({"size": None}, "lacks"), ({"status": None}, "lacks"),
+        ({"has_features": None}, "lacks"), ({"part": -1}, "part"), ({"part": None}, "part"),
+        ({"generation": -1}, "generation"), ({"generation": None}, "generation"), ({"kind": None}, "kind"),
+        ({"sha256": "A" * 64}, "hash"), ({"sha256": "a" * 63}, "hash"), ({"sha256": None}, "hash"),
+        ({"n_tokens": None}, "token"), ({"n_tokens": -1}, "negative"), ({"n_tokens": 7}, "tokens"),
+        ({"grid_thw": None}, "grid"), ({"grid_thw": (1, None, 6)}, "gap"), ({"grid_thw": (1, 3, 8)}, "divide"),
+        ({"grid_thw": (0, 4, 6), "n_tokens": 0}, "divide"), ({"grid_thw": (1, 4)}, "gap"),
+        ({"placeholder": None}, "placeholder"), ({"inputs": "x" * 65537}, "inputs"), ({"media": "猫" * 22_000}, "media"),
+        ({"status": "failed"}, "claims features"), ({"status": "deleted"}, "claims features"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_no_writer_writes_is_named(changes, what):
+    assert what in (error(**changes) or "")
+
+
+def test_inputs_and_media_up_to_the_bound_pass():
+    assert error(inputs="x" * 65536, media="猫" * 21_845) is None
+
+
+def test_a_family_without_merged_patches_needs_no_grid():
+    assert error(grid_thw=None, config=rows.config(processor={"size": [8, 8]})) is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("status", "fine"), ("kind", "audio"), ("error_kind", "solar-flare")])
+def test_what_is_unknown_is_told_apart_from_damage(name, value):
+    assert unknown_value(rows.row(**{name: value})) == f"{name} {value!r}"
+    assert unknown_value(rows.row(**{name: None})) is None
+
+
+def test_a_row_names_its_item_its_folder_and_its_content():
+    one = rows.row("a/b/c.png", part=2)
+    assert (one.key, one.folder) == (("/photos", "a/b/c.png"), ("/photos", "a/b"))
+    assert one.content == (rows.sha("a/b/c.png"), 2)
+    assert rows.failed("x", sha256=None).content is None
+    assert rows.row("top.png").folder == ("/photos", "")
+
+
+def test_a_deleted_row_keeps_its_content_and_claims_nothing():
+    before = rows.row(generation=3, error="e", error_kind="timeout")
+    after = deleted_row(before, 9)
+    assert (after.status, after.generation, after.has_features) == ("deleted", 9, False)
+    assert (after.error, after.error_kind) == (None, None)
+    assert (after.content, after.grid_thw) == (before.content, before.grid_thw)
+    assert error(after) is None
+
+
+def test_a_placeholder_comes_back_as_runs():
+    runs = (("<|vision_start|>", 1), ('ü\n"x"', 1280), ("\u2028", 1))
+    assert parse_placeholder(placeholder_json(runs)) == runs
+    assert rows.row(placeholder=placeholder_json(runs)).placeholder_runs == runs
+    assert rows.row(placeholder=None).placeholder_runs == ()
+    assert len(placeholder_json((("<|image_pad|>", 1280),))) < 32
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "{}", "null", '"x"', "[1]", '[["x"]]', '[["x", 1, 1]]', '[["x", 0]]', '[["x", -1]]', '[["x", 1.5]]',
+     '[["x", true]]', '[["", 1]]', '[[1, "x"]]', '[["x", 2147483648]]', '[["x", "1"]]', "[" * 100_000, '[["x", NaN]]'],
+)  # fmt: skip
+def test_a_hostile_placeholder_is_refused(text):
+    with pytest.raises(ValueError, match="has"):
+        parse_placeholder(text)
+
+
+def test_a_placeholder_has_a_bound_on_its_runs(monkeypatch):
+    monkeypatch.setattr(row_module, "MAX_RUNS", 3)
+    assert len(parse_placeholder(placeholder_json([("x", 1)] * 3))) == 3
+    with pytest.raises(ValueError, match="no list of runs"):
+        parse_placeholder(placeholder_json([("x", 1)] * 4))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "{", "[" * 100_000])
+def test_inputs_that_are_no_json_object_are_refused(text):
+    with pytest.raises(ValueError, match="inputs"):
+        _ = rows.row(inputs=text).inputs_by_name
+
+
+def test_inputs_come_back_by_name():
+    assert rows.row(inputs='{"second_per_grid_ts": {"dtype": "float32"}}').inputs_by_name == {
+        "second_per_grid_ts": {"dtype": "float32"}
+    }
+    assert rows.row(inputs=None).inputs_by_name == {}

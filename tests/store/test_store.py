@@ -1,0 +1,267 @@
+"""What is current in a store, where features are found, and that other readers open it too."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+
+from qvsplit.errors import ConfigError, StoreDamaged, StoreInUse, UsageError
+from qvsplit.store import layout
+from qvsplit.store.config import Provenance
+from qvsplit.store.storage import LocalStorage
+from qvsplit.store.store import Store, open_store, read_store
+from tests.support import fuzz, rows
+from tests.support.memory_storage import MemoryStorage
+
+
+def store_of(*shards) -> Store:
+    return read_store(rows.write_store(MemoryStorage(), *shards))
+
+
+# -------------------------------------------------------------------------------------------------- what is current
+
+
+def test_the_rows_of_the_highest_generation_are_current_in_any_order_of_shards():
+    shards = [
+        [rows.item("a.png", generation=generation, sha256=rows.sha(f"a{generation}"))] for generation in (1, 2, 3)
+    ]
+    for order in itertools.permutations(shards):
+        store = store_of(*order)
+        assert store.current("/photos", "a.png").sha256 == rows.sha("a3")
+        assert [row.generation for row in store.rows] == [3] and store.generation == 3
+
+
+def test_of_equal_generations_the_later_place_wins():
+    first, second = (rows.item("a.png", sha256=rows.sha(text)) for text in ("first", "second"))
+    assert store_of([first], [second]).current("/photos", "a.png").sha256 == rows.sha("second")
+    assert store_of([second, first]).current("/photos", "a.png").sha256 == rows.sha("first")
+
+
+def test_several_parts_of_an_item_are_current_together():
+    clip = [rows.item("c.mp4", kind="video", part=part, generation=2) for part in (2, 0, 1)]
+    before = rows.item("c.mp4", kind="video", part=7, generation=1)
+    for store in (store_of([before, *clip]), store_of(clip, [before]), store_of([clip[0]], [clip[1], clip[2]])):
+        assert [row.part for row in store.rows] == [row.part for row in store] == [0, 1, 2]
+        assert store.current("/photos", "c.mp4").part == 0
+        assert {rows.raws(store.features(row))["pooler_output"] for row in store} == {
+            rows.raws(features)["pooler_output"] for _, features in clip
+        }
+    repeated = rows.item("c.mp4", kind="video", part=0, generation=2, warnings="repeated")
+    assert [(row.part, row.warnings) for row in store_of(clip, [repeated]).rows] == [
+        (0, "repeated"),
+        (1, None),
+        (2, None),
+    ]
+    again = rows.item("c.mp4", kind="video", part=0, generation=3)
+    assert [(row.part, row.generation) for row in store_of(clip, [again]).rows] == [(0, 3)]
+
+
+def test_deleted_and_failed_rows_are_current_but_cannot_be_asked_about():
+    store = store_of([rows.item("a.png"), rows.item("b.png")],
+                     [(rows.deleted("a.png", generation=2), None), (rows.failed("c.png"), None)])  # fmt: skip
+    assert [(row.path, row.status) for row in store.rows] == [
+        ("a.png", "deleted"), ("b.png", "ok"), ("c.png", "failed"),
+    ]  # fmt: skip
+    assert [row.path for row in store] == ["b.png"] and len(store) == 1
+    for name in ("a.png", "c.png"):
+        with pytest.raises(UsageError, match=f"{name} has no features"):
+            store.features(store.current("/photos", name))
+    assert store.current("/photos", "nothing.png") is None
+
+
+def test_it_is_known_which_very_row_is_current():
+    store = store_of([rows.item("a.png"), rows.item("a.png", generation=2)])
+    assert [store.is_current(row) for row in store.shards[0].rows] == [False, True]
+
+
+# ------------------------------------------------------------------------------------------------------ the features
+
+
+def test_a_copy_has_the_features_of_its_content():
+    own, features = rows.item("a.png")
+    copy = rows.row("b.png", sha256=own.sha256, has_features=False)
+    store = store_of([(copy, None)], [(own, features)])
+    assert rows.raws(store.features(store.current("/photos", "b.png"))) == rows.raws(features)
+    assert store.home(copy.content).path == "a.png"
+    assert store.contents == {own.content}
+
+
+def test_content_is_hash_and_part():
+    one, other = rows.item("a.png", part=0), rows.item("a.png", part=1)
+    store = store_of([one, other])
+    for row, features in (one, other):
+        assert rows.raws(store.features(row)) == rows.raws(features)
+    with pytest.raises(StoreDamaged, match="in no shard given"):
+        store.features(rows.row("a.png", part=2))
+
+
+def test_features_that_no_shard_holds_say_what_to_do():
+    store = store_of([(rows.row("b.png", has_features=False), None)])
+    with pytest.raises(StoreDamaged, match=r"the features of b\.png are in no shard given.*qvsplit extract"):
+        store.features(store.current("/photos", "b.png"))
+    assert store.home(None) is None
+
+
+def test_a_later_home_is_the_home():
+    """So a shard that repeats features may take the place of the one it repeats."""
+    store = store_of([rows.item("a.png")], [rows.item("a.png")])
+    content = store.current("/photos", "a.png").content
+    assert [store.is_home(content, shard, 0) for shard in store.shards] == [False, True]
+
+
+def test_named_tensors_are_read():
+    declared = rows.schema("float32", levels=3)
+    pairs = [rows.item(f"{n}.png", dtype="float32", levels=3) for n in range(3)]
+    store = read_store(rows.write_store(MemoryStorage(), pairs[:2], pairs[2:], declared=declared))
+    assert store.tensors == declared.tensors and store.width == rows.WIDTH
+    for row, features in pairs:
+        assert rows.raws(store.features(row)) == rows.raws(features)
+        assert set(store.features(row)) == {"pooler_output", *(f"deepstack_features_{level}" for level in range(3))}
+
+
+# ----------------------------------------------------------------------------------------------------- one config
+
+
+@pytest.mark.parametrize(
+    ("declared", "what"),
+    [
+        (rows.schema("float32"), "storage_dtype: bfloat16, not float32"),
+        (rows.schema(levels=1), "tensors: pooler_output 16 bfloat16, not pooler_output 16 bfloat16, deepstack_features_0"),
+        (rows.schema(width=8), "tensors: pooler_output 16 bfloat16, not pooler_output 8 bfloat16"),
+    ],
+)  # fmt: skip
+def test_shards_of_two_extraction_configs_are_not_opened_together(declared, what):
+    storage = rows.write_store(MemoryStorage(), [rows.item("a.png")])
+    rows.write_shard(storage, "shard-000002.parquet", [], declared)
+    with pytest.raises(
+        ConfigError, match=r"shard-000001\.parquet and .*shard-000002\.parquet.*ask them apart"
+    ) as caught:
+        read_store(storage)
+    assert what in str(caught.value)
+
+
+def test_provenance_may_differ_and_is_that_of_the_newest_rows():
+    storage = MemoryStorage()
+    for number, device in enumerate(("cpu", "cuda"), 1):
+        declared = rows.schema(provenance=[Provenance("m", None, device, {})])
+        rows.write_shard(storage, layout.shard_name(number), [rows.item(f"{device}.png")], declared)
+    assert read_store(storage).provenance.device == "cuda"
+
+
+def test_a_store_without_shards_has_nothing():
+    store = Store([])
+    assert (store.config, store.tensors, store.provenance, store.width, store.generation) == (None, None, None, None, 0)
+    assert (store.rows, len(store), store.roots, store.contents) == ([], 0, frozenset(), frozenset())
+
+
+# ----------------------------------------------------------------------------------------------------- opening one
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A store of three shards, with everything beside them that there may be."""
+    folder = tmp_path / "embeds"
+    storage = rows.write_store(folder, [rows.item("a.png")], [rows.item("b.png")], [(rows.failed("c.png"), None)])
+    with storage.lock():
+        for name in (f"{layout.QUARANTINE}/shard-000009.parquet", f"{layout.STAGING}/.shard-000004.parquet.1.tmp",
+                     f"{layout.REBUILD}/shard-000010.parquet", f"{layout.REBUILD}/{layout.STAGING}/.x.tmp",
+                     f"{layout.DAMAGE}/shard-000001.parquet.json", layout.ROWS, layout.INDEX, layout.HISTORY):  # fmt: skip
+            with storage.put_whole(name) as stream:
+                stream.write(b"PAR1 and no more")
+    return folder
+
+
+def test_a_folder_a_shard_a_glob_and_several_of_them_are_opened(folder):
+    assert [row.path for row in open_store(folder).rows] == ["a.png", "b.png", "c.png"]
+    assert [row.path for row in open_store(folder / "shard-000002.parquet").rows] == ["b.png"]
+    assert [row.path for row in open_store(f"{folder}/shard-00000[12].parquet").rows] == ["a.png", "b.png"]
+    twice = open_store(folder / "shard-000002.parquet", folder, f"{folder}/*.parquet")
+    assert [shard.name[-9] for shard in twice.shards] == ["2", "1", "3"]  # each once
+    assert twice.name == str(folder)
+
+
+def test_what_is_no_store_is_said(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no shards"):
+        open_store(tmp_path / "empty")
+    for place in (tmp_path / "nowhere", f"{tmp_path}/*.nothing", folder / "shard-000001.parquet" / "x"):
+        with pytest.raises(UsageError, match="no store or shard at"):
+            open_store(place)
+
+
+def test_a_store_whose_rebuild_is_being_put_in_place_is_not_opened(folder):
+    (folder / layout.REBUILD_COMPLETE).write_text('{"first": 10}')
+    with pytest.raises(StoreInUse, match="replaced by its rebuild"):
+        open_store(folder)
+    (folder / layout.REBUILD_COMPLETE).write_text("[" * 100_000)
+    with pytest.raises(StoreDamaged, match="cannot be read"):
+        open_store(folder)
+
+
+def test_shards_are_taken_by_number_not_by_name(tmp_path):
+    storage = LocalStorage(tmp_path)
+    for number in (1_000_000, 999_999, 2):
+        rows.write_shard(storage, layout.shard_name(number), [rows.item("a.png", sha256=rows.sha(str(number)))])
+    assert open_store(tmp_path).current("/photos", "a.png").sha256 == rows.sha("1000000")
+    assert [shard.name for shard in open_store(f"{tmp_path}/*.parquet").shards][-1] == "shard-1000000.parquet"
+
+
+def test_a_folder_whose_name_is_not_utf_8(tmp_path, folder):
+    target = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff")
+    shutil.copytree(folder, target)
+    assert rows.contents(open_store(target)) == rows.contents(open_store(folder))
+
+
+@pytest.mark.parametrize("name", fuzz.NEWER)
+def test_a_shard_that_a_newer_version_wrote_hides_no_row(folder, name):
+    """The store is refused as a whole: rows that this version cannot read may supersede those that it can."""
+    (folder / "shard-000004.parquet").write_bytes(fuzz.written(fuzz.NEWER[name]()))
+    with pytest.raises(ConfigError, match=r"shard-000004\.parquet.*made by a newer qvsplit"):
+        open_store(folder)
+
+
+# ---------------------------------------------------------------------------------------------------- other readers
+
+
+def test_pyarrow_and_pandas_read_the_folder(folder):
+    import pandas as pd
+
+    assert sorted(pyarrow.dataset.dataset(folder).to_table(columns=["path"]).column("path").to_pylist()) == [
+        "a.png", "b.png", "c.png",
+    ]  # fmt: skip
+    assert sorted(pq.read_table(folder, columns=["path"]).column("path").to_pylist()) == ["a.png", "b.png", "c.png"]
+    assert sorted(pd.read_parquet(folder)["path"]) == ["a.png", "b.png", "c.png"]
+
+
+def test_duckdb_and_polars_read_its_shards(folder):
+    import duckdb
+    import polars as pl
+
+    found = duckdb.sql(f"select path, octet_length(embeds) from '{folder}/*.parquet' order by path").fetchall()
+    assert found == [("a.png", 192), ("b.png", 192), ("c.png", None)]
+    assert pl.read_parquet(f"{folder}/*.parquet").sort("path")["path"].to_list() == ["a.png", "b.png", "c.png"]
+
+
+def test_current_rows_and_their_features_are_found_with_sql(tmp_path):
+    """Current: the highest generation of an item, and of equal ones the later file; features by content."""
+    import duckdb
+
+    own, features = rows.item("a.png")
+    copy = rows.row("b.png", sha256=own.sha256, has_features=False)
+    storage = rows.write_store(tmp_path, [(own, features), rows.item("c.png")],
+                               [(copy, None), rows.item("c.png", generation=5, sha256=rows.sha("new"))])  # fmt: skip
+    found = duckdb.sql(f"""
+        with rows as (select * from read_parquet('{tmp_path}/*.parquet')),
+        current as (
+          select * from rows qualify generation = max(generation) over (partition by root, path) and status = 'ok')
+        select current.path, homes.embeds from current
+        join (select distinct on (sha256, part) sha256, part, embeds from rows where has_features) homes
+        using (sha256, part) order by current.path""").fetchall()
+    store = read_store(storage)
+    assert [path for path, _ in found] == [row.path for row in store]
+    assert found[0][1] == found[1][1] != found[2][1]

@@ -1,0 +1,1 @@
+"""What tests share: checkpoints, photographs, fakes, fuzzers, killers."""

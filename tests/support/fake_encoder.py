@@ -1,0 +1,144 @@
+"""A fake of the Encoder door: features that are a function of the pixels, without a model. And what loads it."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from qvsplit.errors import ItemError
+from qvsplit.models.encoder import Cancelled, Encoded
+from qvsplit.models.preparing import Prepared
+from qvsplit.pipeline.devices import Loaded, StoreDeclares
+from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.pipeline.runner import Devices, DeviceWorker
+from qvsplit.pipeline.stages import Encode, Prepare, Quantize
+from qvsplit.pipeline.summary import Summary
+from qvsplit.store.config import ExtractionConfig, Provenance
+from qvsplit.store.features import POOLER_OUTPUT, TensorSpec
+from qvsplit.store.schema import ShardSchema
+
+NAME = "fake"  # as the model of an extraction
+WIDTH = 12  # values a token: the three colours of its four patches
+TOKEN_PIXELS = 56  # along each side
+IMAGE_TOKEN = "<|image_pad|>"
+
+
+def fake_config(storage_dtype: str = "float32", kernels: str = "fused", **processor: int) -> ExtractionConfig:
+    """The extraction config of a FakeEncoder."""
+    limits = {"merge_size": 2, "patch_size": 14, "min_pixels": 3136, "max_pixels": 1003520}
+    return ExtractionConfig(
+        family="qwen2_vl", encoder="f" * 64, processor=limits | processor, compute_dtype="float32",
+        storage_dtype=storage_dtype, images={"policy": "fake"}, kernels=kernels,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FakePreparer:
+    """Takes one pixel a patch."""
+
+    def prepare(self, image: np.ndarray) -> Prepared:
+        """Take uint8 [height, width, 3]; give patches in the order in which four of them are a token."""
+        height, width = image.shape[:2]
+        if max(height, width) > 200 * min(height, width):
+            raise ItemError(f"is {width}×{height}, too slim")
+        h, w = (2 * max(1, round(side / TOKEN_PIXELS)) for side in (height, width))
+        rows, columns = ((np.arange(n) * side + side // 2) // n for n, side in ((h, height), (w, width)))
+        pixels = torch.from_numpy(image[rows][:, columns].copy())  # [h, w, 3]
+        patches = pixels.view(h // 2, 2, w // 2, 2, 3).permute(0, 2, 1, 3, 4).reshape(h * w, 3)
+        return Prepared(patches, (1, h, w), h * w // 4, ((IMAGE_TOKEN, h * w // 4),))
+
+
+@dataclass
+class FakeEncoder:
+    """An Encoder whose features are the pixels themselves: the same bits in whatever batch."""
+
+    config: ExtractionConfig = field(default_factory=fake_config)
+    on_encode: Callable[[Sequence[Prepared]], None] = lambda batch: None
+    preparer: FakePreparer = FakePreparer()
+
+    def __post_init__(self):
+        self._cancelled = threading.Event()
+
+    @property
+    def tensors(self):
+        return (TensorSpec(POOLER_OUTPUT, self.config.storage_dtype, WIDTH),)
+
+    def prepare(self, image):
+        yield self.preparer.prepare(image)
+
+    def encode(self, batch):
+        self.on_encode(batch)
+        if self._cancelled.is_set():
+            raise Cancelled
+        return [
+            Encoded({POOLER_OUTPUT: one.pixels.float().view(-1, WIDTH) / 255}, one.grid_thw, one.placeholder)
+            for one in batch
+        ]
+
+    def join(self, slices):
+        (only,) = slices
+        return only
+
+    def cancel(self):
+        self._cancelled.set()
+
+
+def fake_devices(encoder: FakeEncoder, *, workers: int = 1, patch_budget: int = 500) -> Devices:
+    """Devices that all work with `encoder`."""
+    quantize = Quantize(encoder.config, encoder.tensors)
+    lanes = [DeviceWorker(Encode(functools.partial(FakeEncoder), encoder), quantize) for _ in range(workers)]
+    return Devices(encoder, Prepare(encoder.preparer), lanes, patch_budget)
+
+
+class FakeModel:
+    """Stands in for `load_devices`.
+
+    Attributes:
+        on_encode: Called with each batch, in the device worker's thread, before it is encoded.
+        batches: The patches of each item of each batch, in the order in which they were encoded.
+        loads: How many times it was loaded.
+    """
+
+    def __init__(self, seconds: float = 0.0):
+        self.on_encode: Callable[[Sequence[Prepared]], None] = lambda batch: None
+        self.seconds = seconds  # that each batch takes
+        self.batches: list[list[int]] = []
+        self.loads = 0
+
+    def load_devices(
+        self, options: ExtractOptions, own: StoreDeclares, summary: Summary, on_note: Callable[[str], None]
+    ) -> Loaded:
+        """Make an encoder by the options, else by the store, else by default."""
+        self.loads += 1
+        limits = {name: getattr(options, name) for name in ("min_pixels", "max_pixels") if getattr(options, name)}
+        config = own.config or fake_config(options.storage_dtype or "float32", options.kernels or "fused", **limits)
+        encoder = FakeEncoder(config, self._encoding)
+        summary.model, summary.patch_budget = NAME, options.patch_budget or 500
+        workers = len((options.device or "cpu").split(","))
+        provenance = Provenance(NAME, None, options.device or "cpu", {})
+        return Loaded(
+            fake_devices(encoder, workers=workers, patch_budget=summary.patch_budget),
+            ShardSchema(config, encoder.tensors, (provenance,)),
+        )
+
+    def _encoding(self, batch: Sequence[Prepared]) -> None:
+        self.batches.append([one.patches for one in batch])
+        time.sleep(self.seconds)
+        self.on_encode(batch)
+
+
+def install(seconds: float = 0.0) -> FakeModel:
+    """Have every extraction of this process use the fake encoder, and decode in its own threads, from now on."""
+    from qvsplit.pipeline import execution, runner
+    from tests.support.fake_source import InThreadDecoders
+
+    model = FakeModel(seconds)
+    execution.load_devices = model.load_devices
+    runner.DecoderPool = InThreadDecoders
+    return model

@@ -1,0 +1,45 @@
+"""qvsplit as a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def run_process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run one command as a process of its own."""
+    command = [sys.executable, "-m", "qvsplit", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def start_process(*words: object) -> subprocess.Popen[str]:
+    """Start one command as a process of its own."""
+    return start_python(
+        f"import sys\nfrom qvsplit.cli import main\nsys.argv = {['qvsplit', *map(str, words)]!r}\nmain()"
+    )
+
+
+def start_slowly(*words: object, seconds_a_shard: float = 300.0, seconds_a_batch: float = 0.1) -> subprocess.Popen[str]:
+    """Start one command with a fake encoder that takes its time, so that it can be met at work."""
+    return start_python(
+        "import sys\nfrom tests.support import fake_encoder\nimport qvsplit.store.store_writer as writing\n"
+        f"fake_encoder.install({seconds_a_batch})\nwriting.SHARD_SECONDS = {seconds_a_shard}\n"
+        f"from qvsplit.cli import main\nsys.argv = {['qvsplit', *map(str, words)]!r}\nmain()"
+    )
+
+
+def start_python(code: str) -> subprocess.Popen[str]:
+    """Start Python with this code."""
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 90.0) -> None:
+    """Wait until `condition` holds, while `process` runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)

@@ -1,0 +1,49 @@
+"""Commands on a pseudo-terminal, and what they say in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pty
+import sys
+import time
+
+
+def one_line(text: str) -> str:
+    """The only line of `text`, which is the program's own."""
+    lines = text.strip().splitlines()
+    assert len(lines) == 1, text
+    assert lines[0].startswith("qvsplit: ")
+    return lines[0]
+
+
+def on_terminal(words: list[str], typed: str = "", **environment: str) -> str:
+    """Run a command on a pseudo-terminal, type `typed` once it asks, and give all that it showed."""
+    pid, terminal = start_on_terminal(words, **environment)
+    shown, remaining = b"", typed.encode()
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError as error:
+            assert error.errno == errno.EIO  # the other side has closed
+            break
+        if not part:
+            break
+        shown += part
+        if remaining and shown.rstrip().endswith(b"?"):
+            line, _, rest = remaining.partition(b"\n")
+            os.write(terminal, line + b"\n")
+            remaining = rest
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    return shown.decode("utf-8", "replace")
+
+
+def start_on_terminal(words: list[str], **environment: str) -> tuple[int, int]:
+    """Start a command on a pseudo-terminal; gives its process and the descriptor of the terminal's other side."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update({"OMP_NUM_THREADS": "1"} | environment)  # such small models gain nothing from more
+        os.execv(sys.executable, [sys.executable, "-m", "qvsplit", *words])
+    return pid, terminal
