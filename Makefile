@@ -30,12 +30,13 @@ demo: setup
 	$(VENV)/bin/qvsplit demo $(DEMO)
 
 test: setup
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 format: setup
 	$(VENV)/bin/ruff format .
@@ -49,4 +50,4 @@ train-demo: setup
 	cd tools && $(abspath $(PY)) -m train_demo ../build/train-demo $(TRAIN)
 
 clean:
-	rm -rf $(DEMO) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(DEMO) .mypy_cache .import_linter_cache .ruff_cache .pytest_cache

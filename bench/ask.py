@@ -1,14 +1,14 @@
-"""Many questions of one picture: what does each further one cost? Side by side, on one machine, in one run.
+"""Many questions of one image: what does each further one cost? Side by side, on one machine, in one run.
 
-    python bench/ask.py CHECKPOINT [--vllm PYTHON] [--questions 1,5,20,100] [--tokens 256,1250,2700] [--plot FILE.svg]
+    python -m bench.ask CHECKPOINT [--vllm PYTHON] [--questions 1,5,20,100] [--tokens 256,1250,2700] [--plot FILE.svg]
 
-CHECKPOINT: `python tools/make_checkpoint.py DIR --shape 113m --layout hub`. All contenders answer greedily, in
-float32, 16 new tokens a question, from the picture to the last answer, models loaded and warmed up before:
+CHECKPOINT: `python -m tests.support.checkpoints DIR --shape 113m --layout hub`. All contenders answer greedily, in
+float32, 16 new tokens a question, from the image to the last answer, models loaded and warmed up before:
 
-    whole    transformers' whole model on the pixels, a question at a time: tower, prefill, decode
-    stored   stored embeddings, but a prefill a question: transformers' language half, a question at a time
-    vllm     vLLM with prefix caching on stored embeddings, all questions as one batch, an empty cache before each run
-    qvsplit  stored embeddings read from the album, one prefill, all questions behind it; nothing warm
+    whole    transformers' full model on the pixels, a question at a time: encoder, prefill, decode
+    stored   stored features, but a prefill a question: transformers' language model, a question at a time
+    vllm     vLLM with prefix caching on stored features, all questions as one batch, an empty cache before each run
+    qvsplit  stored features read from the store, one prefill, all questions behind it; nothing warm
 
 `whole` and `stored` take the same time for every question, so three are timed and the mean is multiplied. `vllm` and
 `qvsplit` are the median of three whole runs. PYTHON is that of an environment with vllm (bench/vllm_peer.py runs in
@@ -34,20 +34,18 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from plot import lines
-
 import qvsplit
-from qvsplit.images import open_file
+from bench.plot import lines
+from qvsplit.sources.images import open_file
 
 NEW_TOKENS = 16
 TIMED_ALONE, REPEATS = 3, 3
 GRIDS = {256: (16, 16), 1250: (25, 50), 2700: (50, 54)}  # tokens: rows and columns of them
 SUBJECTS = ("person", "dog", "car", "tree", "house", "sign", "boat", "flower", "lamp", "table")
 FORMS = (
-    "Is there a {} in the picture?", "How many of these do you see: {}?", "What colour is the {}?",
+    "Is there a {} in the image?", "How many of these do you see: {}?", "What colour is the {}?",
     "Where is the {}?", "Is the {} on the left or on the right?", "What is next to the {}?", "Is the {} in focus?",
-    "Describe the {} in one sentence, please.", "Is the {} larger than half of the picture?", "Is a {} in front?",
+    "Describe the {} in one sentence, please.", "Is the {} larger than half of the image?", "Is a {} in front?",
 )  # fmt: skip
 
 
@@ -67,9 +65,9 @@ def main() -> None:
     told = parser.parse_args()
     counts, sizes = ([int(n) for n in text.split(",")] for text in (told.questions, told.tokens))
     with tempfile.TemporaryDirectory() as folder:
-        album = _album(told.checkpoint, Path(folder), sizes)
-        vllm = _vllm(told, album, Path(folder), counts) if told.vllm else {}
-        results = [_case(told.checkpoint, album, row, counts, vllm) for row in album]
+        store = _store(told.checkpoint, Path(folder), sizes)
+        vllm = _vllm(told, store, Path(folder), counts) if told.vllm else {}
+        results = [_case(told.checkpoint, store, row, counts, vllm) for row in store]
     _tell(results, counts)
     if told.plot:
         told.plot.write_text(_plot(results))
@@ -79,7 +77,7 @@ def main() -> None:
     }))  # fmt: skip
 
 
-def _album(checkpoint: Path, folder: Path, sizes: list[int]) -> qvsplit.Album:
+def _store(checkpoint: Path, folder: Path, sizes: list[int]) -> qvsplit.Store:
     """One photograph, cut to each size."""
     import skimage
 
@@ -88,9 +86,9 @@ def _album(checkpoint: Path, folder: Path, sizes: list[int]) -> qvsplit.Album:
     for size in sizes:
         rows, columns = GRIDS[size]
         photo.resize((columns * 28, rows * 28)).save(folder / "photos" / f"{size:05}.png")
-    settings = qvsplit.ExtractSettings(model=str(checkpoint), max_pixels=4000 * 28 * 28)
-    qvsplit.extract_pictures([folder / "photos"], out=folder / "album", settings=settings)
-    return qvsplit.open_album(folder / "album")
+    options = qvsplit.ExtractOptions(model=str(checkpoint), max_pixels=4000 * 28 * 28)
+    qvsplit.extract_files([folder / "photos"], out=folder / "store", options=options)
+    return qvsplit.open_store(folder / "store")
 
 
 def _median(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -103,19 +101,19 @@ def _median(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def _case(
-    checkpoint: Path, album: qvsplit.Album, row: qvsplit.Row, counts: list[int], vllm: dict[str, Any]
+    checkpoint: Path, store: qvsplit.Store, row: qvsplit.Row, counts: list[int], vllm: dict[str, Any]
 ) -> dict[str, Any]:
-    """One picture, all contenders: seconds by the number of questions."""
-    whole_seconds, stored_seconds, reference = _one_by_one(checkpoint, album, row)
-    asker = qvsplit.open_asker(album, qvsplit.AskSettings(max_new_tokens=NEW_TOKENS, warm_tokens=0))
-    asker.answers(row, questions(5))
+    """One image, all contenders: seconds by the number of questions."""
+    whole_seconds, stored_seconds, reference = _one_by_one(checkpoint, store, row)
+    session = qvsplit.load_session(store, qvsplit.AskOptions(max_new_tokens=NEW_TOKENS, prefix_cache_tokens=0))
+    session.answers(row, questions(5))
     seconds: dict[str, dict[int, float]] = {
         "whole": {n: whole_seconds * n for n in counts}, "stored": {n: stored_seconds * n for n in counts},
         "qvsplit": {}, "vllm": {},
     }  # fmt: skip
     same = {"whole": 0, "vllm": 0}
     for number in counts:
-        seconds["qvsplit"][number], answers = _median(functools.partial(asker.answers, row, questions(number)))
+        seconds["qvsplit"][number], answers = _median(functools.partial(session.answers, row, questions(number)))
         mine = [answer.tokens for answer in answers]
         if number == max(counts):
             same["whole"] = sum(a == b for a, b in zip(mine, reference, strict=False))
@@ -126,13 +124,13 @@ def _case(
                 same["vllm"] = sum(a == b for a, b in zip(mine, other["tokens"], strict=True))
     if not vllm:
         del seconds["vllm"]
-    tail = answers[0].prompt_tokens - (row.n_tokens or 0)
-    return {"tokens": row.n_tokens, "other_prompt_tokens": tail, "seconds": seconds, "identical": same,
+    suffix = answers[0].prompt_tokens - (row.n_tokens or 0)
+    return {"tokens": row.n_tokens, "other_prompt_tokens": suffix, "seconds": seconds, "identical": same,
             "compared": {"whole": min(TIMED_ALONE, max(counts)), "vllm": max(counts) if vllm else 0}}  # fmt: skip
 
 
-def _one_by_one(checkpoint: Path, album: qvsplit.Album, row: qvsplit.Row) -> tuple[float, float, list[list[int]]]:
-    """Seconds a question of `whole` and `stored`, and the whole model's answers."""
+def _one_by_one(checkpoint: Path, store: qvsplit.Store, row: qvsplit.Row) -> tuple[float, float, list[list[int]]]:
+    """Seconds a question of `whole` and `stored`, and the full model's answers."""
     from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -140,7 +138,7 @@ def _one_by_one(checkpoint: Path, album: qvsplit.Album, row: qvsplit.Row) -> tup
     processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 4000 * 28 * 28}
     model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     image = open_file(Path(row.root) / row.path)
-    embeds = qvsplit.as_tensor(album.embeds(row))
+    embeds = qvsplit.as_tensor(store.features(row))
     greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
     def inputs(question: str) -> Any:
@@ -165,18 +163,18 @@ def _one_by_one(checkpoint: Path, album: qvsplit.Album, row: qvsplit.Row) -> tup
         again = answer(given, mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=[embeds])})
         stored.append(time.perf_counter() - began)
         if again != told[-1]:
-            raise SystemExit("stored embeddings and pixels gave different answers: nothing to compare")
+            raise SystemExit("stored features and pixels gave different answers: nothing to compare")
     return statistics.mean(whole), statistics.mean(stored), told
 
 
-def _vllm(told: argparse.Namespace, album: qvsplit.Album, folder: Path, counts: list[int]) -> dict[str, Any]:
-    """Seconds and tokens by picture and number of questions, from a process of its own."""
+def _vllm(told: argparse.Namespace, store: qvsplit.Store, folder: Path, counts: list[int]) -> dict[str, Any]:
+    """Seconds and tokens by image and number of questions, from a process of its own."""
     from safetensors.numpy import save_file
 
-    save_file({row.path: album.embeds(row).numpy() for row in album}, folder / "embeds.safetensors")
+    save_file({row.path: store.features(row)["pooler_output"].numpy() for row in store}, folder / "embeds.safetensors")
     job = {
         "model": str(told.checkpoint), "embeds": str(folder / "embeds.safetensors"), "counts": counts,
-        "grids": {row.path: row.grid_thw for row in album}, "questions": questions(max(counts)),
+        "grids": {row.path: row.grid_thw for row in store}, "questions": questions(max(counts)),
         "new_tokens": NEW_TOKENS, "repeats": REPEATS, "out": str(folder / "vllm.json"),
     }  # fmt: skip
     (folder / "job.json").write_text(json.dumps(job))
@@ -189,7 +187,7 @@ def _vllm(told: argparse.Namespace, album: qvsplit.Album, folder: Path, counts: 
 def _tell(results: list[dict[str, Any]], counts: list[int]) -> None:
     for result in results:
         seconds = result["seconds"]
-        print(f"\n{result['tokens']} tokens of picture, {result['other_prompt_tokens']} of system and question")
+        print(f"\n{result['tokens']} tokens of image, {result['other_prompt_tokens']} of system and question")
         print(f"{'questions':>10}" + "".join(f"{name:>12}" for name in seconds) + "    qvsplit is")
         for number in counts:
             mine = seconds["qvsplit"][number]
@@ -211,7 +209,7 @@ def _plot(results: list[dict[str, Any]]) -> str:
         for name, told in result["seconds"].items()
     }
     return lines(
-        series, title=f"Seconds a question, one picture of {result['tokens']:,} tokens", x="questions", y="seconds"
+        series, title=f"Seconds a question, one image of {result['tokens']:,} tokens", x="questions", y="seconds"
     )
 
 

@@ -1,10 +1,10 @@
-"""Are the halves' answers the whole model's, on this device, in this dtype? And what does each take of memory?
+"""Are the halves' answers the full model's, on this device, in this dtype? And what does each take of memory?
 
-    python bench/exact.py CHECKPOINT [--device cuda] [--dtype bfloat16] [--photos 12] [--new-tokens 16]
+    python -m bench.exact CHECKPOINT [--device cuda] [--dtype bfloat16] [--photos 12] [--new-tokens 16]
 
-Every photograph × 5 questions, greedy: first from an album (`extract`, then `ask`), then from the unsplit model of
-transformers on the pixels, one picture at a time. In bfloat16 two logits may be equal to the bit, and the order of
-additions then decides; every answer that differs is shown, with the gap between the whole model's two best logits
+Every photograph × 5 questions, greedy: first from a store (`extract`, then `ask`), then from the full model of
+transformers on the pixels, one image at a time. In bfloat16 two logits may be equal to the bit, and the order of
+additions then decides; every answer that differs is shown, with the gap between the full model's two best logits
 where the two part, and counted as a tie only where that gap is zero. Photographs are encoded one a batch, as the
 reference is. Last line: one JSON object.
 """
@@ -15,24 +15,21 @@ import argparse
 import json
 import os
 import platform
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-from sample_photos import photographs
-
 import qvsplit
-from qvsplit.images import open_file
+from qvsplit.sources.images import open_file
+from tests.support.photographs import photographs
 
 QUESTIONS = (
-    "What is in the picture?",
+    "What is in the image?",
     "Is it day or night?",
     "How many people are there?",
-    "Describe the picture in one sentence.",
+    "Describe the image in one sentence.",
     "What colour is most of it?",
 )
 
@@ -63,18 +60,20 @@ def main() -> None:
 def _split_answers(
     told: argparse.Namespace, paths: list[Path], memory: dict[str, int]
 ) -> dict[tuple[str, str], list[int]]:
-    settings = qvsplit.ExtractSettings(
+    options = qvsplit.ExtractOptions(
         model=str(told.checkpoint), device=told.device, dtype=told.dtype, patch_budget=1
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as out:
-        summary = qvsplit.extract_pictures(list(paths), out=out, settings=settings)
+        summary = qvsplit.extract_files(list(paths), out=out, options=options)
         if summary.encoded != len(paths):
             raise SystemExit(f"{summary.failed} photographs failed")
         _note_peak("extract", told, memory)
-        asked = qvsplit.AskSettings(device=told.device, dtype=told.dtype, max_new_tokens=told.new_tokens)
-        asker = qvsplit.open_asker(qvsplit.open_album(out), asked)
+        asked = qvsplit.AskOptions(device=told.device, dtype=told.dtype, max_new_tokens=told.new_tokens)
+        session = qvsplit.load_session(qvsplit.open_store(out), asked)
         answers = {
-            (row.path, question): asker.answer(row, question).tokens for row in asker.album for question in QUESTIONS
+            (row.path, question): session.answer(row, question).tokens
+            for row in session.store
+            for question in QUESTIONS
         }
         _note_peak("ask", told, memory)
     return answers
@@ -107,7 +106,7 @@ def _compare(
 def _reference(
     model: Any, processor: Any, image: Any, question: str, told: argparse.Namespace
 ) -> tuple[list[int], list[float]]:
-    """The whole model's tokens, and at each the gap between its two best logits."""
+    """The full model's tokens, and at each the gap between its two best logits."""
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     inputs = processor(text=[text], images=[image], return_tensors="pt").to(told.device)

@@ -1,23 +1,23 @@
 """How near is `extract` to what the hardware can do? Side by side, one process a contender, in turn, several rounds.
 
-    python bench/extract.py CHECKPOINT [--pictures 12] [--rounds 3] [--dtype float32] [--device cpu] > LOG
-    python bench/extract.py - --plot FILE.svg LOG…
+    python -m bench.extract CHECKPOINT [--images 12] [--rounds 3] [--dtype float32] [--device cpu] > LOG
+    python -m bench.extract - --plot FILE.svg LOG…
 
-CHECKPOINT is one of the true shape: `python tools/make_checkpoint.py DIR --shape 2b`, with `--vision-depth 4` for quick
-runs. The photographs are those that scikit-image and scikit-learn ship, saved as JPEG in mixed sizes. Contenders:
+CHECKPOINT is one of the true shape: `python -m tests.support.checkpoints DIR --shape 2b`, with `--vision-depth 4` for
+quick runs. The photographs are those that scikit-image and scikit-learn ship, saved as JPEG in mixed sizes. Contenders:
 
     circulation  the recipe in circulation: every file through `load_file`, keys that hold `visual.` stripped of it,
-                 `strict=False`, cast to bfloat16, the AutoProcessor and the tower on one picture at a time
-    plain        what a good engineer writes with transformers: the tower alone in the right dtype, the fast processor,
-                 a DataLoader with a worker a core, batches of like size, one file of embeddings a picture
+                 `strict=False`, cast to bfloat16, the AutoProcessor and the encoder on one image at a time
+    plain        what a good engineer writes with transformers: the encoder alone in the right dtype, the fast
+                 processor, a DataLoader with a worker a core, batches of like size, one file of features an image
     qvsplit      `qvsplit extract`
-    limit        the FLOPs of the tower's matrix products on these pictures, divided by the rate of torch's matrix
+    limit        the FLOPs of the encoder's matrix products on these images, divided by the rate of torch's matrix
                  product that is measured in the same round; beside it the share of the best rate there is, on a CPU
                  oneDNN's on weights laid out for it
 
-Rates are of pictures without start-up (imports and weights), which is shown apart. Embeddings of all contenders are
+Rates are of images without start-up (imports and weights), which is shown apart. Embeddings of all contenders are
 held against plain's. `--without-bf16` has oneDNN leave out a CPU's bfloat16 units, as if it had none. `--few N` gives
-circulation only the first N pictures. Last line: one JSON object.
+circulation only the first N images. Last line: one JSON object.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-
 MAX_PIXELS = 1280 * 28 * 28
 PLAIN_BATCH = {"cpu": 4, "cuda": 16}
 # how large photographs are: shares of 12 megapixels, in turn
@@ -47,9 +45,9 @@ def main() -> None:
     """Run every contender in turn, several rounds; print a table of medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--pictures", type=int, default=12)
+    parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--few", type=int, help="pictures for circulation, where it would take hours")
+    parser.add_argument("--few", type=int, help="images for circulation, where it would take hours")
     parser.add_argument("--dtype", default="float32", help="of plain, qvsplit and the limit")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--contenders", default="circulation,plain,qvsplit")
@@ -73,7 +71,7 @@ def main() -> None:
 
 def _compare(told: argparse.Namespace, folder: Path) -> None:
     photos = folder / "photos"
-    make_photographs(photos, told.pictures, told.largest)
+    make_photographs(photos, told.images, told.largest)
     if told.few:
         make_photographs(folder / "few", told.few, told.largest)
     names = told.contenders.split(",")
@@ -90,7 +88,8 @@ def _compare(told: argparse.Namespace, folder: Path) -> None:
 def make_photographs(folder: Path, number: int, largest: int) -> None:
     """That many JPEG files: real photographs, cut and scaled to mixed sizes, no two alike."""
     from PIL import Image
-    from sample_photos import photographs
+
+    from tests.support.photographs import photographs
 
     folder.mkdir()
     sources = [Image.open(path).convert("RGB") for path in photographs()]
@@ -106,8 +105,8 @@ def make_photographs(folder: Path, number: int, largest: int) -> None:
 
 
 def _run(told: argparse.Namespace, name: str, photos: Path, out: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, str(told.checkpoint), "--child", name, "--photos", str(photos), "--out",
-               str(out), "--dtype", told.dtype, "--device", told.device]  # fmt: skip
+    command = [sys.executable, "-m", "bench.extract", str(told.checkpoint), "--child", name, "--photos", str(photos),
+               "--out", str(out), "--dtype", told.dtype, "--device", told.device]  # fmt: skip
     environment = os.environ | ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"} if told.without_bf16 else {})
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -126,17 +125,17 @@ def _tell(
         for name, results in rounds.items()
     }
     limit = median["limit"]
-    print(f"\n{told.pictures} photographs, {limit['patches']:,.0f} patches, {size / 1e6:.1f} MB of JPEG")
+    print(f"\n{told.images} photographs, {limit['patches']:,.0f} patches, {size / 1e6:.1f} MB of JPEG")
     print(f"{limit['flops'] / 1e12:.2f} TFLOP at {limit['rate'] / 1e9:,.0f} GFLOP/s: {limit['seconds']:.1f} s; "
           f"the best rate there is: {limit['best_rate'] / 1e9:,.0f} GFLOP/s")  # fmt: skip
-    heads = ("", "pictures/s", "patches/s", "of limit", "of best", "start-up", "peak", "embeddings off by")
+    heads = ("", "images/s", "patches/s", "of limit", "of best", "start-up", "peak", "features off by")
     print("{:12} {:>10} {:>10} {:>9} {:>9} {:>9} {:>9}  {}".format(*heads))
     for name in [*rounds][:-1]:
         one = median[name]
         one["of_limit"] = one["patches"] / one["seconds"] / (limit["patches"] / limit["seconds"])
         one["of_best"] = one["of_limit"] * limit["rate"] / limit["best_rate"]
         print(
-            f"{name:12} {one['pictures'] / one['seconds']:10.3f} {one['patches'] / one['seconds']:10.0f} "
+            f"{name:12} {one['images'] / one['seconds']:10.3f} {one['patches'] / one['seconds']:10.0f} "
             f"{one['of_limit']:9.2f} {one['of_best']:9.2f} {one['startup']:8.1f}s "
             f"{one['peak_bytes'] / 1e9:7.2f}GB  {agreement[name]:.1e}"
         )
@@ -148,14 +147,14 @@ def _tell(
     print("qvsplit's stages, last round: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in stages.items()))
     print(json.dumps({
         "bench": "extract", "machine": platform.machine(), "cores": os.cpu_count(), "device": told.device,
-        "dtype": told.dtype, "without_bf16": told.without_bf16, "pictures": told.pictures, "rounds": told.rounds,
+        "dtype": told.dtype, "without_bf16": told.without_bf16, "images": told.images, "rounds": told.rounds,
         "median": median, "ratios": ratios, "agreement": agreement, "stages": stages,
     }))  # fmt: skip
 
 
 def plot(logs: list[Path]) -> str:
     """Bars of patches a second, a group for the last line of each of these logs."""
-    from plot import bars
+    from bench.plot import bars
 
     groups = {}
     for log in logs:
@@ -169,7 +168,7 @@ def plot(logs: list[Path]) -> str:
 
 
 def _agreement(folder: Path, names: list[str]) -> dict[str, float]:
-    """The largest distance of a picture's embeddings from plain's, relative to their norm."""
+    """The largest distance of an image's features from plain's, relative to their norm."""
     import numpy as np
 
     def embeds(name: str) -> dict[str, Any]:
@@ -178,8 +177,8 @@ def _agreement(folder: Path, names: list[str]) -> dict[str, float]:
             return {path.stem: np.load(path) for path in out.glob("*.npy")}
         import qvsplit
 
-        album = qvsplit.open_album(out)
-        return {Path(row.path).stem: album.embeds(row).numpy().astype(np.float32) for row in album}
+        store = qvsplit.open_store(out)
+        return {Path(row.path).stem: store.features(row)["pooler_output"].numpy().astype(np.float32) for row in store}
 
     if "plain" not in names:
         return dict.fromkeys(names, float("nan"))
@@ -198,11 +197,11 @@ def _agreement(folder: Path, names: list[str]) -> dict[str, float]:
 
 
 def _done(began: float, ready: float, photos: Path, patches: int, device: str, **more: Any) -> None:
-    from qvsplit.devices import peak_memory
+    from qvsplit.runtime.memory import peak_memory
 
     now = time.perf_counter()
     told = {
-        "seconds": now - ready, "startup": ready - began, "pictures": len(list(photos.iterdir())), "patches": patches,
+        "seconds": now - ready, "startup": ready - began, "images": len(list(photos.iterdir())), "patches": patches,
         "peak_bytes": peak_memory(),
     }  # fmt: skip
     if device.startswith("cuda"):
@@ -213,7 +212,7 @@ def _done(began: float, ready: float, photos: Path, patches: int, device: str, *
 
 
 def circulation(told: argparse.Namespace, began: float) -> None:
-    """The recipe that users pass on to one another; it casts to bfloat16 on any machine."""
+    """The extraction config that users pass on to one another; it casts to bfloat16 on any machine."""
     import numpy as np
     import torch
     from PIL import Image
@@ -318,7 +317,7 @@ def qvsplit(told: argparse.Namespace, began: float) -> None:
 
 
 def limit(told: argparse.Namespace, began: float) -> None:
-    """What is to be done, and the best rate of a matrix product, over the tower's shapes and a square one."""
+    """What is to be done, and the best rate of a matrix product, over the encoder's shapes and a square one."""
     import torch
 
     vision = json.loads((told.checkpoint / "config.json").read_text())["vision_config"]
@@ -329,7 +328,7 @@ def limit(told: argparse.Namespace, began: float) -> None:
     rates = [_rates(*shape, device, dtype) for shape in shapes]
     plain_rate, best_rate = max(rate[0] for rate in rates), max(max(rate) for rate in rates)
     grids = list(_grids(told))
-    flops = sum(tower_flops(h * w, width=width, depth=depth, out=int(vision["hidden_size"])) for h, w in grids)
+    flops = sum(encoder_flops(h * w, width=width, depth=depth, out=int(vision["hidden_size"])) for h, w in grids)
     told_all = {
         "seconds": flops / plain_rate,
         "rate": plain_rate,
@@ -337,11 +336,11 @@ def limit(told: argparse.Namespace, began: float) -> None:
         "flops": flops,
         "startup": 0.0,
     }
-    print(json.dumps(told_all | {"pictures": len(grids), "patches": sum(h * w for h, w in grids), "peak_bytes": 0}))
+    print(json.dumps(told_all | {"images": len(grids), "patches": sum(h * w for h, w in grids), "peak_bytes": 0}))
 
 
-def tower_flops(patches: int, *, width: int, depth: int, out: int) -> int:
-    """FLOPs of the matrix products for one picture of so many patches: nothing else is counted."""
+def encoder_flops(patches: int, *, width: int, depth: int, out: int) -> int:
+    """FLOPs of the matrix products for one image of so many patches: nothing else is counted."""
     linear = 2 * patches * 12 * width**2  # queries, keys, values; projection; the MLP
     attention = 4 * patches**2 * width
     embed, merger = 2 * patches * 1176 * width, 2 * (patches // 4) * 4 * width * (4 * width + out)
@@ -352,7 +351,7 @@ def _rates(rows: int, inner: int, columns: int, device: Any, dtype: Any) -> list
     """FLOP/s of one matrix product: torch's own, and on a CPU oneDNN's on a packed weight."""
     import torch
 
-    from qvsplit.packing import PackedLinear, can_pack
+    from qvsplit.kernels.packed_linear import PackedLinear, can_pack
 
     linear = torch.nn.Linear(inner, columns, device=device, dtype=dtype).requires_grad_(False)
     ways = [linear, PackedLinear(linear)] if device.type == "cpu" and can_pack(dtype) else [linear]

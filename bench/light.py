@@ -1,17 +1,17 @@
 """How light are `extract` and `ask`? Peak memory and bytes read from disk, side by side, one process a contender.
 
-    python bench/light.py CHECKPOINT [--dtype float32] [--device cpu]
+    python -m bench.light CHECKPOINT [--dtype float32] [--device cpu]
 
-CHECKPOINT is one of the true shape: `python tools/make_checkpoint.py DIR --shape 2b`. Contenders, each given the same
-photograph:
+CHECKPOINT is one of the true shape: `python -m tests.support.checkpoints DIR --shape 2b`. Contenders, each given the
+same photograph:
 
-    whole        transformers' `from_pretrained` of the whole model, then `get_image_features`
+    whole        transformers' `from_pretrained` of the full model, then `get_image_features`
     circulation  the recipe in circulation: every file through `load_file`, keys that hold `visual.` stripped of it,
                  `strict=False`, cast to bfloat16
     qvsplit      `qvsplit extract`
     qvsplit cap  the same on a photograph of 1,225 tokens, near the default cap of 1,280
-    whole asks   the whole model answers a question about that one, 4 new tokens
-    qvsplit asks `qvsplit ask`: 20 questions about it from the album, 4 new tokens each
+    whole asks   the full model answers a question about that one, 4 new tokens
+    qvsplit asks `qvsplit ask`: 20 questions about it from the store, 4 new tokens each
 
 The checkpoint's pages are dropped from the page cache before each, so that bytes read are bytes from the disk
 (`read_bytes` of /proc/self/io; none of it where the file system does not tell). Last line: one JSON object.
@@ -39,45 +39,45 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of whole and qvsplit")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
-    parser.add_argument("--picture", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--image", type=Path, help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.contender:
-        CONTENDERS[told.contender](told.checkpoint, told.picture, told.dtype, told.device)
+        CONTENDERS[told.contender](told.checkpoint, told.image, told.dtype, told.device)
         print(json.dumps(_usage(told.device)))
         return
     results = {}
-    for name, contender, picture in (
+    for name, contender, image in (
         ("whole", "whole", SMALL),
         ("circulation", "circulation", SMALL),
         ("qvsplit", "qvsplit", SMALL),
         ("qvsplit cap", "qvsplit", LARGE),
         ("whole asks", "whole_asks", LARGE),
     ):
-        results[name] = _measure(told, contender, _photograph(picture))
+        results[name] = _measure(told, contender, _photograph(image))
         print(f"{name:12} {_line(results[name])}", flush=True)
-    with tempfile.TemporaryDirectory() as album:
-        words = ["extract", str(_photograph(LARGE)), "--model", str(told.checkpoint), "--out", album]
+    with tempfile.TemporaryDirectory() as store:
+        words = ["extract", str(_photograph(LARGE)), "--model", str(told.checkpoint), "--out", store]
         subprocess.run([sys.executable, "-m", "qvsplit", *words, "--device", told.device, "--dtype", told.dtype],
                        check=True)  # fmt: skip
-        results["qvsplit asks"] = _measure(told, "qvsplit_asks", Path(album))
+        results["qvsplit asks"] = _measure(told, "qvsplit_asks", Path(store))
     print(f"{'qvsplit asks':12} {_line(results['qvsplit asks'])}", flush=True)
     _report(results, told)
 
 
 def _report(results: dict[str, dict[str, float]], told: argparse.Namespace) -> None:
-    tower = _tower_bytes(told.checkpoint, told.dtype)
-    stored = _tower_bytes(told.checkpoint, None)
+    encoder = _encoder_bytes(told.checkpoint, told.dtype)
+    stored = _encoder_bytes(told.checkpoint, None)
     cap = results["qvsplit cap"]
     ratios = {
         "peak over whole": results["qvsplit"]["peak_bytes"] / results["whole"]["peak_bytes"],
         "peak over circulation": results["qvsplit"]["peak_bytes"] / results["circulation"]["peak_bytes"],
         "read over whole": results["qvsplit"]["read_bytes"] / max(results["whole"]["read_bytes"], 1),
         "read over circulation": results["qvsplit"]["read_bytes"] / max(results["circulation"]["read_bytes"], 1),
-        "peak over the tower in the compute dtype": results["qvsplit"]["peak_bytes"] / tower,
-        "peak at the cap over the tower in the compute dtype": cap["peak_bytes"] / tower,
-        "read over the tower's own bytes": results["qvsplit"]["read_bytes"] / stored,
+        "peak over the encoder in the compute dtype": results["qvsplit"]["peak_bytes"] / encoder,
+        "peak at the cap over the encoder in the compute dtype": cap["peak_bytes"] / encoder,
+        "read over the encoder's own bytes": results["qvsplit"]["read_bytes"] / stored,
         "ask: peak over whole": results["qvsplit asks"]["peak_bytes"] / results["whole asks"]["peak_bytes"],
-        "ask: peak over the language half in the compute dtype": results["qvsplit asks"]["peak_bytes"]
+        "ask: peak over the language model in the compute dtype": results["qvsplit asks"]["peak_bytes"]
         / _language_bytes(told.checkpoint, told.dtype),
     }
     for name, ratio in ratios.items():
@@ -96,13 +96,13 @@ def _line(result: dict[str, float]) -> str:
     return f"peak {result['peak_bytes'] / 1e9:6.2f} GB, read {result['read_bytes'] / 1e9:6.2f} GB{gpu}"
 
 
-def _measure(told: argparse.Namespace, contender: str, picture: Path) -> dict[str, float]:
+def _measure(told: argparse.Namespace, contender: str, image: Path) -> dict[str, float]:
     for file in told.checkpoint.glob("*.safetensors"):
         descriptor = os.open(file, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-    command = [sys.executable, __file__, str(told.checkpoint), "--contender", contender, "--picture", str(picture),
-               "--dtype", told.dtype, "--device", told.device]  # fmt: skip
+    command = [sys.executable, "-m", "bench.light", str(told.checkpoint), "--contender", contender, "--image",
+               str(image), "--dtype", told.dtype, "--device", told.device]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -138,29 +138,29 @@ def _ready() -> None:
     _BEFORE = int(counted["read_bytes"])
 
 
-def _pixels(checkpoint: Path, picture: Path) -> Any:
+def _pixels(checkpoint: Path, image: Path) -> Any:
     from PIL import Image
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(checkpoint)
     processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 1280 * 28 * 28}
-    return processor.image_processor(images=[Image.open(picture).convert("RGB")], return_tensors="pt")
+    return processor.image_processor(images=[Image.open(image).convert("RGB")], return_tensors="pt")
 
 
-def whole(checkpoint: Path, picture: Path, dtype: str, device: str) -> None:
-    """The whole model, for its embeddings."""
+def whole(checkpoint: Path, image: Path, dtype: str, device: str) -> None:
+    """The full model, for its features."""
     _ready()
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
     model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).to(device).eval()
-    inputs = _pixels(checkpoint, picture).to(device)
+    inputs = _pixels(checkpoint, image).to(device)
     with torch.inference_mode():
         model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
 
 
-def circulation(checkpoint: Path, picture: Path, dtype: str, device: str) -> None:
-    """The recipe that users pass on to one another; it casts to bfloat16 on any machine."""
+def circulation(checkpoint: Path, image: Path, dtype: str, device: str) -> None:
+    """The extraction config that users pass on to one another; it casts to bfloat16 on any machine."""
     _ready()
     import torch
     from safetensors.torch import load_file
@@ -173,13 +173,13 @@ def circulation(checkpoint: Path, picture: Path, dtype: str, device: str) -> Non
         weights |= load_file(file)
     model.load_state_dict({k.replace("visual.", ""): v for k, v in weights.items() if "visual." in k}, strict=False)
     model = model.to(device, torch.bfloat16).eval()
-    inputs = _pixels(checkpoint, picture).to(device)
+    inputs = _pixels(checkpoint, image).to(device)
     with torch.inference_mode():
         model(inputs["pixel_values"].to(torch.bfloat16), grid_thw=inputs["image_grid_thw"])
 
 
-def whole_asks(checkpoint: Path, picture: Path, dtype: str, device: str) -> None:
-    """The whole model, for an answer."""
+def whole_asks(checkpoint: Path, image: Path, dtype: str, device: str) -> None:
+    """The full model, for an answer."""
     _ready()
     import torch
     from PIL import Image
@@ -190,21 +190,21 @@ def whole_asks(checkpoint: Path, picture: Path, dtype: str, device: str) -> None
     processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 1280 * 28 * 28}
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    inputs = processor(text=[text], images=[Image.open(picture).convert("RGB")], return_tensors="pt").to(device)
+    inputs = processor(text=[text], images=[Image.open(image).convert("RGB")], return_tensors="pt").to(device)
     with torch.inference_mode():
         model.generate(**inputs, max_new_tokens=4, do_sample=False)
 
 
-def qvsplit_asks(checkpoint: Path, album: Path, dtype: str, device: str) -> None:
-    """The command, in this process, on an album that another one made."""
-    words = ["ask", "--embeds", str(album), "--max-new-tokens", "4", "--dtype", dtype, "--device", device]
+def qvsplit_asks(checkpoint: Path, store: Path, dtype: str, device: str) -> None:
+    """The command, in this process, on a store that another one made."""
+    words = ["ask", "--embeds", str(store), "--max-new-tokens", "4", "--dtype", dtype, "--device", device]
     _command([*words, *(f"What is at place {number}?" for number in range(20))])
 
 
-def qvsplit(checkpoint: Path, picture: Path, dtype: str, device: str) -> None:
+def qvsplit(checkpoint: Path, image: Path, dtype: str, device: str) -> None:
     """The command, in this process."""
     with tempfile.TemporaryDirectory() as out:
-        words = ["extract", str(picture), "--model", str(checkpoint), "--out", out]
+        words = ["extract", str(image), "--model", str(checkpoint), "--out", out]
         _command([*words, "--dtype", dtype, "--device", device])
 
 
@@ -232,20 +232,21 @@ def _photograph(name: str) -> Path:
 
 
 def _language_bytes(checkpoint: Path, dtype: str) -> int:
-    from qvsplit.checkpoint import SAFETENSORS_BYTES, open_checkpoint
-    from qvsplit.recipe import DTYPE_BYTES
+    from qvsplit.checkpoints.checkpoint import open_checkpoint
+    from qvsplit.checkpoints.tensors import SAFETENSORS_BYTES
+    from qvsplit.runtime.dtypes import DTYPE_BYTES
 
     opened = open_checkpoint(checkpoint, "language")
     places = opened.places(opened.language_names).values()
     return sum(p.size // SAFETENSORS_BYTES[p.dtype] * DTYPE_BYTES[dtype] for p in places)
 
 
-def _tower_bytes(checkpoint: Path, dtype: str | None) -> int:
-    from qvsplit.checkpoint import SAFETENSORS_BYTES, open_checkpoint
-    from qvsplit.recipe import DTYPE_BYTES
-    from qvsplit.weights import tower_places
+def _encoder_bytes(checkpoint: Path, dtype: str | None) -> int:
+    from qvsplit.checkpoints.checkpoint import open_checkpoint
+    from qvsplit.checkpoints.tensors import SAFETENSORS_BYTES
+    from qvsplit.runtime.dtypes import DTYPE_BYTES
 
-    places = tower_places(open_checkpoint(checkpoint, "vision")).values()
+    places = open_checkpoint(checkpoint, "encoder").encoder_places().values()
     return sum(p.size if dtype is None else p.size // SAFETENSORS_BYTES[p.dtype] * DTYPE_BYTES[dtype] for p in places)
 
 

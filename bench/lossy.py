@@ -1,9 +1,9 @@
 """What does it cost to store fewer bits? `extract --store` in each dtype, on postcards that the demo model never saw.
 
-    python bench/lossy.py [--pictures 120]
+    python -m bench.lossy [--images 120]
 
 Of each: bytes on disk, the cosine of each token with what was computed (mean and worst), how many answers to held-out
-questions are those of the float32 album, and how many are right. Last line: one JSON object.
+questions are those of the float32 store, and how many are right. Last line: one JSON object.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ import argparse
 import json
 import os
 import platform
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import numpy as np
 
@@ -27,10 +24,10 @@ STORES = ("float32", "bfloat16", "float16", "int8")
 def main() -> None:
     """Extract, ask and compare, one store after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=120)
+    parser.add_argument("--images", type=int, default=120)
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = _compare(Path(folder), told.pictures)
+        results = _compare(Path(folder), told.images)
     print(f"{'':10} {'bytes':>10} {'of float32':>10} {'cosine':>9} {'worst':>9} {'same answers':>14} {'right':>14}")
     for name, one in results.items():
         print(
@@ -52,14 +49,12 @@ def _compare(folder: Path, number: int) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     for name in STORES:
         out = folder / name
-        qvsplit.extract_pictures(
-            [folder / "cards"], out=out, settings=qvsplit.ExtractSettings(model="demo", store=name)
-        )
-        album = qvsplit.open_album(out)
-        stored = {row.path: album.embeds(row).numpy().astype(np.float64) for row in album}
+        qvsplit.extract_files([folder / "cards"], out=out, options=qvsplit.ExtractSettings(model="demo", store=name))
+        store = qvsplit.open_store(out)
+        stored = {row.path: store.features(row)["pooler_output"].numpy().astype(np.float64) for row in store}
         computed = computed or stored
         cosines = np.concatenate([_cosines(stored[path], computed[path]) for path in stored])
-        marked = mark(cards, from_shards(qvsplit.open_asker(album)))
+        marked = mark(cards, from_shards(qvsplit.load_session(store)))
         answers = answers or [one.answer for one in marked]
         results[name] = {
             "bytes": sum(file.stat().st_size for file in out.glob("*.parquet")),

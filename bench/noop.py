@@ -1,8 +1,8 @@
 """A run with nothing to do, against `rsync -an` of the same tree to an equal tree.
 
-    python bench/noop.py [--files 100000] [--folders 1000] [--rounds 7] [--folder DIR]
+    python -m bench.noop [--files 100000] [--folders 1000] [--rounds 7] [--folder DIR]
 
-Makes a tree of small files and an album that knows them all (rows written by the real writer, one token of embeddings
+Makes a tree of small files and a store that knows them all (rows written by the real writer, one token of features
 each), then times whole processes in turn: `rsync -an`, a bare scandir and stat, `qvsplit extract` with its index, and
 the same after the index was taken away, which has to read the shards. The last line is one JSON object.
 """
@@ -10,7 +10,6 @@ the same after the index was taken away, which has to read the shards. The last 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -23,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from qvsplit.album import shard_path
-from qvsplit.index import INDEX_FILE
-from qvsplit.recipe import PICTURE_POLICY, Made, Recipe
-from qvsplit.store import SHARD_ROWS, Row, ShardWriter
+from bench.synthetic import features, row, schema
+from qvsplit.store.layout import INDEX
+from qvsplit.store.storage import LocalStorage
+from qvsplit.store.store_writer import StoreWriter
 
 OLD = 1_600_000_000
-HIDDEN = 8
+WIDTH = 8
 BARE = """
 import os, sys
 folders = [sys.argv[1]]
@@ -45,7 +44,7 @@ def make_tree(root: Path, files: int, folders: int) -> list[tuple[str, int, int]
     made = []
     each = -(-files // folders)
     for folder in range(folders):
-        below = f"year{folder * 10 // folders}/album{folder:05d}"
+        below = f"year{folder * 10 // folders}/store{folder:05d}"
         (root / below).mkdir(parents=True)
         for number in range(folder * each, min(files, (folder + 1) * each)):
             path, size, mtime = f"{below}/IMG_{number:07d}.jpg", number % 50 + 1, OLD + number
@@ -55,25 +54,16 @@ def make_tree(root: Path, files: int, folders: int) -> list[tuple[str, int, int]
     return made
 
 
-def make_album(folder: Path, root: Path, files: Sequence[tuple[str, int, int]]) -> None:
-    """An album that knows them all."""
-    processor = {"merge_size": 2, "min_pixels": 3136, "max_pixels": 1003520}
-    recipe = Recipe("qwen2_vl", "0" * 64, processor, "float32", "float32", PICTURE_POLICY)
-    made = Made("nobody/nothing", None, "cpu", {})
-    raw = np.random.default_rng(0).normal(size=HIDDEN).astype(np.float32).view(np.uint8).reshape(1, -1)
+def make_store(folder: Path, root: Path, files: Sequence[tuple[str, int, int]]) -> None:
+    """A store that knows them all."""
+    declared = schema("float32", WIDTH)
+    raw = np.random.default_rng(0).normal(size=WIDTH).astype(np.float32).view(np.uint8).reshape(1, -1)
     folder.mkdir()
-    for start in range(0, len(files), SHARD_ROWS):
-        path = shard_path(folder, start // SHARD_ROWS + 1)
-        writer = ShardWriter(path, recipe=recipe, made=made, hidden_size=HIDDEN)
-        for name, size, mtime in files[start : start + SHARD_ROWS]:
-            writer.add(
-                Row(
-                    str(root), name, hashlib.sha256(name.encode()).digest(), size, mtime * 10**9, "image", 28, 28, "ok",
-                    None, (1, 2, 2), 1, True,
-                ),
-                raw,
-            )  # fmt: skip
-        writer.finish()
+    writer = StoreWriter(LocalStorage(folder), declared)
+    for name, size, mtime in files:
+        known = row(str(root), name, 1, size=size, mtime_ns=mtime * 10**9, version=str(mtime * 10**9))
+        writer.append(known, features(declared, raw))
+    writer.end_shard()
 
 
 # A process of its own, small: a child's peak as the kernel counts it is never less than what its parent had
@@ -109,22 +99,22 @@ def main() -> None:
         here = Path(os.path.realpath(place))
         files = make_tree(here / "photos", told.files, told.folders)
         subprocess.run(["rsync", "-a", f"{here / 'photos'}/", f"{here / 'equal'}/"], check=True)
-        make_album(here / "album", here / "photos", files)
+        make_store(here / "store", here / "photos", files)
         extract: list[str | Path] = [
             sys.executable,
             "-m",
             "qvsplit",
             "extract",
             here / "photos",
-            "--out",
-            here / "album",
+            "--embeds",
+            here / "store",
         ]
         timed(extract)  # leaves the index
         aside = here / "index"
 
         def without_index() -> tuple[float, int]:
-            shutil.move(here / "album" / INDEX_FILE, aside)
-            return timed(extract)  # makes it anew
+            shutil.move(here / "store" / INDEX, aside)
+            return timed(extract)  # makes it again
 
         contenders: dict[str, Callable[[], tuple[float, int]]] = {
             "rsync -an": lambda: timed(["rsync", "-an", f"{here / 'photos'}/", f"{here / 'equal'}/"]),
@@ -136,7 +126,7 @@ def main() -> None:
         for _ in range(told.rounds):
             for name, run in contenders.items():
                 runs[name].append(run())
-        index_bytes = (here / "album" / INDEX_FILE).stat().st_size
+        index_bytes = (here / "store" / INDEX).stat().st_size
     seconds = {name: statistics.median(one[0] for one in ones) for name, ones in runs.items()}
     memory = {name: max(one[1] for one in ones) for name, ones in runs.items()}
     print(f"{told.files:,} files in {told.folders:,} folders, all known; medians of {told.rounds}")

@@ -10,7 +10,7 @@ WIDTH, HEIGHT = 720, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 176, 48, 48
 COLOURS = {"whole": "#b3261e", "stored": "#c77700", "vllm": "#5b6b7a", "qvsplit": "#0b7a4b"}
 NAMES = {
-    "whole": "the whole model", "stored": "a prefill a question", "vllm": "vLLM, prefix cache", "qvsplit": "qvsplit",
+    "whole": "the full model", "stored": "a prefill a question", "vllm": "vLLM, prefix cache", "qvsplit": "qvsplit",
 }  # fmt: skip
 
 
@@ -19,7 +19,7 @@ STYLE = (
     "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.axis{stroke:#6e7681}.back{fill:#0d1117}}</style>"
 )
 BARS = {
-    "circulation": ("#b3261e", "the recipe, in bfloat16"), "plain": ("#c77700", "plain transformers, written well"),
+    "circulation": ("#b3261e", "the recipe in circulation"), "plain": ("#c77700", "plain transformers, written well"),
     "qvsplit": ("#0b7a4b", "qvsplit"), "limit": ("#5b6b7a", "the limit: torch's matrix product"),
 }  # fmt: skip
 

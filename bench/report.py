@@ -1,8 +1,8 @@
-"""Is the report's page smooth with an album of thousands? Size, time to write, and what Chromium makes of it.
+"""Is the report's page smooth with a store of thousands? Size, time to write, and what Chromium makes of it.
 
-    python bench/report.py [--pictures 5000] [--questions 20] [--out page.html]
+    python -m bench.report [--images 5000] [--questions 20] [--out page.html]
 
-Pictures are JPEGs cut from a few photographs, each at another place, so that no two thumbnails are equal; half of the
+Images are JPEGs cut from a few photographs, each at another place, so that no two thumbnails are equal; half of the
 questions are scored checks, half are answered in words. Written by `write_report`, then opened in a headless Chromium:
 
     first cards   from the start of the navigation until the first cards are drawn
@@ -21,7 +21,6 @@ import math
 import os
 import platform
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qvsplit.ask import Answer
-    from qvsplit.store import Row
+    from qvsplit.output.answer import Answer
+    from qvsplit.store.row import Row
 
 ROOT = Path(__file__).parent.parent
 WORDS = ("a", "the", "red", "blue", "small", "house", "dog", "tree", "people", "boat", "sky", "water", "night", "snow")
@@ -73,12 +72,12 @@ new Promise(done => {
 def main() -> None:
     """Write the page, open it, print what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--out", type=Path, help="keep the page here")
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = _pictures(Path(folder), told.pictures)
+        rows = _images(Path(folder), told.images)
         page = told.out or Path(folder) / "page.html"
         results = _write(page, rows, told.questions) | _browse(page)
     for name, value in results.items():
@@ -88,17 +87,16 @@ def main() -> None:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
     }
-    print(json.dumps({"bench": "report", "machine": machine, "pictures": told.pictures, "questions": told.questions,
+    print(json.dumps({"bench": "report", "machine": machine, "images": told.images, "questions": told.questions,
                       "results": results}))  # fmt: skip
 
 
-def _pictures(folder: Path, count: int) -> list[Row]:
+def _images(folder: Path, count: int) -> list[Row]:
     """JPEGs of PICTURE size, each cut at another place of a photograph, and their rows."""
-    sys.path.insert(0, str(ROOT / "tools"))
     from PIL import Image
-    from sample_photos import photographs
 
-    from qvsplit.store import Row
+    from bench.synthetic import row
+    from tests.support.photographs import photographs
 
     chosen = [path for path in photographs() if path.stem in {"astronaut", "coffee", "chelsea", "china", "flower"}]
     photos = [Image.open(path).convert("RGB") for path in chosen]
@@ -108,16 +106,16 @@ def _pictures(folder: Path, count: int) -> list[Row]:
         wide = draw.randint(photo.width // 2, photo.width - 1)
         high = min(photo.height, wide * 3 // 4)
         x, y = draw.randint(0, photo.width - wide), draw.randint(0, photo.height - high)
-        file = folder / f"picture-{number:05}.jpg"
+        file = folder / f"image-{number:05}.jpg"
         photo.crop((x, y, x + wide, y + high)).resize(PICTURE).save(file, quality=80)
         data = file.read_bytes()
-        rows.append(Row(str(folder), file.name, hashlib.sha256(data).digest(), len(data), 0, "image", *PICTURE,
-                        "ok", None, (1, 2, 2), 1, True))  # fmt: skip
+        rows.append(row(str(folder), file.name, 1, sha256=hashlib.sha256(data).hexdigest(), size=len(data),
+                        width=PICTURE[0], height=PICTURE[1]))  # fmt: skip
     return rows
 
 
 def _answers(rows: list[Row], questions: int) -> Iterator[Answer]:
-    from qvsplit.ask import Answer
+    from qvsplit.output.answer import Answer
 
     draw = random.Random(1)
     for row in rows:
@@ -130,19 +128,19 @@ def _answers(rows: list[Row], questions: int) -> Iterator[Answer]:
             chances = {"yes": yes, "no": 1 - yes}
             yield Answer(
                 (row,), f"Is it so in respect {number}?", "yes" if yes > 0.5 else "no", [], 9, "scored", "fingerprint",
-                id=f"check-{number}", severity=("info", "warn", "block")[number % 3], flagged=yes > 0.5,
+                id=f"check-{number}", level=("info", "warn", "block")[number % 3], flagged=yes > 0.5,
                 logprobs={answer: math.log(max(p, 1e-9)) for answer, p in chances.items()}, probabilities=chances,
             )  # fmt: skip
 
 
 def _write(page: Path, rows: list[Row], questions: int) -> dict[str, float]:
-    from qvsplit.report import write_report
+    from qvsplit.output.report import write_report
 
     start, used = time.perf_counter(), time.process_time()
-    write_report(page, _answers(rows, questions), title="Benchmark", told={"Pictures": str(len(rows))})
+    write_report(page, _answers(rows, questions), title="Benchmark", facts={"Images": str(len(rows))})
     return {
         "bytes": page.stat().st_size,
-        "bytes_a_picture": page.stat().st_size // len(rows),
+        "bytes_a_image": page.stat().st_size // len(rows),
         "write_seconds": round(time.perf_counter() - start, 2),
         "write_cpu_seconds": round(time.process_time() - used, 2),
     }
@@ -150,7 +148,6 @@ def _write(page: Path, rows: list[Row], questions: int) -> dict[str, float]:
 
 def _browse(page: Path) -> dict[str, Any]:
     """What Chromium makes of it; nothing where none is at hand."""
-    sys.path.insert(0, str(ROOT / "tests"))
     import browser  # type: ignore[import-not-found]  # of tests/, which are not typed
 
     program = browser.find()

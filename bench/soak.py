@@ -1,10 +1,10 @@
-"""Long work: time, memory, open files and threads of one run over many small pictures.
+"""Long work: time, memory, open files and threads of one run over many small images.
 
-    python bench/soak.py [--pictures 20000]
+    python -m bench.soak [--images 20000]
 
 Pieces of real photographs, each its own content, through the tiny checkpoint. Every tenth of the way the process is
-looked at from within. The last line is one JSON object; `growth_bytes` is from 2,000 pictures (or a tenth) to the end,
-`last_tenth_over_second` what the last tenth took over what the second did: 1 where time grows with pictures.
+looked at from within. The last line is one JSON object; `growth_bytes` is from 2,000 images (or a tenth) to the end,
+`last_tenth_over_second` what the last tenth took over what the second did: 1 where time grows with images.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from PIL import Image
 
-from qvsplit.devices import give_back_freed_memory
-from qvsplit.extract import Settings, Watcher, extract_pictures
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-
-from make_checkpoint import make_tiny
-from sample_photos import photographs
+from qvsplit.extract import extract_files
+from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.pipeline.summary import ExtractCallbacks
+from qvsplit.runtime.memory import give_back_freed_memory
+from tests.support.checkpoints import make_tiny
+from tests.support.photographs import photographs
 
 SIDE = 60
 
@@ -60,40 +58,40 @@ def usage() -> dict[str, int]:
 def main() -> None:
     """Run, and look."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=20_000)
-    told = parser.parse_args()
+    parser.add_argument("--images", type=int, default=20_000)
+    options = parser.parse_args()
     give_back_freed_memory()
     with tempfile.TemporaryDirectory() as place:
         make_tiny(Path(place) / "tiny")
-        make_photos(Path(place) / "photos", told.pictures)
+        make_photos(Path(place) / "photos", options.images)
         seen = 0
         looks: list[dict[str, float]] = []
         began = time.perf_counter()
-        step = max(1, told.pictures // 10)
+        step = max(1, options.images // 10)
 
-        def on_picture(path: str) -> None:
+        def on_item(path: str) -> None:
             nonlocal seen
             seen += 1
             if seen % step == 0:
-                looks.append({"pictures": seen, "seconds": round(time.perf_counter() - began, 1), **usage()})
+                looks.append({"images": seen, "seconds": round(time.perf_counter() - began, 3), **usage()})
                 print("  ".join(f"{name} {value:,}" for name, value in looks[-1].items()), flush=True)
 
-        summary = extract_pictures(
+        summary = extract_files(
             [Path(place) / "photos"],
-            out=Path(place) / "album",
-            settings=Settings(model=f"{place}/tiny"),
-            watcher=Watcher(on_picture=on_picture),
+            out=Path(place) / "store",
+            options=ExtractOptions(model=f"{place}/tiny"),
+            callbacks=ExtractCallbacks(on_item=on_item),
         )
     print(
         json.dumps(
             {
-                "pictures": told.pictures,
+                "images": options.images,
                 "encoded": summary.encoded,
                 "copied": summary.copied,
                 "seconds": summary.seconds,
                 "looks": looks,
                 "last_tenth_over_second": (looks[-1]["seconds"] - looks[-2]["seconds"])
-                / (looks[1]["seconds"] - looks[0]["seconds"]),
+                / max(1e-3, looks[1]["seconds"] - looks[0]["seconds"]),
                 "growth_bytes": looks[-1]["resident_bytes"] - looks[0]["resident_bytes"],
                 "open_files_grow_by": looks[-1]["open_files"] - looks[0]["open_files"],
                 "threads_grow_by": looks[-1]["threads"] - looks[0]["threads"],

@@ -1,20 +1,20 @@
-"""How small are the files, how fast are they read and written, and how long does a large album take to open?
+"""How small are the files, how fast are they read and written, and how long does a large store take to open?
 
-    python bench/store.py CHECKPOINT [--rounds 5] [--album-gb 10] [--shards 1000] [--folder DIR]
+    python -m bench.store CHECKPOINT [--rounds 5] [--store-gb 10] [--shards 1000] [--folder DIR]
 
-Embeddings of the photographs that scikit-image and scikit-learn ship: by the demo model, and by the tower of
-CHECKPOINT (`python tools/make_checkpoint.py DIR --shape 2b --vision-depth 4`), as computed in float32 and rounded to
-bfloat16. Layouts, each written with fsync and read whole in one process, one thread:
+Embeddings of the photographs that scikit-image and scikit-learn ship: by the demo model, and by the encoder of
+CHECKPOINT (`python -m tests.support.checkpoints DIR --shape 2b --vision-depth 4`), as computed in float32 and rounded
+to bfloat16. Layouts, each written with fsync and read whole in one process, one thread:
 
-    lists        Parquet, a list of values a picture, BYTE_STREAM_SPLIT, zstd level 1 (float32; Parquet has no bfloat16)
-    blob         Parquet, a blob a picture, not compressed
+    lists        Parquet, a list of values an image, BYTE_STREAM_SPLIT, zstd level 1 (float32; Parquet has no bfloat16)
+    blob         Parquet, a blob an image, not compressed
     blob zstd    the same, zstd level 1
-    npy          one .npy file a picture
-    safetensors  one .safetensors file a picture
+    npy          one .npy file an image
+    safetensors  one .safetensors file an image
     qvsplit      a shard: byte planes, zstd level 1, checksums, every value checked to be finite, both ways
 
 The limit is the entropy of order 0 of sign and exponent, the mantissa's bits being taken as random. Cold: the files'
-pages are dropped from the page cache first. Then an album of so many gigabytes, from which single rows are read, and
+pages are dropped from the page cache first. Then a store of so many gigabytes, from which single rows are read, and
 one of so many shards, which is opened; whole processes as well as in one. Last line: one JSON object.
 """
 
@@ -26,6 +26,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,22 +36,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 os.environ["OMP_NUM_THREADS"] = "1"  # rates are a core's
 
 import numpy as np
 import numpy.typing as npt
 
 Arrays = list[npt.NDArray[Any]]
-MADE: dict[str, Any] = {"model": "bench", "revision": None, "device": "cpu", "versions": {}}
 
 
 def main() -> None:
-    """Measure layouts on every kind of embeddings, then the two large albums."""
+    """Measure layouts on every kind of features, then the two large stores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--album-gb", type=float, default=10)
+    parser.add_argument("--store-gb", type=float, default=10)
     parser.add_argument("--shards", type=int, default=1000)
     parser.add_argument("--folder", type=Path, help="where to work: the disk that is measured")
     told = parser.parse_args()
@@ -62,7 +61,7 @@ def main() -> None:
             results[f"{name} bfloat16"] = _layouts(
                 [_rounded(one) for one in single], "bfloat16", Path(folder), told.rounds
             )
-        large = _large(single, Path(folder) / "large", int(told.album_gb * 1e9))
+        large = _large(single, Path(folder) / "large", int(told.store_gb * 1e9))
         many = _many([_rounded(one[:64]) for one in single], Path(folder) / "many", told.shards)
     print(json.dumps({
         "bench": "store", "machine": platform.machine(), "cores": os.cpu_count(), "layouts": results, "large": large,
@@ -73,9 +72,9 @@ def main() -> None:
 def _embeddings(model: str, folder: Path, cuts: int) -> Arrays:
     """float32 [n_tokens, hidden_size] by `extract`, of every photograph, cut at its margin in so many ways."""
     from PIL import Image
-    from sample_photos import photographs
 
     import qvsplit
+    from tests.support.photographs import photographs
 
     (folder / "photos").mkdir(parents=True)
     for path in photographs():
@@ -83,10 +82,10 @@ def _embeddings(model: str, folder: Path, cuts: int) -> Arrays:
             for cut in range(cuts):
                 part = image.convert("RGB").crop((3 * cut, 2 * cut, image.width - cut, image.height - cut))
                 part.save(folder / "photos" / f"{path.stem}-{cut:02}.jpg", quality=90)
-    settings = qvsplit.ExtractSettings(model=model, dtype="float32")
-    qvsplit.extract_pictures([folder / "photos"], out=folder / "album", settings=settings)
-    album = qvsplit.open_album(folder / "album")
-    return [np.array(album.embeds(row).numpy(), np.float32) for row in album]
+    options = qvsplit.ExtractOptions(model=model, dtype="float32")
+    qvsplit.extract_files([folder / "photos"], out=folder / "store", options=options)
+    store = qvsplit.open_store(folder / "store")
+    return [np.array(store.features(row)["pooler_output"].numpy(), np.float32) for row in store]
 
 
 def _rounded(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -109,7 +108,7 @@ def entropy_share(arrays: Arrays) -> float:
 def _layouts(arrays: Arrays, dtype: str, folder: Path, rounds: int) -> dict[str, Any]:
     raw = sum(one.nbytes for one in arrays)
     limit = entropy_share(arrays)
-    print(f"\n{dtype}, width {arrays[0].shape[1]}: {len(arrays)} pictures, {raw / 1e6:.0f} MB raw; limit {limit:.4f}")
+    print(f"\n{dtype}, width {arrays[0].shape[1]}: {len(arrays)} images, {raw / 1e6:.0f} MB raw; limit {limit:.4f}")
     print(f"{'':12} {'of raw':>8} {'of limit':>9} {'write':>10} {'read':>10} {'cold':>10}")
     told = {}
     for name, (write, read) in LAYOUTS.items():
@@ -120,12 +119,11 @@ def _layouts(arrays: Arrays, dtype: str, folder: Path, rounds: int) -> dict[str,
             place = folder / f"{name}-{dtype}-{arrays[0].shape[1]}-{number}"
             place.mkdir()
             times["write"].append(_timed(functools.partial(write, arrays, dtype, place)))
-            size = sum(file.stat().st_size for file in place.iterdir())
+            size = sum(file.stat().st_size for file in place.iterdir() if file.is_file())
             times["read"].append(_timed(functools.partial(read, place, dtype)))
             _drop(place)
             times["cold"].append(_timed(functools.partial(read, place, dtype)))
-            for file in place.iterdir():
-                file.unlink()
+            shutil.rmtree(place)
         rate = {key: raw / statistics.median(seconds) / 1e6 for key, seconds in times.items()}
         rates = {f"{key}_mb_s": value for key, value in rate.items()}
         told[name] = {"of_raw": size / raw, "of_limit": size / raw / limit} | rates
@@ -176,7 +174,7 @@ def _read_table(place: Path, dtype: str) -> None:
 
 
 def write_lists(arrays: Arrays, dtype: str, place: Path) -> None:
-    """A list of values a picture."""
+    """A list of values an image."""
     import pyarrow as pa
 
     offsets = np.cumsum([0, *(one.size for one in arrays)])
@@ -187,7 +185,7 @@ def write_lists(arrays: Arrays, dtype: str, place: Path) -> None:
 
 
 def write_blobs(arrays: Arrays, dtype: str, place: Path, compression: str = "none") -> None:
-    """A blob a picture."""
+    """A blob an image."""
     import pyarrow as pa
 
     column = pa.array([one.tobytes() for one in arrays], pa.large_binary())
@@ -201,7 +199,7 @@ def write_blobs_zstd(arrays: Arrays, dtype: str, place: Path) -> None:
 
 
 def write_npy(arrays: Arrays, dtype: str, place: Path) -> None:
-    """A file a picture."""
+    """A file an image."""
     for index, one in enumerate(arrays):
         np.save(place / f"{index:05}.npy", one)
         _sync(place / f"{index:05}.npy")
@@ -214,7 +212,7 @@ def read_npy(place: Path, dtype: str) -> None:
 
 
 def write_safetensors(arrays: Arrays, dtype: str, place: Path) -> None:
-    """A file a picture."""
+    """A file an image."""
     from safetensors.numpy import save_file
 
     for index, one in enumerate(arrays):
@@ -232,33 +230,24 @@ def read_safetensors(place: Path, dtype: str) -> None:
 
 def write_shard(arrays: Arrays, dtype: str, place: Path, name: str = "shard-000001.parquet", first: int = 0) -> None:
     """A shard of qvsplit's."""
-    from qvsplit.recipe import Made
-    from qvsplit.store import Row, ShardWriter
+    from bench.synthetic import features, row, schema
+    from qvsplit.store.shard_writer import ShardWriter
+    from qvsplit.store.storage import LocalStorage
 
-    recipe = _recipe(dtype)
-    width = arrays[0].shape[1]
-    writer = ShardWriter(place / name, recipe=recipe, made=Made.from_json(MADE), hidden_size=width)
+    declared = schema(dtype, arrays[0].shape[1])
+    writer = ShardWriter(LocalStorage(place), name, declared)
     for index, one in enumerate(arrays, first):
-        grid = (1, 2, 2 * len(one))
-        row = Row("/photos", f"{index:07}.jpg", index.to_bytes(32, "big"), 1, 1, "image", 28, 28, "ok", None, grid,
-                  len(one), True)  # fmt: skip
-        writer.add(row, one.reshape(len(one), -1).view(np.uint8))
+        raw = one.reshape(len(one), -1).view(np.uint8)
+        writer.add(row("/photos", f"{index:07}.jpg", len(one)), features(declared, raw))
     writer.finish()
 
 
 def read_shard(place: Path, dtype: str) -> None:
     """Every row of it, checked."""
-    from qvsplit.store import Shard
+    from qvsplit.store.shard_reader import open_shard
 
-    for _, _, embeds in Shard(place / "shard-000001.parquet"):
-        assert embeds is not None
-
-
-def _recipe(dtype: str) -> Any:
-    from qvsplit.recipe import Recipe
-
-    processor = {"merge_size": 2, "min_pixels": 3136, "max_pixels": 1003520}
-    return Recipe("qwen2_vl", "0" * 64, processor, dtype, dtype, {})
+    for _, _, stored in open_shard(place / "shard-000001.parquet"):
+        assert stored is not None
 
 
 LAYOUTS: dict[str, tuple[Callable[..., None], Callable[[Path, str], None]]] = {
@@ -267,7 +256,7 @@ LAYOUTS: dict[str, tuple[Callable[..., None], Callable[[Path, str], None]]] = {
     "safetensors": (write_safetensors, read_safetensors), "qvsplit": (write_shard, read_shard),
 }  # fmt: skip
 
-# ------------------------------------------------------------------------------------------------------ large albums
+# ------------------------------------------------------------------------------------------------------ large stores
 
 ONE_ROW = """
 import sys, time
@@ -275,18 +264,18 @@ start = time.perf_counter()
 import numpy, pyarrow.parquet
 import qvsplit
 began = time.perf_counter()
-album = qvsplit.open_album(sys.argv[1])
+store = qvsplit.open_store(sys.argv[1])
 opened = time.perf_counter()
-rows = album.rows
+rows = store.rows
 row = rows[int(sys.argv[2]) % len(rows)]
 found = time.perf_counter()
-album.embeds(row)
+store.features(row)
 print(began - start, opened - began, time.perf_counter() - found, len(rows))
 """
 
 
 def _open_and_read(folder: Path, *, cold: bool, repeats: int) -> dict[str, float]:
-    """Medians over fresh processes: importing the libraries, opening the album, and reading one row at random."""
+    """Medians over fresh processes: importing the libraries, opening the store, and reading one row at random."""
     imported, opened, read, rows = [], [], [], 0
     for number in range(repeats):
         if cold:
@@ -308,9 +297,10 @@ def _open_and_read(folder: Path, *, cold: bool, repeats: int) -> dict[str, float
 
 
 def _large(arrays: Arrays, folder: Path, size: int) -> dict[str, Any]:
-    """An album of `size` bytes in shards of the product's own size."""
-    from qvsplit.rows import leave_rows
-    from qvsplit.store import SHARD_BYTES
+    """A store of `size` bytes in shards of the product's own size."""
+    from qvsplit.store.row_cache import write_rows
+    from qvsplit.store.storage import LocalStorage
+    from qvsplit.store.store_writer import SHARD_BYTES
 
     folder.mkdir()
     number, written, at = 0, 0, 0
@@ -323,20 +313,21 @@ def _large(arrays: Arrays, folder: Path, size: int) -> dict[str, Any]:
         name = f"shard-{number:06}.parquet"
         write_shard(batch, "float32", folder, name, first=at - len(batch))
         written += (folder / name).stat().st_size
-    leave_rows(folder, sorted(folder.glob("*.parquet")))
+    write_rows(LocalStorage(folder), sorted(file.name for file in folder.glob("*.parquet")))
     return _tell("large", folder, number, written)
 
 
 def _many(arrays: Arrays, folder: Path, shards: int) -> dict[str, Any]:
-    """An album of so many shards, 32 pictures each."""
-    from qvsplit.rows import leave_rows
+    """A store of so many shards, 32 images each."""
+    from qvsplit.store.row_cache import write_rows
+    from qvsplit.store.storage import LocalStorage
 
     folder.mkdir()
     for number in range(shards):
         batch = [arrays[(number + index) % len(arrays)] for index in range(32)]
         write_shard(batch, "bfloat16", folder, f"shard-{number + 1:06}.parquet", first=32 * number)
-    leave_rows(folder, sorted(folder.glob("*.parquet")))
-    return _tell("many shards", folder, shards, sum(file.stat().st_size for file in folder.iterdir()))
+    write_rows(LocalStorage(folder), sorted(file.name for file in folder.glob("*.parquet")))
+    return _tell("many shards", folder, shards, sum(file.stat().st_size for file in folder.glob("*.parquet")))
 
 
 def _tell(name: str, folder: Path, shards: int, size: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """vLLM's side of bench/ask.py, run in an environment that has vllm and not qvsplit: python vllm_peer.py JOB.json.
 
-Precomputed embeddings go in as `image_embeds` and `image_grid_thw`, behind one unexpanded pad. float32, because left
-to itself vLLM computes a float32 checkpoint in bfloat16; the tower is not loaded.
+Precomputed features go in as `image_embeds` and `image_grid_thw`, behind one unexpanded pad. float32, because left
+to itself vLLM computes a float32 checkpoint in bfloat16; the encoder is not loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
 def main() -> None:
-    """Every picture, every number of questions, from an empty prefix cache."""
+    """Every image, every number of questions, from an empty prefix cache."""
     import torch
     from safetensors.torch import load_file
     from transformers import AutoProcessor
@@ -31,7 +31,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     llm = LLM(
         model=job["model"], dtype="float32", max_model_len=4096, max_num_seqs=128, block_size=32,
-        enable_mm_embeds=True, limit_mm_per_prompt={"image": 1, "video": 0}, enforce_eager=True,
+        enable_mm_features=True, limit_mm_per_prompt={"image": 1, "video": 0}, enforce_eager=True,
         enable_prefix_caching=True, seed=0,
     )  # fmt: skip
     processor = AutoProcessor.from_pretrained(job["model"])
@@ -41,7 +41,7 @@ def main() -> None:
     def request(name: str, question: str) -> Any:
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        image = {"image_embeds": embeds[name], "image_grid_thw": torch.tensor([job["grids"][name]])}
+        image = {"image_features": embeds[name], "image_grid_thw": torch.tensor([job["grids"][name]])}
         return {"prompt": text, "multi_modal_data": {"image": image}}
 
     told: dict[str, Any] = {}

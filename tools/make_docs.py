@@ -1,7 +1,7 @@
 """Write what the documents show of the program: docs/commands.md from the commands' own --help, docs/demo.svg.
 
 python tools/make_docs.py            # the command reference
-python tools/make_docs.py --picture  # and what `qvsplit demo` prints, as a picture
+python tools/make_docs.py --picture  # and what `qvsplit demo` prints, as an image
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-COMMANDS = ("extract", "ask", "inspect", "verify", "demo")
+from qvsplit.cli import COMMANDS
+
 DOCS = Path(__file__).parent.parent / "docs"
-SHOWN = ("turned-left.jpg", "city-lights.jpg", "kite-dogs.webp")  # of the demo's postcards, in its picture
+SHOWN = ("turned-left.jpg", "city-lights.jpg", "kite-dogs.webp")  # of the demo's postcards, in its image
 
 
 def reference() -> str:
-    """The page of commands as it should be."""
+    """Give the page of commands as it should be."""
     page = "# Commands\n\nWritten by `make docs` from the commands' own `--help`.\n"
     for command in ("", *COMMANDS):
         words = ["qvsplit", *([command] if command else []), "--help"]
@@ -37,22 +38,23 @@ def _help(words: list[str]) -> str:
     return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines()) + "\n"
 
 
-def demo_picture() -> str:
-    """The end of a demo on a terminal of 116 columns, as SVG: some postcards, and what was done."""
+def demo_image() -> str:
+    """Give the end of a demo on a terminal of 116 columns, as SVG: some postcards, and what was done."""
     from rich.console import Console
 
     from qvsplit import demo
-    from qvsplit.demo.table import postcards, story
+    from qvsplit.demo.table import postcard_tables, summary_lines
 
     console = Console(record=True, width=116, force_terminal=True, color_system="truecolor", file=io.StringIO())
     with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
         outcome = demo.run(Path("qvsplit-demo"))
         console.print("$ qvsplit demo", highlight=False)
-        for table in postcards([one for one in outcome.told if one.path in SHOWN], outcome.photos, console):
+        shown = [answer for answer in outcome.answers if answer.path in SHOWN]
+        for table in postcard_tables(shown, outcome.photos, console):
             console.print(table)
         console.print("…", highlight=False)
         sys.argv[0] = "qvsplit"
-        for line in story(outcome):
+        for line in summary_lines(outcome):
             console.print(line, markup=False, highlight=False)
     svg = console.export_svg(title="qvsplit demo")
     return re.sub(r"@font-face \{.*?\}|<!--.*?-->", "", svg, flags=re.DOTALL)  # fonts come from the reader's machine
@@ -61,4 +63,4 @@ def demo_picture() -> str:
 if __name__ == "__main__":
     (DOCS / "commands.md").write_text(reference(), encoding="utf-8")
     if "--picture" in sys.argv:
-        (DOCS / "demo.svg").write_text(demo_picture(), encoding="utf-8")
+        (DOCS / "demo.svg").write_text(demo_image(), encoding="utf-8")

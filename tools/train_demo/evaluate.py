@@ -2,9 +2,9 @@
 
     python -m train_demo.evaluate CHECKPOINT [--pictures 200] [--table FILE.md]
 
-Postcards are drawn into files of many sizes, formats and shapes, extracted, and asked from the shards alone; the whole
+Postcards are drawn into files of many sizes, formats and shapes, extracted, and asked from the shards alone; the full
 model of transformers answers the same questions from the pixels; and the shards' answers are asked for again with the
-embeddings of other pictures, which is what chance looks like. The last line is one JSON object.
+features of other pictures, which is what chance looks like. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from qvsplit.album import open_album
-from qvsplit.ask import Asker, open_asker
-from qvsplit.ask import Settings as AskSettings
-from qvsplit.checks import Question as Check
-from qvsplit.extract import Settings as ExtractSettings
-from qvsplit.extract import extract_pictures
+from qvsplit.answering.checks import Question as Check
+from qvsplit.ask import Session, load_session
+from qvsplit.extract import extract_files
+from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.store.store import open_store
 from train_demo import postcards, questions
 from train_demo.questions import Question
 
@@ -87,40 +86,40 @@ def mark(cards: Sequence[Card], answer: Answerer) -> list[Marked]:
     return marked
 
 
-def from_shards(asker: Asker) -> Answerer:
-    """Answers from an album of the cards."""
-    rows = {row.path: row for row in asker.album}
-    return lambda cards, question: asker.answer([rows[card.name] for card in cards], question).text
+def from_shards(session: Session) -> Answerer:
+    """Answers from a store of the cards."""
+    rows = {row.path: row for row in session.store}
+    return lambda cards, question: session.answer([rows[card.name] for card in cards], question).text
 
 
-def shuffled(asker: Asker, cards: Sequence[Card]) -> tuple[Answerer, dict[str, Card]]:
-    """Answers that give every picture the embeddings of another; and whose, by name."""
+def shuffled(session: Session, cards: Sequence[Card]) -> tuple[Answerer, dict[str, Card]]:
+    """Answers that give every picture the features of another; and whose, by name."""
     others = {card.name: cards[(index + len(cards) // 2) % len(cards)] for index, card in enumerate(cards)}
-    rows = {row.path: row for row in asker.album}
-    return lambda some, question: asker.answer([rows[others[card.name].name] for card in some], question).text, others
+    rows = {row.path: row for row in session.store}
+    return lambda some, question: session.answer([rows[others[card.name].name] for card in some], question).text, others
 
 
-def as_checks(asker: Asker, marked: Sequence[Marked]) -> list[Marked]:
-    """The same questions as checks: the likeliest of all answers that are right for some card to that kind of question.
+def as_checks(session: Session, marked: Sequence[Marked]) -> list[Marked]:
+    """The same questions as checks: the choices are all answers right for some card to that kind of question.
 
     Lists and descriptions are left out: nobody would write down all that they may be.
     """
     allowed: dict[str, set[str]] = {}
     for one in marked:
         allowed.setdefault(one.question.kind, set()).add(one.question.answer)
-    rows = {row.path: row for row in asker.album}
-    told = []
+    rows = {row.path: row for row in session.store}
+    checked = []
     for one in marked:
         if one.question.kind not in {"list", "describe"}:
             check = Check(
-                one.question.text, answers={answer: (answer,) for answer in sorted(allowed[one.question.kind])}
+                one.question.text, choices={answer: (answer,) for answer in sorted(allowed[one.question.kind])}
             )
-            told.append(replace(one, answer=asker.answer([rows[card.name] for card in one.cards], check).text))
-    return told
+            checked.append(replace(one, answer=session.answer([rows[card.name] for card in one.cards], check).text))
+    return checked
 
 
-def from_whole_model(checkpoint: Path, folder: Path) -> Answerer:
-    """Answers of transformers' whole model on the cards' pixels, without a line of qvsplit."""
+def from_full_model(checkpoint: Path, folder: Path) -> Answerer:
+    """Answers of transformers' full model on the cards' pixels, without a line of qvsplit."""
     import torch
     from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
@@ -170,28 +169,28 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--table", type=Path, help="write the table here too")
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder, album = Path(temporary) / "cards", Path(temporary) / "album"
+        folder, store = Path(temporary) / "cards", Path(temporary) / "store"
         folder.mkdir()
-        cards = held_out_cards(told.pictures, folder)
-        extract_pictures([folder], out=album, settings=ExtractSettings(model=str(told.checkpoint)))
-        asker = open_asker(open_album(album), AskSettings())
-        split = mark(cards, from_shards(asker))
-        whole = mark(cards, from_whole_model(told.checkpoint, folder))
-        swapped = mark(cards, shuffled(asker, cards)[0])
-        checked = as_checks(asker, split)
-    columns = [accuracy(split), accuracy(whole), accuracy(swapped), blind(split)]
+        cards = held_out_cards(arguments.pictures, folder)
+        extract_files([folder], out=store, options=ExtractOptions(model=str(arguments.checkpoint)))
+        session = load_session(open_store(store))
+        split = mark(cards, from_shards(session))
+        full = mark(cards, from_full_model(arguments.checkpoint, folder))
+        swapped = mark(cards, shuffled(session, cards)[0])
+        checked = as_checks(session, split)
+    columns = [accuracy(split), accuracy(full), accuracy(swapped), blind(split)]
     number = Counter(one.question.kind for one in split)
     lines = [
-        "| kind of question | asked | from the shards | whole model | another picture's embeddings | blind guess |",
+        "| kind of question | asked | from the shards | full model | another picture's features | blind guess |",
         "|--|--|--|--|--|--|",
         *(
             f"| {kind} | {number[kind]} | " + " | ".join(f"{column[kind]:.1%}" for column in columns) + " |"
             for kind in columns[0]
         ),
     ]
-    share = [sum(one.exact for one in marked) / len(marked) for marked in (split, whole, swapped)]
+    share = [sum(one.exact for one in marked) / len(marked) for marked in (split, full, swapped)]
     share.append(sum(columns[3][kind] * number[kind] for kind in number) / len(split))
     lines.append(f"| **all** | {len(split)} | " + " | ".join(f"**{one:.1%}**" for one in share) + " |")
     table = "\n".join(lines)
@@ -201,21 +200,21 @@ def main() -> None:
         f"as checks: {sum(one.exact for one in checked)} of {len(checked)} right; "
         f"greedy, the same questions: {sum(one.exact for one in greedy)}"
     )
-    if told.table:
-        told.table.write_text(table + "\n")
+    if arguments.table:
+        arguments.table.write_text(table + "\n")
     for one in [one for one in split if not one.exact][:25]:
         print(f"{one.cards[0].name}: {one.question.text} {one.answer!r}, not {one.question.answer!r}")
-    different = sum(a.answer != b.answer for a, b in zip(split, whole, strict=True))
+    different = sum(a.answer != b.answer for a, b in zip(split, full, strict=True))
     print(
         json.dumps(
             {
-                "pictures": told.pictures,
+                "pictures": arguments.pictures,
                 "questions": len(split),
                 "from_shards": share[0],
-                "whole_model": share[1],
-                "another_pictures_embeddings": share[2],
+                "full_model": share[1],
+                "another_pictures_features": share[2],
                 "blind_guess": share[3],
-                "answers_that_differ_from_the_whole_model": different,
+                "answers_that_differ_from_the_full_model": different,
                 "by_kind": columns[0],
             }
         )

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import make_checkpoint
 import torch
-from make_checkpoint import END, IMAGE, STOP, TEMPLATE
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -26,7 +24,9 @@ from transformers import (
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from qvsplit.families import QWEN2_VL
+from qvsplit.checkpoints.families import QWEN2_VL
+from tests.support import checkpoints as make_checkpoint
+from tests.support.checkpoints import END, IMAGE, STOP, TEMPLATE
 from train_demo import postcards, questions
 
 PATCH, MERGE = 14, 2

@@ -1,8 +1,8 @@
-"""What does each means in the tower's forward pass bring? Side by side, in turn, in one process.
+"""What does each means in the encoder's forward pass bring? Side by side, in turn, in one process.
 
-    python bench/tower.py CHECKPOINT [--rounds 5] [--dtype float32] [--device cpu]
+    python -m bench.encoder CHECKPOINT [--rounds 5] [--dtype float32] [--device cpu]
 
-CHECKPOINT: `python tools/make_checkpoint.py DIR --shape 2b --vision-depth 4`. Forward passes alone, no pictures read:
+CHECKPOINT: `python -m tests.support.checkpoints DIR --shape 2b --vision-depth 4`. Forward passes alone, no images read:
 
     reference        transformers' own module
     fused            all means together
@@ -10,7 +10,7 @@ CHECKPOINT: `python tools/make_checkpoint.py DIR --shape 2b --vision-depth 4`. F
     without swish    quick GELU by itself, behind the packed product
     all rows         the MLP and the projections see all rows at once
     both slices      the patch embedding is multiplied with both temporal slices
-    one by one       pictures of one size have an attention call each
+    one by one       images of one size have an attention call each
 
 Each is held against the reference. Last line: one JSON object.
 """
@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,15 +29,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import torch
-from extract import tower_flops
 
-from qvsplit import tower
-from qvsplit.checkpoint import open_checkpoint
-from qvsplit.tower import FusedTower, Grid
-from qvsplit.weights import load_vision
+from bench.extract import encoder_flops
+from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.kernels import fused_encoder as encoder
+from qvsplit.kernels.fused_encoder import FusedEncoder, Grid
+from qvsplit.weights import load_encoder_weights
 
 BATCHES: dict[str, list[Grid]] = {
     "one of 4,900 patches": [(1, 70, 70)],
@@ -61,13 +58,14 @@ def main() -> None:
     results = {}
     for name, grids in BATCHES.items():
         flops = sum(
-            tower_flops(h * w, width=config.embed_dim, depth=config.depth, out=config.hidden_size) for _, h, w in grids
+            encoder_flops(h * w, width=config.embed_dim, depth=config.depth, out=config.hidden_size)
+            for _, h, w in grids
         )
         results[name] = _batch(variants, grids, flops, told.rounds, device, dtype)
         print(f"\n{name}")
         for variant, one in results[name].items():
             print(f"  {variant:16} {one['gflops']:6.0f} GFLOP/s  {one['of_reference']:5.2f} x  off by {one['off']:.1e}")
-    print(json.dumps({"bench": "tower", "machine": platform.machine(), "cores": os.cpu_count(), "device": told.device,
+    print(json.dumps({"bench": "encoder", "machine": platform.machine(), "cores": os.cpu_count(), "device": told.device,
                       "dtype": told.dtype, "results": results}))  # fmt: skip
 
 
@@ -99,34 +97,34 @@ def _batch(
 
 def _variants(checkpoint: Path, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Forward], Any]:
     def load() -> Any:
-        return load_vision(open_checkpoint(checkpoint, "vision"), device=device, dtype=dtype).module
+        return load_encoder_weights(open_checkpoint(checkpoint, "encoder"), device=device, dtype=dtype).module
 
     reference = load()
 
     def whole(pixels: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
         with torch.inference_mode():
             grid = torch.tensor(grids, device=device)
-            out: torch.Tensor = reference(tower.all_slices(pixels, 3, 2), grid_thw=grid).pooler_output
+            out: torch.Tensor = reference(encoder.all_slices(pixels, 3, 2), grid_thw=grid).pooler_output
             return out
 
-    made: dict[str, Forward] = {"reference": whole, "fused": FusedTower(load())}
-    with mock.patch.object(tower, "can_pack", return_value=False):
-        made["without packing"] = FusedTower(load())
+    provenance: dict[str, Forward] = {"reference": whole, "fused": FusedEncoder(load())}
+    with mock.patch.object(encoder, "can_pack", return_value=False):
+        provenance["without packing"] = FusedEncoder(load())
     with _without_swish():
-        made["without swish"] = FusedTower(load())
-    with mock.patch.object(tower, "ROWS_CPU", 1 << 30), mock.patch.object(tower, "ROWS_CUDA", 1 << 30):
-        made["all rows"] = FusedTower(load())
+        provenance["without swish"] = FusedEncoder(load())
+    with mock.patch.object(encoder, "ROWS_CPU", 1 << 30), mock.patch.object(encoder, "ROWS_CUDA", 1 << 30):
+        provenance["all rows"] = FusedEncoder(load())
     with mock.patch.object(torch.Tensor, "sum", _no_sum):
-        unfolded = FusedTower(load())
+        unfolded = FusedEncoder(load())
     unfolded.folded = False
-    made["both slices"] = unfolded
-    alone = FusedTower(load())
+    provenance["both slices"] = unfolded
+    alone = FusedEncoder(load())
 
     def one_by_one(pixels: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
-        with mock.patch.object(tower, "groupby", _apart):
+        with mock.patch.object(encoder, "groupby", _apart):
             return alone(pixels, grids)
 
-    return made | {"one by one": one_by_one}, reference.config
+    return provenance | {"one by one": one_by_one}, reference.config
 
 
 def _apart(frames: list[int]) -> Iterator[tuple[int, list[int]]]:
@@ -140,7 +138,7 @@ def _no_sum(tensor: torch.Tensor, *axes: int) -> torch.Tensor:
 
 @contextmanager
 def _without_swish() -> Iterator[None]:
-    real = tower.FusedTower._layer
+    real = encoder.FusedEncoder._layer
 
     class Plain(torch.nn.Module):  # type: ignore[misc]
         """A packed product, and swish behind it."""
@@ -153,10 +151,10 @@ def _without_swish() -> Iterator[None]:
             out = self.layer(x)
             return torch.sigmoid(out).mul_(out)
 
-    def layer(self: FusedTower, linear: Any, then: str = "none") -> Any:
+    def layer(self: FusedEncoder, linear: Any, then: str = "none") -> Any:
         return Plain(real(self, linear)) if then == "swish" else real(self, linear, then)
 
-    with mock.patch.object(tower.FusedTower, "_layer", layer):
+    with mock.patch.object(encoder.FusedEncoder, "_layer", layer):
         yield
 
 
