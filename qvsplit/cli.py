@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -53,7 +54,25 @@ def main() -> None:
     if sys.stderr is None or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     interrupts.install()
-    app(prog_name="qvsplit")
+    try:
+        app(prog_name="qvsplit")
+    except SystemExit as end:
+        if end.code in (INTERRUPTED, TERMINATED):
+            _end_now(end.code)
+        raise
+
+
+def _end_now(code: int) -> None:
+    """End the process with this exit code; everything has been closed.
+
+    CPython would end it by SIGINT instead where a KeyboardInterrupt has ever passed through exec() of a text, as it
+    does when a dataclass is made, although it was handled.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with suppress(OSError):
+                stream.flush()
+    os._exit(code)
 
 
 def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:

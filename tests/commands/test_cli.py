@@ -343,3 +343,16 @@ def test_an_unreadable_image_and_an_unwritable_folder_as_an_ordinary_user(
     assert "failed: coins.png cannot be opened: Permission denied" in unreadable[2]
     assert unwritable[0] == 7
     assert "cannot be written (Permission denied)" in one_line(unwritable[2])
+
+
+def test_an_interrupt_while_a_class_is_made_is_an_interrupt_like_any_other(store_folder, tmp_path):
+    """CPython ends a `python -m` by SIGINT once KeyboardInterrupt has passed through exec() of a text, handled or not."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys, qvsplit.verify\nfrom qvsplit.cli import main\n"
+        "qvsplit.verify.describe = lambda store: exec('raise KeyboardInterrupt')\n"
+        f"sys.argv = ['qvsplit', 'inspect', {str(store_folder)!r}]\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"], capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (130, "qvsplit: interrupted\n")

@@ -65,7 +65,7 @@ class MemoryDecoders:
 @pytest.fixture
 def decoders(monkeypatch):
     memory = MemoryDecoders()
-    monkeypatch.setattr(runner_module, "DecoderPool", lambda item_timeout: memory)
+    monkeypatch.setattr(runner_module, "DecoderPool", lambda item_timeout, fetch: memory)
     return memory
 
 
