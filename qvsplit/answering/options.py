@@ -1,4 +1,4 @@
-"""What asking may be told. Imports nothing heavy: the command line and recorded answers are checked without a model."""
+"""Options of asking. Imports nothing heavy: the command line and recorded answers are checked without a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class AskOptions:
-    """What asking may be told. None is the store's own, or the default.
+    """Options of asking. None is the store's own, or the default.
 
     Answers are greedy without `temperature`; with it, or `top_p` or `top_k`, they are sampled, and the same `seed`
     gives the same answers whatever is asked beside them.

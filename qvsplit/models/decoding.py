@@ -69,7 +69,7 @@ class GrowingAnswer:
         self.finish_reason: str | None = None
         self._rules = rules
         self._prompt = list(prompt)
-        self._text_length_told = 0
+        self._text_length_given = 0
         self._generator: torch.Generator | None = None
         if rules.decoding.temperature is not None:
             import torch
@@ -129,9 +129,9 @@ class GrowingAnswer:
             sure -= len(self.text) - len(self.text.rstrip("\ufffd"))
             for stop in self._rules.decoding.stop:
                 sure = min(sure, len(self.text) - _overlap(self.text, stop))
-        if sure > self._text_length_told:
-            on_text(self.text[self._text_length_told : sure])
-            self._text_length_told = sure
+        if sure > self._text_length_given:
+            on_text(self.text[self._text_length_given : sure])
+            self._text_length_given = sure
 
 
 def _overlap(text: str, stop: str) -> int:

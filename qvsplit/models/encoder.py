@@ -50,12 +50,14 @@ class Encoded:
     Attributes:
         tensors: By the names of the model's output, each [n_tokens, width].
         grid_thw, placeholder, inputs: As `Prepared` had them.
+        shapes: The tensors' shapes in the model's output, where these are not [n_tokens, width].
     """
 
     tensors: Mapping[str, torch.Tensor]
     grid_thw: tuple[int, int, int] | None
     placeholder: Runs
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Encoder(Protocol):

@@ -58,7 +58,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What `generate` may be told beside the questions.
+    """Options of `generate`, beside the questions.
 
     Attributes:
         constraint: Makes what an answer must conform to, anew for every answer.

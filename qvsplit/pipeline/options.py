@@ -1,4 +1,4 @@
-"""What an extraction may be told, and whether it can be, for any store or for this one."""
+"""Options of an extraction, and whether they can be, for any store or for this one."""
 
 from __future__ import annotations
 

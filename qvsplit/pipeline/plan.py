@@ -60,7 +60,7 @@ class Cures:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a plan may be told."""
+    """Options of a plan."""
 
     retry_failed: bool = False
     checksum: bool = False  # read again also what is unchanged

@@ -130,6 +130,7 @@ class RowRecorder:
             n_tokens=features.n_tokens,
             placeholder=placeholder_json(features.placeholder),
             inputs=json.dumps(features.inputs, sort_keys=True),
+            media=_media(result, features),
             has_features=True,
         )
         with held_back():  # the row and its count are one
@@ -235,7 +236,7 @@ class RowRecorder:
             width=result.width,
             height=result.height,
             taken_at=result.taken_at,
-            media=None if result.format is None else json.dumps({"format": result.format}),
+            media=_media(result),
         )
 
     def _write(self, row: Row, features: Features | None = None) -> Row:
@@ -244,3 +245,11 @@ class RowRecorder:
             row = writer.append(row, features)
         self.written[row.key] = row
         return row
+
+
+def _media(result: Result, features: Features | None = None) -> str | None:
+    """Give what is known of an item beyond the columns, as JSON."""
+    media: dict[str, object] = {} if result.format is None else {"format": result.format}
+    if features is not None and features.shapes:
+        media["shapes"] = {name: list(shape) for name, shape in features.shapes.items()}
+    return json.dumps(media) if media else None

@@ -120,7 +120,7 @@ class Quantize:
         """Give them as they are stored. An error if a value is beyond the range of the storage dtype."""
         stored = {spec.key: StoredTensor(_stored(encoded.tensors[spec.key], spec.dtype), spec.dtype)
                   for spec in self.tensors}  # fmt: skip
-        return Features(self.config, stored, encoded.grid_thw, encoded.placeholder, encoded.inputs)
+        return Features(self.config, stored, encoded.grid_thw, encoded.placeholder, encoded.inputs, encoded.shapes)
 
 
 def _stored(values: torch.Tensor, dtype: str) -> npt.NDArray[np.uint8]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preview:
-    """What it would take to encode the items that are new. Copies and moves, not told apart here, cost less.
+    """What it would take to encode the items that are new. Copies and moves, not distinguished here, cost less.
 
     `bytes` and `seconds` are None where there is nothing to go by.
     """

@@ -115,6 +115,11 @@ class StoredTensor:
         width = int(self.raw.shape[1])
         return width - SCALE_BYTES if self.dtype == "int8" else width // DTYPE_BYTES[self.dtype]
 
+    @property
+    def size(self) -> int:
+        """Values."""
+        return self.n_tokens * self.width
+
     def numpy(self) -> npt.NDArray[np.float32] | npt.NDArray[np.float16]:
         """Give the values, [n_tokens, width]: float32, or float16 where stored so; bfloat16 widens exactly."""
         import numpy as np
@@ -139,6 +144,7 @@ class Features:
         grid_thw: Patches in time, height and width, where the family has such a grid.
         placeholder: The text that stands for the item in a prompt, as runs of (text, count).
         inputs: Other small inputs of the language model: name → dtype, shape, values.
+        shapes: The tensors' shapes in the encoder's output, where these are not [n_tokens, width].
     """
 
     config: ExtractionConfig
@@ -146,6 +152,7 @@ class Features:
     grid_thw: tuple[int, int, int] | None
     placeholder: Runs
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> StoredTensor:
         """Give the tensor of this name."""

@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 MAX_HEADER_BYTES = 1 << 16
 DELTA_BYTE_ARRAY = 7
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
-_TOLD = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}  # each kind's own field
+_OWN_FIELDS = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}  # each kind's own field
 
 
 class Page(NamedTuple):
@@ -37,16 +37,16 @@ def pages(stream: IO[bytes], start: int, length: int) -> Iterator[Page]:
             except (IndexError, RecursionError):
                 raise ValueError("a page without a header") from None
         kind, size, packed = header.get(1), header.get(2), header.get(3)
-        told = header.get(_TOLD[kind]) if isinstance(kind, int) and kind in _TOLD else None
-        if not (isinstance(told, dict) and isinstance(size, int) and isinstance(packed, int) and size >= 0 <= packed):
+        own = header.get(_OWN_FIELDS[kind]) if isinstance(kind, int) and kind in _OWN_FIELDS else None
+        if not (isinstance(own, dict) and isinstance(size, int) and isinstance(packed, int) and size >= 0 <= packed):
             raise ValueError("a page header that says nothing")
         if not isinstance(header.get(4), int):
             raise ValueError("a page without a checksum")
         at += used + packed
         if at > end:
             raise ValueError("a page that is longer than its column")
-        values = told.get(1)
-        encoding = told.get(4 if kind == _DATA_V2 else 2)
+        values = own.get(1)
+        encoding = own.get(4 if kind == _DATA_V2 else 2)
         if not isinstance(values, int) or values < 0:
             raise ValueError("a page of no number of values")
         if kind == _DICTIONARY and values > size:

@@ -80,7 +80,15 @@ class Row:
     @property
     def inputs_by_name(self) -> Mapping[str, Any]:
         """Other small inputs of the language model: name → dtype, shape, values. ValueError as for a placeholder."""
-        return _json_object(self.inputs)
+        return _json_object(self.inputs, "inputs")
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Tensors' names → their shapes in the encoder's output, where these are not [n_tokens, width]. ValueError."""
+        shapes = _json_object(self.media, "media").get("shapes", {})
+        if not isinstance(shapes, dict) or not all(map(_is_shape, shapes.values())):
+            raise ValueError("has shapes that are none")
+        return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def deleted_row(row: Row, generation: int) -> Row:
@@ -121,11 +129,15 @@ def _is_run(run: Any) -> bool:
     )
 
 
-def _json_object(text: str | None) -> Mapping[str, Any]:
-    content = _json(text, "inputs") if text is not None else {}
+def _json_object(text: str | None, name: str) -> Mapping[str, Any]:
+    content = _json(text, name) if text is not None else {}
     if not isinstance(content, dict):
-        raise ValueError("has inputs that are no JSON object")
+        raise ValueError(f"has {name} that are no JSON object")
     return content
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, list) and all(type(side) is int and 1 <= side < 1 << 31 for side in shape)
 
 
 def unknown_value(row: Row) -> str | None:

@@ -8,6 +8,7 @@ open only while something is read from it: a store may have more shards than a p
 from __future__ import annotations
 
 import hashlib
+import math
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -287,7 +288,10 @@ class Shard:
                 raise ValueError("has features, and a column without them")
             check_features(row, {name: blob.size for name, blob in blobs.items()}, self.schema.tensors)
             tensors = {spec.key: self._tensor(spec, row, blobs[spec.column]) for spec in self.schema.tensors}
-            return Features(self.config, tensors, row.grid_thw, row.placeholder_runs, row.inputs_by_name)
+            shapes = row.shapes
+            if any(name not in tensors or math.prod(shape) != tensors[name].size for name, shape in shapes.items()):
+                raise ValueError("has a shape that its features do not have")
+            return Features(self.config, tensors, row.grid_thw, row.placeholder_runs, row.inputs_by_name, shapes)
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"row {index} ({row.path}) {error}") from None
 

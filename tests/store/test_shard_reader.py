@@ -284,3 +284,19 @@ def test_a_row_group_claims_no_more_than_a_writer_writes(tmp_path, shard_file, m
     monkeypatch.setattr(shard_reader, "MAX_GROUP_ROWS", 2)
     with pytest.raises(ShardDamaged, match="claims more than any writer puts there"):
         opened(shard_file)
+
+
+def test_a_shape_that_is_not_tokens_by_width_comes_back(tmp_path):
+    row, features = rows.item("a.png", 6, media=json.dumps({"shapes": {"pooler_output": [2, 3, rows.WIDTH]}}))
+    shard = rows.write_shard(tmp_path, "shard-000001.parquet", [(row, features)])
+    assert shard.features(0).shapes == {"pooler_output": (2, 3, rows.WIDTH)}
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"pooler_output": [7, 8]}, {"nothing": [6]}, {"pooler_output": [0]}, {"pooler_output": 6}, []]
+)
+def test_a_shape_that_the_features_do_not_have_is_damage(tmp_path, shapes):
+    row, features = rows.item("a.png", 6, media=json.dumps({"shapes": shapes}))
+    shard = rows.write_shard(tmp_path, "shard-000001.parquet", [(row, features)])
+    with pytest.raises(ShardDamaged, match="shape"):
+        shard.features(0)
