@@ -166,6 +166,10 @@ class Shard:
 
     @contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:
+        """Open the file for pyarrow, which reads it through Python, and so in the calling thread only.
+
+        A thread of its own that lets go of a Python object while the interpreter ends takes the process down with it.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -232,7 +236,7 @@ class Shard:
                 for start in range(0, len(numbers), GROUPS_AT_A_TIME):
                     groups = numbers[start : start + GROUPS_AT_A_TIME]
                     self._check_pages(groups, names, MAX_TEXT_BYTES)
-                    table = parquet.read_row_groups(list(groups), columns=names)
+                    table = parquet.read_row_groups(list(groups), columns=names, use_threads=False)
                     room -= table.nbytes
                     if room < 0:
                         raise ValueError("more text than any writer puts there")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 
 from qvsplit.store import codec, shard_reader
+from tests.support.processes import run_process
 from tests.support.terminal import one_line
 
 
@@ -52,3 +54,10 @@ def test_verify_says_when_an_image_cannot_be_compared(run_cli, some_photos, chec
         file.unlink()
     code, _, said = run_cli("verify", tmp_path / "e", "--sample", 2)
     assert (code, "nothing could be compared" in one_line(said)) == (2, True)
+
+
+def test_a_process_that_has_read_a_shard_ends_with_its_own_exit_code(store):
+    """A thread of pyarrow's that still held a Python object when the interpreter ended aborted one run in ten."""
+    threads = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # pyarrow's are as many
+    ended = [run_process("verify", store, env=threads).returncode for _ in range(24)]
+    assert ended == [0] * 24
