@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoints.checkpoint import choose_checkpoint
-from qvsplit.errors import ItemError, QvsplitError, ShardDamaged, UsageError, some_of
+from qvsplit.errors import ConfigError, ItemError, QvsplitError, ShardDamaged, UsageError, some_of
 from qvsplit.runtime.dtypes import token_bytes
 from qvsplit.sources import images
 from qvsplit.sources.files import read
@@ -101,6 +101,9 @@ def check_shards(paths: Sequence[Path]) -> Iterator[ShardCheck]:
     """Read every byte of every shard: page checksums, structure, lengths, finite values.
 
     A damaged one is marked, so that the next `extract` quarantines it and encodes its images again.
+
+    Raises:
+        ConfigError: A newer version wrote a shard: that is no damage, and cannot be checked here.
     """
     for path in paths:
         rows = tokens = 0
@@ -108,6 +111,8 @@ def check_shards(paths: Sequence[Path]) -> Iterator[ShardCheck]:
             for _, _, features in open_shard(path):
                 rows += 1
                 tokens += features.n_tokens if features is not None else 0
+        except ConfigError:
+            raise
         except QvsplitError as error:
             yield ShardCheck(str(path), rows, tokens, _marked(path, error))
         else:

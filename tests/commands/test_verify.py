@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 
 from qvsplit.store import codec, shard_reader
+from qvsplit.store.storage import LocalStorage
+from tests.support import rows
 from tests.support.processes import run_process
 from tests.support.terminal import one_line
 
@@ -61,3 +64,13 @@ def test_a_process_that_has_read_a_shard_ends_with_its_own_exit_code(store):
     threads = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # pyarrow's are as many
     ended = [run_process("verify", store, env=threads).returncode for _ in range(24)]
     assert ended == [0] * 24
+
+
+def test_a_shard_of_a_newer_version_is_no_damage(run_cli, tmp_path):
+    declared = rows.schema()
+    newer = replace(declared, config=replace(declared.config, kernels="quantum"))
+    rows.ShardWriter(LocalStorage(tmp_path), "shard-000001.parquet", newer).finish()
+    code, out, said = run_cli("verify", tmp_path)
+    assert (code, out) == (4, "")
+    assert "made by a newer qvsplit (the unknown kernels 'quantum'); upgrade this one" in one_line(said)
+    assert [path.name for path in tmp_path.glob("*.parquet")] == ["shard-000001.parquet"]
