@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from qvsplit.errors import UsageError
 from qvsplit.runtime.names import name_on_disk, stored_name
@@ -18,22 +15,8 @@ from qvsplit.sources.files import read
 from qvsplit.sources.folders import LocalFolders, root_of, starts_of
 from qvsplit.sources.source import Entry
 from tests.support.fake_source import FakeSource
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-@pytest.fixture(scope="module")
-def photo(photos) -> Image.Image:
-    with Image.open(photos / "coffee.png") as image:
-        return image.convert("RGB")
-
-
-def same(a: Image.Image, b: Image.Image) -> bool:
-    return a.mode == b.mode == "RGB" and a.size == b.size and bool(np.array_equal(np.asarray(a), np.asarray(b)))
+from tests.support.nasty_images import encoded
+from tests.support.photographs import same_rgb
 
 
 def walked(paths, **more) -> list[Entry]:
@@ -142,7 +125,7 @@ def test_a_name_that_is_not_utf8_is_read(tmp_path, photo):
         stream.write(encoded(photo))
     (one,) = walked([tmp_path])
     assert one.path == "d//xe9/caf//xe9.png"
-    assert same(images.decode(read(one).data), photo)
+    assert same_rgb(images.decode(read(one).data), photo)
 
 
 # ------------------------------------------------------------------------------------------------------ the door

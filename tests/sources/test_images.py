@@ -14,44 +14,29 @@ from qwen_vl_utils.vision_process import to_rgb
 
 from qvsplit.errors import ERROR_KINDS, ItemError
 from qvsplit.sources import images
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-@pytest.fixture(scope="module")
-def photo(photos) -> Image.Image:
-    with Image.open(photos / "coffee.png") as image:
-        return image.convert("RGB")
-
-
-def same(a: Image.Image, b: Image.Image) -> bool:
-    return a.mode == b.mode == "RGB" and a.size == b.size and bool(np.array_equal(np.asarray(a), np.asarray(b)))
-
+from tests.support.nasty_images import encoded
+from tests.support.photographs import same_rgb
 
 # ---------------------------------------------------------------------------------------------------------- modes
 
 
 def test_rgb_and_grey_are_kept(photo):
-    assert same(images.decode(encoded(photo)), photo)
-    assert same(images.decode(encoded(photo.convert("L"))), photo.convert("L").convert("RGB"))
+    assert same_rgb(images.decode(encoded(photo)), photo)
+    assert same_rgb(images.decode(encoded(photo.convert("L"))), photo.convert("L").convert("RGB"))
 
 
 def test_one_bit_palette_and_cmyk(photo):
-    assert same(images.decode(encoded(photo.convert("1"))), photo.convert("1").convert("RGB"))
+    assert same_rgb(images.decode(encoded(photo.convert("1"))), photo.convert("1").convert("RGB"))
     palette = photo.quantize(32)
-    assert same(images.decode(encoded(palette)), palette.convert("RGB"))
+    assert same_rgb(images.decode(encoded(palette)), palette.convert("RGB"))
     cmyk = images.decode(encoded(photo.convert("CMYK"), "TIFF"))
-    assert same(cmyk, photo.convert("CMYK").convert("RGB"))
+    assert same_rgb(cmyk, photo.convert("CMYK").convert("RGB"))
 
 
 def test_alpha_is_over_white_as_qwen_vl_utils_does(photo):
     rgba = photo.convert("RGBA")
     rgba.putalpha(Image.linear_gradient("L").resize(photo.size))
-    assert same(images.decode(encoded(rgba)), to_rgb(rgba))
+    assert same_rgb(images.decode(encoded(rgba)), to_rgb(rgba))
     corner = images.decode(encoded(rgba)).getpixel((5, 0))
     assert corner == (255, 255, 255)  # fully transparent
 
@@ -59,7 +44,7 @@ def test_alpha_is_over_white_as_qwen_vl_utils_does(photo):
 def test_grey_with_alpha_and_palette_with_transparency_are_over_white_too(photo):
     la = photo.convert("LA")
     la.putalpha(Image.linear_gradient("L").resize(photo.size))
-    assert same(images.decode(encoded(la)), to_rgb(la.convert("RGBA")))
+    assert same_rgb(images.decode(encoded(la)), to_rgb(la.convert("RGBA")))
     palette = photo.quantize(8)
     index = palette.getpixel((10, 10))
     decoded = images.decode(encoded(palette, transparency=index))
@@ -100,7 +85,7 @@ def test_lab_becomes_rgb():
 def test_an_animation_is_its_first_frame(photo):
     second = ImageOps.invert(photo)
     animated = encoded(photo, "WEBP", save_all=True, append_images=[second], duration=100, lossless=True)
-    assert same(images.decode(animated), photo)
+    assert same_rgb(images.decode(animated), photo)
     gif = images.decode(encoded(photo, "GIF", save_all=True, append_images=[second], duration=100))
     assert np.abs(np.asarray(gif).astype(int) - np.asarray(photo)).mean() < 20
 
@@ -109,7 +94,7 @@ def test_colour_profiles_are_left_alone(photo):
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert same(images.decode(encoded(photo, icc_profile=profile)), photo)
+    assert same_rgb(images.decode(encoded(photo, icc_profile=profile)), photo)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -118,7 +103,7 @@ def test_every_exif_orientation_comes_out_upright(photo, orientation):
     exif[0x0112] = orientation
     data = encoded(photo, exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    assert same(images.decode(data), expected)
+    assert same_rgb(images.decode(data), expected)
     assert (expected.size == photo.size) == (orientation <= 4)
 
 
@@ -149,7 +134,7 @@ def test_exif_that_lies_is_no_reason_to_lose_the_image(photo):
     assert images.decode(data).size == photo.size
     exif = Image.Exif()
     exif[0x0112] = 99
-    assert same(images.decode(encoded(photo, exif=exif)), photo)
+    assert same_rgb(images.decode(encoded(photo, exif=exif)), photo)
 
 
 # ------------------------------------------------------------------------------------------------------ bad files

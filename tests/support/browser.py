@@ -5,7 +5,6 @@ Chromium reads commands from its file descriptor 3 and answers on 4: JSON, each 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
 import json
@@ -193,7 +192,3 @@ class Browser:
         """Light or dark; on a `screen` or in `print`."""
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", media=kind, features=features)
-
-    def screenshot(self, file: Path) -> None:
-        """What the window shows, as PNG."""
-        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

@@ -124,7 +124,8 @@ def _write_all(folder: Path, files: Iterable[tuple[str, bytes]]) -> int:
 # ------------------------------------------------------------------------------------------------- sound images
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """The bytes of a file of this kind."""
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
