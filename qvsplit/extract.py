@@ -25,7 +25,7 @@ from qvsplit.pipeline.view import Call, View, current_cures, listed, look, no_it
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.runtime.memory import peak_memory
-from qvsplit.runtime.names import is_within, name_on_disk
+from qvsplit.runtime.names import file_on_disk, is_within
 from qvsplit.store import history, layout, rebuild
 from qvsplit.store.folder_index import FolderIndex, write_index
 from qvsplit.store.generation import claim_generation
@@ -146,8 +146,9 @@ def _planned(call: Call, view: View, store: Store) -> Plan:
     options = PlanOptions(call.options.retry_failed, call.options.checksum, call.cures)
     scope = view.source.scope
     for start in scope.empty:
-        number = sum(row.status != "deleted" and is_within(f"{name_on_disk(row.root)}/{name_on_disk(row.path)}", start)
-                     for row in store.rows)  # fmt: skip
+        number = sum(
+            row.status != "deleted" and is_within(file_on_disk(row.root, row.path), start) for row in store.rows
+        )
         if number:
             call.callbacks.on_note(no_items_any_more(start, number))
     planned = plan(view.listings, scope, store, view.tallies, options)

@@ -101,9 +101,8 @@ def _check_tensors(
         for name, shape in expected.items()
         if name in places and places[name].shape != shape
     }
-    missing, unexpected = expected.keys() - places.keys(), places.keys() - expected.keys()
-    if missing or unexpected or wrong:
-        raise WeightsError(str(checkpoint.folder), missing=missing, unexpected=unexpected, misshapen=wrong)
+    found = {"missing_keys": expected.keys() - places.keys(), "unexpected_keys": places.keys() - expected.keys()}
+    _check_loaded(checkpoint, found, wrong)
 
 
 def _as_tensor(raw: bytearray, place: TensorPlace) -> torch.Tensor:

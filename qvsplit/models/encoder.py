@@ -147,11 +147,6 @@ class TransformersEncoder:
         """Values a token: the encoder's output, and the language model's input."""
         return int(self._vision_config.hidden_size)
 
-    @property
-    def merge_size(self) -> int:
-        """Patches along each side of the square that becomes one token."""
-        return int(self._vision_config.spatial_merge_size)
-
     def prepare(self, image: npt.NDArray[np.uint8]) -> Iterator[Prepared]:
         """Prepare an image [height, width, 3]."""
         yield self.preparer.prepare(image)

@@ -156,9 +156,9 @@ class LanguageModel:
         ids = torch.tensor([[*prompt.input_ids[:end], 0]], device=self.device)  # [1, end + 1]
         types = torch.tensor([[*prompt.mm_token_type_ids[:end], 0]], device=self.device)
         grids = {
-            f"{kind}_grid_thw": torch.tensor(prompt.grids(kind), device=self.device)
+            f"{kind}_grid_thw": torch.tensor(grid, device=self.device)
             for kind in ("image", "video")
-            if prompt.grids(kind)
+            if (grid := prompt.grids(kind))
         }
         positions, _ = self.model.model.get_rope_index(ids, types, **grids)
         return positions[:, :, :end], int(positions[0, 0, end])

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from qvsplit.errors import UsageError
 from qvsplit.output.levels import CHOICE_MASS_LOW, DEFAULT_LEVEL, ERROR, VERDICTS, verdict
 from qvsplit.output.thumbnails import Thumbnails, shown_text
+from qvsplit.output.verdicts import failure_reason
 from qvsplit.runtime.atomic_files import disk_errors, written_whole
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class _Cards:
 
     def add_failed(self, row: Row, image: int) -> None:
         """Add a card for an item that could not be encoded."""
-        reason = self._number(row.error or f"is {row.status}")
+        reason = self._number(failure_reason(row))
         self._cards.append(_json([[image], VERDICTS.index(ERROR), [], reason]))
 
     def add(self, answer: Answer, images: Sequence[int]) -> None:

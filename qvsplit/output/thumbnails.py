@@ -17,6 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.errors import ItemError, printable
+from qvsplit.output.verdicts import failure_reason
 from qvsplit.sources import images
 from qvsplit.sources.files import read
 from qvsplit.sources.source import Entry
@@ -112,7 +113,7 @@ def _thumbnail(row: Row, known: Mapping[str, int]) -> bytes | str:
         if row.kind != "image":
             return f"is a {row.kind}"
         if row.sha256 is None:
-            return row.error or f"is {row.status}"
+            return failure_reason(row)
         large = (row.width or 0) * (row.height or 0) > LARGE_PIXELS or row.size > LARGE_BYTES
         with _ONE_LARGE if large else nullcontext():
             data = _same_bytes(row)

@@ -143,8 +143,6 @@ class Execution:
     def _note_costs(self, runner: LocalRunner) -> None:
         self._summary.add_seconds(runner.seconds)
         self._summary.decoder_memory_bytes = runner.decoder_memory_bytes
-        if self._writer is not None:
-            self._summary.bytes, self._summary.shards = self._writer.written.bytes, self._writer.written.shards
         if self._loaded is not None:
             from qvsplit.runtime.devices import peak_gpu_memory
 

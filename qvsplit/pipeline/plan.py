@@ -203,7 +203,7 @@ class _Sorter:
 
     def add(self, entry: Entry) -> None:
         row = self._catalogue.current(*entry.key)
-        if row is None or not is_known(self._catalogue, row, entry):
+        if row is None or not is_known(row, entry, self._is_held):
             self._changed.append(entry)
         elif self._options.checksum or (row.status == "failed" and self._is_tried_again(row)):
             self._again.append(entry)
@@ -212,16 +212,22 @@ class _Sorter:
         else:
             self.unchanged += 1
 
+    def _is_held(self, content: Content | None) -> bool:
+        return self._catalogue.home(content) is not None
+
     def _is_tried_again(self, row: Row) -> bool:
         return self._options.retry_failed or may_be_cured(row, self._options.cures)
 
 
-def is_known(catalogue: Catalogue, row: Row, entry: Entry) -> bool:
-    """Say whether size and version alone show that the item has not changed. A row without version proves nothing."""
+def is_known(row: Row, entry: Entry, held: Callable[[Content | None], bool]) -> bool:
+    """Say whether size and version alone show that the item has not changed. A row without version proves nothing.
+
+    `held` says whether the store has the features of this content.
+    """
     if row.status == "deleted" or row.version is None or (row.size, row.version) != (entry.size, entry.version):
         return False
     # else its features went with a shard that no longer exists
-    return row.status == "failed" or catalogue.home(row.content) is not None
+    return row.status == "failed" or held(row.content)
 
 
 def may_be_cured(row: Row, cures: Cures) -> bool:
@@ -310,8 +316,7 @@ def _tally(
     count = {"ok": 0, "failed": 0}
     for entry in listing.entries():
         row = current(entry.key)
-        same = row is not None and row.version is not None and (row.size, row.version) == (entry.size, entry.version)
-        if row is None or not same or row.status not in count or (row.status == "ok" and not held(row.content)):
+        if row is None or not is_known(row, entry, held):
             return None
         count[row.status] += 1
     return FolderTally(listing.digest, count["ok"], count["failed"], not_found)

@@ -17,6 +17,7 @@ from typing import Any
 from qvsplit.checkpoints.checkpoint import Checkpoint, default_model, read_settings
 from qvsplit.checkpoints.families import settings_of
 from qvsplit.errors import ItemError, ModelError
+from qvsplit.models.preparing import check_shape
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import Preview
 from qvsplit.runtime.devices import is_cuda
@@ -111,9 +112,8 @@ class _Estimate:
 
     def tokens(self, width: int, height: int) -> int:
         """Count those of an image of this size. ItemError where the processor refuses so slim a one."""
-        long, short = max(width, height), min(width, height)
-        if self.checkpoint is not None and long > self.checkpoint.family.max_aspect_ratio * short:
-            raise ItemError(f"is {width}×{height}, too slim")
+        if self.checkpoint is not None:
+            check_shape(width, height, self.checkpoint.family)
         factor = int(self.processor["patch_size"]) * int(self.processor["merge_size"])
         tall, wide = resized(
             height, width, factor, int(self.processor["min_pixels"]), int(self.processor["max_pixels"])

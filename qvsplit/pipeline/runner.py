@@ -20,7 +20,7 @@ from qvsplit.models.encoder import Encoder
 from qvsplit.models.preparing import Prepared
 from qvsplit.pipeline.stages import Decode, Encode, Prepare, Quantize, Read
 from qvsplit.pipeline.summary import Timer
-from qvsplit.sources.decoder import DecoderPool, Fetch
+from qvsplit.sources.decoder import ITEM_SECONDS, DecoderPool, Fetch
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
 from qvsplit.sources.pixel_budget import PixelBudget
@@ -132,7 +132,7 @@ class RunnerOptions:
     workers: int | None = None
     limit: int | None = None  # items that are begun
     deadline: float | None = None  # by time.monotonic(): after it no item is begun
-    item_timeout: float = 60.0
+    item_timeout: float = ITEM_SECONDS
     fetch: Fetch = local_file  # the source's
 
 

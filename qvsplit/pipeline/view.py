@@ -18,7 +18,7 @@ from qvsplit.pipeline.plan import Cures
 from qvsplit.pipeline.summary import ExtractCallbacks
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.runtime.memory import machine_memory
-from qvsplit.runtime.names import is_within, name_on_disk
+from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk
 from qvsplit.sources.folders import SUFFIXES, LocalFolders
 from qvsplit.sources.images import optional_readers
 from qvsplit.sources.source import Folder, Listing, Source
@@ -142,12 +142,12 @@ def listed(call: Call, index: FolderIndex | None, store: Store | None, repaired:
 def _refuse_nothing(call: Call, view: View) -> None:
     """UsageError where no path holds an item: that is more often a mistake, or a disk that is not mounted."""
     if view.index is not None:
-        counts = {f"{root}/{path}": one.ok + one.failed for (root, path), one in view.index.folders.items()}
+        counts = {file_on_disk(*folder): one.ok + one.failed for folder, one in view.index.folders.items()}
     else:
         assert view.store is not None
-        counts = {f"{row.root}/{row.path}": 1 for row in view.store.rows if row.status != "deleted"}
+        counts = {file_on_disk(row.root, row.path): 1 for row in view.store.rows if row.status != "deleted"}
     for start in view.source.scope.empty:
-        number = sum(count for name, count in counts.items() if is_within(name_on_disk(name).rstrip("/"), start))
+        number = sum(count for name, count in counts.items() if is_within(name.rstrip("/"), start))
         if number:
             raise UsageError(no_items_any_more(start, number))
     raise UsageError(

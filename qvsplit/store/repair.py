@@ -16,11 +16,10 @@ from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.store import layout
 from qvsplit.store.lock import Lock
 from qvsplit.store.rewrite import Rewrite, rewrite
-from qvsplit.store.row import Row
 from qvsplit.store.shard_reader import Shard, read_checksum
 from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import Storage
-from qvsplit.store.store import Store
+from qvsplit.store.store import Store, read_store
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ def repair(storage: Storage, lock: Lock, on_note: Callable[[str], None], *, mode
         names = shards_in(storage)
     marked = damage_marks(storage)
     shards, damaged = _opened(storage, names, marked)
-    unsound = [name for name in names if name not in {shard.name for shard in shards}]
+    sound = {shard.name for shard in shards}
+    unsound = [name for name in names if name not in sound]
     if unsound and not shards and not model_named:
         where, what = storage.where(unsound[-1]), damaged[unsound[-1]]
         raise ShardDamaged(
@@ -57,14 +57,13 @@ def repair(storage: Storage, lock: Lock, on_note: Callable[[str], None], *, mode
     if damaged:
         lock.announce()
         openable = frozenset(shard.name for shard in shards if shard.name in damaged)
-        lost: list[Row] = []
         if openable:
-            rewrite(storage, store, Rewrite(openable, on_lost=lost.append, delete=False), lock)
+            rewrite(storage, store, Rewrite(openable, on_lost=lambda _: None, delete=False), lock)
         for name, what in damaged.items():
             to = _quarantine(storage, name)
             saved = ", but for what is sound in it" if name in openable else ""
             on_note(f"{name} is damaged ({what}): quarantined as {to}; its items are encoded again{saved}")
-        store = Store([Shard(storage, name) for name in shards_in(storage)])
+        store = read_store(storage)
     if marked:
         storage.delete(*map(_mark_of, marked))
     clear_marks(storage)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 from qvsplit.errors import ShardDamaged
 from qvsplit.runtime.atomic_files import disk_errors
+from qvsplit.store import layout
 from qvsplit.store.features import Features
 from qvsplit.store.lock import Lock
 from qvsplit.store.row import Content, Key, Row
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.shard_reader import Shard
-from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import Storage
 from qvsplit.store.store import Store
 from qvsplit.store.store_writer import StoreWriter
@@ -76,8 +76,7 @@ def rewrite(storage: Storage, store: Store, what: Rewrite, lock: Lock) -> Rewrit
 
 def _sizes(storage: Storage) -> list[int]:
     with disk_errors(storage.location):
-        shards = set(shards_in(storage))
-        return [file.size for file in storage.list() if file.name in shards]
+        return [file.size for file in storage.list() if layout.shard_number(file.name) is not None]
 
 
 def _write(storage: Storage, store: Store, what: Rewrite, old: Sequence[Shard]) -> int:
@@ -113,16 +112,13 @@ def _current_rows(store: Store, kept: Sequence[Row], old: Sequence[Shard]) -> It
     else with the first that needs them, wherever that stands.
     """
     carriers = _carriers(store, kept, old)
-    with_features = {_part(row) for row in carriers.values()}
-    left = {_part(row) for row in kept}
-    places = {_part(row): (shard.name, index) for shard in store.shards for index, row in enumerate(shard.rows)
-              if store.is_current(row)}  # fmt: skip
+    without_features = {_part(row) for row in kept} - {_part(row) for row in carriers.values()}
     for shard in old:
         for index, row in enumerate(shard.rows):
             carrier = carriers.get((shard.name, index))
             if carrier is not None:
                 yield shard, index, carrier, True
-            elif _part(row) in left - with_features and places.get(_part(row)) == (shard.name, index):
+            elif _part(row) in without_features and store.is_current(row):
                 yield shard, index, replace(row, has_features=False), False
 
 
