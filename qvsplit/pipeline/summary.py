@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,14 +85,63 @@ class Summary:
             self.stages[stage] = self.stages.get(stage, 0.0) + more
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run of `extract_files` is, as `on_progress` hears it after each item.
+
+    Attributes:
+        done: Items that were dealt with so far.
+        total: Items that had to be read.
+        path: The item that was dealt with last, below its folder.
+        error: Why that item failed, if it failed and had not failed before.
+    """
+
+    done: int
+    total: int
+    path: str
+    error: str | None = None
+
+
 @dataclass
 class ExtractCallbacks:
-    """What a caller may want to hear while a run goes on. Called in the caller's thread."""
+    """What a caller may want to hear while a run goes on. Called in the caller's thread.
+
+    Attributes:
+        on_plan: Hears how many items have to be read.
+        on_item: Hears the path of each item that was dealt with.
+        on_failure: Hears path and reason of each item that failed and had not failed before, ahead of its `on_item`.
+        on_note: Hears remarks, a line each.
+        on_end: Hears once what the run did, however it ends: by returning, by an error, by an interrupt.
+    """
 
     on_plan: Callable[[int], None] = lambda to_read: None
     on_item: Callable[[str], None] = lambda path: None
     on_failure: Callable[[str, str], None] = lambda path, reason: None
     on_note: Callable[[str], None] = lambda line: None
+    on_end: Callable[[Summary], None] = lambda summary: None
+
+
+def with_progress(callbacks: ExtractCallbacks, on_progress: Callable[[Progress], None]) -> ExtractCallbacks:
+    """Give `callbacks`, of which `on_progress` hears after each item as well."""
+    total, done, error = 0, 0, None
+
+    def on_plan(to_read: int) -> None:
+        nonlocal total
+        total = to_read
+        callbacks.on_plan(to_read)
+
+    def on_failure(path: str, reason: str) -> None:
+        nonlocal error
+        error = reason
+        callbacks.on_failure(path, reason)
+
+    def on_item(path: str) -> None:
+        nonlocal done, error
+        done, failed, error = done + 1, error, None
+        callbacks.on_item(path)
+        on_progress(Progress(done, total, path, failed))
+
+    return replace(callbacks, on_plan=on_plan, on_failure=on_failure, on_item=on_item)
 
 
 class Timer:
