@@ -14,10 +14,7 @@ from tests.support.report_pages import failed_row, generated, no_row, row_of, sc
 
 @pytest.fixture(scope="module")
 def window():
-    program = browser.find()
-    if program is None:
-        pytest.skip(f"no browser at hand ({', '.join(browser.NAMES)})")
-    with browser.Browser(program) as opened:
+    with browser.Browser(browser.required()) as opened:
         yield opened
 
 

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowRight": (39, ""), "ArrowLeft": (37, ""),
         "ArrowDown": (40, ""), "ArrowUp": (38, ""), "End": (35, ""), "Home": (36, ""), "/": (191, "/")}  # fmt: skip
@@ -25,6 +27,20 @@ KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowRight": (
 def find() -> str | None:
     """The path of a Chromium, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+def required() -> str:
+    """Give the path of a Chromium. Without one the test is skipped; it fails where there has to be one.
+
+    `.ci/run` sets QVSPLIT_REQUIRE_BROWSER, or, where it could install none, QVSPLIT_NO_BROWSER to the reason.
+    """
+    program = find()
+    if program is not None:
+        return program
+    reason = os.environ.get("QVSPLIT_NO_BROWSER") or f"there is no browser ({', '.join(NAMES)})"
+    if os.environ.get("QVSPLIT_REQUIRE_BROWSER"):
+        pytest.fail(f"{reason}, and QVSPLIT_REQUIRE_BROWSER is set")
+    pytest.skip(reason)
 
 
 class PageError(AssertionError):
