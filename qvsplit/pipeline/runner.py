@@ -20,6 +20,7 @@ from qvsplit.models.encoder import Encoder
 from qvsplit.models.preparing import Prepared
 from qvsplit.pipeline.stages import Decode, Encode, Prepare, Quantize, Read
 from qvsplit.pipeline.summary import Timer
+from qvsplit.runtime.clock import active_seconds
 from qvsplit.sources.decoder import ITEM_SECONDS, DecoderPool, Fetch
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
@@ -131,7 +132,7 @@ class RunnerOptions:
 
     workers: int | None = None
     limit: int | None = None  # items that are begun
-    deadline: float | None = None  # by time.monotonic(): after it no item is begun
+    deadline: float | None = None  # by active_seconds(): after it no item is begun
     item_timeout: float = ITEM_SECONDS
     fetch: Fetch = local_file  # the source's
 
@@ -222,7 +223,7 @@ class LocalRunner:
         number, entry = next(remaining, (0, None))
         if entry is None:
             return None
-        if self._options.deadline is not None and time.monotonic() > self._options.deadline:
+        if self._options.deadline is not None and active_seconds() > self._options.deadline:
             self.stopped = self.stopped or "max-runtime"
             return None
         if self._options.limit is not None and number >= self._options.limit:

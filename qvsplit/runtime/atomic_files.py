@@ -30,7 +30,7 @@ def written_whole(file: Path, *, staging: Path | None = None, durable: bool = Tr
         temporary.unlink()  # of a process that had our number and was killed
     try:
         with temporary.open("x+b") as stream:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError), _where_supported():
                 os.fchmod(stream.fileno(), stat.S_IMODE(file.stat().st_mode))
             yield stream
             stream.flush()
@@ -45,12 +45,26 @@ def written_whole(file: Path, *, staging: Path | None = None, durable: bool = Tr
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename, creation or removal in `folder` survive a power loss. Raises OSError."""
+    """Make a rename, creation or removal in `folder` survive a power loss. Raises OSError.
+
+    A file system that does not sync folders does what it does by itself.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with _where_supported():
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _where_supported() -> Iterator[None]:
+    """Pass over what a file system says it does not have: SMB, FUSE and vfat lack permissions, or syncs of folders."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM}:
+            raise
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -24,6 +24,7 @@ class Terminated(KeyboardInterrupt):
 
 
 _arrived: list[int] = []
+_undo: list[Callable[[], None]] = []
 _installed = False
 
 
@@ -61,6 +62,16 @@ def at_once() -> Iterator[None]:
 
 
 @contextmanager
+def on_leaving(undo: Callable[[], None]) -> Iterator[None]:
+    """Have `undo` called should a signal inside the block end the process on the spot."""
+    _undo.append(undo)
+    try:
+        yield
+    finally:
+        _undo.remove(undo)
+
+
+@contextmanager
 def held_back() -> Iterator[None]:
     """Deliver signals that come inside the block at its end, of the outermost where blocks are nested.
 
@@ -93,4 +104,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
     if os.isatty(2):
         os.write(2, b"\x1b[?25h\r\x1b[2K")  # a progress bar hides the cursor, and nobody else is left to show it
     os.write(2, b"qvsplit: interrupted\n")
-    os._exit(INTERRUPTED if number == signal.SIGINT else TERMINATED)
+    try:
+        for undo in reversed(_undo):
+            undo()
+    finally:
+        os._exit(INTERRUPTED if number == signal.SIGINT else TERMINATED)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qvsplit.errors import ItemError, ItemNotFound, ProcessError
+from qvsplit.runtime.clock import active_seconds
 from qvsplit.sources import decoder_process
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
@@ -174,7 +175,9 @@ class Decoder:
                 return step()
             except _TookTooLong:
                 self._stop()
-                raise ItemError(f"took longer than {self.item_timeout:g} s to read or decode", "timeout") from None
+                raise ItemError(
+                    f"took longer than {self.item_timeout:g} s to read or decode; `item_timeout` allows more", "timeout"
+                ) from None
             except _Died:
                 how, kind = self._stop()
                 if self._closed:
@@ -222,8 +225,9 @@ class Decoder:
         import numpy as np
 
         assert self._socket is not None
+        ours, deadline = self._socket, active_seconds() + self.item_timeout
         try:
-            _, (descriptor,), _, _ = socket.recv_fds(self._socket, 1, 1)
+            _, (descriptor,), _, _ = decoder_process.receive_until(deadline, ours, lambda: socket.recv_fds(ours, 1, 1))
         except TimeoutError:
             raise _TookTooLong from None
         except (OSError, ValueError):  # the child died just now, or no descriptor is left
@@ -240,13 +244,13 @@ class Decoder:
             os.close(descriptor)
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Send a message and wait for its answer, for `item_timeout` seconds."""
+        """Send a message and wait for its answer, for `item_timeout` seconds, not counting those of a pause."""
         if self._socket is None:
             raise _Died
         try:
             self._socket.settimeout(self.item_timeout)
             decoder_process.send(self._socket, message)
-            answer = decoder_process.receive(self._socket, time.monotonic() + self.item_timeout)
+            answer = decoder_process.receive(self._socket, active_seconds() + self.item_timeout)
         except TimeoutError:
             raise _TookTooLong from None
         except (OSError, EOFError):
@@ -275,8 +279,7 @@ class Decoder:
         self._socket = ours
         self._kill_if_closed()  # `close` may have come while it was being started
         try:
-            ours.settimeout(START_SECONDS)
-            decoder_process.receive(ours, time.monotonic() + START_SECONDS)
+            decoder_process.receive(ours, active_seconds() + START_SECONDS)
         except (OSError, EOFError):
             how, _ = self._stop()
             if self._closed:

@@ -14,17 +14,18 @@ file, {"not_found"} for one that no longer exists, {"bug"} for what nobody expec
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import socket
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qvsplit.errors import ItemError, ItemNotFound
+from qvsplit.runtime.clock import wait_until
 from qvsplit.runtime.memory import peak_memory
 from qvsplit.sources.source import Entry
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 MEMORY_BYTES = 4 << 30  # beyond what the decoder takes itself: several copies of the largest image there may be
 _STRIP_BYTES = 16 << 20
+
+T = TypeVar("T")
 
 
 def main(descriptor: int, seconds: float) -> None:
@@ -169,7 +172,7 @@ def receive(connection: socket.socket, deadline: float | None = None) -> dict[st
 
     Args:
         connection: The socket.
-        deadline: Until when to wait, by the monotonic clock; None waits for ever.
+        deadline: Until when to wait, by `active_seconds`; None waits for ever.
 
     Raises:
         EOFError: The other end is closed.
@@ -183,10 +186,26 @@ def receive(connection: socket.socket, deadline: float | None = None) -> dict[st
 def _receive_exactly(connection: socket.socket, count: int, deadline: float | None) -> bytes:
     got = bytearray()
     while len(got) < count:
-        if deadline is not None:
-            connection.settimeout(max(0.001, deadline - time.monotonic()))
-        more = connection.recv(count - len(got))
+        missing = count - len(got)
+        if deadline is None:
+            more = connection.recv(missing)
+        else:
+            more = receive_until(deadline, connection, functools.partial(connection.recv, missing))
         if not more:
             raise EOFError
         got += more
     return bytes(got)
+
+
+def receive_until(deadline: float, connection: socket.socket, receive: Callable[[], T]) -> T:
+    """Wait until `deadline`, by `active_seconds`, for what `receive` gets from `connection`.
+
+    Raises:
+        TimeoutError: The deadline has passed.
+    """
+
+    def wait(seconds: float) -> T:
+        connection.settimeout(seconds)
+        return receive()
+
+    return wait_until(deadline, wait)

@@ -19,6 +19,7 @@ from qvsplit.errors import DiskError, StoreInUse
 from qvsplit.runtime.atomic_files import disk_errors
 
 POLL_SECONDS = 0.5
+_ATTEMPTS = 100
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
@@ -37,20 +38,51 @@ class Lock:
 
 
 @contextmanager
-def locked(file: Path, store: str, *, wait: bool, on_note: Callable[[str], None]) -> Iterator[Lock]:
+def locked(
+    file: Path, store: str, make_folder: Callable[[], object], *, wait: bool, on_note: Callable[[str], None]
+) -> Iterator[Lock]:
     """Hold the lock on `file`, created if need be, which stands for `store`.
+
+    Args:
+        file: The lock's.
+        store: As a person would name it.
+        make_folder: Creates the folder of `file` if need be. Called again where another process, which held the lock,
+            has deleted file and folder meanwhile.
+        wait: Wait for another process.
+        on_note: Hears for whom.
 
     Raises:
         StoreInUse: Another process holds it, and we are not to `wait`; the message names the holder.
         DiskError: The file cannot be written, or its file system has no locks.
     """
+    while True:
+        descriptor = _opened(file, store, make_folder)
+        try:
+            _take(descriptor, store, wait, on_note)
+            if _is_at(file, descriptor):  # else it is nobody's: whoever held it has deleted the file
+                yield Lock(descriptor)
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _opened(file: Path, store: str, make_folder: Callable[[], object]) -> int:
+    """Open the file; again where its folder was deleted just when it had been created. Raises DiskError."""
     with disk_errors(store):
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        for _ in range(_ATTEMPTS):
+            with suppress(FileNotFoundError):
+                make_folder()
+                return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        make_folder()
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _is_at(file: Path, descriptor: int) -> bool:
+    """Say whether what is open is the file that is there now."""
     try:
-        _take(descriptor, store, wait, on_note)
-        yield Lock(descriptor)
-    finally:
-        os.close(descriptor)
+        return os.path.samestat(os.stat(file), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _take(descriptor: int, store: str, wait: bool, on_note: Callable[[str], None]) -> None:

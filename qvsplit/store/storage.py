@@ -6,19 +6,26 @@ implementation is the local disk, by the standard library: a run with nothing to
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+from qvsplit.errors import DiskError
 from qvsplit.runtime.atomic_files import disk_errors, sync_folder, written_whole
+from qvsplit.runtime.interrupts import on_leaving
 from qvsplit.store import layout
 from qvsplit.store.lock import Lock, locked
+
+# What vfat, exFAT, some SMB shares and some of FUSE's file systems say of a hard link
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +132,23 @@ class LocalStorage:
                 yield stream
 
     def put_if_absent(self, name: str, content: bytes) -> bool:
-        """Write the content aside, then link it under `name`, which the kernel refuses where that exists."""
+        """Write the content aside, then link it under `name`, which the kernel refuses where that exists.
+
+        Where the file system has no hard links it is written in place, which a crash may leave empty.
+        """
         target = self.folder / name
         with disk_errors(self.folder):
             self._folder(os.path.dirname(name))
             # not by the process id: two threads, or two machines, may claim the same name at once
             aside = self._folder(layout.STAGING) / f".{target.name}.{secrets.token_hex(8)}.tmp"
             try:
-                with aside.open("xb") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.link(aside, target)
+                _write_new(aside, content)
+                try:
+                    os.link(aside, target)
+                except OSError as error:
+                    if error.errno not in _NO_LINKS:
+                        raise
+                    _write_new(target, content)
                 sync_folder(target.parent)
             except FileExistsError:
                 return False
@@ -185,19 +197,61 @@ class LocalStorage:
 
     @contextmanager
     def lock(self, *, wait: bool = False, on_note: Callable[[str], None] = lambda line: None) -> Iterator[Lock]:
-        """Take the kernel's lock on `.qvsplit/lock`; delete what a killed run left half-written."""
-        with disk_errors(self.folder):
-            self._folder("")
-            self._folder(layout.OWN_FOLDER)
-        with locked(self.folder / layout.LOCK, self.location, wait=wait, on_note=on_note) as lock:
-            self.delete(*(f"{layout.STAGING}/{file.name}" for file in self.list(layout.STAGING)))
-            yield lock
+        """Take the kernel's lock on `.qvsplit/lock`; delete what a killed run left half-written.
 
-    def _folder(self, name: str) -> Path:
-        """Create a folder, and its parents; each one's entry is synced, so that a power loss cannot take it away."""
+        A store that was created for it and got no shard is gone again at the end.
+        """
+        created: MutableSequence[Path] = []
+        file = self.folder / layout.LOCK
+        make_folder = functools.partial(self._folder, layout.OWN_FOLDER, created)
+        with locked(file, self.location, make_folder, wait=wait, on_note=on_note) as lock:
+            remove = functools.partial(self._remove_again, created)
+            try:
+                with on_leaving(remove):
+                    self.delete(*(f"{layout.STAGING}/{file.name}" for file in self.list(layout.STAGING)))
+                    yield lock
+            finally:
+                remove()
+
+    def _remove_again(self, created: Sequence[Path]) -> None:
+        """Remove the folders that were created for the lock if no shard came of it. The lock is still held.
+
+        The lock's file goes last: whoever waits for it then finds that it is no longer there, and begins anew.
+        """
+        own = self.folder / layout.OWN_FOLDER
+        if own not in created:
+            return
+        with suppress(OSError, DiskError):  # nothing depends on it, and it must not hide why the run ended
+            if any(layout.shard_number(file.name) is not None for file in self.list()):
+                return
+            self.delete_below(layout.OWN_FOLDER, last=Path(layout.LOCK).name)
+            for folder in reversed(created):
+                if folder != own:
+                    folder.rmdir()  # refused where another process has put something in it
+
+    def _folder(self, name: str, created: MutableSequence[Path] | None = None) -> Path:
+        """Create a folder, and its parents; each one's entry is synced, so that a power loss cannot take it away.
+
+        Those that did not exist are added to `created`.
+        """
         folder = self.folder / name
         missing = [one for one in (folder, *folder.parents) if not one.is_dir()]
         for one in reversed(missing):
-            one.mkdir(exist_ok=True)
+            try:
+                one.mkdir()
+            except FileExistsError:
+                if not one.is_dir():
+                    raise  # else another process was faster
+            else:
+                if created is not None:
+                    created.append(one)
             sync_folder(one.parent)
         return folder
+
+
+def _write_new(file: Path, content: bytes) -> None:
+    """Write and sync a file that must not exist. Raises OSError."""
+    with file.open("xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())

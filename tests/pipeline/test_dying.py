@@ -5,20 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from qvsplit.errors import DiskError, ModelError, StoreInUse
-from qvsplit.store import layout
+from qvsplit.store import compact, layout
 from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store import open_store
-from tests.support.extracting import contents, many, shards
-from tests.support.processes import start_process, start_python, start_slowly, wait_for
+from tests.support.extracting import add, contents, many, shards
+from tests.support.processes import run_process, start_process, start_python, start_slowly, stop_for, wait_for
 
 LOCK = layout.LOCK
 IMAGES = 24
@@ -69,6 +72,7 @@ def test_an_interrupt_while_libraries_are_imported_is_not_lost(some_photos, chec
     assert last == "qvsplit: interrupted"
     assert len(summary) <= 1
     assert all("4 remaining" in line for line in summary)
+    assert not out.exists()
 
 
 def test_an_interrupt_keeps_what_had_left_the_encoder(extract, fake_model, some_photos, out):
@@ -108,6 +112,21 @@ def test_an_interrupt_in_the_middle_of_a_row_counts_what_is_written(extract, som
     summary = interrupt.value.qvsplit_summary
     assert summary.encoded == len(open_store(out)) >= 1
     assert summary.encoded + summary.remaining == 4
+
+
+@pytest.mark.parametrize(("seconds", "done"), [(0.0, False), (4.0, True)], ids=["not stopped", "stopped"])
+def test_a_pause_is_no_runtime(tmp_path, out, seconds, done):
+    """A run that is stopped, as by Ctrl-Z, for longer than it may take has all of its time left when it continues."""
+    folder = many(tmp_path / "photos", 8)
+    words = ["extract", folder, "--out", out, "--model", "fake", "--patch-budget", 1, "--workers", 1, "--json"]
+    words += ["--max-runtime", "3s" if done else "1s"]
+    process = start_slowly(*words, seconds_a_shard=0.1, seconds_a_batch=0.1 if done else 0.4)
+    wait_for(lambda: shards(out), process)
+    stop_for(process, seconds)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    summary = json.loads(printed)
+    assert (summary["stopped"], summary["encoded"] == 8) == (("", True) if done else ("max-runtime", False))
 
 
 # ---------------------------------------------------------------------------------------------------- kills, locks
@@ -195,7 +214,76 @@ def test_a_file_system_without_locks_is_refused(extract, some_photos, out, monke
     assert not shards(out)
 
 
+# ------------------------------------------------------------------------------------- a model that is not loaded
+
+
+@pytest.mark.parametrize("fault", ["no such folder", "no model", "damaged weights"])
+def test_a_model_that_cannot_be_loaded_leaves_no_store_behind(some_photos, checkpoint, tmp_path, fault):
+    model = tmp_path / "model"
+    if fault != "no such folder":
+        shutil.copytree(checkpoint, model)
+        for file in model.glob("*.safetensors" if fault == "damaged weights" else "config.json"):
+            file.write_bytes(file.read_bytes()[:100])
+    done = run_process("extract", some_photos, "--out", tmp_path / "a" / "b" / "store", "--model", model)
+    assert done.returncode == 3, done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2  # and what is left to do
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_store_that_exists_stays_as_it_is_where_another_model_cannot_be_loaded(extract, some_photos, tmp_path, out):
+    extract(some_photos)
+    before = contents(out)
+    with pytest.raises(ModelError):
+        extract(some_photos, model=str(tmp_path / "none"))
+    assert contents(out) == before
+
+
 # ------------------------------------------------------------------------------------------------- disks, failures
+
+
+def test_a_store_on_another_file_system_than_images_and_temporary_files(extract, some_photos, monkeypatch):
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == some_photos.stat().st_dev:
+        pytest.skip("no second file system here")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        out = Path(folder) / "store"
+        assert extract(some_photos, out=out).encoded == 4
+        add(some_photos, "new.png")
+        assert extract(some_photos, out=out, rebuild=True).encoded == 5
+        with compact.opened_for_writing(out) as (storage, lock):
+            compact.compact(storage, lock)
+        assert len(open_store(out)) == 5
+        assert extract(some_photos, out=out).to_read == 0
+
+
+def test_a_store_without_hard_links(extract, some_photos, out, monkeypatch):
+    def link(*names):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    assert extract(some_photos).encoded == 4
+    add(some_photos, "new.png")
+    assert extract(some_photos).encoded == 1
+    assert [row.generation for row in open_store(out).rows if row.path in {"coins.png", "new.png"}] == [1, 2]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("there", [False, True], ids=["a new store", "a store"])
+def test_a_store_that_cannot_be_written_is_said_in_one_line(extract, some_photos, tmp_path, there):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True, check=False).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        if there:
+            extract(some_photos, out=disk / "store")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        done = run_process("extract", some_photos, "--out", disk / "store", "--model", "demo")
+        assert (done.returncode, done.stdout) == (7, "")
+        (line,) = done.stderr.splitlines()
+        assert str(disk / "store") in line and "Read-only file system" in line
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 import pytest
 
@@ -100,3 +101,32 @@ def test_what_is_kept_and_what_else_may_be_chosen_can_be_said():
 def test_other_errors_pass():
     with pytest.raises(KeyError), disk_errors("/x"):
         raise KeyError
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch, code):
+    """And where permissions cannot be set, as on vfat, files have those that it gives."""
+    plain = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        plain(descriptor)
+
+    def fchmod(descriptor, mode):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "fchmod", fchmod)
+    for data in (b"one", b"two"):
+        put(tmp_path / "a", data)
+        assert (tmp_path / "a").read_bytes() == data
+
+
+def test_a_folder_whose_sync_fails_is_an_error(tmp_path, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error"):
+        sync_folder(tmp_path)

@@ -24,6 +24,7 @@ from qvsplit.sources.decoder import Closed, Decoder, DecoderPool
 from qvsplit.sources.images import DecodedImage
 from qvsplit.sources.source import Entry
 from tests.support.nasty_images import png
+from tests.support.processes import start_python, stop_for
 
 
 @pytest.fixture
@@ -206,6 +207,46 @@ def test_an_image_that_crashes_its_decoder_is_a_bad_image(decoder, coins, number
         decoded(decoder, coins, on_size=lambda width, height: os.kill(decoder._child.pid, number))
     assert caught.value.kind == kind
     assert decoded(decoder, coins).width == 384
+
+
+BUSY = """
+import sys, time, qvsplit.sources.decoder_process as d
+from qvsplit.sources import images
+def busy(data):
+    print("busy", flush=True)
+    end = time.process_time() + 0.4
+    while time.process_time() < end:
+        pass
+    return 384, 303
+images.measure, alarm = busy, d.signal.alarm
+d.signal.alarm = lambda seconds: alarm(min(seconds, {alarm}))
+d.main(int(sys.argv[1]), 60)
+"""
+MEASURES = """
+import socket, subprocess, sys
+from qvsplit.sources.decoder import Decoder, decoder_process
+from qvsplit.sources.source import Entry
+from tests.sources.test_decoder import decoder_running
+decoder, _, _ = decoder_running({busy!r})
+decoder.item_timeout = 2.0
+try:
+    print(*decoder.measure(Entry({folder!r}, "coins.png", 1, None, 1)), flush=True)
+finally:
+    decoder.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("group", "alarm"), [(False, 100), (True, 100), (True, 2)], ids=["parent", "both", "both beyond the child's alarm"]
+)
+def test_a_pause_is_no_time_that_an_image_took(coins, group, alarm):
+    """Its process alone is stopped, or, as by Ctrl-Z, that of its decoder too, for longer than a step may take."""
+    code = MEASURES.format(busy=BUSY.format(alarm=alarm), folder=str(coins.parent))
+    process = start_python(code, start_new_session=True)
+    assert process.stdout.readline() == "busy\n", process.stderr.read()
+    stop_for(process, 3.0, group=group)
+    printed, said = process.communicate(timeout=60)
+    assert printed == "384 303\n", said
 
 
 @pytest.mark.parametrize("step", ["read", "decode", "leave"])

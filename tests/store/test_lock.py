@@ -104,6 +104,56 @@ def test_waiting_says_for_whom_once_and_then_goes_on(storage, monkeypatch):
     assert len(notes) == 1 and notes[0].startswith("waiting for") and str(storage.folder) in notes[0]
 
 
+CREATES = """
+import sys
+from pathlib import Path
+from qvsplit.store.storage import LocalStorage
+with LocalStorage(Path(sys.argv[1])).lock() as lock:
+    lock.announce()
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_store_that_was_created_for_nothing_is_gone_and_who_waits_for_it_has_its_own_lock(storage, monkeypatch):
+    """The lock that is waited for is on a file that no longer exists once it is free."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CREATES, str(storage.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    gone = []
+
+    def sleep(seconds):
+        process.communicate("\n")
+        gone.append(not storage.folder.exists())
+
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    with storage.lock(wait=True):
+        assert gone == [True]
+        with pytest.raises(StoreInUse), storage.lock():
+            pass
+    assert not storage.folder.exists()
+
+
+def test_two_that_create_and_remove_a_store_at_once_never_hold_it_both(storage):
+    """Each counts up a number that only the holder may change; what one of them creates the other removes."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom qvsplit.store import lock\n"
+        "from qvsplit.store.storage import LocalStorage\nlock.POLL_SECONDS = 0.0005\ncount = Path(sys.argv[2])\n"
+        "for _ in range(40):\n"
+        "    with LocalStorage(Path(sys.argv[1])).lock(wait=True):\n"
+        "        count.write_text(str(int(count.read_text()) + 1))\n"
+    )
+    count = storage.folder.parent / "count"
+    count.write_text("0")
+    words = [sys.executable, "-c", code, str(storage.folder), str(count)]
+    processes = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+    assert count.read_text() == "120"
+
+
 def test_a_run_that_writes_nothing_leaves_no_name(storage):
     with storage.lock() as held:
         assert (storage.folder / layout.LOCK).read_bytes() == b""

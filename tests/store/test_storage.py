@@ -279,3 +279,68 @@ def test_a_folder_whose_name_is_not_utf_8(tmp_path):
     put(local, "a", b"x")
     with local.lock():
         assert listed(local) == {"a": 1}
+
+
+# ------------------------------------------------------------------------------------------- file systems that lack it
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_without_hard_links_putting_if_absent_still_happens_once(tmp_path, monkeypatch, code):
+    def link(*names):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    storage = LocalStorage(tmp_path / "store")
+    assert storage.put_if_absent("x/a", b"first")
+    assert not storage.put_if_absent("x/a", b"second")
+    assert get(storage, "x/a") == b"first"
+    assert storage.list(layout.STAGING) == []
+
+
+def test_a_link_that_fails_for_another_reason_is_an_error(tmp_path, monkeypatch):
+    def link(*names):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(DiskError, match="Input/output error"):
+        LocalStorage(tmp_path / "store").put_if_absent("x/a", b"first")
+    assert not (tmp_path / "store" / "x" / "a").exists()
+
+
+# -------------------------------------------------------------------------------------------- a store without a shard
+
+
+def test_a_store_that_got_no_shard_is_removed_with_what_was_created_for_it(tmp_path):
+    folder = tmp_path / "a" / "b" / "store"
+    storage = LocalStorage(folder)
+    with storage.lock() as lock:
+        lock.announce()
+        storage.put_if_absent(f"{layout.GENERATIONS}/000000000001", b"{}")
+        put(storage, layout.HISTORY, b"{}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kept", ["shard", "foreign", "own folder"])
+def test_what_was_there_before_or_holds_something_stays(tmp_path, kept):
+    folder = tmp_path / "a" / "store"
+    storage = LocalStorage(folder)
+    if kept == "own folder":
+        put(storage, f"{layout.QUARANTINE}/shard-000001.parquet", b"x")
+    with storage.lock():
+        if kept == "shard":
+            put(storage, "shard-000001.parquet", b"x")
+        elif kept == "foreign":
+            (folder / "notes.txt").write_text("mine")
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    expected = {
+        "shard": {"shard-000001.parquet", layout.LOCK},
+        "foreign": {"notes.txt"},
+        "own folder": {f"{layout.QUARANTINE}/shard-000001.parquet", layout.LOCK},
+    }
+    assert left == expected[kept]
+
+
+def test_an_empty_folder_that_was_there_before_stays(tmp_path):
+    with LocalStorage(tmp_path).lock():
+        pass
+    assert tmp_path.is_dir() and list(tmp_path.iterdir()) == []

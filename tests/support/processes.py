@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -31,9 +33,20 @@ def start_slowly(*words: object, seconds_a_shard: float = 300.0, seconds_a_batch
     )
 
 
-def start_python(code: str) -> subprocess.Popen[str]:
+def start_python(code: str, **options: Any) -> subprocess.Popen[str]:
     """Start Python with this code."""
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def stop_for(process: subprocess.Popen[str], seconds: float, *, group: bool = False) -> None:
+    """Stop a process as Ctrl-Z does, with all of its `group` where it leads one, and have it go on after a while."""
+    send = os.killpg if group else os.kill
+    send(process.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    time.sleep(seconds)
+    send(process.pid, signal.SIGCONT)
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 90.0) -> None:
