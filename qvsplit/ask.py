@@ -1,41 +1,46 @@
-"""Answer questions about stored images: the public call. Wires a store and an engine together.
+"""Answer questions about stored images, or from features at hand: the public calls. Wires features and engine together.
 
-Nothing is asked until the store is shown to come from the checkpoint's own encoder (`check_encoder`). The language
-model is loaded alone.
+Nothing is asked until the features are shown to come from the checkpoint's own encoder (answering/evidence.py). The
+language model is loaded alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
 
+from qvsplit.answering.at_hand import FeaturesAtHand
 from qvsplit.answering.checks import Question
 from qvsplit.answering.engine import Engine, FeatureRef
-from qvsplit.answering.evidence import check_encoder
-from qvsplit.answering.local_engine import PREFIX_CACHE_TOKENS, TOKEN_BUDGET, EngineLimits, LocalEngine
+from qvsplit.answering.evidence import check_encoder, check_features
+from qvsplit.answering.local_engine import PREFIX_CACHE_TOKENS, TOKEN_BUDGET, EngineLimits, FeatureReader, LocalEngine
 from qvsplit.answering.options import MAX_NEW_TOKENS, AskOptions
 from qvsplit.answering.recorder import Origin, Recorder, prompt_hash
 from qvsplit.answering.requests import SKIPPED, PromptItems, Questioner
 from qvsplit.answering.survey import Recall, Survey, SurveyOptions, WindowLimits
-from qvsplit.checkpoints.checkpoint import Checkpoint, choose_checkpoint
+from qvsplit.checkpoints.checkpoint import Checkpoint, choose_checkpoint, open_checkpoint
 from qvsplit.errors import StoreDamaged, UsageError
 from qvsplit.output.answer import Answer
 from qvsplit.output.table import Table
+from qvsplit.runtime import arguments
+from qvsplit.store.config import ExtractionConfig
+from qvsplit.store.features import POOLER_OUTPUT, Features
 from qvsplit.store.row import Row
-from qvsplit.store.store import Store
+from qvsplit.store.store import Store, open_store
 
 if TYPE_CHECKING:
     from qvsplit.models.language import LanguageModel
-    from qvsplit.store.features import Features
 
 __all__ = [
     "MAX_NEW_TOKENS",
     "SKIPPED",
     "Answer",
     "AskOptions",
+    "FeatureSession",
     "PromptItems",
     "Question",
     "Recorder",
@@ -44,13 +49,31 @@ __all__ = [
     "StoreReader",
     "Survey",
     "check_encoder",
+    "load_language_model",
     "load_session",
     "select",
 ]
 
+Named = Row | str | PathLike[str]  # a row, or its name in the store
+Rows = Named | Sequence[Named]
+Asked = str | Question
+_NAMED = (Row, str, PathLike)
+_ROWS = "a row of the store, its name, or several of these"
+_FEATURES = "features, or a list of them"
+
 
 class Session:
-    """A store and the engine that may answer for it."""
+    """A store and the language model that may answer for it. Made by `load_session`.
+
+        session = qvsplit.load_session("embeds")
+        print(session.answer("cat.jpg", "What is in the image?").text)
+
+    Attributes:
+        store: The store.
+        engine: What answers.
+        options: How it answers.
+        encoder_check: What shows that the store was made by the encoder of the model: see `Answer.encoder_check`.
+    """
 
     def __init__(
         self,
@@ -84,64 +107,72 @@ class Session:
         """Whether the language model is in memory of this process."""
         return isinstance(self.engine, LocalEngine) and self.engine.is_loaded
 
-    def answer(
-        self, rows: Row | Sequence[Row], question: str | Question, *, on_text: Callable[[str], None] | None = None
-    ) -> Answer:
+    def answer(self, rows: Rows, question: Asked, *, on_text: Callable[[str], None] | None = None) -> Answer:
         """Answer one question about one image, or about several shown together in this order.
 
         Args:
-            rows: Rows of the store.
+            rows: A row of the store, its name, or several of these.
             question: Text, or a question with choices.
             on_text: Hears the answer's text as it grows.
 
         Raises:
             QvsplitError: It could not be answered.
         """
-        pair = (PromptItems(_together(rows)), _question(question))
-        for asked in self._questioner.ask([pair], on_text=on_text):
-            if asked.error is not None:
-                raise asked.error
-            return asked.answer
-        return self._questioner.cancelled(*pair)
+        return _answer(self._questioner, self._shown(rows), _question(question), on_text)
 
-    def answers(self, rows: Row | Sequence[Row], questions: Iterable[str | Question]) -> list[Answer]:
+    def answers(self, rows: Rows, questions: Iterable[Asked]) -> list[Answer]:
         """Answer many questions about one image, or about several shown together: one prefill for all.
 
         Raises:
             QvsplitError: One of them could not be answered. `survey` gives the other answers nevertheless.
         """
-        if isinstance(questions, str):
-            raise UsageError("give a list of questions, or ask one with Session.answer")
-        survey = self.survey([PromptItems(_together(rows))], [_question(question) for question in questions])
-        answers = list(survey)
-        if survey.error is not None:
-            raise survey.error
-        return answers
+        return _answers(self.survey([self._shown(rows)], _questions(questions)))
 
     def survey(
         self,
-        items: Iterable[PromptItems],
-        questions: Sequence[Question],
+        items: Iterable[PromptItems | Rows],
+        questions: Iterable[Asked],
         *,
         recall: Recall = lambda items, question: None,
         on_answer: Callable[[Answer], None] = lambda answer: None,
     ) -> Survey:
         """Ask every question of everything shown; iterate over what it gives for the answers, in that order.
 
+            for answer in session.survey(session.store, ["Is there a dog?", "Day or night?"]):
+                print(answer.rows[0].path, answer.question, answer.text)
+
         A question whose `only_if` does not hold gives an answer with the finish reason `skipped`, one that fails an
         answer with an `error`; `survey.error` is the first of these errors.
 
         Args:
-            items: What is shown together.
-            questions: Questions and checks.
+            items: Rows or names of rows; several that are shown together in a list of their own.
+            questions: Texts, questions and checks.
             recall: Gives what is known already, and is not asked again.
             on_answer: Hears each new answer as soon as its batch is done, before those that stand before it are given.
 
         Raises:
             UsageError: Two different questions have one name: which of them an answer is to could not be told.
         """
-        options = SurveyOptions(recall, on_answer, _window_limits(self.options))
-        return Survey(self._questioner, items, questions, options)
+        if isinstance(items, Row | PromptItems | str | PathLike | Mapping) or not isinstance(items, Iterable):
+            raise arguments.wrong("items", items, "a list of rows or names")
+        shown = (one if isinstance(one, PromptItems) else self._shown(one) for one in items)
+        options = SurveyOptions(recall, _callback("on_answer", on_answer), _window_limits(self.options))
+        return Survey(self._questioner, shown, _questions(questions), options)
+
+    def _shown(self, rows: Rows) -> PromptItems:
+        """Give the rows that are named. UsageError for what is none of this store."""
+        return PromptItems(tuple(self._row(one, place) for one, place in _each(rows, "rows", _NAMED, _ROWS)))
+
+    def _row(self, named: Named, place: str) -> Row:
+        if not isinstance(named, Row):
+            name = arguments.a_path(place, named, _ROWS)
+            try:
+                return self.store[name]
+            except KeyError:
+                raise UsageError(f"{place}: {self.store.name} has no image named {name}") from None
+        if named.status == "ok" and self.store.home(named.content) is None:
+            raise UsageError(f"{place}: {named.path} is of another store; give a row of {self.store.name}")
+        return named
 
     def recorder(self, table: Table, questions: Sequence[Question]) -> Recorder:
         """Give what puts a survey's answers into `table`, and recalls what it has. Hashes the weights, once."""
@@ -166,7 +197,7 @@ class Session:
             return f"the store was computed in {theirs}, and the language model is {mine}"
         return (
             f"the store was computed in {theirs}, answers are in {mine}: they are those of encoder and language model "
-            f"in these dtypes, not of a full model in one; --dtype {theirs} makes them so"
+            f"in these dtypes, not of a full model in one; `dtype={theirs}` makes them so"
         )
 
 
@@ -193,25 +224,180 @@ class StoreReader:
         return self._store.features(self.row(ref))
 
 
-def load_session(store: Store, options: AskOptions | None = None, *, loaded: bool = True) -> Session:
-    """Check that `store` belongs to the model, and load the language model; if not `loaded`, when it is first used.
+class FeatureSession:
+    """A language model that answers from features, without a store. Made by `load_language_model`.
+
+        lm = qvsplit.load_language_model("demo")
+        print(lm.answer(encoder.encode(["cat.jpg"]), "What is in the image?").text)
+
+    Attributes:
+        engine: What answers.
+        options: How it answers.
+        checkpoint: The checkpoint whose language model answers.
+    """
+
+    def __init__(self, engine: Engine, reader: FeaturesAtHand, checkpoint: Checkpoint, options: AskOptions) -> None:
+        self.engine = engine
+        self.options = options
+        self.checkpoint = checkpoint
+        self._reader = reader
+        self._checked: list[tuple[ExtractionConfig, int, str]] = []  # under which features were made, and the evidence
+
+    @property
+    def model(self) -> str:
+        """The model as it was named."""
+        return self.checkpoint.name
+
+    def answer(
+        self,
+        features: Features | Sequence[Features],
+        question: Asked,
+        *,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer one question about one image, or about several shown together in this order.
+
+        The rows of the answer have the names `image 1`, `image 2` …: features have no file.
+
+        Args:
+            features: As `ImageEncoder.encode` or `Store.features` gives them.
+            question: Text, or a question with choices.
+            on_text: Hears the answer's text as it grows.
+
+        Raises:
+            ConfigError: The features are not shown to come from this model's own encoder.
+            QvsplitError: It could not be answered.
+        """
+        asked = _question(question)
+        return _answer(*self._shown(features), asked, on_text)
+
+    def answers(self, features: Features | Sequence[Features], questions: Iterable[Asked]) -> list[Answer]:
+        """Answer many questions about one image, or about several shown together: one prefill for all.
+
+        Raises:
+            ConfigError: As `answer` does.
+            QvsplitError: One of them could not be answered.
+        """
+        asked = _questions(questions)
+        questioner, items = self._shown(features)
+        return _answers(Survey(questioner, [items], asked, SurveyOptions(limits=_window_limits(self.options))))
+
+    def _shown(self, features: Features | Sequence[Features]) -> tuple[Questioner, PromptItems]:
+        given = [one for one, _ in _each(features, "features", Features, _FEATURES)]
+        evidence = {self._evidence(one) for one in given}
+        rows = self._reader.hold(given)
+        return Questioner(self.engine, self.options, ", ".join(sorted(evidence))), PromptItems(rows)
+
+    def _evidence(self, features: Features) -> str:
+        """Give what shows that the features are of the model's own encoder. ConfigError if nothing does."""
+        config, width = features.config, features.tensors[POOLER_OUTPUT].width
+        for known, known_width, evidence in self._checked:
+            if (config, width) == (known, known_width):
+                return evidence
+        evidence = check_features(config, width, self.checkpoint, allow_unchecked=self.options.unchecked_encoder)
+        self._checked.append((config, width, evidence))
+        return evidence
+
+    def __repr__(self) -> str:
+        """Say which model."""
+        return f"<FeatureSession of {self.model}>"
+
+
+def load_session(
+    store: Store | str | PathLike[str] | Iterable[str | PathLike[str]],
+    options: AskOptions | None = None,
+    *,
+    model: str | PathLike[str] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    loaded: bool = True,
+) -> Session:
+    """Check that a store belongs to the model, and load its language model alone.
+
+        session = qvsplit.load_session("embeds")
+        print(session.answer("cat.jpg", "What is in the image?").text)
+
+    Args:
+        store: A store that is open, or the path of one: a folder, a shard, a glob; or several paths.
+        options: How answers are made.
+        model: The checkpoint's folder or hub name; by default the store's own.
+        device: `cpu`, `cuda` or `cuda:N`, or `auto` to spread the model; by default CUDA where there is one.
+        dtype: Compute in `float32`, `bfloat16` or `float16`; by default float32 on a CPU, the checkpoint's on CUDA.
+        loaded: If not, the model is loaded when it is first used.
 
     Raises:
+        UsageError: An argument is wrong, or there is no such store.
         ConfigError: The store does not belong to the model, or nothing shows that it does.
         ModelError: The model cannot be loaded.
     """
-    options = options or AskOptions()
-    options.check()
-    assert store.provenance is not None
+    options = _options(options, model=model, device=device, dtype=dtype)
+    opened = _opened(store)
+    if opened.provenance is None:
+        raise UsageError("store: there are no rows in it; extract images into it first")
     checkpoint = choose_checkpoint(
-        options.model, "language", own=store.provenance.model, revision=store.provenance.revision
+        options.model, "language", own=opened.provenance.model, revision=opened.provenance.revision
     )
-    evidence = check_encoder(store, checkpoint, allow_unchecked=options.unchecked_encoder)
+    evidence = check_encoder(opened, checkpoint, allow_unchecked=options.unchecked_encoder)
+    engine = _engine(checkpoint, options, StoreReader(opened), loaded=loaded)
+    return Session(opened, engine, options=options, encoder_check=evidence, checkpoint=checkpoint)
+
+
+def load_language_model(
+    model: str | PathLike[str],
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    options: AskOptions | None = None,
+) -> FeatureSession:
+    """Load the language model of a checkpoint alone, to answer from features without a store.
+
+        lm = qvsplit.load_language_model("Qwen/Qwen2-VL-2B-Instruct")
+        print(lm.answer(features, "What is in the image?").text)
+
+    Args:
+        model: A checkpoint's folder or hub name, `NAME@REVISION` for a revision, or `demo`.
+        device: As for `load_session`.
+        dtype: As for `load_session`.
+        options: How answers are made.
+
+    Raises:
+        UsageError: An argument is wrong.
+        ModelError: The model cannot be loaded.
+    """
+    name = arguments.a_path("model", model, "a checkpoint's folder or hub name")
+    options = _options(options, model=name, device=device, dtype=dtype)
+    checkpoint = open_checkpoint(name, "language")
+    reader = FeaturesAtHand()
+    return FeatureSession(_engine(checkpoint, options, reader, loaded=True), reader, checkpoint, options)
+
+
+def _options(options: AskOptions | None, **more: Any) -> AskOptions:
+    """Give the options with those that were given beside them. UsageError for values that cannot be."""
+    if options is None:
+        options = AskOptions()
+    arguments.instance_of("options", options, AskOptions, "AskOptions")
+    more = {name: fspath(value) if isinstance(value, PathLike) else value for name, value in more.items()}
+    for name, value in more.items():
+        twice = getattr(options, name)
+        if value is not None and twice not in (None, value):
+            raise UsageError(f"{name}: {value} is given, and {twice} in options; give one of them")
+    options = replace(options, **{name: value for name, value in more.items() if value is not None})
+    options.check()
+    return options
+
+
+def _opened(store: object) -> Store:
+    if isinstance(store, Store):
+        return store
+    return open_store(*arguments.paths("store", store, "a store, a path or several"))
+
+
+def _engine(checkpoint: Checkpoint, options: AskOptions, reader: FeatureReader, *, loaded: bool) -> LocalEngine:
     limits = EngineLimits(options.token_budget, options.prefix_cache_tokens)
-    engine = LocalEngine(lambda: _load(checkpoint, options), StoreReader(store), limits)
+    engine = LocalEngine(lambda: _load(checkpoint, options), reader, limits)
     if loaded:
         _ = engine.language
-    return Session(store, engine, options=options, encoder_check=evidence, checkpoint=checkpoint)
+    return engine
 
 
 def _load(checkpoint: Checkpoint, options: AskOptions) -> LanguageModel:
@@ -250,8 +436,9 @@ def _window_limits(options: AskOptions) -> WindowLimits:
     """Give windows whose prefixes all fit into the engine's cache, with room to spare for a shared beginning."""
     kind = _device_type(options)
     budget = options.token_budget or TOKEN_BUDGET[kind]
-    cached = options.prefix_cache_tokens or PREFIX_CACHE_TOKENS[kind]
-    return WindowLimits(tokens=min(budget, cached) * 7 // 8)
+    cached = PREFIX_CACHE_TOKENS[kind] if options.prefix_cache_tokens is None else options.prefix_cache_tokens
+    # without a cache each round computes its prefixes again, whatever the window
+    return WindowLimits(tokens=(min(budget, cached) if cached else budget) * 7 // 8)
 
 
 # --------------------------------------------------------------------------------------------------------- selection
@@ -281,7 +468,7 @@ def select(store: Store, globs: Sequence[str] = (), *, only: int | None = None) 
     if only is not None and len(rows) != only:
         raise UsageError(f"{named} matches {len(rows)} of the store's {len(store)} images, not {only}")
     if not rows and not failed and globs:
-        raise UsageError(f"--image {named} matches none of the store's {len(store)} images")
+        raise UsageError(f"`image` {named} matches none of the store's {len(store)} images")
     if not rows and not failed:
         raise UsageError("the store holds no image that can be asked; `qvsplit inspect` says what is in it")
     return Selection(rows, failed)
@@ -294,9 +481,59 @@ def _matches(row: Row, pattern: str) -> bool:
     )
 
 
-def _together(rows: Row | Sequence[Row]) -> tuple[Row, ...]:
-    return (rows,) if isinstance(rows, Row) else tuple(rows)
+# --------------------------------------------------------------------------------------------------------- arguments
 
 
-def _question(question: str | Question) -> Question:
-    return question if isinstance(question, Question) else Question(question)
+def _answer(
+    questioner: Questioner, items: PromptItems, question: Question, on_text: Callable[[str], None] | None
+) -> Answer:
+    """Ask one question. Raises what it could not be answered for."""
+    for asked in questioner.ask([(items, question)], on_text=_callback("on_text", on_text)):
+        if asked.error is not None:
+            raise asked.error
+        return asked.answer
+    return questioner.cancelled(items, question)
+
+
+def _answers(survey: Survey) -> list[Answer]:
+    answers = list(survey)
+    if survey.error is not None:
+        raise survey.error
+    return answers
+
+
+def _each(given: Any, name: str, kind: Any, wanted: str) -> list[tuple[Any, str]]:
+    """Give one thing, or several, each with its place for messages. UsageError for what is none of the kind."""
+    if isinstance(given, kind):
+        return [(given, name)]
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping | Store):
+        raise arguments.wrong(name, given, wanted)
+    placed = [(one, f"{name}[{number}]") for number, one in enumerate(given)]
+    for one, place in placed:
+        if not isinstance(one, kind):
+            raise arguments.wrong(place, one, wanted)
+    if not placed:
+        raise UsageError(f"{name}: give {wanted}, not none")
+    return placed
+
+
+def _question(question: object, name: str = "question") -> Question:
+    if isinstance(question, Question):
+        return question
+    if not isinstance(question, str):
+        raise arguments.wrong(name, question, "a text or a Question")
+    return Question(question)
+
+
+def _questions(questions: object) -> list[Question]:
+    if isinstance(questions, str | Question):
+        raise UsageError("questions: give a list of questions; one alone is asked with answer()")
+    if not isinstance(questions, Iterable) or isinstance(questions, bytes | Mapping):
+        raise arguments.wrong("questions", questions, "a list of questions")
+    return [_question(question, f"questions[{number}]") for number, question in enumerate(questions)]
+
+
+def _callback(name: str, given: Any) -> Any:
+    if given is not None and not callable(given):
+        raise arguments.wrong(name, given, "a function")
+    return given

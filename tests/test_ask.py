@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from qvsplit.answering.checks import Question
+from qvsplit.answering.local_engine import PREFIX_CACHE_TOKENS
 from qvsplit.answering.options import AskOptions
-from qvsplit.ask import PromptItems, Session, StoreReader, select
+from qvsplit.ask import PromptItems, Session, StoreReader, _window_limits, load_session, select
 from qvsplit.errors import OutOfMemory, StoreDamaged, UsageError
+from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.store.store import open_store
 from tests.support.fake_engine import FakeEngine, MemoryStore, row
 
 FAILED = {
@@ -108,3 +113,133 @@ def test_a_copy_is_read_where_its_bytes_are(store):
         reader.check(lost)
     with pytest.raises(StoreDamaged, match="in no shard given"):
         reader.row(FeatureRef(*lost.content))
+
+
+def test_rows_are_given_by_name_too(store):
+    session = Session(store, FakeEngine())
+    assert session.answer("a.jpg", "What?").rows == (ROWS[0],)
+    assert session.answer(Path("in/c.jpg"), "What?").rows == (ROWS[2],)
+    assert session.answer(["b.jpg", ROWS[0]], "What?").rows == (ROWS[1], ROWS[0])
+    assert [answer.rows for answer in session.answers("b.jpg", ["What?", "Where?"])] == [(ROWS[1],)] * 2
+    shown = [answer.rows for answer in session.survey(["a.jpg", ROWS[1], ["a.jpg", "b.jpg"]], ["What?"])]
+    assert shown == [(ROWS[0],), (ROWS[1],), (ROWS[0], ROWS[1])]
+    with pytest.raises(UsageError, match="rows: memory has no image named none.jpg"):
+        session.answer("none.jpg", "What?")
+    with pytest.raises(UsageError, match=r"rows\[1\]: memory has no image named none.jpg"):
+        list(session.survey([["a.jpg", "none.jpg"]], ["What?"]))
+
+
+ANSWER = Session(MemoryStore(ROWS), FakeEngine()).answer(ROWS[0], "What?")
+WANTED = "give a row of the store, its name, or several of these"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (None, f"rows: {WANTED}, not None"),
+        (5, f"rows: {WANTED}, not int 5"),
+        (b"a.jpg", f"rows: {WANTED}, not bytes b'a.jpg'"),
+        (ANSWER, f"rows: {WANTED}, not an Answer"),
+        ({"a.jpg": 1}, f"rows: {WANTED}, not a dict"),
+        (["a.jpg", ANSWER], rf"rows\[1\]: {WANTED}, not an Answer"),
+        ([["a.jpg"]], rf"rows\[0\]: {WANTED}, not a list"),
+        ([], f"rows: {WANTED}, not none"),
+        ("", f"rows: {WANTED}, not an empty text"),
+        (row("x.jpg"), "rows: x.jpg is of another store; give a row of memory"),
+        (["a.jpg", row("x.jpg")], r"rows\[1\]: x.jpg is of another store"),
+    ],
+)
+def test_what_are_no_rows(store, rows, message):
+    session = Session(store, FakeEngine())
+    for ask in (lambda: session.answer(rows, "What?"), lambda: session.answers(rows, ["What?"])):
+        with pytest.raises(UsageError, match=f"^{message}"):
+            ask()
+
+
+def test_what_are_no_questions(store):
+    session = Session(store, FakeEngine())
+    for wrong, given in ((None, "None"), (5, "int 5"), (["What?"], "a list"), (ANSWER, "an Answer")):
+        with pytest.raises(UsageError, match=f"^question: give a text or a Question, not {given}"):
+            session.answer("a.jpg", wrong)
+        with pytest.raises(UsageError, match=rf"^questions\[1\]: give a text or a Question, not {given}"):
+            session.answers("a.jpg", ["What?", wrong])
+    for wrong, given in ((None, "None"), (5, "int 5"), ({"q": "What?"}, "a dict")):
+        with pytest.raises(UsageError, match=f"^questions: give a list of questions, not {given}"):
+            session.answers("a.jpg", wrong)
+    with pytest.raises(UsageError, match="^questions: give a list of questions; one alone"):
+        session.survey(["a.jpg"], Question("What?"))
+    with pytest.raises(UsageError, match="^on_text: give a function, not str 'x'"):
+        session.answer("a.jpg", "What?", on_text="x")
+    with pytest.raises(UsageError, match="^items: give a list of rows or names, not str 'a.jpg'"):
+        session.survey("a.jpg", ["What?"])
+    with pytest.raises(UsageError, match="^on_answer: give a function, not int 5"):
+        session.survey(["a.jpg"], ["What?"], on_answer=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": "5"}, "max_new_tokens: give a whole number, not str '5'"),
+        ({"max_new_tokens": 5.0}, "max_new_tokens: give a whole number, not float 5.0"),
+        ({"max_new_tokens": True}, "max_new_tokens: give a whole number, not True"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1, not 0"),
+        ({"temperature": "hot"}, "temperature: give a number, not str 'hot'"),
+        ({"temperature": float("nan")}, "`temperature` must be finite, not nan"),
+        ({"prefix_cache_tokens": -1}, "`prefix_cache_tokens` must be at least 0, not -1"),
+        ({"stop": 5}, "stop: give a text or several, not int 5"),
+        ({"stop": ["a", 5]}, "stop: give a text or several, not int 5"),
+        ({"json_schema": "schema.json"}, "json_schema: give a JSON schema as a dict, not str"),
+        ({"dtype": "fp16"}, "`dtype` fp16: choose one of float32"),
+        ({"model": 5}, "model: give a text, not int 5"),
+        ({"system": ["Be brief."]}, "system: give a text, not a list"),
+        ({"unchecked_encoder": "yes"}, "unchecked_encoder: give True or False, not str 'yes'"),
+        ({"seed": None}, "seed: give a whole number, not None"),
+    ],
+)
+def test_options_of_the_wrong_kind(options, message):
+    with pytest.raises(UsageError, match=f"^{message}"):
+        AskOptions(**options).check()
+
+
+def test_one_text_to_stop_at_is_not_its_letters():
+    assert AskOptions(stop="END").stop == AskOptions(stop=["END"]).stop == ("END",)
+    assert AskOptions(model=Path("a/model")).model == "a/model"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"store": None}, "store: give a store, a path or several, not None"),
+        ({"store": 5}, "store: give a store, a path or several, not int 5"),
+        ({"store": []}, "store: give a store, a path or several, not none"),
+        ({"store": ["embeds", 5]}, r"store\[1\]: give a path, not int 5"),
+        ({"store": ANSWER}, "store: give a store, a path or several, not an Answer"),
+        ({"store": "no/such/store"}, "no store or shard at"),
+        ({"options": ExtractOptions()}, "options: give AskOptions, not an ExtractOptions"),
+        ({"options": {"max_new_tokens": 5}}, "options: give AskOptions, not a dict"),
+        ({"options": AskOptions(device="cpu"), "device": "cuda"}, "device: cuda is given, and cpu in options"),
+        ({"device": 0}, "device: give a text, not int 0"),
+    ],
+)
+def test_a_session_of_wrong_arguments(arguments, message):
+    with pytest.raises(UsageError, match=f"^{message}"):
+        load_session(**{"store": "no/such/store"} | arguments)
+
+
+def test_a_store_is_given_as_a_path_or_several_or_open(store_folder, monkeypatch):
+    monkeypatch.chdir(store_folder.parent)
+    shards = sorted(store_folder.glob("*.parquet"))
+    number = len(open_store(store_folder))
+    for given in (store_folder, "embeds", "embeds/*.parquet", shards, map(str, shards), open_store("embeds")):
+        session = load_session(given, loaded=False)
+        assert (len(session.store), session.encoder_check, session.is_loaded) == (number, "fingerprint", False)
+    assert load_session(store_folder, device="cpu", dtype="bfloat16", loaded=False).options.dtype == "bfloat16"
+
+
+def test_no_prefix_cache_is_none_everywhere():
+    kept = _window_limits(AskOptions(device="cpu", token_budget=8000, prefix_cache_tokens=800))
+    assert kept.tokens == 700  # all prefixes of a window fit into the cache
+    none = _window_limits(AskOptions(device="cpu", token_budget=80_000, prefix_cache_tokens=0))
+    assert none.tokens == 70_000  # there is nothing to fit into: as many as the batches take
+    default = _window_limits(AskOptions(device="cpu", token_budget=80_000))
+    assert default.tokens == PREFIX_CACHE_TOKENS["cpu"] * 7 // 8

@@ -207,7 +207,7 @@ def test_a_language_only_checkpoint_of_ours_carries_a_note(own, small_store, tmp
 def test_without_any_evidence_it_refuses_and_names_the_option(own, small_store, tmp_path):
     weights.save_language_model(open_checkpoint(own, "both"), tmp_path / "language")
     (tmp_path / "language" / "qvsplit.json").unlink()
-    with pytest.raises(ConfigError, match="--unchecked-encoder"):
+    with pytest.raises(ConfigError, match="`unchecked_encoder=True`"):
         load_session(small_store, AskOptions(model=str(tmp_path / "language")))
     session = load_session(small_store, AskOptions(model=str(tmp_path / "language"), unchecked_encoder=True))
     assert session.encoder_check == "unchecked"

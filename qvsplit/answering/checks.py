@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
 from qvsplit.errors import UsageError, some_of
 from qvsplit.output.levels import DEFAULT_LEVEL, LEVELS
+from qvsplit.runtime import arguments
 
 UNSURE = "unsure"  # the answer where none reaches the threshold
 _ID = re.compile(r"[^\s=,]+")
@@ -36,6 +38,9 @@ Choices = Sequence[str] | Mapping[str, str | Sequence[str]]
 class Question:
     """One question. Without `choices` it is answered in the model's own words; with them it is a check.
 
+        day = qvsplit.Question("Is it day or night?", choices=["day", "night"])
+        print(session.answer("cat.jpg", day).probabilities)
+
     Attributes:
         text: What is asked.
         id: A name for it.
@@ -56,10 +61,22 @@ class Question:
     only_if: Condition | None = None
 
     def __post_init__(self) -> None:
-        """Make a list choices with one spelling each. UsageError for what cannot be chosen from."""
+        """Make a list choices with one spelling each. UsageError for what cannot be asked, or chosen from."""
+        for name in ("text", "id"):
+            arguments.instance_of(name, getattr(self, name), str, "a text")
+        if isinstance(self.choices, str):
+            raise arguments.wrong("choices", self.choices, "a list of choices, or each choice's spellings")
         if self.choices is not None:
-            given = self.choices if isinstance(self.choices, Mapping) else list(self.choices)
+            given = self.choices if isinstance(self.choices, Mapping) else _listed(self.choices)
             object.__setattr__(self, "choices", _choices(given, self.name))
+        flag: Any = self.flag
+        listed = [flag] if isinstance(flag, str) else _listed(flag, "flag")
+        object.__setattr__(self, "flag", _flag(listed, self.spellings, self.name))
+        _threshold(self.threshold, self.name)
+        if not isinstance(self.level, str) or self.level not in LEVELS:
+            raise UsageError(f"{self.name}: level is one of {', '.join(LEVELS)}")
+        if not isinstance(self.only_if, Condition):
+            object.__setattr__(self, "only_if", _condition(self.only_if, self.name))
 
     @property
     def spellings(self) -> Mapping[str, tuple[str, ...]]:
@@ -83,8 +100,8 @@ class Outcome:
 
 
 def with_choices(question: Question, choices: Sequence[str]) -> Question:
-    """Give `question` the choices of `--choices`."""
-    return replace(question, choices=_choices(list(choices), f"--choices {','.join(choices)}"))
+    """Give `question` these choices."""
+    return replace(question, choices=_choices(list(choices), f"`choices` {','.join(choices)}"))
 
 
 def normalised(logprobs: Mapping[str, float]) -> dict[str, float]:
@@ -131,8 +148,15 @@ def rounds(questions: Sequence[Question]) -> list[list[Question]]:
 # -------------------------------------------------------------------------------------------------------- reading
 
 
-def read_checks(file: Path) -> list[Question]:
-    """Read the checks of a TOML or YAML file, in order. UsageError, with the check's id, for what is not one."""
+def read_checks(file: str | PathLike[str]) -> list[Question]:
+    """Read the checks of a TOML or YAML file, in order.
+
+        checks = qvsplit.read_checks("moderation.toml")
+
+    Raises:
+        UsageError: It cannot be read, or something in it is no check; with the check's id.
+    """
+    file = Path(arguments.a_path("file", file))
     content = _parse(file)
     listed = content.get("check") if isinstance(content, dict) else content
     if not isinstance(listed, list) or not listed:
@@ -217,7 +241,7 @@ def _threshold(given: Any, where: str) -> float | None:
 
 def _choices(given: Any, where: str) -> dict[str, tuple[str, ...]]:
     """Read `["yes", "no"]`, or choices with their spellings: `{yes = ["yes", "Yes."], no = ["no", "No."]}`."""
-    if isinstance(given, dict):
+    if isinstance(given, Mapping):
         listed = {_choice(choice, where): spellings for choice, spellings in given.items()}
     elif isinstance(given, list):
         listed = {}
@@ -239,6 +263,12 @@ def _choices(given: Any, where: str) -> dict[str, tuple[str, ...]]:
     if len(by_choice) < 2:
         raise UsageError(f"{where}: at least two choices are needed to choose from")
     return by_choice
+
+
+def _listed(given: Any, name: str = "choices") -> list[Any]:
+    if not isinstance(given, Iterable) or isinstance(given, bytes):
+        raise arguments.wrong(name, given, "a list of choices")
+    return list(given)
 
 
 def _choice(choice: Any, where: str) -> str:

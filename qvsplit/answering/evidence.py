@@ -1,65 +1,101 @@
-"""Does a store come from a checkpoint's own encoder? Nothing is asked until that is shown. Needs no torch."""
+"""Do features come from a checkpoint's own encoder? Nothing is asked until that is shown. Needs no torch."""
 
 from __future__ import annotations
 
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.errors import ConfigError
+from qvsplit.store.config import ExtractionConfig, Provenance
 from qvsplit.store.store import Store
 
 
 def check_encoder(store: Store, checkpoint: Checkpoint, *, allow_unchecked: bool = False) -> str:
-    """Give the evidence that `store` was made by the encoder of `checkpoint`; ConfigError if there is none, or against.
+    """Give the evidence that `store` was made by the encoder of `checkpoint`; see `check_features`."""
+    assert store.config is not None
+    return check_features(
+        store.config, store.width, checkpoint, provenance=store.provenance, what="the store",
+        allow_unchecked=allow_unchecked,
+    )  # fmt: skip
+
+
+def check_features(
+    config: ExtractionConfig,
+    width: int | None,
+    checkpoint: Checkpoint,
+    *,
+    provenance: Provenance | None = None,
+    what: str = "the features",
+    allow_unchecked: bool = False,
+) -> str:
+    """Give the evidence that features were made by the encoder of `checkpoint`.
 
     `fingerprint`: computed from the encoder at hand. `note`: from the note of a language-only checkpoint of ours.
     `revision`: the same name and commit on the hub. `unchecked`: none, and the user said that will do.
+
+    Args:
+        config: Under which they were made.
+        width: Values a token.
+        checkpoint: Whose language model is to answer.
+        provenance: Where they came from, where that is known.
+        what: What they are, for messages.
+        allow_unchecked: Whether no evidence will do.
+
+    Raises:
+        ConfigError: There is no evidence, or there is some against.
     """
     from qvsplit.checkpoints.fingerprint import encoder_fingerprint, noted_fingerprint
 
-    config, provenance = store.config, store.provenance
-    assert config is not None
-    assert provenance is not None
-    _check_fit(store, checkpoint)
+    _check_fit(config, width, checkpoint, what)
     noted = None
     if checkpoint.has("encoder"):
         evidence, noted = "fingerprint", encoder_fingerprint(checkpoint)
     elif (noted := noted_fingerprint(checkpoint)) is not None:
         evidence = "note"
-    elif checkpoint.revision is not None and (provenance.model, provenance.revision) == (
-        checkpoint.name,
-        checkpoint.revision,
-    ):
+    elif provenance is not None and _is_revision_of(checkpoint, provenance):
         return "revision"
     elif allow_unchecked:
         return "unchecked"
     else:
         raise ConfigError(
-            f"nothing shows that the store was made by the encoder of {checkpoint.name}: it has none at hand; "
-            "use a checkpoint with its encoder, or take the responsibility with --unchecked-encoder"
+            f"nothing shows that {what} {_was(what)} made by the encoder of {checkpoint.name}: it has none at hand; "
+            "use a checkpoint with its encoder, or take the responsibility with `unchecked_encoder=True`"
         )
     if noted != config.encoder:
+        made_with = f" ({provenance.model})" if provenance is not None else ""
         raise ConfigError(
-            f"the store was made by another encoder (encoder: {config.encoder[:12]}…, and {checkpoint.name} has "
-            f"{noted[:12]}…); ask with the model it was made with ({provenance.model}), or extract again"
+            f"{what} {_was(what)} made by another encoder (encoder: {config.encoder[:12]}…, and {checkpoint.name} has "
+            f"{noted[:12]}…); ask with the model that made {_them(what)}{made_with}, or extract again"
         )
     return evidence
 
 
-def _check_fit(store: Store, checkpoint: Checkpoint) -> None:
+def _is_revision_of(checkpoint: Checkpoint, provenance: Provenance) -> bool:
+    mine = checkpoint.name, checkpoint.revision
+    return checkpoint.revision is not None and (provenance.model, provenance.revision) == mine
+
+
+def _was(what: str) -> str:
+    return "were" if what.endswith("s") else "was"
+
+
+def _them(what: str) -> str:
+    return "them" if what.endswith("s") else "it"
+
+
+def _check_fit(config: ExtractionConfig, width: int | None, checkpoint: Checkpoint, what: str) -> None:
     """Raise ConfigError where family, processor or widths alone show that they are strangers."""
     from qvsplit.checkpoints.families import settings_of
 
-    config = store.config
-    assert config is not None
     vision = settings_of(checkpoint.vision_config, checkpoint.family.vision_settings)
     processor = settings_of(checkpoint.processor_config, checkpoint.family.processor_settings)
     pairs = {f"processor.{name}": (config.processor.get(name), value) for name, value in processor.items()}
     pairs |= {
         "family": (config.family, checkpoint.family.model_type),
-        "hidden_size": (store.width, vision["hidden_size"]),
+        "hidden_size": (width, vision["hidden_size"]),
         "merge_size": (config.merge_size, vision["spatial_merge_size"]),
     }
     wrong = [f"{name}: {mine}, not {theirs}" for name, (mine, theirs) in pairs.items() if mine != theirs]
     if wrong:
+        verb = "do not fit" if what.endswith("s") else "does not fit"
         raise ConfigError(
-            f"the store does not fit {checkpoint.name} ({'; '.join(wrong)}); ask with the model it was made with"
+            f"{what} {verb} {checkpoint.name} ({'; '.join(wrong)}); ask with the model that made {_them(what)}"
         )

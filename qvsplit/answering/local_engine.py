@@ -46,7 +46,7 @@ class FeatureReader(Protocol):
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """What may be in memory, in tokens of KV cache; None is the device's default."""
+    """What may be in memory, in tokens of KV cache; None is the device's default, 0 of the cache none."""
 
     token_budget: int | None = None  # of one batch
     prefix_cache_tokens: int | None = None  # of prefixes that are kept for the next call
@@ -88,7 +88,8 @@ class LocalEngine:
     @property
     def token_budget(self) -> int:
         """How many tokens may be in memory for one batch."""
-        return self._limits.token_budget or TOKEN_BUDGET[self.language.device.type]
+        budget = self._limits.token_budget
+        return TOKEN_BUDGET[self.language.device.type] if budget is None else budget
 
     def answer(self, requests: Iterable[Request], *, on_text: OnText | None = None) -> Iterator[Completion]:
         """Give one completion for each request, batch by batch. See `Engine.answer`."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import Any
 
 from qvsplit.errors import UsageError
 from qvsplit.models.decoding import Decoding
+from qvsplit.runtime import arguments
+from qvsplit.runtime.dtypes import DTYPE_BYTES
 
 MAX_NEW_TOKENS = 128
 
@@ -16,6 +18,9 @@ MAX_NEW_TOKENS = 128
 @dataclass(frozen=True)
 class AskOptions:
     """Options of asking. None is the store's own, or the default.
+
+        options = qvsplit.AskOptions(max_new_tokens=32, system="Be brief.")
+        session = qvsplit.load_session("embeds", options)
 
     Answers are greedy without `temperature`; with it, or `top_p` or `top_k`, they are sampled, and the same `seed`
     gives the same answers whatever is asked beside them.
@@ -31,10 +36,10 @@ class AskOptions:
         top_p: For sampling.
         top_k: For sampling.
         seed: For sampling.
-        stop: An answer ends before any of these.
+        stop: An answer ends before any of these texts.
         json_schema: What answers must conform to.
         token_budget: Tokens of KV cache that a batch may take.
-        prefix_cache_tokens: Tokens of KV cache that are kept for the next question.
+        prefix_cache_tokens: Tokens of KV cache that are kept for the next question; 0 keeps none.
     """
 
     model: str | None = None
@@ -66,17 +71,39 @@ class AskOptions:
             top_p=self.top_p, top_k=self.top_k, stop=self.stop, json_schema=self.json_schema,
         )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        """Take a path as a model's name, and one text, or a list of them, to stop at."""
+        model: Any = self.model
+        if isinstance(model, PathLike):
+            object.__setattr__(self, "model", fspath(model))
+        stop: Any = self.stop
+        if isinstance(stop, str | list):
+            object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
+
     def check(self) -> None:
-        """Raise UsageError for numbers that mean nothing."""
-        if self.max_new_tokens < 1:
-            raise UsageError("max_new_tokens must be at least 1")
-        if self.temperature is not None and not 0 < self.temperature < math.inf:
-            raise UsageError("temperature must be above 0; leave it out for greedy answers")
+        """Raise UsageError for values that mean nothing."""
+        arguments.check_texts("a text", {name: getattr(self, name) for name in ("model", "device", "dtype", "system")})
+        arguments.check_flags({"unchecked_encoder": self.unchecked_encoder})
+        if self.dtype is not None:
+            arguments.check_one_of("dtype", self.dtype, tuple(DTYPE_BYTES))
+        arguments.check_number("max_new_tokens", self.max_new_tokens, least=1)
+        arguments.check_number("seed", self.seed)
+        for name, least in (("top_k", 1), ("token_budget", 1), ("prefix_cache_tokens", 0)):
+            if getattr(self, name) is not None:
+                arguments.check_number(name, getattr(self, name), least=least)
+        for name in ("temperature", "top_p"):
+            if getattr(self, name) is not None:
+                arguments.check_number(name, getattr(self, name), whole=False)
+        if self.temperature is not None and self.temperature <= 0:
+            raise UsageError("`temperature` must be above 0; leave it out for greedy answers")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError("top_p must be above 0, and at most 1")
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError("top_k must be at least 1")
-        if any(not stop for stop in self.stop):
-            raise UsageError("stop must not be empty")
-        if self.token_budget is not None and self.token_budget < 1:
-            raise UsageError("token_budget must be at least 1")
+            raise UsageError("`top_p` must be above 0, and at most 1")
+        if not isinstance(self.stop, tuple):
+            raise arguments.wrong("stop", self.stop, "a text or several")
+        for stop in self.stop:
+            if not isinstance(stop, str):
+                raise arguments.wrong("stop", stop, "a text or several")
+            if not stop:
+                raise UsageError("`stop` must not be empty")
+        if self.json_schema is not None and not isinstance(self.json_schema, Mapping):
+            raise arguments.wrong("json_schema", self.json_schema, "a JSON schema as a dict")

@@ -45,7 +45,7 @@ def compiler(schema: Mapping[str, Any], tokenizer: Any, stops: Collection[int]) 
         from llguidance import LLMatcher
         from llguidance.hf import from_tokenizer
     except ImportError:
-        raise UsageError("--json-schema needs llguidance; install it with: pip install 'qvsplit[json]'") from None
+        raise UsageError("`json_schema` needs llguidance; install it with: pip install 'qvsplit[json]'") from None
     known = from_tokenizer(tokenizer, eos_token=sorted(stops))
     try:
         grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_flexible": False})

@@ -203,7 +203,7 @@ def choose_checkpoint(asked: str | None, half: Half, *, own: str, revision: str 
     try:
         return open_checkpoint(own, half, revision=revision)
     except ModelError as error:
-        raise ModelError(f"the store was made with {own}: {error}; if it has moved, name it with --model") from None
+        raise ModelError(f"the store was made with {own}: {error}; if it has moved, name it as `model`") from None
 
 
 def _local_folder(model: str) -> Path | None:
@@ -224,7 +224,7 @@ def _family_of(config: Mapping[str, Any], folder: Path) -> Family:
         return FAMILIES[model_type]
     raise ModelError(
         f"{folder} is a {model_type!r} model, and qvsplit knows {', '.join(sorted(FAMILIES))}; "
-        "point --model at a checkpoint of one of these"
+        "name a checkpoint of one of these as `model`"
     )
 
 

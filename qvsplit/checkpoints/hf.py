@@ -40,7 +40,7 @@ def transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
         if is_out_of_memory(error):
             raise ModelError(
                 f"{checkpoint.folder} does not fit into memory ({_shortened(error)}); "
-                "try another --device or a narrower --dtype"
+                "try another `device` or a narrower `dtype`"
             ) from error
         if type(error).__module__.startswith("torch"):
             raise

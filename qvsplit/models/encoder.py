@@ -8,6 +8,7 @@ within rounding. Knows nothing of files, rows or language.
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,14 +122,16 @@ class TransformersEncoder:
         # a list with one tensor an image in the model's own output
         self.tensors = (TensorSpec(POOLER_OUTPUT, self.config.storage_dtype, self.width),)
         self._cancelled = threading.Event()
+        # holds the event alone: no circle of references keeps the weights in memory once the encoder is dropped
+        self._check_cancelled = check = functools.partial(_raise_if_set, self._cancelled)
         self._fused: FusedEncoder | None = None
         if spec.kernels == "fused":
             from qvsplit.kernels.fused_encoder import FusedEncoder
 
-            self._fused = FusedEncoder(weights.module, check=self._check_cancelled)
+            self._fused = FusedEncoder(weights.module, check=check)
         else:
             for block in weights.module.blocks:
-                block.register_forward_pre_hook(lambda *_: self._check_cancelled())
+                block.register_forward_pre_hook(lambda *_: check())
 
     def _config(self) -> ExtractionConfig:
         family = self.preparer.family
@@ -159,10 +162,6 @@ class TransformersEncoder:
     def cancel(self) -> None:
         """Have `encode` end soon."""
         self._cancelled.set()
-
-    def _check_cancelled(self) -> None:
-        if self._cancelled.is_set():
-            raise Cancelled
 
     def pixel_values(self, prepared: Prepared) -> torch.Tensor:
         """Give what the AutoProcessor gives for the image: float32 [patches, channels·temporal·patch²]."""
@@ -241,6 +240,11 @@ class TransformersEncoder:
             raise ModelError(f"the encoder gave {list(merged.shape)} instead of {[sum(counts), self.width]}")
         given = dict(zip(order, torch.split(merged, counts), strict=True))
         return [given[number] for number in range(len(batch))]
+
+
+def _raise_if_set(cancelled: threading.Event) -> None:
+    if cancelled.is_set():
+        raise Cancelled
 
 
 def load_encoder(spec: EncoderSpec) -> TransformersEncoder:

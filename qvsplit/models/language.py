@@ -20,7 +20,7 @@ from qvsplit.errors import ModelError, OutOfMemory, UsageError
 from qvsplit.models.decoding import AnswerRules, Constraint, Decoding, GrowingAnswer, logits_processors
 from qvsplit.models.prompt import Prompt, Prompter
 from qvsplit.runtime.devices import dtype_name, is_out_of_memory
-from qvsplit.runtime.dtypes import DTYPE_BYTES
+from qvsplit.runtime.tensors import as_torch
 from qvsplit.store.features import POOLER_OUTPUT, Features, StoredTensor
 from qvsplit.weights import load_language_model
 
@@ -340,7 +340,7 @@ class LanguageModel:
     def _not_finite(self) -> ModelError:
         return ModelError(
             f"{self.prompter.folder} computes values that are not finite in {dtype_name(self.dtype)}; try a wider "
-            "--dtype, or download it again"
+            "`dtype`, or download it again"
         )
 
 
@@ -363,7 +363,7 @@ def _memory_errors(tokens: int) -> Iterator[None]:
             raise
         raise OutOfMemory(
             f"a prompt of {tokens:,} tokens does not fit into memory beside the model; ask fewer images together, or "
-            "try another --device or a narrower --dtype"
+            "try another `device` or a narrower `dtype`"
         ) from None
 
 
@@ -390,11 +390,5 @@ def as_tensor(stored: StoredTensor | Features) -> torch.Tensor:
 
     The dtype is the stored one; of int8 it is float32: whole numbers times their token's scale.
     """
-    import torch
-
-    tensor = stored[POOLER_OUTPUT] if isinstance(stored, Features) else stored
-    if tensor.dtype == "int8":
-        return torch.from_numpy(tensor.numpy())
-    if tensor.dtype not in DTYPE_BYTES:
-        raise UsageError(f"no tensor of dtype {tensor.dtype}")
-    return torch.from_numpy(tensor.raw).view(getattr(torch, tensor.dtype))
+    tensor = stored.tensors[POOLER_OUTPUT] if isinstance(stored, Features) else stored
+    return as_torch(tensor.numpy() if tensor.dtype == "int8" else tensor.raw, tensor.dtype)

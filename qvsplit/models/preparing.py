@@ -145,9 +145,9 @@ def pixel_limits(image_processor: Any, family: Family, low: int | None, high: in
         high = min(int(own["longest_edge"]), family.default_max_pixels)
     side = int(image_processor.patch_size) * int(image_processor.merge_size)
     if low < 1 or high < side * side:
-        raise UsageError(f"--max-pixels must be at least {side * side} (one token), --min-pixels at least 1")
+        raise UsageError(f"`max_pixels` must be at least {side * side} (one token), `min_pixels` at least 1")
     if low > high:
-        raise UsageError(f"--min-pixels {low} is more than --max-pixels {high}")
+        raise UsageError(f"`min_pixels` {low} is more than `max_pixels` {high}")
     return low, high
 
 

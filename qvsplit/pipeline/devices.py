@@ -83,7 +83,7 @@ def load_devices(
     _note_other_versions(own.provenance, provenance, on_note)
     if own.config is None and options.dtype is None and models.would_be_faster_in_bfloat16(encoder):
         on_note(
-            "this CPU multiplies bfloat16 in hardware: with --dtype bfloat16, the checkpoint's own, a new store is "
+            "this CPU multiplies bfloat16 in hardware: with `dtype=bfloat16`, the checkpoint's own, a new store is "
             "made faster and is half as large, and its features differ by that dtype's rounding"
         )
     return Loaded(
@@ -124,7 +124,7 @@ def _check_config(config: ExtractionConfig, tensors: tuple[TensorSpec, ...], own
     if differences:
         raise ConfigError(
             f"{own.where} was made under another extraction config ({some_of(differences)}); use the checkpoint it was "
-            "made with, choose another store, or make this one again with --rebuild"
+            "made with, choose another store, or make this one again with `rebuild=True`"
         )
 
 
@@ -139,7 +139,7 @@ def _note_other_versions(before: Provenance | None, now: Provenance, on_note: Ca
     if changed:
         on_note(
             f"the store's rows were made with other library versions ({', '.join(changed)}); "
-            "`qvsplit verify --sample 3` shows whether they still agree"
+            "`qvsplit verify` with `sample=3` shows whether they still agree"
         )
 
 
@@ -157,6 +157,6 @@ def check_model(options: ExtractOptions, config: ExtractionConfig | None, proven
 
     if encoder_fingerprint(checkpoint) != config.encoder:
         raise ConfigError(
-            f"the store was made by another encoder than that of {checkpoint.name}; leave --model out, choose another "
-            "store, or make this one again with --rebuild"
+            f"the store was made by another encoder than that of {checkpoint.name}; leave `model` out, choose another "
+            "store, or make this one again with `rebuild=True`"
         )

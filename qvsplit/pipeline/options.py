@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from typing import Any
 
 from qvsplit.errors import ConfigError, UsageError, some_of
+from qvsplit.runtime import arguments
 from qvsplit.runtime.dtypes import DTYPE_BYTES, STORAGE_DTYPES
 from qvsplit.sources.decoder import ITEM_SECONDS
 from qvsplit.store.config import KERNELS, ExtractionConfig, Provenance
+
+SHORTEST_ITEM_SECONDS = 0.1
+_TEXTS = ("model", "device", "dtype", "storage_dtype", "kernels")
+_FLAGS = ("prune", "retry_failed", "checksum", "rebuild", "wait", "dry_run")
 
 
 @dataclass(frozen=True)
 class ExtractOptions:
     """Options of an extraction. None is the store's own where there is one, else the default.
+
+        options = qvsplit.ExtractOptions(model="Qwen/Qwen2-VL-2B-Instruct", storage_dtype="bfloat16")
+        qvsplit.extract_files("photos", out="embeds", options=options)
 
     Attributes:
         model: A checkpoint's folder or hub name, with a revision behind an `@`.
@@ -54,38 +64,45 @@ class ExtractOptions:
     item_timeout: float = ITEM_SECONDS
     dry_run: bool = False
 
+    def __post_init__(self) -> None:
+        """Take a path as a model's name, too."""
+        model: Any = self.model
+        if isinstance(model, PathLike):
+            object.__setattr__(self, "model", fspath(model))
+
 
 def check_options(options: ExtractOptions) -> None:
     """Refuse, before anything is loaded, what no store can be made with. Raises UsageError."""
-    for flag, name, known in (
-        ("--dtype", options.dtype, tuple(DTYPE_BYTES)),
-        ("--storage-dtype", options.storage_dtype, STORAGE_DTYPES),
-        ("--kernels", options.kernels, KERNELS),
-    ):
-        if name is not None and name not in known:
-            raise UsageError(f"{flag} {name}: choose one of {', '.join(known)}")
-    least = {"--workers": options.workers, "--patch-budget": options.patch_budget, "--limit": options.limit}
-    for flag, number in least.items():
-        if number is not None and number < 1:
-            raise UsageError(f"{flag} must be at least 1")
+    arguments.instance_of("options", options, ExtractOptions, "ExtractOptions")
+    arguments.check_texts("a text", {name: getattr(options, name) for name in _TEXTS})
+    arguments.check_flags({name: getattr(options, name) for name in _FLAGS})
+    for name, known in (("dtype", tuple(DTYPE_BYTES)), ("storage_dtype", STORAGE_DTYPES), ("kernels", KERNELS)):
+        if getattr(options, name) is not None:
+            arguments.check_one_of(name, getattr(options, name), known)
+    for name in ("workers", "patch_budget", "limit", "min_pixels", "max_pixels"):
+        if getattr(options, name) is not None:
+            arguments.check_number(name, getattr(options, name), least=1)
+    if options.max_runtime is not None:
+        arguments.check_number("max_runtime", options.max_runtime, least=0, whole=False)
+    arguments.check_number("item_timeout", options.item_timeout, least=SHORTEST_ITEM_SECONDS, whole=False)
     if options.checksum and (options.limit is not None or options.max_runtime is not None):
-        raise UsageError("--checksum reads everything again: --limit or --max-runtime would end it at the same place")
+        raise UsageError("`checksum` reads everything again: `limit` or `max_runtime` would end it at the same place")
 
 
 def check_against(options: ExtractOptions, config: ExtractionConfig, store: str) -> None:
     """Refuse, before anything is loaded, what this store cannot be continued with. Raises ConfigError."""
     asked = {
-        "--dtype": (options.dtype, config.compute_dtype),
-        "--storage-dtype": (options.storage_dtype, config.storage_dtype),
-        "--kernels": (options.kernels, config.kernels),
-        "--min-pixels": (options.min_pixels, config.processor.get("min_pixels")),
-        "--max-pixels": (options.max_pixels, config.processor.get("max_pixels")),
+        "`dtype`": (options.dtype, config.compute_dtype),
+        "`storage_dtype`": (options.storage_dtype, config.storage_dtype),
+        "`kernels`": (options.kernels, config.kernels),
+        "`min_pixels`": (options.min_pixels, config.processor.get("min_pixels")),
+        "`max_pixels`": (options.max_pixels, config.processor.get("max_pixels")),
     }
-    wrong = [f"{flag} {wanted} instead of {own}" for flag, (wanted, own) in asked.items() if wanted not in {None, own}]
+    wrong = [f"{name} {wanted} instead of {own}" for name, (wanted, own) in asked.items() if wanted not in {None, own}]
     if wrong:
         raise ConfigError(
             f"{store} was made under another extraction config ({some_of(wrong)}); leave that out, choose another "
-            "store, or make this one again with --rebuild"
+            "store, or make this one again with `rebuild=True`"
         )
 
 

@@ -25,15 +25,15 @@ def choose_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"--device {name}: no such device; try cpu or cuda") from None
+        raise UsageError(f"`device` {name}: no such device; try cpu or cuda") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UsageError(f"--device {name}: torch sees no CUDA device here; try --device cpu")
+            raise UsageError(f"`device` {name}: torch sees no CUDA device here; try `device=cpu`")
         if (device.index or 0) >= torch.cuda.device_count():
-            raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices")
+            raise UsageError(f"`device` {name}: there are {torch.cuda.device_count()} CUDA devices")
         return torch.device("cuda", device.index or 0)
     if device.type != "cpu":
-        raise UsageError(f"--device {name}: qvsplit runs on cpu and cuda")
+        raise UsageError(f"`device` {name}: qvsplit runs on cpu and cuda")
     return device
 
 
@@ -44,7 +44,7 @@ def choose_devices(names: str | None) -> list[torch.device]:
     """
     devices = [choose_device(name.strip()) for name in names.split(",")] if names else [choose_device(None)]
     if len({device.type for device in devices}) > 1:
-        raise UsageError(f"--device {names}: one store's numbers come from one kind of device")
+        raise UsageError(f"`device` {names}: one store's numbers come from one kind of device")
     return devices
 
 
@@ -73,7 +73,7 @@ def choose_dtype(name: str | None, device: torch.device, stored: str) -> torch.d
     import torch
 
     if name is not None and name not in DTYPE_BYTES:
-        raise UsageError(f"--dtype {name}: choose one of {', '.join(DTYPE_BYTES)}")
+        raise UsageError(f"`dtype` {name}: choose one of {', '.join(DTYPE_BYTES)}")
     if name is None:
         return torch.float32 if device.type == "cpu" else getattr(torch, stored)
     return getattr(torch, name)

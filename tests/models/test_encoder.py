@@ -144,5 +144,5 @@ def test_a_cpu_with_bfloat16_units_is_noted(tmp_path, some_photos, monkeypatch, 
         options = ExtractOptions(model=str(tmp_path / "model"), dtype=dtype)
         callbacks = ExtractCallbacks(on_note=heard.append)
         extract_files([some_photos], out=tmp_path / out, options=options, callbacks=callbacks)
-        assert any("--dtype bfloat16" in line for line in heard) is expected
+        assert any("`dtype=bfloat16`" in line for line in heard) is expected
         shutil.copyfile(some_photos / "coffee.png", some_photos / f"{len(list(some_photos.iterdir()))}.png")

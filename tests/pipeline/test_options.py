@@ -18,14 +18,14 @@ CONFIG = fake_config("bfloat16", "reference")
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"dtype": "float8"}, "--dtype float8: choose one of float32"),
-        ({"storage_dtype": "int4"}, "--storage-dtype int4: choose one of float32"),
-        ({"kernels": "quick"}, "--kernels quick: choose one of fused, reference"),
-        ({"workers": 0}, "--workers must be at least 1"),
-        ({"patch_budget": 0}, "--patch-budget must be at least 1"),
-        ({"limit": -1}, "--limit must be at least 1"),
-        ({"checksum": True, "limit": 1}, "--checksum reads everything"),
-        ({"checksum": True, "max_runtime": 1.0}, "--checksum reads everything"),
+        ({"dtype": "float8"}, "`dtype` float8: choose one of float32"),
+        ({"storage_dtype": "int4"}, "`storage_dtype` int4: choose one of float32"),
+        ({"kernels": "quick"}, "`kernels` quick: choose one of fused, reference"),
+        ({"workers": 0}, "`workers` must be at least 1"),
+        ({"patch_budget": 0}, "`patch_budget` must be at least 1"),
+        ({"limit": -1}, "`limit` must be at least 1"),
+        ({"checksum": True, "limit": 1}, "`checksum` reads everything"),
+        ({"checksum": True, "max_runtime": 1.0}, "`checksum` reads everything"),
     ],
 )
 def test_what_no_store_can_be_made_with(extract, tmp_path, options, expected):
@@ -46,11 +46,11 @@ def test_what_can_be(options):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"dtype": "float16"}, "--dtype float16 instead of float32"),
-        ({"storage_dtype": "float32"}, "--storage-dtype float32 instead of bfloat16"),
-        ({"kernels": "fused"}, "--kernels fused instead of reference"),
-        ({"min_pixels": 1}, "--min-pixels 1 instead of 3136"),
-        ({"max_pixels": 1}, "--max-pixels 1 instead of 1003520"),
+        ({"dtype": "float16"}, "`dtype` float16 instead of float32"),
+        ({"storage_dtype": "float32"}, "`storage_dtype` float32 instead of bfloat16"),
+        ({"kernels": "fused"}, "`kernels` fused instead of reference"),
+        ({"min_pixels": 1}, "`min_pixels` 1 instead of 3136"),
+        ({"max_pixels": 1}, "`max_pixels` 1 instead of 1003520"),
         ({}, None),
         ({"dtype": "float32", "storage_dtype": "bfloat16", "kernels": "reference", "min_pixels": 3136}, None),
     ],
@@ -59,7 +59,7 @@ def test_what_a_store_can_be_continued_with(options, expected):
     if expected is None:
         check_against(ExtractOptions(**options), CONFIG, "embeds")
         return
-    with pytest.raises(ConfigError, match=f"^embeds was made under another extraction config.*{expected}.*--rebuild"):
+    with pytest.raises(ConfigError, match=f"^embeds was made under another extraction config.*{expected}.*`rebuild=True`"):
         check_against(ExtractOptions(**options), CONFIG, "embeds")
 
 

@@ -32,7 +32,7 @@ def test_no_such_device(name, reason):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_no_cuda_here():
     assert devices.choose_device(None) == CPU
-    with pytest.raises(UsageError, match="torch sees no CUDA device here; try --device cpu"):
+    with pytest.raises(UsageError, match="torch sees no CUDA device here; try `device=cpu`"):
         devices.choose_device("cuda")
     assert devices.peak_gpu_memory() == 0
     devices.empty_cache()
@@ -59,7 +59,7 @@ def test_without_a_driver_nothing_is_cuda(monkeypatch, tmp_path):
 def test_a_dtype_is_chosen(name, device, chosen):
     dtype = devices.choose_dtype(name, torch.device(device), "bfloat16")
     assert devices.dtype_name(dtype) == chosen
-    with pytest.raises(UsageError, match="--dtype int8: choose one of float32"):
+    with pytest.raises(UsageError, match="`dtype` int8: choose one of float32"):
         devices.choose_dtype("int8", CPU, "bfloat16")
 
 

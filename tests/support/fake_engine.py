@@ -82,6 +82,9 @@ class MemoryStore:
         self._features = dict(features or {})
         self.damaged: set[str] = set()  # paths
 
+    def __getitem__(self, name):
+        return {one.path: one for one in self.rows}[name]
+
     def current(self, root, path):
         return next((one for one in self.rows if one.key == (root, path)), None)
 

@@ -1,0 +1,43 @@
+"""Turn the library's messages into the command line's: options in backquotes become flags.
+
+The library names an option as Python does: `item_timeout`, `rebuild=True`, `dtype=bfloat16`. On the command line
+that is --item-timeout, --rebuild, --dtype bfloat16. Whatever else stands in backquotes stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from qvsplit.output.text import say
+
+if TYPE_CHECKING:
+    from qvsplit.errors import QvsplitError
+
+# Options of the commands that have the same name in Python, with - for _
+OPTIONS = frozenset({
+    "checksum", "choices", "compare", "device", "dry_run", "dtype", "embeds", "fail_on", "image", "item_timeout",
+    "json_schema", "kernels", "limit", "logprobs", "max_new_tokens", "max_pixels", "max_runtime", "min_pixels",
+    "model", "out", "patch_budget", "prune", "quiet", "rebuild", "report", "retry_failed", "sample", "seed", "stop",
+    "storage_dtype", "system", "temperature", "together", "token_budget", "top_k", "top_p", "unchecked_encoder",
+    "wait", "workers",
+})  # fmt: skip
+_OPTION = re.compile(r"`([a-z]\w*)(?:=([^`]+))?`")
+
+
+def on_command_line(text: str | QvsplitError) -> str:
+    """Give a message of the library, or an error's, with flags for its options."""
+    return _OPTION.sub(_flag, str(text))
+
+
+def say_note(line: str) -> None:
+    """Print a line of the library on stderr, with flags for its options."""
+    say(on_command_line(line))
+
+
+def _flag(match: re.Match[str]) -> str:
+    name, value = match.groups()
+    if name not in OPTIONS:
+        return match[0]
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value in (None, "True") else f"{flag} {value}"

@@ -1,0 +1,246 @@
+"""The vision encoder alone, without a store: the public call from images to features. Wires decoding and encoder."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from os import PathLike, path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.errors import ItemError, ItemNotFound, UsageError
+from qvsplit.models import encoder as models
+from qvsplit.models.encoder import EncoderSpec, TransformersEncoder
+from qvsplit.pipeline.options import ExtractOptions, check_options
+from qvsplit.pipeline.stages import Quantize
+from qvsplit.runtime import arguments, devices
+from qvsplit.sources import images as decoding
+from qvsplit.store.config import ExtractionConfig
+from qvsplit.store.features import Features
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+    import numpy.typing as npt
+    import PIL.Image
+
+    Image = str | PathLike[str] | bytes | PIL.Image.Image | npt.NDArray[np.uint8]
+
+T = TypeVar("T")
+_AN_IMAGE = "a path, a file's bytes, a PIL image or a uint8 array [height, width, 3]"
+
+
+class ImageEncoder:
+    """The vision encoder of a checkpoint, loaded alone. Made by `load_encoder`; memory is freed when it is dropped.
+
+        with qvsplit.load_encoder("demo") as encoder:
+            cat, dog = encoder.encode(["cat.jpg", "dog.jpg"])
+
+    Attributes:
+        config: The extraction config of the features; a store made by the same encoder has the same one.
+    """
+
+    def __init__(self, encoder: TransformersEncoder) -> None:
+        self.config: ExtractionConfig = encoder.config
+        self._spec: EncoderSpec = encoder.spec
+        self._quantize = Quantize(encoder.config, encoder.tensors)
+        self._encoder: TransformersEncoder | None = encoder
+        self._module: Any = None
+
+    def encode(self, images: Iterable[Image]) -> list[Features]:
+        """Encode images: one `Features` for each, in their order.
+
+        Each goes through the encoder alone, so that its features do not depend on its neighbours. Files, and PIL images
+        likewise, are turned upright and made RGB as `extract_files` does it; an array is taken as it is.
+
+        Args:
+            images: Paths, files' bytes, PIL images, uint8 arrays [height, width, 3]; also mixed.
+
+        Raises:
+            ItemError: An image cannot be read or encoded; the message says which.
+            UsageError: `images` is one image, or something in it is none.
+        """
+        encoder = self._open()
+        if _is_image(images):
+            raise UsageError("images: give a list of images, not a single one: encode([image])")
+        if not isinstance(images, Iterable) or isinstance(images, Mapping):
+            raise arguments.wrong("images", images, "a list of images")
+        return [self._encode(encoder, image, f"images[{number}]") for number, image in enumerate(images)]
+
+    def _encode(self, encoder: TransformersEncoder, image: Any, place: str) -> Features:
+        if not _is_image(image):
+            raise arguments.wrong(place, image, _AN_IMAGE)
+        name = f"{place} ({image})" if isinstance(image, str | PathLike) else place
+        try:
+            prepared = encoder.prepare(_pixels(image, place))
+            encoded = [_sound(one) for one in encoder.encode([*prepared])]
+            return _sound(self._quantize(encoder.join(encoded)))
+        except ItemError as error:
+            raise ItemError(f"{name}: {error}", error.kind) from None
+
+    @property
+    def module(self) -> Any:
+        """The encoder as transformers' own torch module, strictly loaded, in evaluation mode, without gradients.
+
+        Call it as transformers does: `encoder.module(pixel_values, grid_thw=grid)`. With `kernels="fused"` the weights
+        are laid out otherwise, and the module is loaded beside them when it is first asked for.
+        """
+        encoder = self._open()
+        if self._module is None:
+            self._module = encoder.weights.module if self._spec.kernels == "reference" else _load_module(self._spec)
+        return self._module
+
+    @property
+    def device(self) -> str:
+        """Where it computes: `cpu`, `cuda:0`."""
+        return self._spec.device
+
+    def close(self) -> None:
+        """Free the memory; nothing can be encoded any more."""
+        self._encoder = self._module = None
+        devices.empty_cache()
+
+    def _open(self) -> TransformersEncoder:
+        if self._encoder is None:
+            raise UsageError("the encoder is closed; load it again with load_encoder")
+        return self._encoder
+
+    def __enter__(self) -> Self:
+        """Give itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free the memory."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Say which encoder, and where it computes in what."""
+        config, closed = self.config, ", closed" if self._encoder is None else ""
+        return (
+            f"<ImageEncoder of {self._spec.checkpoint.name}: {config.family}, {config.compute_dtype} on {self.device}, "
+            f"kernels {config.kernels}{closed}>"
+        )
+
+
+def load_encoder(
+    model: str | PathLike[str],
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    kernels: str | None = None,
+) -> ImageEncoder:
+    """Load the vision encoder of a checkpoint, and nothing else of it.
+
+        encoder = qvsplit.load_encoder("Qwen/Qwen2-VL-2B-Instruct")
+        (features,) = encoder.encode(["cat.jpg"])
+
+    Args:
+        model: A checkpoint's folder or hub name, `NAME@REVISION` for a revision, or `demo`.
+        device: `cpu`, `cuda` or `cuda:N`; by default CUDA where there is one.
+        dtype: Compute in `float32`, `bfloat16` or `float16`; by default float32 on a CPU, the checkpoint's on CUDA.
+        min_pixels: Smaller images are scaled up to this many pixels; by default the checkpoint's own limit.
+        max_pixels: Larger images are scaled down to this many pixels; by default 1,003,520, or the checkpoint's own
+            limit if lower.
+        kernels: `fused`, the fast forward pass, or `reference`, transformers' own, to the bit; by default `fused`.
+
+    Raises:
+        UsageError: An argument is wrong.
+        ModelError: The checkpoint cannot be loaded.
+    """
+    name = arguments.a_path("model", model, "a checkpoint's folder or hub name")
+    check_options(
+        ExtractOptions(device=device, dtype=dtype, min_pixels=min_pixels, max_pixels=max_pixels, kernels=kernels)
+    )
+    checkpoint = open_checkpoint(name, "encoder")
+    place = devices.choose_device(device)
+    chosen = devices.choose_dtype(dtype, place, checkpoint.stored_dtype("encoder"))
+    spec = EncoderSpec(
+        checkpoint, str(place), devices.dtype_name(chosen), min_pixels=min_pixels, max_pixels=max_pixels,
+        kernels=kernels or "fused",
+    )  # fmt: skip
+    return ImageEncoder(models.load_encoder(spec))
+
+
+def _load_module(spec: EncoderSpec) -> Any:
+    import torch
+
+    from qvsplit.weights import load_encoder_weights
+
+    dtype = getattr(torch, spec.dtype)
+    return load_encoder_weights(spec.checkpoint, device=torch.device(spec.device), dtype=dtype).module
+
+
+def _sound(outcome: T | ItemError) -> T:
+    """Give what is no ItemError, and raise what is."""
+    if isinstance(outcome, ItemError):
+        raise outcome
+    return outcome
+
+
+# ------------------------------------------------------------------------------------------------------------ decoding
+
+
+def _is_image(given: object) -> bool:
+    """Say whether this may be one image: of an array the number of dimensions says so."""
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(given, np.ndarray):
+        return given.ndim == 3
+    return isinstance(given, str | PathLike | bytes | bytearray | memoryview | Image.Image)
+
+
+def _pixels(image: Any, place: str) -> npt.NDArray[np.uint8]:
+    """Give an image as uint8 [height, width, 3]. ItemError if it is bad, UsageError if it is no image."""
+    import numpy as np
+
+    if isinstance(image, np.ndarray):
+        return _array(image, place)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; sizes have our own limit
+        if isinstance(image, str | PathLike):
+            return np.array(_from_file(arguments.a_path(place, image, _AN_IMAGE)))
+        if isinstance(image, bytes | bytearray | memoryview):
+            return np.array(decoding.decode(bytes(image)))
+        return np.array(_from_pil(image))
+
+
+def _from_file(name: str) -> PIL.Image.Image:
+    if path.isdir(name):
+        raise ItemError("is a folder; give the files in it")
+    try:
+        return decoding.open_file(name)
+    except ItemNotFound:
+        raise ItemError("there is no such file") from None
+
+
+def _from_pil(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Turn an image upright and make it RGB, as one that is decoded from a file."""
+    if not image.width or not image.height:
+        raise ItemError("has no pixels")
+    try:
+        image.load()
+        return decoding._to_rgb(decoding._upright(image))
+    except ItemError:
+        raise
+    except Exception as error:  # it may be opened and not read yet, and whatever a broken file does to Pillow
+        if devices.is_out_of_memory(error):
+            raise ItemError("does not fit into memory", "memory") from None
+        raise ItemError(f"cannot be decoded ({error})") from None
+
+
+def _array(image: npt.NDArray[Any], place: str) -> npt.NDArray[np.uint8]:
+    import numpy as np
+
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UsageError(
+            f"{place}: give a uint8 array [height, width, 3] of RGB, not {image.dtype} {list(image.shape)}"
+        )
+    if not image.size:
+        raise ItemError("has no pixels")
+    return image
