@@ -205,7 +205,7 @@ class _Sorter:
         row = self._catalogue.current(*entry.key)
         if row is None or not is_known(row, entry, self._is_held):
             self._changed.append(entry)
-        elif self._options.checksum or (row.status == "failed" and self._is_tried_again(row)):
+        elif self._options.checksum or (row.status == "failed" and self._is_tried_again(row, entry)):
             self._again.append(entry)
         elif row.status == "failed":
             self.failed_before += 1
@@ -215,8 +215,8 @@ class _Sorter:
     def _is_held(self, content: Content | None) -> bool:
         return self._catalogue.home(content) is not None
 
-    def _is_tried_again(self, row: Row) -> bool:
-        return self._options.retry_failed or may_be_cured(row, self._options.cures)
+    def _is_tried_again(self, row: Row, entry: Entry) -> bool:
+        return self._options.retry_failed or may_be_cured(row, self._options.cures, readable=entry.readable)
 
 
 def is_known(row: Row, entry: Entry, held: Callable[[Content | None], bool]) -> bool:
@@ -230,8 +230,16 @@ def is_known(row: Row, entry: Entry, held: Callable[[Content | None], bool]) -> 
     return row.status == "failed" or held(row.content)
 
 
-def may_be_cured(row: Row, cures: Cures) -> bool:
-    """Say whether what made a row fail has changed since, so that it is tried again by itself."""
+def may_be_cured(row: Row, cures: Cures, *, readable: bool = False) -> bool:
+    """Say whether what made a row fail has changed since, so that it is tried again by itself.
+
+    Args:
+        row: That failed.
+        cures: What this run can read, and under which limits.
+        readable: Whether this process may read the file.
+    """
+    if row.error_kind == "permission":
+        return readable
     try:
         before = json.loads(row.media or "{}")["cures"]
         if row.error_kind == "reader-missing":

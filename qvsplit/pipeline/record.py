@@ -192,7 +192,8 @@ class RowRecorder:
         row = replace(self._row(result), status="failed", error=str(error), error_kind=error.kind)
         if error.kind in ("reader-missing", "timeout", "memory"):
             row = replace(row, media=json.dumps({"cures": self._cures.to_json()}, sort_keys=True))
-        if error.kind == "timeout" and result.info is None:  # not tried again before it may take longer
+        refused = error.kind == "permission" and not result.entry.readable
+        if result.info is None and (refused or error.kind == "timeout"):  # not tried again before that has changed
             row = replace(row, version=result.entry.version)
         with held_back():
             if before is not None and before.status == "failed" and before.sha256 == row.sha256:

@@ -44,8 +44,26 @@ def peak_memory() -> int:
 
 
 def machine_memory() -> int:
-    """Give the bytes of memory that this machine has."""
-    return bytes_in_kernel_file("/proc/meminfo", "MemTotal") or 0
+    """Give the bytes of memory that this machine has, or its container or service may take, or this process."""
+    most = [bytes_in_kernel_file("/proc/meminfo", "MemTotal") or 0, *_group_limits()]
+    process = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return min(most if process == resource.RLIM_INFINITY else [*most, process])
+
+
+def _group_limits(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Give the limits of the control groups that this process is in, of either version."""
+    with suppress(OSError):
+        for line in groups.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers not in {"", "memory"}:
+                continue
+            folder, name = (mounted / controllers, "memory.limit_in_bytes") if controllers else (mounted, "memory.max")
+            inner = folder / path.strip("/")
+            for group in (inner, *inner.parents):
+                with suppress(OSError, ValueError):  # not there, or "max"
+                    yield int((group / name).read_text())
+                if group == folder:
+                    break
 
 
 _limits_are_ours = False

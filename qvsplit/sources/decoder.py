@@ -322,7 +322,7 @@ def _start_child(descriptor: int, seconds: float) -> subprocess.Popen[bytes]:
 
 def _ending(code: int) -> tuple[str, str]:
     if code == -signal.SIGKILL:
-        return "killed: not enough memory?", "memory"
+        return "killed: not enough memory? fewer `workers` take less", "memory"
     if code < 0:
         with suppress(ValueError):
             return signal.Signals(-code).name, "content"

@@ -121,7 +121,7 @@ def _open(entry: Entry, file: str) -> int:
     try:
         return open_long_path(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and entry.size >= 0:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)) and entry.size >= 0:
             raise ItemNotFound("is no longer there") from None
         raise ItemError(f"cannot be opened: {error.strerror}", "permission") from None
 

@@ -7,6 +7,7 @@ more.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from qvsplit.runtime.names import file_on_disk, is_within, storable_mtime, store
 from qvsplit.sources.files import open_long_path
 from qvsplit.sources.source import (
     UNKNOWN_LINE,
+    UNREADABLE,
     Entry,
     Folder,
     Key,
@@ -31,6 +33,10 @@ from qvsplit.sources.source import (
 SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
     ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".mpo",
+})  # fmt: skip
+# What the system says of everything on a disk that is not there any more
+_DISK_GONE = frozenset({
+    errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT,
 })  # fmt: skip
 STORE_FILE = re.compile(r"shard-\d{6,}\.parquet")  # what marks a folder as a store
 
@@ -59,6 +65,8 @@ class LocalFolders:
         on_note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._starts = starts_of(paths)
+        self._folders = [start for start in self._starts if os.path.isdir(start)]
+        self._unreadable: list[str] = []  # folders that could not be listed
         self._out = out
         self._roots = roots
         self._on_note = on_note
@@ -72,37 +80,43 @@ class LocalFolders:
     def list(self, known_digests: Mapping[Folder, str]) -> Iterator[Listing]:
         """Walk; folders and files are sorted by name, each is met once."""
         walk = _Walk(self._roots, known_digests, self._out, self._on_note)
-        self._empty = []
-        folders = [start for start in self._starts if os.path.isdir(start)]
-        for start in folders:
+        self._empty, self._unreadable = [], walk.unreadable
+        for start in self._folders:
             found, walk.met_again = 0, False
             for listing in walk.below(start):
                 found += listing.number
                 yield listing
             if not found and not walk.met_again:
                 self._empty.append(start)
-        yield from self._single_files(walk, folders)
+        yield from self._single_files(walk)
 
-    def _single_files(self, walk: _Walk, folders: Sequence[str]) -> Iterator[Listing]:
+    def _single_files(self, walk: _Walk) -> Iterator[Listing]:
         """List the files that were named one by one and that no walked folder has listed."""
-        roots = self._roots | set(folders)
+        roots = self._roots | set(self._folders)
         single: dict[Folder, list[str]] = {}
-        for file in dict.fromkeys(start for start in self._starts if start not in folders):
+        for file in dict.fromkeys(start for start in self._starts if start not in self._folders):
             folder, name = os.path.split(file)
             root = root_of(folder, roots) or folder
             if not walk.has_listed(folder, name):
-                single.setdefault((root, folder[len(root) :].strip("/")), []).append(_line(name, _stat(file)))
+                single.setdefault((root, folder[len(root) :].strip("/")), []).append(_line(name, file))
         for (root, path), lines in single.items():
             yield Listing(stored_name(root), stored_name(path), tuple(sorted(lines)), len(lines), complete=False)
 
     def stat(self, keys: Sequence[Key]) -> Mapping[Key, Presence]:
-        """Look for stored items. One below a folder that is there and wholly empty is unknown, not absent."""
+        """Look for stored items.
+
+        One below a folder that is there and wholly empty is unknown, not absent. So is one below a folder that could
+        not be listed, or that was given and exists no longer: its disk may have gone meanwhile.
+        """
+        gone = [start for start in self._folders if not os.path.isdir(start)] + self._unreadable
         nearest: dict[str, str | None] = {}  # folder → the nearest one that exists, if that is empty
         found = {}
         for key in keys:
             file = file_on_disk(*key)
             found[key] = presence = _presence(key, file)
-            if presence.state == "absent":
+            if presence.state == "absent" and any(is_within(file, folder) for folder in gone):
+                found[key] = Presence("unknown")
+            elif presence.state == "absent":
                 folder = os.path.dirname(file)
                 if folder not in nearest:
                     nearest[folder] = _empty_folder_above(folder)
@@ -120,12 +134,18 @@ def starts_of(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Give each path as the file system has it; of a file, its folder's links are resolved, its own name is kept.
 
     Raises:
-        UsageError: A path does not exist.
+        UsageError: A path does not exist, or cannot be looked at.
     """
     starts = []
     for path in [os.fspath(path) for path in paths]:
-        if not os.path.exists(path):
-            raise UsageError(f"no file or folder at {path}")
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            raise UsageError(f"no file or folder at {path}") from None
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be looked at ({error.strerror}); mount its disk again, or change its permissions"
+            ) from None
         if os.path.isdir(path):
             starts.append(os.path.realpath(path))
         else:
@@ -146,6 +166,7 @@ class _Walk:
         self, roots: frozenset[str], digests: Mapping[Folder, str], out: str, on_note: Callable[[str], None]
     ) -> None:
         self.met_again = False
+        self.unreadable: list[str] = []
         self._roots = roots
         self._digests = digests
         self._out = out
@@ -192,6 +213,7 @@ class _Walk:
         return folders, lines
 
     def _note_unreadable(self, folder: str, error: OSError) -> None:
+        self.unreadable.append(folder)
         self._on_note(f"{folder} cannot be read ({error.strerror}): its items are left as they are")
 
     def _listing(self, root: str, path: str, lines: tuple[str, ...]) -> Listing:
@@ -230,9 +252,14 @@ def _entries(at: int) -> tuple[list[str] | None, list[str]]:
             if name[name.rfind(".") :].lower() in SUFFIXES:
                 try:
                     status = entry.stat()
-                    lines.append(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
-                except OSError:
-                    lines.append(f"{name}\0{UNKNOWN_LINE}")
+                except OSError as error:
+                    if error.errno in _DISK_GONE:
+                        raise  # no item's fault
+                    if _exists(name, at):
+                        lines.append(f"{name}\0{UNKNOWN_LINE}")
+                    continue
+                line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
+                lines.append(line if _is_readable(status, name, at) else line + UNREADABLE)
             elif name.startswith("shard-") and STORE_FILE.fullmatch(name):
                 return None, []
     return folders, lines
@@ -248,7 +275,7 @@ def _presence(key: Key, file: str) -> Presence:
     except OSError:
         return Presence("unknown")
     mtime_ns = storable_mtime(status.st_mtime_ns)
-    return Presence("present", Entry(*key, status.st_size, str(mtime_ns), mtime_ns))
+    return Presence("present", Entry(*key, status.st_size, str(mtime_ns), mtime_ns, _is_readable(status, file)))
 
 
 def _empty_folder_above(folder: str) -> str | None:
@@ -262,12 +289,31 @@ def _empty_folder_above(folder: str) -> str | None:
             return None
 
 
-def _stat(file: str) -> os.stat_result | None:
+def _line(name: str, file: str) -> str:
     try:
-        return os.stat(file)
+        status = os.stat(file)
     except OSError:
-        return None
+        return f"{name}\0{UNKNOWN_LINE}"
+    line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
+    return line if _is_readable(status, file) else line + UNREADABLE
 
 
-def _line(name: str, status: os.stat_result | None) -> str:
-    return f"{name}\0{UNKNOWN_LINE}" if status is None else f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
+def _exists(name: str, at: int) -> bool:
+    """Say whether a name that could not be looked at is there: it may have been deleted since the folder was read."""
+    try:
+        os.lstat(name, dir_fd=at)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _is_readable(status: os.stat_result, file: str, at: int | None = None) -> bool:
+    """Say whether this process may read a file. The system is not asked where everybody may: most files are so."""
+    if status.st_mode & 0o444 == 0o444:
+        return True
+    try:
+        return os.access(file, os.R_OK, dir_fd=at, effective_ids=os.access in os.supports_effective_ids)
+    except OSError:
+        return True  # to read it will tell

@@ -7,6 +7,7 @@ with a reason a person understands and the kind of its error. Knows nothing of m
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import os
 import re
@@ -77,8 +78,24 @@ class DecodedImage:
 
 
 def optional_readers() -> tuple[str, ...]:
-    """Name the formats that an optional library reads here, without importing it."""
-    return ("HEIF",) if importlib.util.find_spec("pillow_heif") is not None else ()
+    """Name the libraries that read images here, each with its build, without importing them.
+
+    What one build cannot read another may: of a newer version, or with more of the codecs that are optional.
+    """
+    return tuple(f"{package} {build}" for package in ("PIL", "pillow_heif") if (build := _build(package)) is not None)
+
+
+def _build(package: str) -> str | None:
+    """Digest a package's version and compiled modules by their sizes; None where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    compiled = {*folder.glob("*.so"), *folder.parent.glob(f"_{package}*.so")}
+    parts = sorted(f"{file.name} {file.stat().st_size}" for file in compiled)
+    version = folder / "_version.py"
+    parts.append(version.read_text() if version.exists() else "")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 def decode(
@@ -176,10 +193,10 @@ def _known_formats() -> tuple[str, ...]:
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF",
-    b"BM": "BMP", b"RIFF": "WebP", b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"BM": "BMP", b"RIFF": "WebP", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
 }  # fmt: skip
-_AVIF_BRANDS = {b"ftypavif", b"ftypavis"}
-_HEIF_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc", b"heim", b"heis")}
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2"}
 _CUT_OFF = re.compile(r"truncat|not enough|only got|end of file|no more data|too short", re.IGNORECASE)
 _HIDDEN = re.compile(r"MAX_TEXT|text chunk|Decompressed data too large", re.IGNORECASE)
 _NO_CODEC = re.compile(r"(decoder|codec) \S+ not available|support not installed", re.IGNORECASE)
@@ -188,10 +205,13 @@ _VARIANT = re.compile(r"unsupported|not supported|unknown (compression|mode|pixe
 
 def _kind_of(data: bytes) -> str | None:
     """Tell what a file is by its first bytes."""
-    if data[4:12] in _AVIF_BRANDS:
-        return "AVIF"
-    if data[4:12] in _HEIF_BRANDS:
-        return "HEIF"
+    if data[4:8] == b"ftyp":  # then brands, of which any may be the one that says it
+        length = min(int.from_bytes(data[:4], "big"), 256)
+        brands = {data[at : at + 4] for at in (8, *range(16, length, 4))}
+        if brands & _AVIF_BRANDS:
+            return "AVIF"
+        if brands & _HEIF_BRANDS:
+            return "HEIF"
     return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
 
 
@@ -205,14 +225,25 @@ def _bad_file(reason: str, data: bytes) -> ItemError:
     """Say in words for those who own the file what Pillow said of it; equal causes in equal words."""
     image = _a_file(_kind_of(data))
     if _NO_CODEC.search(reason):
-        return ItemError(f"is {image}, for which this Pillow has no decoder", "reader-missing")
+        return _no_decoder(image)
     if _CUT_OFF.search(reason):
         return ItemError(f"is {image} that is cut off or damaged")
     if _HIDDEN.search(reason):
         return ItemError(f"is {image} that hides more text or profile data than is allowed")
     if _VARIANT.search(reason):
-        return ItemError(f"is {image} of a variant that cannot be read")
+        reader = "pillow-heif" if _kind_of(data) == "HEIF" else "pillow"
+        return ItemError(
+            f"is {image} of a variant that cannot be read; a newer reader may: pip install --upgrade {reader}",
+            "reader-missing",
+        )
     return ItemError(f"is {image} that is damaged")
+
+
+def _no_decoder(image: str) -> ItemError:
+    return ItemError(
+        f"is {image}, for which this Pillow has no decoder; install one that has: pip install --upgrade pillow",
+        "reader-missing",
+    )
 
 
 def _unidentified(data: bytes) -> ItemError:
@@ -222,7 +253,7 @@ def _unidentified(data: bytes) -> ItemError:
     if kind == "HEIF" and "HEIF" not in _known_formats():
         return ItemError("is a HEIF image, which needs pillow-heif: pip install 'qvsplit[heif]'", "reader-missing")
     if kind in {"AVIF", "WebP"} and not features.check(kind.lower()):
-        return ItemError(f"is {_a_file(kind)}, for which this Pillow has no decoder", "reader-missing")
+        return _no_decoder(_a_file(kind))
     if kind is not None:
         return ItemError(f"is {_a_file(kind)} that is cut off or damaged")
     return ItemError("is not an image that can be read (by its content, whatever its name)")

@@ -17,6 +17,7 @@ Folder = tuple[str, str]  # root, and the folder below it, both as stored
 Key = tuple[str, str]  # root, and the item below it, both as stored
 
 UNKNOWN_LINE = "-1\0"  # in place of size and version: the listing could not tell; reading will say what is wrong
+UNREADABLE = "\0unreadable"  # behind size and version: this process may not read the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Entry:
         size: Bytes; -1 where the listing could not tell.
         version: What changes with the content: a modification time or an etag, as text. None where it is not trusted.
         mtime_ns: The modification time; None where there is none.
+        readable: False where it is known that this process may not read it.
     """
 
     root: str
@@ -36,6 +38,7 @@ class Entry:
     size: int
     version: str | None
     mtime_ns: int | None
+    readable: bool = True
 
     @property
     def key(self) -> Key:
@@ -55,7 +58,8 @@ class Listing:
     Attributes:
         root: As stored.
         path: The folder below it, as stored.
-        lines: Name, size and version of each item, sorted, with a NUL between them; empty where it is `known`.
+        lines: Name, size and version of each item, sorted, with a NUL between them, and behind them UNREADABLE where
+            this process may not read it; empty where the listing is `known`.
         number: Items in the folder.
         complete: False where only some files of the folder were looked at, those that were named one by one.
         known: Whether its digest is the one that the caller knew, so that it was not listed out.
@@ -82,11 +86,11 @@ class Listing:
         """Give each item, sorted by name."""
         prefix = self.path + "/" if self.path else ""
         for line in self.lines:
-            name, size, version = line.split("\0")
+            name, size, version, *unreadable = line.split("\0")
             mtime_ns = _mtime_of(version)
             if mtime_ns is not None:
                 version = str(mtime_ns)
-            yield Entry(self.root, prefix + stored_name(name), int(size), version or None, mtime_ns)
+            yield Entry(self.root, prefix + stored_name(name), int(size), version or None, mtime_ns, not unreadable)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from qvsplit.pipeline.plan import (
     settle,
     tallies_after,
 )  # fmt: skip
-from qvsplit.sources.source import Listing, Presence, Scope, listing_digest
+from qvsplit.sources.source import UNREADABLE, Listing, Presence, Scope, listing_digest
 from qvsplit.store.config import Provenance
 from qvsplit.store.folder_index import FolderIndex, FolderTally
 from qvsplit.store.row import deleted_row
@@ -113,13 +113,26 @@ CURES = Cures(("HEIF",), 60.0, 1000, "cpu")
         ("memory", Cures(("HEIF",), 60.0, 1000, "cuda"), True),
         ("memory", Cures(("HEIF", "JXL"), 90.0, 999, "cpu"), False),
         ("content", Cures(("HEIF", "JXL"), 90.0, 2000, "cuda"), False),
-        ("permission", Cures(("HEIF", "JXL"), 90.0, 2000, "cuda"), False),  # its row has no version: always read
     ],
 )
 def test_what_may_be_cured(kind, now, expected):
     row = failed_row("a.png", kind, media=json.dumps({"cures": CURES.to_json()}))
     assert may_be_cured(row, now) is expected
     assert paths(planned_of([row], options=PlanOptions(cures=now))) == (["a.png"] if expected else [])
+
+
+@pytest.mark.parametrize("readable", [False, True])
+def test_what_may_not_be_read_is_tried_again_once_it_may(readable):
+    row = failed_row("a.png", "permission")
+    assert may_be_cured(row, CURES, readable=readable) is readable
+    line = "a.png\0001\0001" + ("" if readable else UNREADABLE)
+    planned = planned_of([row], Listing("/photos", "", (line,), 1))
+    assert (paths(planned), planned.failed_before) == ((["a.png"], 0) if readable else ([], 1))
+
+
+def test_what_is_known_stays_known_where_it_may_not_be_read_any_more():
+    planned = planned_of([ok_row("a.png")], Listing("/photos", "", ("a.png\0001\0001" + UNREADABLE,), 1))
+    assert (planned.to_read, planned.unchanged) == ((), 1)
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,15 @@ def test_a_file_that_could_not_be_opened_has_no_version_and_is_tried_again():
     assert (row.sha256, row.version, row.size, row.mtime_ns) == (None, None, 1, 1)
 
 
+@pytest.mark.parametrize(("kind", "version"), [("permission", "1"), ("content", None)])
+def test_a_file_that_may_not_be_read_keeps_the_version_of_its_listing(kind, version):
+    """So that it is known, and not tried again before it may be read."""
+    one = unread("a.png", ItemError("cannot be opened", kind))
+    one.entry = replace(one.entry, readable=False)
+    (row,) = recorded([one]).writer.rows
+    assert (row.version, row.error_kind) == (version, kind)
+
+
 def test_deleted_are_rows_whose_file_does_not_exist_and_that_have_not_moved():
     rows = [
         ok_row("moved.png"),

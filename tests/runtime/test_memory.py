@@ -18,3 +18,24 @@ def test_activations_are_only_kept_where_the_allocator_is_ours(monkeypatch):
     memory.give_back_freed_memory()
     memory.keep_freed_activations()
     assert len(calls) == 2
+
+
+def test_a_limit_of_the_container_or_of_the_process_counts(tmp_path, monkeypatch):
+    whole = memory.machine_memory()
+    monkeypatch.setattr(memory, "_group_limits", lambda: iter([whole + 1, 1 << 30]))
+    assert memory.machine_memory() == 1 << 30
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (1 << 29, 1 << 40))
+    assert memory.machine_memory() == 1 << 29
+
+
+def test_limits_of_control_groups_of_either_version_and_of_those_above(tmp_path):
+    groups, mounted = tmp_path / "cgroup", tmp_path / "mounted"
+    groups.write_text("4:memory:/a/b\n3:cpu:/a\n0::/service/inner\n")
+    for name, text in (
+        ("memory/a/b/memory.limit_in_bytes", "7"), ("memory/memory.limit_in_bytes", "9"),
+        ("service/inner/memory.max", "max"), ("service/memory.max", "5"), ("cpu/memory.max", "1"),
+    ):  # fmt: skip
+        (mounted / name).parent.mkdir(parents=True, exist_ok=True)
+        (mounted / name).write_text(text + "\n")
+    assert list(memory._group_limits(groups, mounted)) == [7, 9, 5]
+    assert list(memory._group_limits(tmp_path / "none", mounted)) == []

@@ -77,6 +77,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_trusted(old, monkeypatch):
         ("folder.png", 0, "not a regular file", "content", ItemError),
         ("device.png", 0, "not a regular file", "content", ItemError),
         ("deleted.png", 5, "no longer there", "content", ItemNotFound),
+        ("large.png/below.png", 5, "no longer there", "content", ItemNotFound),  # a file is where its folder was
         ("dangling.png", -1, "cannot be opened: No such file", "permission", ItemError),
         ("loop.png", -1, "cannot be opened: Too many levels", "permission", ItemError),
         ("large.png", 0, "is larger than 1024 MiB", "content", ItemError),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from qvsplit.sources.source import Entry
 from tests.support.fake_source import FakeSource
 from tests.support.nasty_images import encoded
 from tests.support.photographs import same_rgb
+from tests.support.processes import as_nobody
 
 
 def walked(paths, **more) -> list[Entry]:
@@ -264,3 +268,111 @@ def test_a_folder_that_vanishes_while_it_is_walked_is_said(tmp_path, monkeypatch
     notes = []
     assert [one.path for one in walked([tmp_path], on_note=notes.append)] == ["a.png"]
     assert notes == [f"{tmp_path / 'x'} cannot be read (Stale file handle): its items are left as they are"]
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that everybody may enter: pytest's are for their owner alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+def readable_by_nobody(folder: Path) -> tuple[dict, list[str]]:
+    """What somebody without rights lists there: by path, size, version and whether it may be read; and the notes."""
+
+    def listed():
+        notes = []
+        found = {one.path: [one.size, one.version, one.readable] for one in walked([folder], on_note=notes.append)}
+        return found, notes
+
+    return as_nobody(listed)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_whether_a_file_may_be_read_is_listed_and_is_no_other_version_of_it(open_folder):
+    photos_in(open_folder, "a.png", "b.png", "x/c.png", "y/d.png")
+    for name, mode in (("a.png", 0o600), ("b.png", 0o604), ("x", 0o700), ("y", 0o744)):
+        (open_folder / name).chmod(mode)
+    found, notes = readable_by_nobody(open_folder)
+    assert found == {"a.png": [1, "5", False], "b.png": [1, "5", True], "y/d.png": [-1, None, True]}
+    assert notes == [f"{open_folder / 'x'} cannot be read (Permission denied): its items are left as they are"]
+    before = next(LocalFolders([open_folder]).list({})).digest  # as root
+    assert as_nobody(lambda: next(LocalFolders([open_folder]).list({})).digest) != before
+    presence = as_nobody(
+        lambda: LocalFolders([open_folder]).stat([(str(open_folder), "a.png")]).popitem()[1].entry.readable
+    )
+    assert presence is False
+
+
+class Scan(list):
+    """What os.scandir gives, when all of it has been read."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+def test_a_disk_that_goes_while_it_is_walked_is_no_items_fault(tmp_path, monkeypatch):
+    """Nor are items absent that were below a folder which could not be listed, though nothing is there any more."""
+    photos_in(tmp_path, "a.png", "disk/b.png", "disk/deep/c.png", "other/d.png")
+    real = os.scandir
+
+    class Gone:
+        def __init__(self, entry):
+            self.name, self.is_dir = entry.name, entry.is_dir
+            self.stat = lambda: (_ for _ in ()).throw(OSError(errno.ENOTCONN, "Transport endpoint is not connected"))
+
+    def scandir(at):
+        entries = list(real(at))
+        return Scan(map(Gone, entries) if Path(os.readlink(f"/proc/self/fd/{at}")).name == "disk" else entries)
+
+    notes = []
+    source = LocalFolders([tmp_path], on_note=notes.append)
+    with monkeypatch.context() as going:
+        going.setattr("qvsplit.sources.folders.os.scandir", scandir)
+        assert [one.path for listing in source.list({}) for one in listing.entries()] == ["a.png", "other/d.png"]
+    assert notes == [
+        f"{tmp_path / 'disk'} cannot be read (Transport endpoint is not connected): its items are left as they are"
+    ]
+    shutil.rmtree(tmp_path / "disk")  # as an automounter removes the place of a disk
+    (tmp_path / "other" / "d.png").unlink()
+    (tmp_path / "other" / "e.png").touch()
+    paths = ["disk/b.png", "disk/deep/c.png", "other/d.png"]
+    found = source.stat([(str(tmp_path), path) for path in paths])
+    assert [found[str(tmp_path), path].state for path in paths] == ["unknown", "unknown", "absent"]
+
+
+def test_nothing_is_absent_below_a_path_that_was_given_and_has_gone(tmp_path):
+    photos_in(tmp_path, "stick/a.png", "another/b.png")
+    source = LocalFolders([tmp_path / "stick", tmp_path / "another"])
+    shutil.rmtree(tmp_path / "stick")
+    notes = [listing.folder for listing in source.list({})]
+    assert notes == [(str(tmp_path / "another"), "")]  # and the path is not taken for a file
+    found = source.stat([(str(tmp_path / "stick"), "x.dat"), (str(tmp_path / "another"), "x.dat")])
+    assert [one.state for one in found.values()] == ["unknown", "absent"]
+
+
+def test_a_file_that_is_deleted_while_its_folder_is_read_is_no_item(tmp_path, monkeypatch):
+    photos_in(tmp_path, "a.png", "b.png")
+    (tmp_path / "dangling.png").symlink_to("nothing")
+    real = os.scandir
+
+    def scandir(at):
+        entries = Scan(real(at))
+        (tmp_path / "b.png").unlink()
+        return entries
+
+    monkeypatch.setattr("qvsplit.sources.folders.os.scandir", scandir)
+    assert [one.path for one in walked([tmp_path])] == ["a.png", "dangling.png"]
+
+
+def test_a_path_that_cannot_be_looked_at_is_not_said_to_be_missing(tmp_path, monkeypatch):
+    def stat(path, **how):
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("qvsplit.sources.folders.os.stat", stat)
+    with pytest.raises(UsageError, match=r"cannot be looked at \(Transport endpoint is not connected\); mount"):
+        starts_of([tmp_path])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import pickle
 import struct
 import zlib
+from importlib.machinery import PathFinder
 
 import numpy as np
 import pytest
@@ -182,10 +184,10 @@ def test_a_bad_file_has_a_reason_and_its_kind(data, reason, kind):
     ("raised", "reason", "kind"),
     [
         (MemoryError(), "does not fit into memory", "memory"),
-        (OSError("decoder jpeg2k not available"), "for which this Pillow has no decoder", "reader-missing"),
+        (OSError("decoder jpeg2k not available"), "no decoder; install .* --upgrade pillow", "reader-missing"),
         (OSError("image file is truncated (3 bytes not processed)"), "cut off or damaged", "content"),
         (ValueError("Text chunk too large, MAX_TEXT_CHUNK"), "hides more text", "content"),
-        (OSError("unknown pixel mode"), "of a variant that cannot be read", "content"),
+        (OSError("unknown pixel mode"), "of a variant that cannot be read; a newer reader may: pip", "reader-missing"),
         (SyntaxError("nobody knows"), "is a PNG file that is damaged", "content"),
     ],
 )
@@ -197,6 +199,37 @@ def test_what_pillow_raises_has_a_reason_and_its_kind(monkeypatch, raised, reaso
     with pytest.raises(ItemError, match=reason) as caught:
         images.decode(png_claiming(10, 10))
     assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("brands", "kind"),
+    [
+        (b"heic\0\0\0\0mif1", "HEIF"), (b"hevx\0\0\0\0", "HEIF"), (b"mif1\0\0\0\0mif1avifmiaf", "AVIF"),
+        (b"mif1\0\0\0\0mif1heicmiaf", "HEIF"), (b"MSNV\0\0\0\0msf1hevc", "HEIF"), (b"isom\0\0\0\0mp42", None),
+    ],
+)  # fmt: skip
+def test_an_image_of_apples_or_aoms_is_told_by_any_of_its_brands(brands, kind):
+    data = (8 + len(brands)).to_bytes(4, "big") + b"ftyp" + brands + b"avif"  # behind the brands is no brand
+    assert images._kind_of(data) == kind
+
+
+def test_readers_are_others_once_one_is_installed_upgraded_or_built_with_more(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    pillow = images.optional_readers()
+    assert len(pillow) == 1 + (importlib.util.find_spec("pillow_heif") is not None)
+    seen = {images.optional_readers()}
+    for package, name, text in (
+        ("PIL", "_version.py", "13.0.0"), ("PIL", "_version.py", "13.0.1"), ("PIL", "_imaging.x.so", "with AVIF"),
+        ("pillow_heif", "_version.py", "1.0"), ("pillow_heif", "../_pillow_heif.x.so", "compiled"),
+    ):  # fmt: skip
+        (tmp_path / package).mkdir(exist_ok=True)
+        (tmp_path / package / "__init__.py").touch()
+        (tmp_path / package / name).write_text(text)
+        importlib.invalidate_caches()
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: PathFinder.find_spec(name, [str(tmp_path)]))
+        assert images.optional_readers() == images.optional_readers()
+        seen.add(images.optional_readers())
+    assert len(seen) == 6
 
 
 def test_a_reader_that_is_there_is_not_missing(monkeypatch):
