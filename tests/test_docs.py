@@ -173,6 +173,23 @@ def test_every_command_has_its_page():
         assert f"## qvsplit {command}\n" in REFERENCE
 
 
+def test_the_command_reference_has_every_command_of_the_app_and_every_option_of_each():
+    """By what typer itself makes of the app, whatever its help shows."""
+    import typer
+
+    from qvsplit.cli import app
+
+    commands = typer.main.get_command(app).commands
+    assert [*re.findall(r"(?m)^## qvsplit (\w+)$", REFERENCE)] == list(commands)
+    overview = REFERENCE.split("\n## ")[1]
+    for name, command in commands.items():
+        assert re.search(rf"(?m)^  {name}  ", overview), name
+        page = REFERENCE.split(f"## qvsplit {name}\n")[1].split("\n## ")[0]
+        assert len(command.params) > 2
+        for option in {one for param in command.params for one in param.opts if one.startswith("-")}:
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", page), (name, option)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=lambda page: page.name)
 def test_every_option_that_a_page_names_exists(page):
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text())) - OTHER_PROGRAMS:

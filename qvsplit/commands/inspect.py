@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 from qvsplit.commands.options import Json, StoreArgument, StoreOption, store_place
 from qvsplit.output.text import description_lines
@@ -13,10 +14,21 @@ def inspect(store: StoreArgument = None, embeds: StoreOption = None, as_json: Js
 
     Counts by status, tokens, sizes, the extraction config, provenance, the last runs, and what failed and why.
     """
+    from qvsplit.pipeline.plan import failure_now
+    from qvsplit.runtime.memory import machine_memory
+    from qvsplit.runtime.names import file_on_disk
+    from qvsplit.sources.images import optional_readers
     from qvsplit.store.store import open_store
     from qvsplit.verify import describe
 
-    description = describe(open_store(store_place(store, embeds)))
+    opened = open_store(store_place(store, embeds))
+    description = describe(opened)
+    readers, memory = optional_readers(), machine_memory()
+    for failure in description["failures"]:  # advice that has been followed is none
+        row = opened.current(failure["root"], failure["path"])
+        if row is not None:
+            readable = os.access(file_on_disk(row.root, row.path), os.R_OK)
+            failure["error"] = failure_now(row, readers, memory, readable=readable)
     if as_json:
         print(json.dumps(description))
         return

@@ -253,6 +253,27 @@ def may_be_cured(row: Row, cures: Cures, *, readable: bool = False) -> bool:
     return False
 
 
+def failure_now(row: Row, readers: tuple[str, ...], memory: int, *, readable: bool) -> str:
+    """Give why a row failed, without advice that has been followed already.
+
+    Args:
+        row: That failed.
+        readers: The libraries that read images here now.
+        memory: Bytes of this machine.
+        readable: Whether this process may read the file.
+    """
+    error = row.error or ""
+    try:
+        before = json.loads(row.media or "{}").get("cures", {})
+        now = Cures(readers, before.get("item_timeout", 0.0), memory, before.get("device", ""))
+    except (ValueError, AttributeError, RecursionError):
+        return error
+    # a file that may be read and failed all the same did so for another reason: see `Entry.readable`
+    if may_be_cured(row, now, readable=readable and row.version is not None):
+        return "failed for a reason that has changed since; the next `qvsplit extract` tries it again"
+    return error
+
+
 # ------------------------------------------------------------------------------------------------- after reading
 
 

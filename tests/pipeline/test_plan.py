@@ -12,6 +12,7 @@ from qvsplit.pipeline.plan import (
     Plan,
     PlanOptions,
     classify,
+    failure_now,
     is_known,
     may_be_cured,
     nothing_to_do,
@@ -119,6 +120,31 @@ def test_what_may_be_cured(kind, now, expected):
     row = failed_row("a.png", kind, media=json.dumps({"cures": CURES.to_json()}))
     assert may_be_cured(row, now) is expected
     assert paths(planned_of([row], options=PlanOptions(cures=now))) == (["a.png"] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "readers", "memory", "readable", "changed"),
+    [
+        ("reader-missing", ("HEIF", "JXL"), 1000, True, True),
+        ("reader-missing", ("HEIF",), 2000, True, False),
+        ("memory", (), 1001, True, True),
+        ("memory", (), 1000, True, False),  # which device and which limit a run will have is not known
+        ("timeout", ("JXL",), 2000, True, False),
+        ("permission", (), 0, True, True),
+        ("permission", (), 0, False, False),
+        ("content", ("JXL",), 2000, True, False),
+    ],
+)
+def test_advice_that_has_been_followed_is_not_given(kind, readers, memory, readable, changed):
+    row = replace(failed_row("a.png", kind, media=json.dumps({"cures": CURES.to_json()})), error="install it")
+    said = failure_now(row, readers, memory, readable=readable)
+    assert said.startswith("failed for a reason that has changed since") if changed else said == "install it"
+
+
+@pytest.mark.parametrize("media", [None, "no json", "[]", '{"cures": 3}', "[" * 60_000])
+def test_a_failure_that_does_not_say_what_would_cure_it_is_told_as_it_is(media):
+    row = replace(failed_row("a.png", "reader-missing", media=media), error="install it")
+    assert failure_now(row, ("HEIF",), 1, readable=True) == "install it"
 
 
 @pytest.mark.parametrize("readable", [False, True])
