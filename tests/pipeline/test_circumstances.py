@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -97,13 +98,14 @@ def test_a_disk_that_goes_between_listing_and_reading_costs_nothing(extract, tmp
     extract(tmp_path / "photos")
     for number in range(3):
         add(disk, f"new-{number}.png", shift=5 + number)
-    real, away = InThreadDecoders.read, tmp_path / "away"
+    real, away, one_at_a_time = InThreadDecoders.read, tmp_path / "away", threading.Lock()
 
     def read(decoders, entry):
-        if disk.exists() and not away.exists():
-            disk.rename(away)
-            if how == "empty":
-                disk.mkdir()
+        with one_at_a_time:
+            if not away.exists():
+                disk.rename(away)
+                if how == "empty":
+                    disk.mkdir()
         return real(decoders, entry)
 
     with monkeypatch.context() as going:
