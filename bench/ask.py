@@ -138,7 +138,7 @@ def _one_by_one(checkpoint: Path, store: qvsplit.Store, row: qvsplit.Row) -> tup
     processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 4000 * 28 * 28}
     model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     image = open_file(Path(row.root) / row.path)
-    embeds = qvsplit.as_tensor(store.features(row))
+    embeds = store.features(row).torch()["pooler_output"]
     greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
     def inputs(question: str) -> Any:
@@ -171,7 +171,7 @@ def _vllm(told: argparse.Namespace, store: qvsplit.Store, folder: Path, counts: 
     """Seconds and tokens by image and number of questions, from a process of its own."""
     from safetensors.numpy import save_file
 
-    save_file({row.path: store.features(row)["pooler_output"].numpy() for row in store}, folder / "embeds.safetensors")
+    save_file({row.path: store.features(row)["pooler_output"] for row in store}, folder / "embeds.safetensors")
     job = {
         "model": str(told.checkpoint), "embeds": str(folder / "embeds.safetensors"), "counts": counts,
         "grids": {row.path: row.grid_thw for row in store}, "questions": questions(max(counts)),

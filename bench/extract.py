@@ -178,7 +178,7 @@ def _agreement(folder: Path, names: list[str]) -> dict[str, float]:
         import qvsplit
 
         store = qvsplit.open_store(out)
-        return {Path(row.path).stem: store.features(row)["pooler_output"].numpy().astype(np.float32) for row in store}
+        return {Path(row.path).stem: store.features(row)["pooler_output"].astype(np.float32) for row in store}
 
     if "plain" not in names:
         return dict.fromkeys(names, float("nan"))

@@ -51,7 +51,7 @@ def _compare(folder: Path, number: int) -> dict[str, dict[str, Any]]:
         out = folder / name
         qvsplit.extract_files([folder / "cards"], out=out, options=qvsplit.ExtractSettings(model="demo", store=name))
         store = qvsplit.open_store(out)
-        stored = {row.path: store.features(row)["pooler_output"].numpy().astype(np.float64) for row in store}
+        stored = {row.path: store.features(row)["pooler_output"].astype(np.float64) for row in store}
         computed = computed or stored
         cosines = np.concatenate([_cosines(stored[path], computed[path]) for path in stored])
         marked = mark(cards, from_shards(qvsplit.load_session(store)))

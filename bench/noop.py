@@ -3,8 +3,8 @@
     python -m bench.noop [--files 100000] [--folders 1000] [--rounds 7] [--folder DIR]
 
 Makes a tree of small files and a store that knows them all (rows written by the real writer, one token of features
-each), then times whole processes in turn: `rsync -an`, a bare scandir and stat, `qvsplit extract` with its index, and
-the same after the index was taken away, which has to read the shards. The last line is one JSON object.
+each), then times whole processes in turn: `rsync -an`, a bare scandir and stat, `qvsplit extract` with its catalogue, and
+the same after that was taken away, which has to read the shards. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.synthetic import features, row, schema
-from qvsplit.store.layout import INDEX
+from qvsplit.store.layout import CATALOGUE
 from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store_writer import StoreWriter
 
@@ -109,31 +109,31 @@ def main() -> None:
             "--embeds",
             here / "store",
         ]
-        timed(extract)  # leaves the index
-        aside = here / "index"
+        timed(extract)  # leaves the catalogue
+        aside = here / "catalogue"
 
-        def without_index() -> tuple[float, int]:
-            shutil.move(here / "store" / INDEX, aside)
+        def without_catalogue() -> tuple[float, int]:
+            shutil.move(here / "store" / CATALOGUE, aside)
             return timed(extract)  # makes it again
 
         contenders: dict[str, Callable[[], tuple[float, int]]] = {
             "rsync -an": lambda: timed(["rsync", "-an", f"{here / 'photos'}/", f"{here / 'equal'}/"]),
             "scandir and stat": lambda: timed([sys.executable, "-c", BARE, here / "photos"]),
             "qvsplit extract": lambda: timed(extract),
-            "qvsplit extract, index lost": without_index,
+            "qvsplit extract, catalogue lost": without_catalogue,
         }
         runs: dict[str, list[tuple[float, int]]] = {name: [] for name in contenders}
         for _ in range(told.rounds):
             for name, run in contenders.items():
                 runs[name].append(run())
-        index_bytes = (here / "store" / INDEX).stat().st_size
+        catalogue_bytes = (here / "store" / CATALOGUE).stat().st_size
     seconds = {name: statistics.median(one[0] for one in ones) for name, ones in runs.items()}
     memory = {name: max(one[1] for one in ones) for name, ones in runs.items()}
     print(f"{told.files:,} files in {told.folders:,} folders, all known; medians of {told.rounds}")
     for name in contenders:
         ratio = seconds[name] / seconds["rsync -an"]
         print(f"{name:28} {seconds[name]:7.3f} s  {ratio:5.2f} x rsync  {memory[name] / 1e6:7.1f} MB")
-    print(f"index {index_bytes / 1e3:.1f} kB")
+    print(f"catalogue {catalogue_bytes / 1e3:.1f} kB")
     print(
         json.dumps(
             {
@@ -142,7 +142,7 @@ def main() -> None:
                 "seconds": seconds,
                 "over_rsync": seconds["qvsplit extract"] / seconds["rsync -an"],
                 "memory_bytes": memory,
-                "index_bytes": index_bytes,
+                "catalogue_bytes": catalogue_bytes,
             }
         )
     )

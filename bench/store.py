@@ -85,7 +85,7 @@ def _embeddings(model: str, folder: Path, cuts: int) -> Arrays:
     options = qvsplit.ExtractOptions(model=model, dtype="float32")
     qvsplit.extract_files([folder / "photos"], out=folder / "store", options=options)
     store = qvsplit.open_store(folder / "store")
-    return [np.array(store.features(row)["pooler_output"].numpy(), np.float32) for row in store]
+    return [np.array(store.features(row)["pooler_output"], np.float32) for row in store]
 
 
 def _rounded(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -298,7 +298,7 @@ def _open_and_read(folder: Path, *, cold: bool, repeats: int) -> dict[str, float
 
 def _large(arrays: Arrays, folder: Path, size: int) -> dict[str, Any]:
     """A store of `size` bytes in shards of the product's own size."""
-    from qvsplit.store.row_cache import write_rows
+    from qvsplit.store.catalogue_file import catalogue_of, shard_files
     from qvsplit.store.storage import LocalStorage
     from qvsplit.store.store_writer import SHARD_BYTES
 
@@ -313,20 +313,22 @@ def _large(arrays: Arrays, folder: Path, size: int) -> dict[str, Any]:
         name = f"shard-{number:06}.parquet"
         write_shard(batch, "float32", folder, name, first=at - len(batch))
         written += (folder / name).stat().st_size
-    write_rows(LocalStorage(folder), sorted(file.name for file in folder.glob("*.parquet")))
+    storage = LocalStorage(folder)
+    catalogue_of(storage, shard_files(storage)).close()
     return _tell("large", folder, number, written)
 
 
 def _many(arrays: Arrays, folder: Path, shards: int) -> dict[str, Any]:
     """A store of so many shards, 32 images each."""
-    from qvsplit.store.row_cache import write_rows
+    from qvsplit.store.catalogue_file import catalogue_of, shard_files
     from qvsplit.store.storage import LocalStorage
 
     folder.mkdir()
     for number in range(shards):
         batch = [arrays[(number + index) % len(arrays)] for index in range(32)]
         write_shard(batch, "bfloat16", folder, f"shard-{number + 1:06}.parquet", first=32 * number)
-    write_rows(LocalStorage(folder), sorted(file.name for file in folder.glob("*.parquet")))
+    storage = LocalStorage(folder)
+    catalogue_of(storage, shard_files(storage)).close()
     return _tell("many shards", folder, shards, sum(file.stat().st_size for file in folder.glob("*.parquet")))
 
 

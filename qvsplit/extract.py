@@ -1,8 +1,7 @@
 """extract_files: bring a store up to date with the files under some paths.
 
-Wires source, plan, runner, encoder and store together: list → plan → run the stages → write rows. The shards are read
-only if the folder index of the last run cannot say that nothing is to be done; the encoder is loaded when the first
-item needs it, and not before.
+Wires source, plan, runner, encoder and store together: list → plan → run the stages → write rows. Only shards that the
+store's catalogue does not know are opened; the encoder is loaded when the first item needs it, and not before.
 """
 
 from __future__ import annotations
@@ -10,29 +9,28 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvsplit.errors import ConfigError, QvsplitError, StoreDamaged, UsageError, some_of
 from qvsplit.pipeline.options import ExtractOptions, check_against, check_options, like
 from qvsplit.pipeline.plan import Plan, PlanOptions, nothing_to_do, plan, settle, tallies_after
-from qvsplit.pipeline.summary import ExtractCallbacks, Summary
-from qvsplit.pipeline.view import Call, View, current_cures, listed, look, no_items_any_more, opened, read_unlocked
+from qvsplit.pipeline.summary import ExtractCallbacks, Progress, Summary, with_progress
+from qvsplit.pipeline.view import Call, View, current_cures, listed, look, no_items_any_more, opened, rows_below
+from qvsplit.runtime import arguments
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.runtime.memory import peak_memory
-from qvsplit.runtime.names import file_on_disk, is_within
 from qvsplit.store import history, layout, rebuild
-from qvsplit.store.folder_index import FolderIndex, write_index
+from qvsplit.store.catalogue_file import Noted, catalogue_of, shard_files
 from qvsplit.store.generation import claim_generation
-from qvsplit.store.row_cache import write_rows
 from qvsplit.store.shards import next_number, shards_in
 from qvsplit.store.storage import LocalStorage, Storage
-from qvsplit.store.store import Store, read_store
+from qvsplit.store.store import Store, read_store, store_of
 
 if TYPE_CHECKING:
     from qvsplit.pipeline.execution import Execution, Target
@@ -40,39 +38,67 @@ if TYPE_CHECKING:
 
 
 def extract_files(
-    paths: Sequence[str | PathLike[str]],
+    paths: str | PathLike[str] | Sequence[str | PathLike[str]],
     *,
     out: str | PathLike[str] = "embeds",
     options: ExtractOptions | None = None,
     callbacks: ExtractCallbacks | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Bring the store `out` up to date with the files under `paths`.
 
-    On KeyboardInterrupt the rows so far are kept and the summary, marked `interrupted`, is on the exception as
-    `qvsplit_summary`; so it is on a QvsplitError if anything was begun, and what was finished stays.
+        qvsplit.extract_files("photos")
+        qvsplit.extract_files(["photos", "scan.tif"], out="embeds", options=qvsplit.ExtractOptions(prune=True))
+
+    Whatever ends it, finished rows are kept; `callbacks.on_end` hears what was done, also where an exception ends it.
 
     Args:
-        paths: Folders, which are walked, and files.
+        paths: A path, or several: folders, which are walked, and files.
         out: The store: a folder of shards, created if need be.
         options: See `ExtractOptions`.
         callbacks: Who hears of what goes on.
+        on_progress: Hears after each item how far the run is.
 
     Raises:
         QvsplitError: The run cannot go on.
     """
-    began, options = time.perf_counter(), options or ExtractOptions()
-    check_options(options)
-    if any(os.path.realpath(out) == os.path.realpath(path) for path in paths):
-        raise UsageError(f"{fspath(out)} is itself the folder of images; give another store, it may be inside")
-    storage, callbacks = LocalStorage(Path(out)), callbacks or ExtractCallbacks()
-    call = Call(paths, storage, options, callbacks, current_cures(options), began, time.time(), {})
-    with warnings.catch_warnings(), ExitStack() as stack:
+    began, options, callbacks = time.perf_counter(), options or ExtractOptions(), callbacks or ExtractCallbacks()
+    places = _checked(paths, out, options, callbacks)
+    if on_progress is not None:
+        callbacks = with_progress(callbacks, on_progress)
+    storage = LocalStorage(Path(out))
+    call = Call(places, storage, options, callbacks, current_cures(options), began, time.time(), {}, ExitStack())
+    summary = _extract(call)
+    callbacks.on_end(summary)
+    return summary
+
+
+def _checked(
+    paths: str | PathLike[str] | Sequence[str | PathLike[str]],
+    out: str | PathLike[str],
+    options: ExtractOptions,
+    callbacks: ExtractCallbacks,
+) -> list[str]:
+    """Give the paths as a list. UsageError that names the argument for what cannot be."""
+    places = arguments.paths("paths", paths)
+    store = arguments.a_path("out", out, "the folder of a store")
+    check_options(arguments.instance_of("options", options, ExtractOptions, "ExtractOptions"))
+    arguments.instance_of("callbacks", callbacks, ExtractCallbacks, "ExtractCallbacks")
+    if any(os.path.realpath(store) == os.path.realpath(path) for path in places):
+        raise UsageError(f"{store} is itself the folder of images; give another store, it may be inside")
+    return places
+
+
+def _extract(call: Call) -> Summary:
+    storage, options = call.storage, call.options
+    with warnings.catch_warnings(), call.stack as stack:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; sizes have our own limit
 
         def locked() -> Lock:
-            return stack.enter_context(storage.lock(wait=options.wait, on_note=callbacks.on_note))
+            return stack.enter_context(storage.lock(wait=options.wait, on_note=call.callbacks.on_note))
 
-        exists = (storage.folder / layout.LOCK).exists()
+        with disk_errors(storage.location):
+            exists = any(file.name == layout.LOCK.rpartition("/")[2] for file in storage.list(layout.OWN_FOLDER))
         lock = locked() if exists and not options.dry_run else None  # before the store is read
         view = look(call, lock)
         summary = _nothing_to_do(call, view)
@@ -84,17 +110,18 @@ def extract_files(
 
 
 def _nothing_to_do(call: Call, view: View) -> Summary | None:
-    """Give the summary, if the index alone shows that there is nothing to do."""
-    if view.index is None:
+    """Give the summary, if the catalogue alone shows that there is nothing to do."""
+    if not view.tallies or view.store.config is None or view.store.provenance is None:
         return None
-    total = nothing_to_do(view.index, view.listings, view.source.scope, prune=call.options.prune)
+    unsettled = view.store.catalogue.unsettled
+    total = nothing_to_do(view.tallies, unsettled, view.listings, view.source.scope, prune=call.options.prune)
     if total is None:
         return None
-    check_against(call.options, view.index.config, call.storage.location)
+    check_against(call.options, view.store.config, call.storage.location)
     if call.options.model is not None:
         from qvsplit.pipeline.devices import check_model
 
-        check_model(call.options, view.index.config, view.index.provenance)
+        check_model(call.options, view.store.config, view.store.provenance)
     call.callbacks.on_plan(0)
     found = sum(listing.number for listing in view.listings)
     summary = Summary(found=found, unchanged=total.ok, failed_before=total.failed, not_found=total.not_found)
@@ -108,7 +135,7 @@ def _go(call: Call, view: View, lock: Lock | None) -> Summary:
     """Find out from the store what is to be done, and do it. Without a lock it is only said."""
     if lock is not None and view.repaired is None:
         view = _repaired(call, view, lock)
-    store = view.store or read_unlocked(call)
+    store = view.store
     if store.config is not None and not call.options.rebuild:
         check_against(call.options, store.config, call.storage.location)
     planned = _planned(call, view, store)
@@ -128,16 +155,15 @@ def _go(call: Call, view: View, lock: Lock | None) -> Summary:
     generation = _claimed(call, planned, store.generation)
     target = Target(call.storage, store, lock, generation, cures=call.cures, fetch=view.source.fetch)
     execution = _execute(call, planned, summary, target)
-    _write_caches(call, view, planned, execution)
+    _note_state(call, view, planned, execution)
     return _noted(call, summary)
 
 
 def _repaired(call: Call, view: View, lock: Lock) -> View:
     """Take up the store as it is on disk now that it is locked; list again where the listing hung on what has gone."""
     store, repaired = opened(call, lock)
-    roots_changed = view.store is not None and view.store.roots != store.roots
-    if (view.index is not None and repaired) or roots_changed:
-        return listed(call, None, store, repaired)
+    if repaired or view.store.roots != store.roots or view.tallies != store.catalogue.tallies:
+        return listed(call, store, repaired)
     return replace(view, store=store, repaired=repaired)
 
 
@@ -146,10 +172,7 @@ def _planned(call: Call, view: View, store: Store) -> Plan:
     options = PlanOptions(call.options.retry_failed, call.options.checksum, call.cures)
     scope = view.source.scope
     for start in scope.empty:
-        number = sum(
-            row.status != "deleted" and is_within(file_on_disk(row.root, row.path), start) for row in store.rows
-        )
-        if number:
+        if number := rows_below(store, start):
             call.callbacks.on_note(no_items_any_more(start, number))
     planned = plan(view.listings, scope, store, view.tallies, options)
     presence = view.source.stat([row.key for row in planned.unseen])
@@ -170,20 +193,17 @@ def _claimed(call: Call, planned: Plan, highest: int) -> int:
 
 
 def _execute(call: Call, planned: Plan, summary: Summary, target: Target) -> Execution:
-    """Carry out the plan; whatever ends it, the summary so far goes with the error and into the history."""
+    """Carry out the plan; whatever ends it, the summary so far is reported, and goes into the history."""
     from qvsplit.pipeline.execution import Execution
 
     execution = Execution(planned, target, call.options, summary, call.callbacks)
     try:
         execution.run()
-    except KeyboardInterrupt as interrupt:
-        summary.interrupted = True
-        done = interrupt.qvsplit_summary = _finished(call, summary)  # type: ignore[attr-defined]
-        history.add_run(call.storage, call.clock, done.to_json())
-        raise
-    except QvsplitError as error:
-        done = error.qvsplit_summary = _finished(call, summary)  # type: ignore[attr-defined]
-        history.add_run(call.storage, call.clock, done.to_json() | {"error": type(error).__name__})
+    except (KeyboardInterrupt, QvsplitError) as error:
+        summary.interrupted = isinstance(error, KeyboardInterrupt)
+        ended = {} if summary.interrupted else {"error": type(error).__name__}
+        history.add_run(call.storage, call.clock, _finished(call, summary).to_json() | ended)
+        call.callbacks.on_end(summary)
         raise
     return execution
 
@@ -204,24 +224,22 @@ def _finished(call: Call, summary: Summary) -> Summary:
     return summary
 
 
-def _write_caches(call: Call, view: View, planned: Plan, execution: Execution) -> None:
+def _note_state(call: Call, view: View, planned: Plan, execution: Execution) -> None:
     """Leave what the next run needs to know to have nothing to do, if anything in it has changed."""
-    recorder, schema = execution.recorder, execution.schema
-    if schema is None:
+    recorder = execution.recorder
+    if execution.schema is None:
         return
+    before = view.store.catalogue
     touched = {row.folder for row in recorder.written.values()}
     tallies = tallies_after(
         planned, view.listings, view.source.scope, view.tallies, recorder.current, recorder.holds, touched
     )
-    if view.index is not None and tallies == view.tallies and not recorder.written:
+    cures = call.cures.to_json()
+    if tallies == before.tallies and cures == before.cures and not recorder.written:
         return
     with disk_errors(call.storage.location):
-        shards = shards_in(call.storage)
-    store_roots = view.store.roots if view.store is not None else frozenset()
-    roots = store_roots | {root for root, _ in recorder.written}
-    index = FolderIndex(schema.config, schema.provenance[-1], tallies, frozenset(roots), call.cures.to_json())
-    write_index(call.storage, shards, index)
-    write_rows(call.storage, shards)
+        files = shard_files(call.storage)
+    catalogue_of(call.storage, files, noted=Noted(tallies, cures), on_shard=call.callbacks.on_shard).close()
 
 
 # ---------------------------------------------------------------------------------------------------------- rebuild
@@ -232,13 +250,13 @@ def _rebuild(call: Call, view: View, old: Store, found: Plan, lock: Lock) -> Sum
     from qvsplit.pipeline.execution import Target
 
     if old.config is None or old.provenance is None:
-        raise UsageError(f"{call.storage.location} has no shards yet: there is nothing to rebuild; leave --rebuild out")
+        raise UsageError(f"{call.storage.location} has no shards yet: there is nothing to rebuild; leave `rebuild` out")
     _refuse_loss(call, view, old, found)
     call = replace(call, options=like(old.config, old.provenance, call.options))
     lock.announce()
     new = rebuild.begin(call.storage)
     store = _staged(call, new)
-    view = replace(view, index=None, store=store)
+    view = replace(view, store=store, tallies={})
     planned = plan(view.listings, view.source.scope, store, {}, PlanOptions(call.options.retry_failed))
     summary = _summary_of(planned, 0)
     summary.not_found = 0
@@ -252,7 +270,7 @@ def _rebuild(call: Call, view: View, old: Store, found: Plan, lock: Lock) -> Sum
     if not summary.remaining:
         with held_back():
             rebuild.put_in_place(call.storage)
-        _write_caches(call, view, planned, execution)
+        _note_state(call, view, planned, execution)
     return _noted(call, summary)
 
 
@@ -261,8 +279,8 @@ def _refuse_loss(call: Call, view: View, old: Store, found: Plan) -> None:
     outside = rebuild.roots_left_out(old.rows, view.source.scope.starts)
     if outside:
         raise UsageError(
-            f"{call.storage.location} also holds images in {some_of(outside)}, which --rebuild would lose; give that "
-            "path too, or take them out with `qvsplit purge`"
+            f"{call.storage.location} also holds images in {some_of(outside)}, which `rebuild=True` would lose; give "
+            "that path too, or take them out with `qvsplit purge`"
         )
     seen = {entry.key for listing in view.listings for entry in listing.entries()}
     seen |= {entry.key for entry in found.to_read}
@@ -271,8 +289,8 @@ def _refuse_loss(call: Call, view: View, old: Store, found: Plan) -> None:
     lost = [row.path for row in old if row.key not in seen]
     if lost:
         raise UsageError(
-            f"{len(lost):,} images of the store cannot be found now ({some_of(lost, 3)}), and --rebuild would drop "
-            "them; mount what is not mounted, or give --prune to drop what was deleted"
+            f"{len(lost):,} images of the store cannot be found now ({some_of(lost, 3)}), and `rebuild=True` would "
+            "drop them; mount what is not mounted, or give `prune=True` to drop what was deleted"
         )
 
 
@@ -289,5 +307,5 @@ def _staged(call: Call, new: Storage) -> Store:
         call.callbacks.on_note(f"the unfinished rebuild is given up, and begun again: {error}")
         rebuild.discard(call.storage)
         rebuild.begin(call.storage)
-        return Store([])
+        return store_of([])
     return store

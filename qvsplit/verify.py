@@ -21,7 +21,7 @@ from qvsplit.store import layout
 from qvsplit.store.history import last_runs
 from qvsplit.store.repair import mark_damage
 from qvsplit.store.row import Row
-from qvsplit.store.shard_reader import Shard, open_shard
+from qvsplit.store.shard_reader import open_shard
 from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store import Store
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 QUESTION = "Describe the image."
 NEW_TOKENS = 16
 LAST_RUNS = 5
+_STATUSES = {"ok": 0, "failed": 0, "deleted": 0}
 # Whatever the checkpoint's generation_config.json says of sampling (the hub's says: sample)
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 # Largest |difference| over largest |value| that another batch, machine or library version may make, by the coarser
@@ -50,7 +51,7 @@ class ShardCheck:
     error: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as `--json` prints it."""
+        """Give it as the commands print it in JSON."""
         return asdict(self)
 
 
@@ -90,7 +91,7 @@ class ItemCheck:
         return f"{bits}, {'same' if self.same_tokens else 'OTHER'} tokens"
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as `--json` prints it."""
+        """Give it as the commands print it in JSON."""
         return asdict(self)
 
 
@@ -99,6 +100,9 @@ class ItemCheck:
 
 def check_shards(paths: Sequence[Path]) -> Iterator[ShardCheck]:
     """Read every byte of every shard: page checksums, structure, lengths, finite values.
+
+        for check in qvsplit.check_shards(sorted(Path("embeds").glob("*.parquet"))):
+            print(check.shard, check.error)
 
     A damaged one is marked, so that the next `extract` quarantines it and encodes its images again.
 
@@ -129,17 +133,13 @@ def _marked(path: Path, error: QvsplitError) -> str:
 
 def check_store(store: Store) -> list[str]:
     """Say what is wrong between shards, in one line or none: images whose features are in none of them."""
-    paths = [row.path for row in _rows_without_features(store)]
+    paths = sorted(row.path for row in store.catalogue.rows_without_features())
     if not paths:
         return []
     return [
         f"the features of {len(paths):,} images are in no shard given ({some_of(paths, 3)}); run `qvsplit extract` "
         "again to encode them"
     ]
-
-
-def _rows_without_features(store: Store) -> list[Row]:
-    return [row for row in store if store.home(row.content) is None]
 
 
 # --------------------------------------------------------------------------------------------- the full model
@@ -156,6 +156,9 @@ def check_items(
     store: Store, rows: Sequence[Row], *, model: str | None = None, device: str | None = None
 ) -> Iterator[ItemCheck]:
     """Encode `rows` again with the full model, and compare features and tokens.
+
+        for check in qvsplit.check_items(store, [store["coffee.png"]]):
+            print(check.path, check.agrees)
 
     Raises:
         ConfigError: The store is of another encoder.
@@ -266,17 +269,18 @@ class _Reference:
 def describe(store: Store) -> dict[str, Any]:
     """Describe a store: images by status, tokens, sizes, extraction config, provenance, last runs.
 
+        print(qvsplit.describe(qvsplit.open_store("embeds"))["tokens"])
+
     `copies` share the features of another row: the same bytes under another name. `without_features` are images whose
     features are in none of the shards given.
     """
     assert store.config is not None
     assert store.provenance is not None
-    storages = {shard.storage.location: shard.storage for shard in store.shards}
-    storage = next(iter(storages.values())) if len(storages) == 1 else None
+    storage = store.storage
     return {
         **_row_counts(store),
         **_sizes(store),
-        "roots": _by_root(store.rows),
+        "roots": {root: _STATUSES | counts for root, counts in store.catalogue.counts().items()},
         "quarantined": [file.name for file in storage.list(layout.QUARANTINE)] if storage is not None else [],
         "rebuilding": storage is not None and bool(storage.list(layout.REBUILD)),
         "width": store.width,
@@ -286,23 +290,23 @@ def describe(store: Store) -> dict[str, Any]:
         "versions": dict(store.provenance.versions),
         "config": store.config.to_json(),
         "failures": [
-            {"root": row.root, "path": row.path, "error": row.error} for row in store.rows if row.status == "failed"
+            {"root": row.root, "path": row.path, "error": row.error}
+            for row in store.catalogue.rows_with_status("failed")
         ],
         "runs": last_runs(storage, LAST_RUNS) if storage is not None else [],
     }
 
 
 def _row_counts(store: Store) -> dict[str, int]:
-    rows = store.rows
-    statuses = [row.status for row in rows]
-    without_features = len(_rows_without_features(store))
+    catalogue = store.catalogue
+    counts = {status: sum(one.get(status, 0) for one in catalogue.counts().values()) for status in _STATUSES}
     return {
-        "images": statuses.count("ok"),
-        "copies": sum(row.status == "ok" and not row.has_features for row in rows) - without_features,
-        "without_features": without_features,
-        "failed": statuses.count("failed"),
-        "deleted": statuses.count("deleted"),
-        "superseded": sum(len(shard.rows) for shard in store.shards) - len(rows),
+        "images": counts["ok"],
+        "copies": catalogue.copies(),
+        "without_features": sum(1 for _ in catalogue.rows_without_features()),
+        "failed": counts["failed"],
+        "deleted": counts["deleted"],
+        "superseded": sum(shard.rows for shard in catalogue.shards) - sum(counts.values()),
     }
 
 
@@ -310,23 +314,10 @@ def _sizes(store: Store) -> dict[str, int]:
     """Give tokens of the current images, shards, their bytes on disk, and the bytes of their features uncompressed."""
     assert store.config is not None
     assert store.width is not None
-    stored_tokens = sum(row.n_tokens or 0 for shard in store.shards for row in shard.rows if row.has_features)
+    stored_tokens = sum(shard.feature_tokens for shard in store.catalogue.shards)
     return {
-        "tokens": sum(row.n_tokens or 0 for row in store),
-        "shards": len(store.shards),
-        "bytes": sum(map(_size, store.shards)),
+        "tokens": store.catalogue.tokens(),
+        "shards": len(store.catalogue.shards),
+        "bytes": store.size(),
         "raw_bytes": stored_tokens * token_bytes(store.config.storage_dtype, store.width),
     }
-
-
-def _size(shard: Shard) -> int:
-    return shard.path.stat().st_size
-
-
-def _by_root(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
-    """Count each root's rows by status."""
-    roots: dict[str, dict[str, int]] = {}
-    for row in rows:
-        tally = roots.setdefault(row.root, {"ok": 0, "failed": 0, "deleted": 0})
-        tally[row.status] += 1
-    return roots

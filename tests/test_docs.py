@@ -39,7 +39,7 @@ def test_the_numpy_lines_decode_a_row(embeds):
     exec(lines, scope)
     row = scope["row"]
     store = open_store(embeds)
-    expected = store.features(store.current(row["root"], row["path"]))["pooler_output"].numpy()
+    expected = store.features(store.current(row["root"], row["path"]))["pooler_output"]
     assert np.array_equal(scope["values"], expected)
     assert np.abs(scope["values"]).max() > 0
     assert scope["config"]["storage_dtype"] == "float32"
@@ -57,7 +57,7 @@ def test_the_lines_of_the_format_page_decode_every_dtype(tmp_path, some_photos, 
         )
         row, store = pq.read_table(tmp_path / dtype).to_pylist()[0], open_store(tmp_path / dtype)
         features = store.features(store.current(row["root"], row["path"]))
-        return row, features["pooler_output"].numpy(), store.width
+        return row, features["pooler_output"], store.width
 
     lines, lines_of_int8 = blocks(FORMAT, "python")
     for dtype, itemsize, view in (("float32", 4, "<f4"), ("float16", 2, "<f2"), ("bfloat16", 2, None)):
@@ -113,7 +113,7 @@ def test_the_sql_of_the_format_page_gives_current_rows_and_their_features(lived_
     assert len(joined) == len(store) == 4
     for (root, path, part, n_tokens, embeds), row in zip(joined, store, strict=True):
         assert (root, path, part, n_tokens) == (row.root, row.path, row.part, row.n_tokens)
-        stored = store.features(row)["pooler_output"]
+        stored = store.features(row).tensors["pooler_output"]
         assert embeds == encode(stored.raw, stored.dtype)
 
 
@@ -150,7 +150,9 @@ def test_the_python_of_the_readme_runs(tmp_path, some_photos, checkpoint, monkey
     import qvsplit
 
     shown = [line.strip() for line in (qvsplit.__doc__ or "").splitlines() if line.strip()]
-    assert [line.strip() for line in lines.splitlines() if line.strip()] == shown[1:-1]
+    assert [line.strip() for line in lines.splitlines() if line.strip()] == shown[1 : shown.index("What is here:")]
+    listed = {word for line in shown[shown.index("What is here:") :] for word in re.findall(r"\w+(?=,|  )", line)}
+    assert set(qvsplit.__all__) <= listed
 
 
 def test_the_command_reference_is_what_the_commands_say():

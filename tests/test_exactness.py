@@ -155,7 +155,7 @@ def test_what_is_read_back_is_what_the_encoder_gave_bit_for_bit(tmp_path, checkp
     assert len(store) == 4
     for row in store:
         expected = encoded(encoder, [prepared(encoder, upright_rgb(some_photos / row.path))])[0]
-        stored = store.features(row)["pooler_output"]
+        stored = store.features(row).tensors["pooler_output"]
         assert as_tensor(stored).dtype == expected.dtype
         assert torch.equal(as_tensor(stored), expected)
         assert np.array_equal(stored.numpy(), expected.float().numpy() if dtype == "bfloat16" else expected.numpy())

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoints.checkpoint import Checkpoint
-from qvsplit.errors import ModelError, OutOfMemory, UsageError
+from qvsplit.errors import ModelError, OutOfMemory
 from qvsplit.models.decoding import AnswerRules, Constraint, Decoding, GrowingAnswer, logits_processors
 from qvsplit.models.prompt import Prompt, Prompter
 from qvsplit.runtime.devices import dtype_name, is_out_of_memory

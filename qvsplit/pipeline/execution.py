@@ -129,7 +129,7 @@ class Execution:
             assert self.schema is not None
             target = self._target
             self._writer = StoreWriter(
-                target.storage, self.schema, held=target.store.contents, first=target.first,
+                target.storage, self.schema, is_held=target.store.holds, first=target.first,
                 on_begin=target.lock.announce,
             )  # fmt: skip
         return self._writer

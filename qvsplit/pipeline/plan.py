@@ -7,13 +7,13 @@ change of an item once its content is known, `tallies_after` says in which folde
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from qvsplit.runtime.names import file_on_disk, is_within
 from qvsplit.sources.source import Entry, Folder, Key, Listing, Presence, Scope
-from qvsplit.store.folder_index import FolderIndex, FolderTally
+from qvsplit.store.catalogue import FolderTally
 from qvsplit.store.row import Content, Row
 
 Change = Literal["new", "modified", "re-encoded", "metadata changed", "moved", "copied"]
@@ -23,12 +23,14 @@ NOTHING = FolderTally("", 0, 0, 0)
 class Catalogue(Protocol):
     """What the store knows, as far as a plan needs it."""
 
-    @property
-    def rows(self) -> Sequence[Row]:
-        """All current rows."""
+    def rows_in(self, wanted: Callable[[Folder], bool]) -> Iterable[Row]:
+        """Give the current rows in those folders that are `wanted`, in any order."""
 
     def current(self, root: str, path: str) -> Row | None:
         """Give the current row of an item."""
+
+    def holds(self, content: Content | None) -> bool:
+        """Say whether there are features of this content."""
 
     def home(self, content: Content | None) -> Row | None:
         """Give the row that holds the features of this content."""
@@ -51,7 +53,7 @@ class Cures:
     device: str = ""
 
     def to_json(self) -> dict[str, object]:
-        """Give it as the folder index and a failed row keep it."""
+        """Give it as the catalogue and a failed row keep it."""
         return {
             "readers": list(self.readers), "item_timeout": self.item_timeout, "memory": self.memory,
             "device": self.device,
@@ -96,16 +98,26 @@ class Plan:
 # ------------------------------------------------------------------------------------------------- before reading
 
 
-def nothing_to_do(index: FolderIndex, listings: Sequence[Listing], scope: Scope, *, prune: bool) -> FolderTally | None:
-    """Add up all folders listed, if they are just as they were when nothing was left to do; else give None."""
-    if scope.empty:
+def nothing_to_do(
+    tallies: Mapping[Folder, FolderTally],
+    unsettled: Collection[Folder],
+    listings: Sequence[Listing],
+    scope: Scope,
+    *,
+    prune: bool,
+) -> FolderTally | None:
+    """Add up all folders listed, if they are just as they were when nothing was left to do; else give None.
+
+    `unsettled` are the folders with rows in which something was left to do.
+    """
+    if scope.empty or any(map(scope.covers, unsettled)):
         return None
     known = {listing.folder for listing in listings if listing.known}
     for listing in listings:
-        if not listing.known and (listing.lines or index.folders.get(listing.folder, NOTHING).digest):
+        if not listing.known and (listing.lines or tallies.get(listing.folder, NOTHING).digest):
             return None
     ok = failed = not_found = 0
-    for folder, tally in index.folders.items():
+    for folder, tally in tallies.items():
         if scope.covers(folder):
             if (tally.digest and folder not in known) or (tally.not_found and prune):
                 return None
@@ -134,14 +146,19 @@ def plan(
     known = [listing.folder for listing in listings if listing.known]
     all_found = {folder for folder in known if not tallies[folder].not_found}
     alive = [start for start in scope.starts if start not in scope.empty]
+
+    def may_lack(folder: Folder) -> bool:
+        place = file_on_disk(*folder).rstrip("/") or "/"
+        return folder not in all_found and any(is_within(place, one) or is_within(one, place) for one in alive)
+
     unseen = [
         row
-        for row in catalogue.rows
+        for row in catalogue.rows_in(may_lack)
         if row.status != "deleted"
         and row.key not in seen
-        and row.folder not in all_found
         and any(is_within(file_on_disk(row.root, row.path), start) for start in alive)
     ]
+    unseen.sort(key=lambda row: row.key)
     return Plan(
         found=sum(listing.number for listing in listings),
         to_read=sorter.to_read,
@@ -203,7 +220,7 @@ class _Sorter:
 
     def add(self, entry: Entry) -> None:
         row = self._catalogue.current(*entry.key)
-        if row is None or not is_known(row, entry, self._is_held):
+        if row is None or not is_known(row, entry, self._catalogue.holds):
             self._changed.append(entry)
         elif self._options.checksum or (row.status == "failed" and self._is_tried_again(row, entry)):
             self._again.append(entry)
@@ -211,9 +228,6 @@ class _Sorter:
             self.failed_before += 1
         else:
             self.unchanged += 1
-
-    def _is_held(self, content: Content | None) -> bool:
-        return self._catalogue.home(content) is not None
 
     def _is_tried_again(self, row: Row, entry: Entry) -> bool:
         return self._options.retry_failed or may_be_cured(row, self._options.cures, readable=entry.readable)

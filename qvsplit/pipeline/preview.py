@@ -141,10 +141,10 @@ class _Estimate:
 
 
 def _ratio(store: Store, dtype: str) -> float:
-    raw = sum(row.n_tokens or 0 for shard in store.shards for row in shard.rows if row.has_features)
+    raw = sum(shard.feature_tokens for shard in store.catalogue.shards)
     if not raw or store.width is None or store.config is None or store.config.storage_dtype != dtype:
         return _RATIO[dtype]
-    return sum(shard.path.stat().st_size for shard in store.shards) / (raw * token_bytes(dtype, store.width))
+    return store.size() / (raw * token_bytes(dtype, store.width))
 
 
 def _seconds_by_runs(storage: Storage, tokens: int) -> float | None:

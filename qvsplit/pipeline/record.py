@@ -71,7 +71,7 @@ class RowRecorder:
 
     def holds(self, content: Content | None) -> bool:
         """Say whether the store, or this run, has features of this content."""
-        return self._home(content) is not None
+        return content in self._homes or self._catalogue.holds(content)
 
     def current(self, key: Key) -> Row | None:
         """Give an item's row as it is now."""

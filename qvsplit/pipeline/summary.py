@@ -30,6 +30,9 @@ class Preview:
 class Summary:
     """What a run did. Counts are of items; `seconds` and `stages` wall time, workers' stages summed over workers.
 
+        summary = qvsplit.extract_files("photos")
+        print(summary.encoded, summary.failed)
+
     found = unchanged + failed_before + to_read, and to_read = encoded + copied + moved + metadata_changed + failed +
     failed_again + disappeared + remaining. encoded = new + modified + re_encoded.
     """
@@ -76,7 +79,7 @@ class Summary:
         return bool(done or self.failed or self.remaining or self.repaired or self.interrupted or self.disappeared)
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as `--json` prints it."""
+        """Give it as the commands print it in JSON."""
         return asdict(self)
 
     def add_seconds(self, seconds: Mapping[str, float]) -> None:
@@ -88,6 +91,8 @@ class Summary:
 @dataclass(frozen=True)
 class Progress:
     """How far a run of `extract_files` is, as `on_progress` hears it after each item.
+
+        qvsplit.extract_files("photos", on_progress=lambda now: print(f"{now.done}/{now.total} {now.path}"))
 
     Attributes:
         done: Items that were dealt with so far.
@@ -106,11 +111,14 @@ class Progress:
 class ExtractCallbacks:
     """What a caller may want to hear while a run goes on. Called in the caller's thread.
 
+        qvsplit.extract_files("photos", callbacks=qvsplit.ExtractCallbacks(on_note=print))
+
     Attributes:
         on_plan: Hears how many items have to be read.
         on_item: Hears the path of each item that was dealt with.
         on_failure: Hears path and reason of each item that failed and had not failed before, ahead of its `on_item`.
         on_note: Hears remarks, a line each.
+        on_shard: Hears how many of how many shards have been read, where the store's catalogue does not know them.
         on_end: Hears once what the run did, however it ends: by returning, by an error, by an interrupt.
     """
 
@@ -118,6 +126,7 @@ class ExtractCallbacks:
     on_item: Callable[[str], None] = lambda path: None
     on_failure: Callable[[str, str], None] = lambda path, reason: None
     on_note: Callable[[str], None] = lambda line: None
+    on_shard: Callable[[int, int], None] = lambda done, total: None
     on_end: Callable[[Summary], None] = lambda summary: None
 
 

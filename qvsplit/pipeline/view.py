@@ -1,18 +1,16 @@
-"""What is known before a plan is made: what a call is about, what the store's caches say, what the source lists.
-
-The shards are read only if the folder index of the last run cannot be trusted.
-"""
+"""What is known before a plan is made: what a call is about, what the store's catalogue says, what the source lists."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
-from qvsplit.errors import ShardDamaged, UsageError, some_of
+from qvsplit.errors import UsageError, some_of
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.plan import Cures
 from qvsplit.pipeline.summary import ExtractCallbacks
@@ -23,12 +21,12 @@ from qvsplit.sources.folders import SUFFIXES, LocalFolders
 from qvsplit.sources.images import optional_readers
 from qvsplit.sources.source import Folder, Listing, Source
 from qvsplit.store import rebuild
-from qvsplit.store.folder_index import FolderIndex, FolderTally, read_index
-from qvsplit.store.repair import damage_marks, repair
-from qvsplit.store.shard_reader import Shard
-from qvsplit.store.shards import placed_from, refuse_half_placed, shards_in
+from qvsplit.store.catalogue import FolderTally
+from qvsplit.store.catalogue_file import catalogue_of, known_catalogue, shard_files
+from qvsplit.store.repair import RepairNotes, damage_marks, repair
+from qvsplit.store.shards import placed_from, refuse_half_placed
 from qvsplit.store.storage import Storage
-from qvsplit.store.store import Store
+from qvsplit.store.store import Store, store_of
 
 if TYPE_CHECKING:
     from qvsplit.store.lock import Lock
@@ -46,6 +44,7 @@ class Call:
     began: float  # by time.perf_counter()
     clock: float  # by time.time()
     seconds: dict[str, float]  # what was spent before there is a summary, by stage
+    stack: ExitStack  # closes at the end what was opened
 
 
 @dataclass(frozen=True)
@@ -53,22 +52,18 @@ class View:
     """What is known before a plan is made.
 
     Attributes:
-        index: The folder index of the last run, if it can be trusted.
-        store: The store; None as long as the index does for it.
-        repaired: Damaged shards that were quarantined; None where that was not looked into.
+        store: The store, as its catalogue has it.
+        repaired: Damaged shards that were quarantined; None where that was not looked into, as nobody holds the lock.
+        tallies: The folders in which nothing was left to do; none where every file is to be looked at.
         source: Where items come from.
         listings: What it lists.
     """
 
-    index: FolderIndex | None
-    store: Store | None
+    store: Store
     repaired: int | None
+    tallies: Mapping[Folder, FolderTally]
     source: Source
     listings: Sequence[Listing]
-
-    @property
-    def tallies(self) -> Mapping[Folder, FolderTally]:
-        return self.index.folders if self.index else {}
 
 
 def current_cures(options: ExtractOptions) -> Cures:
@@ -77,18 +72,18 @@ def current_cures(options: ExtractOptions) -> Cures:
 
 
 def look(call: Call, lock: Lock | None) -> View:
-    """List, with what the last run's index knows; without it, the store is read first."""
+    """List, with what the store's catalogue knows; only shards that it does not know are opened."""
     began = time.perf_counter()
     with disk_errors(call.storage.location):
-        shards = shards_in(call.storage)
-    index = None
-    everything = call.options.checksum or call.options.rebuild
-    if shards and not everything and placed_from(call.storage) is None and not damage_marks(call.storage):
-        index = read_index(call.storage, shards)
-        if index is not None and index.cures != call.cures.to_json():
-            index = None  # what failed before may be read now
-    store, repaired = (None, None) if index is not None else opened(call, lock)
-    view = listed(call, index, store, repaired)
+        files = shard_files(call.storage)
+    catalogue = None
+    if files and placed_from(call.storage) is None and not damage_marks(call.storage):
+        catalogue = known_catalogue(call.storage, files)
+    if catalogue is not None:
+        store, repaired = _closed_at_the_end(call, Store(catalogue, call.storage)), 0 if lock is not None else None
+    else:
+        store, repaired = opened(call, lock)
+    view = listed(call, store, repaired)
     if not sum(listing.number for listing in view.listings):
         _refuse_nothing(call, view)
     call.seconds["scan"] = time.perf_counter() - began
@@ -101,59 +96,60 @@ def opened(call: Call, lock: Lock | None) -> tuple[Store, int | None]:
         return read_unlocked(call), None
     rebuild.finish(call.storage)
     model_named = call.options.model is not None
-    return repair(call.storage, lock, call.callbacks.on_note, model_named=model_named)
+    notes = RepairNotes(call.callbacks.on_note, call.callbacks.on_shard)
+    store, repaired = repair(call.storage, lock, notes, model_named=model_named)
+    return _closed_at_the_end(call, store), repaired
 
 
 def read_unlocked(call: Call) -> Store:
     """Read what can be read. What is damaged is left out: whoever holds the lock quarantines it."""
     if call.options.dry_run:
         refuse_half_placed(call.storage)
-    shards = []
     with disk_errors(call.storage.location):
-        names = shards_in(call.storage)
-    for name in names:
-        try:
-            shards.append(Shard(call.storage, name))
-        except ShardDamaged:
-            if call.options.dry_run:
-                raise
-    return Store(shards)
+        files = shard_files(call.storage)
+    if not files:
+        return store_of([])
+    leave_out = None if call.options.dry_run else lambda name, error: None
+    catalogue = catalogue_of(call.storage, files, on_shard=call.callbacks.on_shard, on_damaged=leave_out)
+    return _closed_at_the_end(call, Store(catalogue, call.storage))
 
 
-def listed(call: Call, index: FolderIndex | None, store: Store | None, repaired: int | None) -> View:
+def _closed_at_the_end(call: Call, store: Store) -> Store:
+    call.stack.callback(store.close)
+    return store
+
+
+def listed(call: Call, store: Store, repaired: int | None) -> View:
     """List what there is; folders are known by their digest where nothing was left to do in them."""
-    if index is not None:
-        roots = index.roots_on_disk
-    else:
-        assert store is not None  # read, as there is no index
-        roots = frozenset(map(name_on_disk, store.roots))
     source = LocalFolders(
-        call.paths, out=os.path.realpath(call.storage.location), roots=roots, on_note=call.callbacks.on_note
+        call.paths,
+        out=os.path.realpath(call.storage.location),
+        roots=frozenset(map(name_on_disk, store.roots)),
+        on_note=call.callbacks.on_note,
     )
-    again = call.options.retry_failed
-    known = {
-        folder: tally.digest
-        for folder, tally in (index.folders if index else {}).items()
-        if tally.digest and not (again and tally.failed)
-    }
-    return View(index, store, repaired, source, list(source.list(known)))
+    everything = call.options.checksum or call.options.rebuild
+    tallies = {} if everything else store.catalogue.tallies
+    # what failed before may be read now
+    again = call.options.retry_failed or store.catalogue.cures != call.cures.to_json()
+    known = {folder: one.digest for folder, one in tallies.items() if one.digest and not (again and one.failed)}
+    return View(store, repaired, tallies, source, list(source.list(known)))
 
 
 def _refuse_nothing(call: Call, view: View) -> None:
     """UsageError where no path holds an item: that is more often a mistake, or a disk that is not mounted."""
-    if view.index is not None:
-        counts = {file_on_disk(*folder): one.ok + one.failed for folder, one in view.index.folders.items()}
-    else:
-        assert view.store is not None
-        counts = {file_on_disk(row.root, row.path): 1 for row in view.store.rows if row.status != "deleted"}
     for start in view.source.scope.empty:
-        number = sum(count for name, count in counts.items() if is_within(name.rstrip("/"), start))
-        if number:
+        if number := rows_below(view.store, start):
             raise UsageError(no_items_any_more(start, number))
     raise UsageError(
         f"no images in {', '.join(fspath(path) for path in call.paths)} (looked for {some_of(SUFFIXES, 40)}); nothing "
         "was changed"
     )
+
+
+def rows_below(store: Store, start: str) -> int:
+    """Count the rows of a folder, as the file system has it, and of those below it, that are not deleted."""
+    counts = store.catalogue.counts_by_folder().items()
+    return sum(number for folder, number in counts if is_within(file_on_disk(*folder).rstrip("/"), start))
 
 
 def no_items_any_more(start: str, number: int) -> str:

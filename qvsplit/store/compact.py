@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,14 +11,16 @@ from pathlib import Path
 from qvsplit.errors import UsageError
 from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk
 from qvsplit.store import layout, rebuild
+from qvsplit.store.catalogue import CataloguedShard
+from qvsplit.store.catalogue_file import catalogue_of, shard_files
 from qvsplit.store.lock import Lock
 from qvsplit.store.repair import clear_marks
-from qvsplit.store.rewrite import Rewrite, Rewritten, rewrite, rows_by_content
-from qvsplit.store.row import Content, Key, Row
+from qvsplit.store.rewrite import Rewrite, Rewritten, rewrite
+from qvsplit.store.row import Content, Key
 from qvsplit.store.shard_reader import Shard
 from qvsplit.store.shards import placed_from, shards_in
 from qvsplit.store.storage import LocalStorage, Storage
-from qvsplit.store.store import Store, read_store
+from qvsplit.store.store import Store
 from qvsplit.store.store_writer import SHARD_BYTES
 
 SMALL_BYTES = SHARD_BYTES // 2
@@ -67,23 +69,29 @@ def opened_for_writing(
 
 def compact(storage: Storage, lock: Lock) -> Rewritten:
     """Merge small shards, and drop rows and features that nothing current needs. Nothing is encoded again."""
-    store = read_store(storage)
-    sizes = {file.name: file.size for file in storage.list()}
-    small = frozenset(shard.name for shard in store.shards if sizes[shard.name] < SMALL_BYTES)
+    store = _opened(storage)
+    entries = store.catalogue.shards
+    small = frozenset(entry.name for entry in entries if entry.size < SMALL_BYTES)
     doomed = set(small if len(small) > 1 else ())
-    needed = rows_by_content(store.rows)
-    for shard in store.shards:
-        dead = sum(_is_dead(store, shard, index, row, needed) for index, row in enumerate(shard.rows))
-        if dead >= max(1, WORTHWHILE * len(shard.rows)):
-            doomed.add(shard.name)
-    return rewrite(storage, store, Rewrite(frozenset(doomed)), lock)
+    doomed |= {entry.name for entry in entries if _dead_rows(storage, store, entry) >= max(1, WORTHWHILE * entry.rows)}
+    done = rewrite(storage, store, Rewrite(frozenset(doomed)), lock)
+    _opened(storage)
+    return done
 
 
-def _is_dead(store: Store, shard: Shard, index: int, row: Row, needed: dict[Content, list[Row]]) -> bool:
-    """Say whether neither the row nor the features it holds are of use."""
-    content = row.content
-    holds = row.has_features and content is not None and content in needed and store.is_home(content, shard, index)
-    return not holds and not store.is_current(row)
+def _opened(storage: Storage) -> Store:
+    """Open the store, and bring its catalogue up to date."""
+    return Store(catalogue_of(storage, shard_files(storage)), storage)
+
+
+def _dead_rows(storage: Storage, store: Store, entry: CataloguedShard) -> int:
+    """Count the rows of a shard that are of no use, and neither are the features they hold."""
+    current, homes = store.catalogue.current_places(entry.number), store.catalogue.homes(entry.number)
+    superseded = homes - current.keys()
+    rows = Shard(storage, entry.name).rows if superseded else []
+    contents = (rows[index].content for index in superseded)
+    needed = sum(content is not None and bool(store.catalogue.rows_showing(content)) for content in contents)
+    return entry.rows - len(current) - needed
 
 
 def purge(storage: Storage, names: Sequence[str], lock: Lock) -> Purged:
@@ -95,31 +103,22 @@ def purge(storage: Storage, names: Sequence[str], lock: Lock) -> Purged:
     Raises:
         UsageError: The store knows no item of such a name.
     """
-    store = read_store(storage)
+    store = _opened(storage)
     keys = frozenset(key for name in names for key in _matching(store, name))
-    purged = [row for row in store.rows if row.key in keys]
-    kept = [row for row in store.rows if row.key not in keys]
-    contents = {row.content for shard in store.shards for row in shard.rows if row.key in keys and row.content}
-    alive = {row.content for row in kept if row.status == "ok"}
-    only_theirs = contents - alive
+    purged = [row for key in sorted(keys) for row in store.catalogue.rows_of(*key)]
+    only_theirs = {content for content in _contents(storage, keys) if not _is_shown(store, content, keys)}
     # of what no other item shows, old names go too: they would tell its hash
-    traces = frozenset(row.key for row in kept if row.status == "deleted" and row.content in only_theirs)
-    doomed = frozenset(
-        shard.name
-        for shard in store.shards
-        if any(
-            row.key in keys | traces or (row.content in only_theirs and (row.has_features or not store.is_current(row)))
-            for row in shard.rows
-        )
-    )
+    traces = frozenset(row.key for row in store.catalogue.rows_with_status("deleted") if row.content in only_theirs)
+    doomed = _shards_with(storage, store, keys | traces, only_theirs)
     quarantined = [f"{layout.QUARANTINE}/{file.name}" for file in storage.list(layout.QUARANTINE)]
     done = rewrite(storage, store, Rewrite(doomed, drop=keys | traces), lock)
     clear_marks(storage)
-    storage.delete(*quarantined, layout.INDEX, layout.ROWS)  # the caches name folders and items
+    storage.delete(*quarantined, layout.CATALOGUE)  # a copy of it would still have their names between its rows
+    _opened(storage)
     return Purged(
         **asdict(done),
         purged=len(purged),
-        shared=sum(row.status == "ok" and row.content in alive for row in purged),
+        shared=sum(row.status == "ok" and row.content not in only_theirs for row in purged),
         still_there=sum(
             row.status != "deleted" and os.path.lexists(file_on_disk(row.root, row.path)) for row in purged
         ),
@@ -128,15 +127,45 @@ def purge(storage: Storage, names: Sequence[str], lock: Lock) -> Purged:
     )
 
 
+def _contents(storage: Storage, keys: Collection[Key]) -> set[Content]:
+    """Give what these items have ever shown, superseded rows included."""
+    rows = (row for name in shards_in(storage) for row in Shard(storage, name).rows)
+    return {row.content for row in rows if row.content is not None and row.key in keys}
+
+
+def _is_shown(store: Store, content: Content, keys: Collection[Key]) -> bool:
+    """Say whether an item that is none of `keys` shows this content."""
+    return any(row.key not in keys for row in store.catalogue.rows_showing(content))
+
+
+def _shards_with(
+    storage: Storage, store: Store, keys: Collection[Key], contents: Collection[Content]
+) -> frozenset[str]:
+    """Name the shards with a row of these items, or with features or superseded rows of these contents."""
+    found = set()
+    for entry in store.catalogue.shards:
+        current = store.catalogue.current_places(entry.number)
+        for index, row in enumerate(Shard(storage, entry.name).rows):
+            if row.key in keys or (row.content in contents and (row.has_features or index not in current)):
+                found.add(entry.name)
+                break
+    return frozenset(found)
+
+
 def _matching(store: Store, name: str) -> set[Key]:
     if not name.strip():
         raise UsageError("an empty name: say which item is to be purged")
     places = {os.path.abspath(name), os.path.realpath(name)}
-    keys = {
-        row.key for row in store.rows if any(is_within(file_on_disk(row.root, row.path), place) for place in places)
-    }
+
+    def is_there(root: str, path: str) -> bool:
+        return any(is_within(file_on_disk(root, path), place) for place in places)
+
+    def is_named(root: str, path: str) -> bool:
+        return is_within(name_on_disk(path), name.rstrip("/"))
+
+    keys = {row.key for row in store.catalogue.rows_named(is_there)}
     if not keys:
-        keys = {row.key for row in store.rows if is_within(name_on_disk(row.path), name.rstrip("/"))}
+        keys = {row.key for row in store.catalogue.rows_named(is_named)}
         if len({root for root, _ in keys}) > 1:
             raise UsageError(f"the store has {name} in more than one root; give the whole path")
     if not keys:

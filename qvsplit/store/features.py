@@ -5,7 +5,7 @@ Needs NumPy only, and that only where values are looked at; no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +138,9 @@ class StoredTensor:
 class Features:
     """What an encoder gave for one item, or one part of it, and what the language model needs beside it.
 
+        features = store.features("coffee.png")
+        features["pooler_output"]  # a NumPy array [n_tokens, width]; features.torch() has torch's tensors
+
     Attributes:
         config: The extraction config they were made under: no language model takes another encoder's features.
         tensors: By the names of the model's own output: `pooler_output`, `deepstack_features_0` …
@@ -154,13 +157,44 @@ class Features:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> StoredTensor:
-        """Give the tensor of this name."""
-        return self.tensors[name]
+    def __getitem__(self, name: str) -> npt.NDArray[np.float32] | npt.NDArray[np.float16]:
+        """Give the values of the tensor of this name, in the shape of the encoder's output; see `StoredTensor.numpy`.
+
+        `tensors` has the bytes as they are stored.
+        """
+        if name not in self.tensors:
+            raise KeyError(f"no tensor {name!r}; there are {', '.join(self.tensors)}")
+        values = self.tensors[name].numpy()
+        return values.reshape(self.shapes[name]) if name in self.shapes else values
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the tensors' names."""
         return iter(self.tensors)
+
+    def __len__(self) -> int:
+        """Count the tensors."""
+        return len(self.tensors)
+
+    def keys(self) -> KeysView[str]:
+        """Give the tensors' names: `dict(features)` has them all as NumPy arrays."""
+        return self.tensors.keys()
+
+    def torch(self) -> dict[str, Any]:
+        """Give every tensor as torch's, on the CPU, bit for bit in the stored dtype; of int8 in float32."""
+        from qvsplit.runtime.tensors import as_torch
+
+        tensors = {}
+        for name, stored in self.tensors.items():
+            values = as_torch(stored.numpy() if stored.dtype == "int8" else stored.raw, stored.dtype)
+            tensors[name] = values.reshape(self.shapes[name]) if name in self.shapes else values
+        return tensors
+
+    def __repr__(self) -> str:
+        """Say what it holds."""
+        tensors = ", ".join(
+            f"{name} {stored.n_tokens}×{stored.width} {stored.dtype}" for name, stored in self.tensors.items()
+        )
+        return f"<Features by {self.config.family}: {tensors}>"
 
     @property
     def n_tokens(self) -> int:

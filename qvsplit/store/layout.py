@@ -11,8 +11,7 @@ from pathlib import Path
 
 OWN_FOLDER = ".qvsplit"
 LOCK = f"{OWN_FOLDER}/lock"
-INDEX = f"{OWN_FOLDER}/index.json"  # cache: folders in which nothing is to be done
-ROWS = f"{OWN_FOLDER}/rows.json"  # cache: the rows of all shards
+CATALOGUE = f"{OWN_FOLDER}/catalogue.sqlite"  # cache: the current rows, and what was found in each folder
 HISTORY = f"{OWN_FOLDER}/history.jsonl"  # what the last runs did
 GENERATIONS = f"{OWN_FOLDER}/generations"  # a file for the generation that was claimed last
 DAMAGE = f"{OWN_FOLDER}/damage"  # a file for each shard in which `verify` found damage
@@ -32,7 +31,7 @@ def shard_name(number: int) -> str:
 def shard_number(name: str) -> int | None:
     """Give the number in a shard's name; None for a name that is no shard's."""
     match = _SHARD.fullmatch(name)
-    return int(match[1]) if match else None
+    return int(match[1]) if match and shard_name(int(match[1])) == name else None
 
 
 def in_order(path: Path) -> tuple[int, str]:

@@ -95,7 +95,7 @@ def _take(descriptor: int, store: str, wait: bool, on_note: Callable[[str], None
             holder = _holder(descriptor)
             if not wait:
                 raise StoreInUse(
-                    f"{store} is being written by {holder}; wait for it with --wait, or choose another store"
+                    f"{store} is being written by {holder}; wait for it with `wait=True`, or choose another store"
                 ) from None
             if not noted:
                 on_note(f"waiting for {holder}, which is writing {store}")

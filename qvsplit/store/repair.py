@@ -7,19 +7,20 @@ shard that a newer version wrote is not damaged, and is left where it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from qvsplit.errors import DiskError, ShardDamaged
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.store import layout
+from qvsplit.store.catalogue_file import OnShard, catalogue_of, no_progress, shard_files
 from qvsplit.store.lock import Lock
 from qvsplit.store.rewrite import Rewrite, rewrite
-from qvsplit.store.shard_reader import Shard, read_checksum
+from qvsplit.store.shard_reader import read_checksum
 from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import Storage
-from qvsplit.store.store import Store, read_store
+from qvsplit.store.store import Store, store_of
 
 
 @dataclass(frozen=True)
@@ -30,66 +31,82 @@ class Mark:
     what: str
 
 
-def repair(storage: Storage, lock: Lock, on_note: Callable[[str], None], *, model_named: bool) -> tuple[Store, int]:
+@dataclass(frozen=True)
+class RepairNotes:
+    """Who hears of a repair: remarks, a line each, and how many of how many shards have been read."""
+
+    on_note: Callable[[str], None] = lambda line: None
+    on_shard: OnShard = no_progress
+
+
+def repair(storage: Storage, lock: Lock, notes: RepairNotes, *, model_named: bool) -> tuple[Store, int]:
     """Quarantine damaged shards; gives the store as it is then, and how many there were.
 
-    Items that cannot be saved are left without features, so that the next `extract` encodes them again.
+    Only shards that the catalogue does not know are opened. Items that cannot be saved are left without features, so
+    that the next `extract` encodes them again.
 
     Raises:
         ShardDamaged: No shard is sound and no model is named: nothing says how the store is to be made again.
         ConfigError: A newer version wrote a shard.
     """
-    with disk_errors(storage.location):
-        names = shards_in(storage)
     marked = damage_marks(storage)
-    shards, damaged = _opened(storage, names, marked)
-    sound = {shard.name for shard in shards}
-    unsound = [name for name in names if name not in sound]
-    if unsound and not shards and not model_named:
-        where, what = storage.where(unsound[-1]), damaged[unsound[-1]]
+    damaged = {}
+    for name, mark in marked.items():
+        if mark.checksum == _checksum(storage, name):
+            damaged[name] = mark.what
+    unusable: dict[str, ShardDamaged] = {}
+    store = _opened(storage, unusable, notes.on_shard)
+    openable = frozenset(damaged.keys() - unusable.keys())
+    damaged |= {name: error.what for name, error in unusable.items()}
+    if unusable and not store.catalogue.shards and not model_named:
+        name, error = sorted(unusable.items())[-1]
+        where = storage.where(name)
         raise ShardDamaged(
-            f"{where} is damaged ({what}), and no other shard says what {storage.location} was made with; name its "
-            "model with --model to have it made again",
+            f"{where} is damaged ({error.what}), and no other shard says what {storage.location} was made with; name "
+            "its `model` to have it made again",
             where,
-            what,
+            error.what,
         )
-    store = Store(shards)
     if damaged:
         lock.announce()
-        openable = frozenset(shard.name for shard in shards if shard.name in damaged)
         if openable:
             rewrite(storage, store, Rewrite(openable, on_lost=lambda _: None, delete=False), lock)
-        for name, what in damaged.items():
+        for name, what in sorted(damaged.items()):
             to = _quarantine(storage, name)
             saved = ", but for what is sound in it" if name in openable else ""
-            on_note(f"{name} is damaged ({what}): quarantined as {to}; its items are encoded again{saved}")
-        store = read_store(storage)
+            notes.on_note(f"{name} is damaged ({what}): quarantined as {to}; its items are encoded again{saved}")
+        store = _opened(storage, {}, notes.on_shard)
     if marked:
         storage.delete(*map(_mark_of, marked))
     clear_marks(storage)
     return store, len(damaged)
 
 
-def _opened(storage: Storage, names: list[str], marked: Mapping[str, Mark]) -> tuple[list[Shard], dict[str, str]]:
-    """Give the shards that open, and what is wrong with those that do not, or are marked."""
-    shards, damaged = [], {}
-    for name in names:
-        try:
-            shards.append(Shard(storage, name))
-        except ShardDamaged as error:
-            damaged[name] = error.what
-            continue
-        if name in marked and marked[name].checksum == read_checksum(storage, name).hex():
-            damaged[name] = marked[name].what
-    return shards, damaged
+def _opened(storage: Storage, unusable: dict[str, ShardDamaged], on_shard: OnShard) -> Store:
+    """Open the store without the shards that cannot be used, which are put into `unusable`."""
+    with disk_errors(storage.location):
+        files = shard_files(storage)
+    if not files:
+        return store_of([])
+
+    def leave_out(name: str, error: ShardDamaged) -> None:
+        unusable[name] = error
+
+    return Store(catalogue_of(storage, files, on_shard=on_shard, on_damaged=leave_out), storage)
+
+
+def _checksum(storage: Storage, name: str) -> str | None:
+    try:
+        return read_checksum(storage, name).hex()
+    except (OSError, ValueError):
+        return None  # it shows by itself
 
 
 def mark_damage(storage: Storage, name: str, what: str) -> bool:
     """Have the next `extract` quarantine the shard; False where that cannot be written down."""
-    try:
-        checksum = read_checksum(storage, name).hex()
-    except (OSError, ValueError):
-        return True  # it shows by itself
+    checksum = _checksum(storage, name)
+    if checksum is None:
+        return True
     try:
         with storage.put_whole(_mark_of(name)) as stream:
             stream.write(json.dumps({"checksum": checksum, "what": what}).encode())

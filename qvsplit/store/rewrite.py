@@ -13,16 +13,15 @@ from dataclasses import dataclass, replace
 from qvsplit.errors import ShardDamaged
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.store import layout
+from qvsplit.store.catalogue import CataloguedShard
 from qvsplit.store.features import Features
 from qvsplit.store.lock import Lock
-from qvsplit.store.row import Content, Key, Row
+from qvsplit.store.row import Key, Row
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.shard_reader import Shard
 from qvsplit.store.storage import Storage
 from qvsplit.store.store import Store
 from qvsplit.store.store_writer import StoreWriter
-
-Place = tuple[str, int]  # shard's name, index of a row
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,15 @@ def rewrite(storage: Storage, store: Store, what: Rewrite, lock: Lock) -> Rewrit
         DiskError: The disk is full, or cannot be written; the old shards are kept.
     """
     before = _sizes(storage)
-    old = [shard for shard in store.shards if shard.name in what.doomed]
+    old = [entry for entry in store.catalogue.shards if entry.name in what.doomed]
     written = 0
     if old:
         lock.announce()
         written = _write(storage, store, what, old)
         if what.delete:
-            storage.delete(*(shard.name for shard in old))
+            storage.delete(*(entry.name for entry in old))
     after = _sizes(storage)
-    dropped = sum(len(shard.rows) for shard in old) - written
+    dropped = sum(entry.rows for entry in old) - written
     return Rewritten(len(before), len(after), sum(before), sum(after), max(0, dropped))
 
 
@@ -79,14 +78,13 @@ def _sizes(storage: Storage) -> list[int]:
         return [file.size for file in storage.list() if layout.shard_number(file.name) is not None]
 
 
-def _write(storage: Storage, store: Store, what: Rewrite, old: Sequence[Shard]) -> int:
+def _write(storage: Storage, store: Store, what: Rewrite, old: Sequence[CataloguedShard]) -> int:
     """Give the number of rows written."""
-    kept = [row for row in store.rows if row.key not in what.drop]
-    provenance = {one.id: one for shard in old for one in shard.schema.provenance}
-    schema = ShardSchema(old[0].config, old[0].schema.tensors, tuple(provenance.values()))
+    provenance = {one.id: one for entry in old for one in entry.schema.provenance}
+    schema = ShardSchema(old[0].schema.config, old[0].schema.tensors, tuple(provenance.values()))
     writer = StoreWriter(storage, schema)
     try:
-        for shard, index, row, has_features in _current_rows(store, kept, old):
+        for shard, index, row, has_features in _current_rows(storage, store, what, old):
             writer.append(row, _features(shard, index, what.on_lost) if has_features else None)
         writer.end_shard()
     except BaseException:
@@ -105,45 +103,41 @@ def _features(shard: Shard, index: int, on_lost: Callable[[Row], None] | None) -
         return None
 
 
-def _current_rows(store: Store, kept: Sequence[Row], old: Sequence[Shard]) -> Iterator[tuple[Shard, int, Row, bool]]:
+def _current_rows(
+    storage: Storage, store: Store, what: Rewrite, old: Sequence[CataloguedShard]
+) -> Iterator[tuple[Shard, int, Row, bool]]:
     """Give each row to write, in order: the shard and index at hand, the row, and whether its features are there.
 
-    Features that current rows need are written with one of these rows: with the one that holds them, if it is current,
-    else with the first that needs them, wherever that stands.
+    Features that current rows need are written with one of these rows (see `_carrier`), and all others without.
     """
-    carriers = _carriers(store, kept, old)
-    without_features = {_part(row) for row in kept} - {_part(row) for row in carriers.values()}
-    for shard in old:
+    numbers = {entry.number for entry in old}
+    for entry in old:
+        shard = Shard(storage, entry.name)  # a store keeps shards open, and this one's rows are done with behind it
+        current, homes = store.catalogue.current_places(entry.number), store.catalogue.homes(entry.number)
         for index, row in enumerate(shard.rows):
-            carrier = carriers.get((shard.name, index))
+            carrier = _carrier(store, what.drop, row) if index in homes else None
             if carrier is not None:
                 yield shard, index, carrier, True
-            elif _part(row) in without_features and store.is_current(row):
+            elif index in current and row.key not in what.drop and not _is_carrier(store, what.drop, row, numbers):
                 yield shard, index, replace(row, has_features=False), False
 
 
-def _carriers(store: Store, kept: Sequence[Row], old: Sequence[Shard]) -> dict[Place, Row]:
-    """Map places whose features are needed to the row that is to be written with them."""
-    needed = rows_by_content(kept)
-    carriers = {}
-    for shard in old:
-        for index, row in enumerate(shard.rows):
-            if row.has_features and row.content is not None and store.is_home(row.content, shard, index):
-                wanting = needed.get(row.content, [])
-                own = next((one for one in wanting if one.key == row.key), None)
-                if wanting:
-                    carriers[shard.name, index] = own or wanting[0]
-    return carriers
+def _carrier(store: Store, drop: Collection[Key], home: Row) -> Row | None:
+    """Give the current row that is to be written with the features that `home` holds; None if nobody needs them.
+
+    It is that row itself, if it is current, else the first that needs them, wherever that stands.
+    """
+    if home.content is None:
+        return None
+    wanting = [row for row in store.catalogue.rows_showing(home.content) if row.key not in drop]
+    own = (row for row in wanting if row.key == home.key)
+    return next(own, wanting[0] if wanting else None)
 
 
-def _part(row: Row) -> tuple[str, str, int]:
-    return row.root, row.path, row.part
-
-
-def rows_by_content(rows: Collection[Row]) -> dict[Content, list[Row]]:
-    """Map each content that `ok` rows show to those rows."""
-    needed: dict[Content, list[Row]] = {}
-    for row in rows:
-        if row.status == "ok" and row.content is not None:
-            needed.setdefault(row.content, []).append(row)
-    return needed
+def _is_carrier(store: Store, drop: Collection[Key], row: Row, old: Collection[int]) -> bool:
+    """Say whether a current row that holds no features of use is written with those that another row holds."""
+    place = store.catalogue.home(row.content)
+    if row.status != "ok" or place is None or place[0] not in old:
+        return False
+    carrier = _carrier(store, drop, store.shard(place[0]).row(place[1]))
+    return carrier is not None and carrier.key == row.key

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from qvsplit.errors import ERROR_KINDS
@@ -29,7 +29,13 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a store. See docs/format.md for each column."""
+    """One row of a store.
+
+        row = store["coffee.png"]
+        print(row.path, row.status, row.n_tokens)
+
+    See docs/format.md for each column.
+    """
 
     root: str
     path: str
@@ -89,6 +95,9 @@ class Row:
         if not isinstance(shapes, dict) or not all(map(_is_shape, shapes.values())):
             raise ValueError("has shapes that are none")
         return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+ROW_FIELDS = tuple(one.name for one in fields(Row))
 
 
 def deleted_row(row: Row, generation: int) -> Row:

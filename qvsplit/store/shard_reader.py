@@ -10,21 +10,21 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvsplit.errors import OutOfMemory, ShardDamaged, StoreDamaged
+from qvsplit.errors import OutOfMemory, ShardDamaged, ShardNotFound, StoreDamaged
 from qvsplit.runtime.memory import garbage_collection_paused
 from qvsplit.store import codec
 from qvsplit.store.config import ExtractionConfig, Provenance, made_by_newer
 from qvsplit.store.features import Features, StoredTensor, TensorSpec
 from qvsplit.store.footer import NotAShard, read_footer
 from qvsplit.store.parquet_guard import Chunk, chunks, pages
-from qvsplit.store.row import Row, row_error, unknown_value
+from qvsplit.store.row import ROW_FIELDS, Row, row_error, unknown_value
 from qvsplit.store.schema import METADATA_KEY, ShardSchema, check_columns, read_metadata, row_columns
 from qvsplit.store.shard_writer import check_features
 from qvsplit.store.storage import LocalStorage, Storage
@@ -40,22 +40,7 @@ MAX_TEXT_BYTES = 1 << 28  # of all columns but those of features
 PAGE_SLACK = 1 << 16  # levels, lengths
 GROUPS_AT_A_TIME = 64  # row groups whose rows are read together
 ADVICE = "run `qvsplit extract` again: it quarantines the file and encodes the items in it again"
-ROW_FIELDS = tuple(field.name for field in fields(Row))
-_SHARED_STRINGS = ("root", "kind", "status", "error_kind", "placeholder", "inputs", "media", "warnings")
-
-
-@dataclass(frozen=True)
-class ShardSnapshot:
-    """What is known of a shard without opening it: what was read when its footer had this checksum.
-
-    Attributes:
-        checksum: SHA-256 of the footer, which names the shard's content.
-        columns: The rows' values by column, each column as long as the others.
-    """
-
-    checksum: bytes
-    schema: ShardSchema
-    columns: dict[str, Sequence[Any]]
+SHARED_STRINGS = ("root", "kind", "status", "error_kind", "placeholder", "inputs", "media", "warnings")
 
 
 def read_checksum(storage: Storage, name: str) -> bytes:
@@ -70,7 +55,7 @@ class Shard:
     Attributes:
         name: Its name in the storage.
         schema: What it declares.
-        rows: Its rows, in order.
+        checksum: SHA-256 of its footer, which names its content.
 
     Raises:
         StoreDamaged: It cannot be read.
@@ -78,21 +63,23 @@ class Shard:
         ConfigError: A newer version wrote it.
     """
 
-    def __init__(self, storage: Storage, name: str, snapshot: ShardSnapshot | None = None) -> None:
+    def __init__(self, storage: Storage, name: str) -> None:
         self.storage = storage
         self.name = name
-        self._checksum = None if snapshot is None else snapshot.checksum
         self._metadata: Any = None  # pyarrow's FileMetaData
         self._chunks: list[list[Chunk]] = []
         self._group_starts: list[int] = []
-        if snapshot is None:
-            self.schema = self._read_footer()
-            columns = self._read_columns()
-        else:
-            self.schema = snapshot.schema
-            columns = snapshot.columns
-        with garbage_collection_paused():
-            self.rows = self._as_rows(columns)
+        self._group_rows: tuple[int, list[Row]] = (-1, [])  # of the row group that was read last
+        self.schema = self._read_footer()
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Its rows, in order."""
+        return self._read_rows(range(len(self._group_starts)))
+
+    def __len__(self) -> int:
+        """Count its rows."""
+        return int(self._metadata.num_rows)
 
     @property
     def where(self) -> str:
@@ -114,26 +101,28 @@ class Shard:
         """Where its newest rows came from."""
         return self.schema.provenance[-1]
 
+    def row(self, index: int) -> Row:
+        """Give row `index`; only the rows of its row group are read."""
+        group = self._group_of(index)
+        return self._rows_of(group)[index - self._group_starts[group]]
+
     def features(self, index: int) -> Features:
         """Give the features of row `index`, checked."""
-        self._ensure_open()
-        row = self.rows[index]
-        group = bisect_right(self._group_starts, index) - 1
-        offset = index - self._group_starts[group]
+        row = self.row(index)
+        group = self._group_of(index)
         with self._damage(f"features of row {index} ({row.path})"):
             columns = self._blobs(group)
-            blobs = {name: column[offset].as_buffer() for name, column in columns.items()}
+            blobs = {name: column[index - self._group_starts[group]].as_buffer() for name, column in columns.items()}
         return self._checked(row, index, blobs)
 
     def __iter__(self) -> Iterator[tuple[int, Row, Features | None]]:
         """Iterate over all rows with their features; each row group is read once."""
-        self._ensure_open()
         for group, start in enumerate(self._group_starts):
+            rows = self._rows_of(group)
             with self._damage(f"features, row group {group}"):
                 columns = self._blobs(group)
-            for offset in range(self._metadata.row_group(group).num_rows):
+            for offset, row in enumerate(rows):
                 index = start + offset
-                row = self.rows[index]
                 blobs = {name: column[offset].as_buffer() for name, column in columns.items()}
                 if any(row.has_features != (blob is not None) for blob in blobs.values()):
                     raise self._damaged(
@@ -143,25 +132,17 @@ class Shard:
 
     # ------------------------------------------------------------------------------------------------- the file
 
-    def _ensure_open(self) -> None:
-        """Read the footer for the first time, where rows came from a snapshot."""
-        if self._metadata is None:
-            self._read_footer()
-
     def _read_footer(self) -> ShardSchema:
         with self._damage("its footer"):
             with self.storage.open(self.name) as stream:
                 footer = read_footer(stream)
-            if self._checksum not in {None, hashlib.sha256(footer).digest()}:
-                raise ValueError("it is no longer the shard that it was when its rows were read")
+            self.checksum = hashlib.sha256(footer).digest()
             self._chunks = chunks(footer)
             with self._open() as parquet:
                 self._metadata = parquet.metadata
                 columns = parquet.schema_arrow
         schema = self._read_schema(columns)
         self._group_starts = self._check_groups()
-        if self._checksum is not None and self._metadata.num_rows != len(self.rows):
-            raise self._damaged("it has another number of rows than it had")
         return schema
 
     @contextmanager
@@ -226,38 +207,58 @@ class Shard:
 
     # ------------------------------------------------------------------------------------------------- the rows
 
-    def _read_columns(self) -> dict[str, Sequence[Any]]:
+    def _group_of(self, index: int) -> int:
+        """Give the number of the row group of row `index`. ShardDamaged if there is no such row."""
+        if not 0 <= index < len(self):
+            raise self._damaged(f"it has no row {index}")
+        return bisect_right(self._group_starts, index) - 1
+
+    def _rows_of(self, group: int) -> list[Row]:
+        """Give the rows of one row group; those read last are kept."""
+        if "rows" in self.__dict__:
+            start = self._group_starts[group]
+            return self.rows[start : start + self._metadata.row_group(group).num_rows]
+        if self._group_rows[0] != group:
+            self._group_rows = (group, self._read_rows([group]))
+        return self._group_rows[1]
+
+    def _read_rows(self, groups: Sequence[int]) -> list[Row]:
+        columns = self._read_columns(groups)
+        with garbage_collection_paused():
+            return self._as_rows(columns, self._group_starts[groups[0]] if groups else 0)
+
+    def _read_columns(self, groups: Sequence[int]) -> dict[str, list[Any]]:
         names = list(row_columns())
         columns: dict[str, list[Any]] = {name: [] for name in names}
         with self._damage("a column of its rows"):
             room = MAX_TEXT_BYTES
             with self._open() as parquet:
-                numbers = range(len(self._group_starts))
-                for start in range(0, len(numbers), GROUPS_AT_A_TIME):
-                    groups = numbers[start : start + GROUPS_AT_A_TIME]
-                    self._check_pages(groups, names, MAX_TEXT_BYTES)
-                    table = parquet.read_row_groups(list(groups), columns=names, use_threads=False)
+                for start in range(0, len(groups), GROUPS_AT_A_TIME):
+                    some = list(groups[start : start + GROUPS_AT_A_TIME])
+                    self._check_pages(some, names, MAX_TEXT_BYTES)
+                    table = parquet.read_row_groups(some, columns=names, use_threads=False)
                     room -= table.nbytes
                     if room < 0:
                         raise ValueError("more text than any writer puts there")
                     for name in names:
                         columns[name] += _listed(table.column(name))
-            if any(len(column) != self._metadata.num_rows for column in columns.values()):
+            expected = sum(self._metadata.row_group(group).num_rows for group in groups)
+            if any(len(column) != expected for column in columns.values()):
                 raise ValueError("fewer values than rows")
-        return dict(columns)
+        return columns
 
-    def _as_rows(self, columns: dict[str, Sequence[Any]]) -> list[Row]:
+    def _as_rows(self, columns: Mapping[str, Sequence[Any]], first: int) -> list[Row]:
         alike: dict[str, str] = {}  # one string for what most rows have in common
         ordered = [
             [None if value is None else alike.setdefault(value, value) for value in columns[name]]
-            if name in _SHARED_STRINGS
+            if name in SHARED_STRINGS
             else columns[name]
             for name in ROW_FIELDS
         ]
         grid = ROW_FIELDS.index("grid_thw")
         ordered[grid] = [None if value is None else tuple(value) for value in ordered[grid]]
         rows = [Row(*values) for values in zip(*ordered, strict=True)]
-        for index, row in enumerate(rows):
+        for index, row in enumerate(rows, first):
             if unknown := unknown_value(row):
                 raise made_by_newer(self.where, f"row {index} has the unknown {unknown}")
             if wrong := row_error(row, self.schema.config):
@@ -271,8 +272,8 @@ class Shard:
 
         A damaged page header can make a reader give fewer values without an error: they are counted.
         """
-        start, count = self._group_starts[group], self._metadata.row_group(group).num_rows
-        tokens = sum(row.n_tokens or 0 for row in self.rows[start : start + count] if row.has_features)
+        count = self._metadata.row_group(group).num_rows
+        tokens = sum(row.n_tokens or 0 for row in self._rows_of(group) if row.has_features)
         found = {}
         for spec in self.schema.tensors:
             self._check_pages([group], [spec.column], tokens * spec.token_bytes + 16 * count + PAGE_SLACK)
@@ -315,7 +316,9 @@ class Shard:
         try:
             yield
         except FileNotFoundError:
-            raise StoreDamaged(f"{self.where} no longer exists; run `qvsplit extract` again to make it again") from None
+            raise ShardNotFound(
+                f"{self.where} no longer exists; run `qvsplit extract` again to make it again"
+            ) from None
         except NotAShard as error:
             what = f"not a qvsplit shard: {error}"
             raise ShardDamaged(f"{self.where} is {what}", self.where, what) from None

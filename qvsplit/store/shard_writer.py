@@ -123,8 +123,8 @@ class ShardWriter:
         specs = self.schema.tensors
         if set(features.tensors) != {spec.key for spec in specs}:
             raise ValueError(f"has the tensors {', '.join(features.tensors)}, and its shard declares others")
-        check_features(row, {spec.column: features[spec.key].raw.nbytes for spec in specs}, specs)
-        return {spec.column: codec.encode(features[spec.key].raw, spec.dtype) for spec in specs}
+        check_features(row, {spec.column: features.tensors[spec.key].raw.nbytes for spec in specs}, specs)
+        return {spec.column: codec.encode(features.tensors[spec.key].raw, spec.dtype) for spec in specs}
 
     def _flush(self) -> None:
         import pyarrow as pa

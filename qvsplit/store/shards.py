@@ -35,7 +35,7 @@ def shard_paths(place: str | os.PathLike[str]) -> list[Path]:
             refuse_half_placed(LocalStorage(path))
             found = [path / name for name in shards_in(LocalStorage(path))]
             if not found:
-                raise UsageError(f"{text} holds no shards; make some with `qvsplit extract PHOTOS --embeds {text}`")
+                raise UsageError(f"{text} holds no shards; extract images into it with `out={text}`")
         else:
             found = [path]
     except (FileNotFoundError, NotADirectoryError):
@@ -49,7 +49,7 @@ def shard_paths(place: str | os.PathLike[str]) -> list[Path]:
     except (OSError, ValueError):
         found = []
     if not found:
-        raise UsageError(f"no store or shard at {text}; make one with `qvsplit extract PHOTOS --embeds DIR`")
+        raise UsageError(f"no store or shard at {text}; make one with `qvsplit extract PHOTOS` and `out=DIR`")
     return sorted(found, key=layout.in_order)
 
 

@@ -56,6 +56,9 @@ class Storage(Protocol):
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading; seekable."""
 
+    def local_path(self, name: str) -> Path | None:
+        """Give the file of this name for libraries that take a path, such as SQLite; None where it is not local."""
+
     def put_whole(self, name: str, *, durable: bool = True) -> AbstractContextManager[IO[bytes]]:
         """Give a local stream, for writing and reading, whose content appears as `name` at the end of the block.
 
@@ -121,6 +124,10 @@ class LocalStorage:
             os.close(descriptor)
             raise ValueError("it is not a regular file")
         return os.fdopen(descriptor, "rb", buffering=0)
+
+    def local_path(self, name: str) -> Path | None:
+        """Give the file itself."""
+        return self.folder / name
 
     @contextmanager
     def put_whole(self, name: str, *, durable: bool = True) -> Iterator[IO[bytes]]:

@@ -1,181 +1,426 @@
 """A store: a folder of shards under one extraction config, and what is current in it.
 
-The shards are the only truth. Current are all rows of an item with the highest generation; features are found by
-content: any row with the same hash and part that holds them. Needs no torch.
+The shards are the only truth, and the catalogue knows what is in them. Current are all rows of an item with the highest
+generation; features are found by content: any row with the same hash and part that holds them. Needs no torch.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qvsplit.errors import ConfigError, StoreDamaged, UsageError, some_of
-from qvsplit.runtime.memory import garbage_collection_paused
+from qvsplit.errors import ConfigError, ShardDamaged, ShardNotFound, StoreDamaged, StoreInUse, UsageError, some_of
+from qvsplit.runtime.names import stored_name
+from qvsplit.store.catalogue import Catalogue, CataloguedShard
+from qvsplit.store.catalogue_file import (
+    OnShard,
+    catalogue_of,
+    catalogue_of_shards,
+    no_progress,
+    shard_files,
+)
 from qvsplit.store.config import ExtractionConfig, Provenance
 from qvsplit.store.features import Features, TensorSpec
-from qvsplit.store.row import Content, Row
-from qvsplit.store.row_cache import open_shards
-from qvsplit.store.shard_reader import Shard
-from qvsplit.store.shards import shard_paths, shards_in
+from qvsplit.store.row import Content, Key, Row
+from qvsplit.store.schema import ShardSchema
+from qvsplit.store.shard_reader import ADVICE, Shard
+from qvsplit.store.shards import refuse_half_placed, shard_paths, shards_in
 from qvsplit.store.storage import LocalStorage, Storage
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow as pa
+
+OPEN_SHARDS = 16  # whose footers are kept in memory
+_ATTEMPTS = 100  # to open a store that is being written
+_PAUSE_SECONDS = 0.02
 
 
 class Store:
-    """Shards opened for reading, under one extraction config, the oldest first.
+    """A store opened for reading, under one extraction config: one whole state of it, whatever others write meanwhile.
 
-    Iterating gives the current rows that can be asked about: those with status `ok`, sorted by root and path.
+    Iterating gives the current rows that can be asked about: those with status `ok`, sorted by root, path and part.
+
+        store = qvsplit.open_store("embeds")
+        row = store["coffee.png"]
+        store.features(row)["pooler_output"]  # a NumPy array
+
+    Args:
+        catalogue: What is in the shards.
+        storages: Where each of them lies, by its number in the catalogue; one storage for all where they lie together.
+        reopen: Opens the store anew, should a shard have been replaced since.
 
     Raises:
         ConfigError: The shards are of two extraction configs.
     """
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self.shards = list(shards)
-        _check_one_config(self.shards)
-        self._current: dict[tuple[str, str], tuple[Row, ...]] = {}
-        self._homes: dict[Content, tuple[Shard, int]] = {}
-        self.generation = 0  # the highest
-        with garbage_collection_paused():
-            for shard in self.shards:
-                for index, row in enumerate(shard.rows):
-                    self._add(row)
-                    if row.has_features and row.sha256 is not None:
-                        self._homes[row.sha256, row.part] = (shard, index)
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        storages: Storage | Sequence[Storage],
+        reopen: Callable[[], Store] | None = None,
+    ) -> None:
+        self.catalogue = catalogue
+        self._storages = storages
+        self._reopen = reopen
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._entries = {shard.number: shard for shard in catalogue.shards}
+        _check_one_config([(self._where(one), one.schema) for one in catalogue.shards])
 
-    def _add(self, row: Row) -> None:
-        """Take up a row of a later place: it supersedes lower generations, and the same part of its own."""
-        key = row.root, row.path
-        before = self._current.get(key)
-        if before is None or row.generation > before[0].generation:
-            self._current[key] = (row,)
-        elif row.generation == before[0].generation:
-            others = (one for one in before if one.part != row.part)
-            self._current[key] = tuple(sorted((*others, row), key=lambda one: one.part))
-        if row.generation > self.generation:
-            self.generation = row.generation
+    def __repr__(self) -> str:
+        """Say what it holds."""
+        if self.config is None:
+            return f"<Store {self.name}: empty>"
+        counts = self.catalogue.counts().values()
+        failed = sum(count.get("failed", 0) for count in counts)
+        rest = f", {failed:,} failed" if failed else ""
+        return f"<Store {self.name}: {len(self):,} images by {self.config.family}{rest}>"
+
+    def close(self) -> None:
+        """Let go of the catalogue's file; the store is of no use any more."""
+        self.catalogue.close()
+
+    def __enter__(self) -> Store:
+        """Give the store, which is closed when the block ends."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---------------------------------------------------------------------------------------------------- the whole
 
     @property
     def config(self) -> ExtractionConfig | None:
         """The extraction config of every row; None for a store without shards."""
-        return self.shards[0].config if self.shards else None
+        schema = self._schema
+        return schema.config if schema is not None else None
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...] | None:
         """The tensors of every row with features."""
-        return self.shards[0].schema.tensors if self.shards else None
-
-    @property
-    def provenance(self) -> Provenance | None:
-        """Where the newest rows came from."""
-        return self.shards[-1].provenance if self.shards else None
-
-    @property
-    def name(self) -> str:
-        """The folders its shards lie in, as they were given."""
-        return ", ".join(dict.fromkeys(shard.storage.location for shard in self.shards))
+        schema = self._schema
+        return schema.tensors if schema is not None else None
 
     @property
     def width(self) -> int | None:
         """Values a token of `pooler_output`."""
-        return self.shards[0].schema.width if self.shards else None
+        schema = self._schema
+        return schema.width if schema is not None else None
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Where the newest rows came from."""
+        shards = self.catalogue.shards
+        return shards[-1].schema.provenance[-1] if shards else None
+
+    @property
+    def _schema(self) -> ShardSchema | None:
+        shards = self.catalogue.shards
+        return shards[0].schema if shards else None
+
+    @property
+    def name(self) -> str:
+        """The folders its shards lie in, as they were given."""
+        storages = self._storages if isinstance(self._storages, Sequence) else [self._storages]
+        return ", ".join(dict.fromkeys(storage.location for storage in storages))
+
+    @property
+    def generation(self) -> int:
+        """The highest generation of any row."""
+        return self.catalogue.generation
 
     @property
     def roots(self) -> frozenset[str]:
         """The roots of all rows, as stored."""
-        return frozenset(root for root, _ in self._current)
+        return self.catalogue.roots
+
+    # ------------------------------------------------------------------------------------------------------- rows
 
     @property
     def rows(self) -> list[Row]:
         """The current rows of every item, whatever their status, sorted by root, path and part."""
-        return [row for key in sorted(self._current) for row in self._current[key]]
+        return list(self.catalogue.rows())
+
+    def __iter__(self) -> Iterator[Row]:
+        """Iterate over the current rows that can be asked about, sorted."""
+        return self.catalogue.rows_with_status("ok")
+
+    def __len__(self) -> int:
+        """Count the rows that can be asked about."""
+        return self.catalogue.ok
+
+    def __bool__(self) -> bool:
+        """Say whether there is a row that can be asked about."""
+        return len(self) > 0
+
+    def __contains__(self, name: object) -> bool:
+        """Say whether there is a current row of this name: a path, a file name or a whole path. Rows too."""
+        if isinstance(name, Row):
+            return self.is_current(name)
+        return isinstance(name, str | os.PathLike) and bool(self._named(os.fspath(name)))
+
+    def __getitem__(self, name: str | os.PathLike[str]) -> Row:
+        """Give the current row of this name: its path below the root, its file name, or the whole path.
+
+        Raises:
+            KeyError: There is none.
+            UsageError: There are several.
+        """
+        if not isinstance(name, str | os.PathLike):
+            raise UsageError(f"store[name]: give the name of an image, not {type(name).__name__} {name!r}")
+        found = self._named(os.fspath(name))
+        if not found:
+            raise KeyError(f"{self.name} has no image named {os.fspath(name)}")
+        if len({row.key for row in found}) > 1:
+            places = some_of((f"{row.root}/{row.path}" for row in found), 3)
+            raise UsageError(f"{self.name} has several images named {os.fspath(name)} ({places}); give the whole path")
+        return found[0]
+
+    def _named(self, name: str) -> list[Row]:
+        """Give the rows of this name: by path below a root, else by whole path, else by file name."""
+        stored = stored_name(name)
+        for root in sorted(self.roots):
+            rows = self.catalogue.rows_of(root, stored)
+            if rows:
+                others = [one for other in sorted(self.roots - {root}) for one in self.catalogue.rows_of(other, stored)]
+                return rows + others
+        for root in self.roots:
+            start = root if root.endswith("/") else root + "/"
+            if stored.startswith(start) and (rows := self.catalogue.rows_of(root, stored.removeprefix(start))):
+                return rows
+        if "/" in stored:
+            return []
+        return self.catalogue.rows_named(lambda root, path: path.rpartition("/")[2] == stored)
 
     def current(self, root: str, path: str) -> Row | None:
         """Give the current row of one item; of several parts the first."""
-        rows = self._current.get((root, path))
-        return None if rows is None else rows[0]
+        rows = self.catalogue.rows_of(root, path)
+        return rows[0] if rows else None
+
+    def rows_in(self, wanted: Callable[[Key], bool]) -> Iterator[Row]:
+        """Give the current rows in those folders, root and path, that are `wanted`, in no order."""
+        return self.catalogue.rows_in(wanted)
 
     def is_current(self, row: Row) -> bool:
-        """Say whether this very row is current."""
-        return any(one is row for one in self._current.get(row.key, ()))
+        """Say whether there is such a current row."""
+        return row in self.catalogue.rows_of(row.root, row.path)
 
-    def home(self, content: Content | None) -> Row | None:
-        """Give the row that holds the features of this content."""
-        place = self._homes.get(content) if content is not None else None
-        return None if place is None else place[0].rows[place[1]]
+    # --------------------------------------------------------------------------------------------------- features
 
-    def is_home(self, content: Content, shard: Shard, index: int) -> bool:
-        """Say whether row `index` of `shard` is where the features of this content are taken from."""
-        place = self._homes.get(content)
-        return place is not None and place[0] is shard and place[1] == index
-
-    @property
-    def contents(self) -> frozenset[Content]:
-        """What features there are."""
-        return frozenset(self._homes)
-
-    def features(self, row: Row) -> Features:
+    def features(self, row: Row | str | os.PathLike[str]) -> Features:
         """Give the checked features of an `ok` row, its own or those of the same bytes under another name.
+
+        Args:
+            row: A row of this store, or what names one: see `__getitem__`.
 
         Raises:
             UsageError: The row has none: it failed, or was deleted.
             StoreDamaged: They are in no shard, or in a damaged one.
         """
+        if not isinstance(row, Row):
+            row = self[row]
         if row.status != "ok" or row.content is None:
             reason = f" ({row.error})" if row.error else ""
             raise UsageError(f"{row.path} has no features: it is {row.status}{reason}")
-        place = self._homes.get(row.content)
+        place = self.catalogue.home(row.content)
         if place is None:
             raise StoreDamaged(
                 f"the features of {row.path} are in no shard given; give the whole store, or run `qvsplit extract` "
                 "again"
             )
-        return place[0].features(place[1])
+        try:
+            return self._features_at(place[0], place[1], row.content)
+        except ShardNotFound:
+            return self._features_after_change(row)
 
-    def __iter__(self) -> Iterator[Row]:
-        """Iterate over the current rows that can be asked about, sorted."""
-        return (row for row in self.rows if row.status == "ok")
+    def _features_at(self, number: int, index: int, content: Content) -> Features:
+        shard = self.shard(number)
+        if shard.row(index).content != content:
+            what = f"row {index} is not the one that it was"
+            raise ShardDamaged(f"{shard.where} is damaged: {what}; {ADVICE}", shard.where, what)
+        return shard.features(index)
 
-    def __len__(self) -> int:
-        """Count the rows that can be asked about."""
-        return sum(row.status == "ok" for rows in self._current.values() for row in rows)
+    def _features_after_change(self, row: Row) -> Features:
+        """Find features whose shard has gone: a compaction wrote them anew."""
+        if self._reopen is not None:
+            now = self._reopen()
+            place = now.catalogue.home(row.content) if now.config == self.config else None
+            if place is not None and row.content is not None:
+                self.catalogue, self._entries, self._open = now.catalogue, now._entries, now._open
+                return self._features_at(*place, row.content)
+        raise StoreDamaged(
+            f"{self.name} is no longer the store that it was, and the features of {row.path} are not in it; open it "
+            "again"
+        )
+
+    def holds(self, content: Content | None) -> bool:
+        """Say whether there are features of this content."""
+        return self.catalogue.home(content) is not None
+
+    def home(self, content: Content | None) -> Row | None:
+        """Give the row that holds the features of this content, current or not."""
+        place = self.catalogue.home(content)
+        return None if place is None else self.shard(place[0]).row(place[1])
+
+    # ------------------------------------------------------------------------------------------------------ shards
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All its shards, the oldest first, opened."""
+        return [self.shard(number) for number in self._entries]
+
+    def shard(self, number: int) -> Shard:
+        """Open a shard by its number in the catalogue; those used last are kept open.
+
+        Raises:
+            ShardNotFound: It is no longer there.
+            ShardDamaged: It is not the one whose rows are in the catalogue.
+        """
+        if number not in self._open:
+            entry = self._entries[number]
+            shard = Shard(self._storage(number), entry.name)
+            if shard.checksum != entry.checksum:
+                what = "it is no longer the shard that it was when its rows were read"
+                raise ShardDamaged(f"{shard.where} is damaged: {what}; {ADVICE}", shard.where, what)
+            self._open[number] = shard
+            while len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def _storage(self, number: int) -> Storage:
+        if isinstance(self._storages, Sequence):
+            return self._storages[number - 1]
+        return self._storages
+
+    def _where(self, entry: CataloguedShard) -> str:
+        return self._storage(entry.number).where(entry.name)
+
+    def size(self) -> int:
+        """Count the bytes of its shards on disk."""
+        sizes = {}
+        for entry in self.catalogue.shards:
+            storage = self._storage(entry.number)
+            if storage.location not in sizes:
+                sizes[storage.location] = {file.name: file.size for file in storage.list()}
+        return sum(sizes[self._storage(entry.number).location].get(entry.name, 0) for entry in self.catalogue.shards)
+
+    @property
+    def storage(self) -> Storage | None:
+        """Where its shards lie, if they lie in one folder."""
+        storages = self._storages if isinstance(self._storages, Sequence) else [self._storages]
+        return storages[0] if len({storage.location for storage in storages}) == 1 else None
+
+    # ---------------------------------------------------------------------------------------------- other libraries
+
+    def to_arrow(self, *, features: bool = False) -> pa.Table:
+        """Give the current rows, whatever their status, as a table, a column for each of a row's.
+
+        Args:
+            features: Also the columns of features as they are stored (docs/format.md), for rows with status `ok`.
+        """
+        from qvsplit.store.arrow import rows_table
+
+        if not features:
+            return rows_table(self.catalogue.rows())
+        return rows_table(self.catalogue.rows(), self.tensors or (), self.features)
+
+    def to_pandas(self, *, features: bool = False) -> pandas.DataFrame:
+        """Give the current rows as a data frame: `to_arrow`, for pandas."""
+        return self.to_arrow(features=features).to_pandas()
 
 
-def open_store(*places: str | os.PathLike[str]) -> Store:
+# ------------------------------------------------------------------------------------------------------------ opening
+
+
+def open_store(*places: str | os.PathLike[str], on_shard: OnShard = no_progress) -> Store:
     """Open the store in the given folders, shards or globs.
+
+        store = qvsplit.open_store("embeds")
+
+    Args:
+        places: Where it is: usually one folder.
+        on_shard: Hears, with how many of how many, when shards are read that the store's catalogue does not know.
 
     Raises:
         UsageError: There is none.
         StoreInUse: A rebuilt store is not wholly in place.
         StoreDamaged, ConfigError: See `Shard` and `Store`.
     """
+    for place in places:
+        if not isinstance(place, str | os.PathLike):
+            raise UsageError(f"places: give the path of a store, not {type(place).__name__} {place!r}")
+    if not places:
+        raise UsageError("places: give the path of a store")
+    if len(places) == 1 and os.path.isdir(places[0]):
+        return _open_folder(Path(places[0]), on_shard)
+    return _open_several(places, on_shard)
+
+
+def _open_folder(folder: Path, on_shard: OnShard) -> Store:
+    """Open one folder's whole state: as it was at one moment, also beside a writer."""
+    storage = LocalStorage(folder)
+    for _ in range(_ATTEMPTS):
+        shard_paths(folder)  # refuses what is no store, and one that is half in place
+        files = shard_files(storage)
+        try:
+            catalogue = catalogue_of(storage, files, on_shard=on_shard)
+        except StoreDamaged:
+            if shard_files(storage) == files:
+                raise
+        else:
+            # a listing may have missed a new shard, and the old one that it replaces: two alike have missed nothing
+            if shard_files(storage) == files:
+                refuse_half_placed(storage)
+                return Store(catalogue, storage, lambda: _open_folder(folder, no_progress))
+            catalogue.close()
+        time.sleep(_PAUSE_SECONDS)
+    raise StoreInUse(f"{folder} is changing faster than it can be read; try again later")
+
+
+def _open_several(places: Sequence[str | os.PathLike[str]], on_shard: OnShard) -> Store:
+    """Open what several folders hold, or some shards of one, as one store."""
     names: dict[str, dict[str, None]] = {}  # folder → names of shards, each once, in order
     for place in places:
         for path in shard_paths(place):
             names.setdefault(str(path.parent), {})[path.name] = None
-    return Store(
-        [shard for folder, some in names.items() for shard in open_shards(LocalStorage(Path(folder)), [*some])]
-    )
+    wanted = [(LocalStorage(Path(folder)), name) for folder, some in names.items() for name in some]
+    shards = []
+    for done, (storage, name) in enumerate(wanted):
+        on_shard(done, len(wanted))
+        shards.append(Shard(storage, name))
+    on_shard(len(wanted), len(wanted))
+    return store_of(shards)
+
+
+def store_of(shards: Sequence[Shard]) -> Store:
+    """Give the store of these very shards, the first being the oldest."""
+    _check_one_config([(shard.where, shard.schema) for shard in shards])
+    storages = [shard.storage for shard in shards]
+    return Store(catalogue_of_shards(shards, ", ".join(dict.fromkeys(one.location for one in storages))), storages)
 
 
 def read_store(storage: Storage) -> Store:
-    """Open all shards of `storage` themselves, without the cache of rows."""
-    return Store([Shard(storage, name) for name in shards_in(storage)])
+    """Open all shards of `storage` themselves, without the published catalogue."""
+    return store_of([Shard(storage, name) for name in shards_in(storage)])
 
 
-def _check_one_config(shards: Sequence[Shard]) -> None:
-    for shard in shards[1:]:
-        first = shards[0]
-        if (shard.config, shard.schema.tensors) == (first.config, first.schema.tensors):
+def _check_one_config(shards: Sequence[tuple[str, ShardSchema]]) -> None:
+    for where, schema in shards[1:]:
+        first_where, first = shards[0]
+        if (schema.config, schema.tensors) == (first.config, first.tensors):
             continue
-        differences = first.config.differences(shard.config)
-        if first.schema.tensors != shard.schema.tensors:
-            differences.append(f"tensors: {_described(first)}, not {_described(shard)}")
+        differences = first.config.differences(schema.config)
+        if first.tensors != schema.tensors:
+            differences.append(f"tensors: {_described(first)}, not {_described(schema)}")
         raise ConfigError(
-            f"{first.where} and {shard.where} were made under two extraction configs ({some_of(differences)}); ask "
-            "them apart"
+            f"{first_where} and {where} were made under two extraction configs ({some_of(differences)}); ask them apart"
         )
 
 
-def _described(shard: Shard) -> str:
-    return ", ".join(f"{spec.key} {spec.width} {spec.dtype}" for spec in shard.schema.tensors)
+def _described(schema: ShardSchema) -> str:
+    return ", ".join(f"{spec.key} {spec.width} {spec.dtype}" for spec in schema.tensors)

@@ -7,7 +7,7 @@ identity. extract, compact, rebuild, repair and purge write through it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from qvsplit.errors import DiskError
@@ -46,7 +46,7 @@ class StoreWriter:
     Args:
         storage: The store, locked by the caller.
         schema: What every shard declares.
-        held: Contents whose features other shards hold, and go on holding.
+        is_held: Whether other shards hold the features of a content, and go on holding them.
         first: The lowest number that a shard may have.
         on_begin: Called before a shard is begun.
     """
@@ -56,14 +56,15 @@ class StoreWriter:
         storage: Storage,
         schema: ShardSchema,
         *,
-        held: Collection[Content] = (),
+        is_held: Callable[[Content], bool] = lambda content: False,
         first: int = 1,
         on_begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.storage = storage
         self.schema = schema
         self.written = Written()
-        self._held = set(held)
+        self._is_held = is_held
+        self._finished: set[Content] = set()  # held by shards of this writer's
         self._in_hand: set[Content] = set()  # held by the shard that is being written
         self._first = first
         self._on_begin = on_begin
@@ -99,7 +100,7 @@ class StoreWriter:
 
     def holds(self, content: Content) -> bool:
         """Say whether the store, or the shard in hand, holds the features of this content."""
-        return content in self._held or content in self._in_hand
+        return content in self._in_hand or content in self._finished or self._is_held(content)
 
     def end_shard(self) -> None:
         """Finish the shard in hand, if there is one: from here on its rows survive."""
@@ -108,7 +109,7 @@ class StoreWriter:
             contents, self._in_hand = self._in_hand, set()
             self.written.bytes += shard.finish()
             self.written.shards += 1
-            self._held |= contents
+            self._finished |= contents
 
     def abandon(self) -> None:
         """Give up the shard in hand; finished ones are kept."""

@@ -86,9 +86,9 @@ def test_an_interrupt_keeps_what_had_left_the_encoder(extract, fake_model, some_
         raise KeyboardInterrupt
 
     fake_model.seconds = 0.05  # the second is behind the first
-    with pytest.raises(KeyboardInterrupt) as interrupt:
+    with pytest.raises(KeyboardInterrupt):
         extract(some_photos, patch_budget=1, workers=4, on_item=on_item)
-    summary = interrupt.value.qvsplit_summary
+    (summary,) = extract.ended
     assert summary.interrupted
     assert len(open_store(out)) == summary.encoded == 2
     assert summary.remaining == 2
@@ -106,10 +106,10 @@ def test_an_interrupt_in_the_middle_of_a_row_counts_what_is_written(extract, som
         return real(storage, name, **how)
 
     monkeypatch.setattr(LocalStorage, "put_whole", interrupted)
-    with pytest.raises(KeyboardInterrupt) as interrupt:
+    with pytest.raises(KeyboardInterrupt):
         extract(some_photos, patch_budget=1)
     assert names[0] == layout.shard_name(1)
-    summary = interrupt.value.qvsplit_summary
+    (summary,) = extract.ended
     assert summary.encoded == len(open_store(out)) >= 1
     assert summary.encoded + summary.remaining == 4
 
@@ -164,7 +164,7 @@ def test_a_second_writer_is_told_who_holds_the_store_and_readers_do_not_wait(ext
     assert process.stdout.readline() == "locked\n"
     try:
         for _ in range(2):
-            with pytest.raises(StoreInUse, match=f"process {process.pid} on .* since .*--wait"):
+            with pytest.raises(StoreInUse, match=f"process {process.pid} on .* since .*`wait=True`"):
                 extract(some_photos)
         assert len(open_store(out)) == 1
         assert extract(some_photos, dry_run=True, model=None).to_read == 3
@@ -179,7 +179,7 @@ def test_a_second_run_waits_if_asked_to(extract, some_photos, out):
     ended, rans = threading.Event(), []
     with LocalStorage(out).lock() as held:
         held.announce()
-        with pytest.raises(StoreInUse, match=rf"process {os.getpid()} on .* since .*--wait"):
+        with pytest.raises(StoreInUse, match=rf"process {os.getpid()} on .* since .*`wait=True`"):
             extract(some_photos)
 
         def waiting() -> None:
@@ -324,9 +324,9 @@ def test_rows_that_met_a_full_disk_are_not_half_kept(extract, some_photos, out, 
 
     with monkeypatch.context() as broken:
         broken.setattr(pq.ParquetWriter, "write_table", write_table)
-        with pytest.raises(DiskError, match="the disk is full") as error:
+        with pytest.raises(DiskError, match="the disk is full"):
             extract(some_photos, patch_budget=1)
-    assert error.value.qvsplit_summary.shards == 0
+    assert extract.ended[-1].shards == 0
     assert shards(out) == staged(out) == []
     assert extract(some_photos).encoded == 4
 
@@ -357,9 +357,9 @@ def test_what_fails_in_a_device_worker_stops_the_run_and_keeps_what_was_written(
             raise ModelError("the encoder is broken")
 
     fake_model.on_encode = on_encode
-    with pytest.raises(ModelError, match="broken") as error:
+    with pytest.raises(ModelError, match="broken"):
         extract(some_photos, patch_budget=1)
-    assert len(open_store(out)) == error.value.qvsplit_summary.encoded == 2
+    assert len(open_store(out)) == extract.ended[-1].encoded == 2
     last = json.loads((out / layout.HISTORY).read_text().splitlines()[-1])
     assert (last["error"], last["encoded"], last["remaining"]) == ("ModelError", 2, 2)
     fake_model.on_encode = lambda batch: None

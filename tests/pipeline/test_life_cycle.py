@@ -14,10 +14,9 @@ from PIL import Image
 
 from qvsplit.errors import ConfigError, ShardDamaged, StoreDamaged, UsageError
 from qvsplit.store import layout
-from qvsplit.store.folder_index import read_index
+from qvsplit.store.catalogue_file import known_catalogue, shard_files
 from qvsplit.store.history import last_runs
 from qvsplit.store.repair import damage_marks
-from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store import open_store
 from tests.support.extracting import LATER, OLD, add, add_bad, contents, flip, shards, state
@@ -66,9 +65,9 @@ def test_nothing_to_do_writes_nothing_and_imports_nothing_heavy(extract, some_ph
 
 
 @pytest.mark.parametrize("spoil", ["lost", "flipped", "of other shards"])
-def test_the_index_is_only_a_cache(extract, some_photos, out, spoil):
+def test_the_catalogue_is_only_a_cache(extract, some_photos, out, spoil):
     extract(some_photos)
-    index, storage = out / layout.INDEX, LocalStorage(out)
+    index, storage = out / layout.CATALOGUE, LocalStorage(out)
     if spoil == "lost":
         index.unlink()
     elif spoil == "flipped":
@@ -81,10 +80,10 @@ def test_the_index_is_only_a_cache(extract, some_photos, out, spoil):
         add(some_photos, "coins.png", "coffee.png")
         extract(some_photos)
         index.write_bytes(kept)
-    assert read_index(storage, shards_in(storage)) is None
+    assert known_catalogue(storage, shard_files(storage)) is None
     again = extract(some_photos)
     assert (again.unchanged, again.to_read, again.shards) == (4, 0, 0)
-    assert read_index(storage, shards_in(storage)) is not None
+    assert known_catalogue(storage, shard_files(storage)).tallies
 
 
 def test_the_index_does_not_hide_what_changed(extract, some_photos):
@@ -333,7 +332,7 @@ def test_purge_leaves_no_row_and_no_byte(lived_in, some_photos, run_cli, monkeyp
     (moved,) = [row for row in store.rows if row.path == "moved.png"]
     home = store.home(moved.content)
     assert home.path == "coffee.png"  # under its old name the bytes lie in the first shard
-    raw = store.features(moved)["pooler_output"].raw.tobytes()
+    raw = store.features(moved).tensors["pooler_output"].raw.tobytes()
     monkeypatch.chdir(some_photos)
     code, _, said = run_cli("purge", "moved.png", "--embeds", lived_in)
     assert code == 0
@@ -369,7 +368,8 @@ def test_purge_reaches_what_is_half_rebuilt_or_quarantined(extract, some_photos,
     assert not (out / layout.REBUILD).exists()
     own = {name for name in state(out) if not name.startswith("shard-")}
     assert {os.path.dirname(name) for name in own} == {".qvsplit", ".qvsplit/generations"}
-    assert {os.path.basename(name) for name in own if name.count("/") == 1} == {"lock", "history.jsonl"}
+    assert {os.path.basename(name) for name in own if name.count("/") == 1} == {"lock", "history.jsonl", "catalogue.sqlite"}
+    assert b"chelsea" not in (out / layout.CATALOGUE).read_bytes()
 
 
 def test_purge_keeps_what_another_image_shows(lived_in, some_photos, run_cli):
@@ -467,7 +467,7 @@ def test_where_no_shard_is_sound_the_model_must_be_named(extract, some_photos, o
     extract(some_photos)
     (shard,) = shards(out)
     flip(shard, 0.999)
-    with pytest.raises(ShardDamaged, match="name its model with --model"):
+    with pytest.raises(ShardDamaged, match="name its `model`"):
         extract(some_photos, model=None)
     assert shards(out) == [shard]
     assert extract(some_photos).new == 4
@@ -476,7 +476,7 @@ def test_where_no_shard_is_sound_the_model_must_be_named(extract, some_photos, o
 def test_a_dry_run_of_a_damaged_store_says_so_and_changes_nothing(extract, some_photos, out):
     extract(some_photos)
     flip(shards(out)[0], 0.999)
-    (out / layout.INDEX).unlink()
+    (out / layout.CATALOGUE).unlink()
     before = state(out)
     with pytest.raises(ShardDamaged):
         extract(some_photos, dry_run=True)
@@ -498,7 +498,7 @@ def test_a_deleted_shard_is_encoded_again(extract, some_photos, out):
 
 def test_another_config_is_refused_and_rebuild_is_the_way_on(extract, some_photos, out):
     extract(some_photos)
-    with pytest.raises(ConfigError, match="--rebuild"):
+    with pytest.raises(ConfigError, match="`rebuild=True`"):
         extract(some_photos, storage_dtype="bfloat16")
     half = extract(some_photos, storage_dtype="bfloat16", rebuild=True, limit=2)
     assert (half.new, half.remaining) == (2, 2)
@@ -555,7 +555,7 @@ def test_a_rebuild_drops_only_what_may_go(extract, some_photos, out):
 def test_a_rebuild_does_not_lose_images_of_other_paths(extract, some_photos, tmp_path):
     add(tmp_path / "other", "a.png")
     extract(some_photos, tmp_path / "other")
-    with pytest.raises(UsageError, match="other, which --rebuild would lose"):
+    with pytest.raises(UsageError, match="other, which `rebuild=True` would lose"):
         extract(some_photos, rebuild=True)
     assert extract(some_photos, tmp_path / "other", rebuild=True).new == 5
 

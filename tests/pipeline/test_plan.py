@@ -21,11 +21,9 @@ from qvsplit.pipeline.plan import (
     tallies_after,
 )  # fmt: skip
 from qvsplit.sources.source import UNREADABLE, Listing, Presence, Scope, listing_digest
-from qvsplit.store.config import Provenance
-from qvsplit.store.folder_index import FolderIndex, FolderTally
+from qvsplit.store.catalogue import FolderTally
 from qvsplit.store.row import deleted_row
 from tests.support.fake_catalogue import FakeCatalogue, digest, failed_row, ok_row
-from tests.support.fake_encoder import fake_config
 from tests.support.fake_source import FakeSource, entry
 
 ROOT = ("/photos", "")
@@ -289,9 +287,8 @@ def test_what_has_happened_to_an_item(current, content, held, moved, change):
 # ------------------------------------------------------------------------------------------------- nothing to do
 
 
-def index(**folders: tuple) -> FolderIndex:
-    tallies = {("/photos", path.strip("_")): FolderTally(*tally) for path, tally in folders.items()}
-    return FolderIndex(fake_config(), Provenance("fake", None, "cpu", {}), tallies, frozenset({"/photos"}), {})
+def tallies_of(**folders: tuple) -> dict[tuple[str, str], FolderTally]:
+    return {("/photos", path.strip("_")): FolderTally(*tally) for path, tally in folders.items()}
 
 
 TWO = {"_": ("d", 2, 1, 0), "x": ("e", 4, 0, 0)}
@@ -316,7 +313,7 @@ BOTH = [known(listing("a.png", "b.png", "c.png")), known(listing(*"1234", path="
     ],
 )
 def test_nothing_to_do(folders, listings, scope, prune, expected):
-    total = nothing_to_do(index(**folders), listings, scope, prune=prune)
+    total = nothing_to_do(tallies_of(**folders), (), listings, scope, prune=prune)
     assert total == (None if expected is None else FolderTally("", *expected))
 
 
@@ -388,7 +385,7 @@ def test_a_folder_with_a_file_that_no_listing_has_is_listed_every_time():
     planned = Plan(0, (), 0, 0, unlisted=frozenset({ROOT}))
     tallies = tallied([ok_row("a.png")], listing("a.png"), planned=planned)
     assert tallies[ROOT].digest not in ("", listing("a.png").digest)
-    assert nothing_to_do(index(_=("unlisted", 0, 0, 0)), [listing("a.png")], SCOPE, prune=False) is None
+    assert nothing_to_do(tallies_of(_=("unlisted", 0, 0, 0)), (), [listing("a.png")], SCOPE, prune=False) is None
 
 
 def test_what_a_plan_tallies_is_nothing_to_do_for_the_next():
@@ -401,8 +398,9 @@ def test_what_a_plan_tallies_is_nothing_to_do_for_the_next():
     tallies = tallied(rows, *listings, planned=planned)
     again = list(source.list({folder: tally.digest for folder, tally in tallies.items()}))
     assert [one.known for one in again] == [True, True]
-    found = FolderIndex(fake_config(), Provenance("fake", None, "cpu", {}), tallies, frozenset({"/photos"}), {})
-    assert nothing_to_do(found, again, source.scope, prune=False) == FolderTally("", 2, 1, 1)
+    assert nothing_to_do(tallies, (), again, source.scope, prune=False) == FolderTally("", 2, 1, 1)
+    assert nothing_to_do(tallies, [("/photos", "y")], again, source.scope, prune=False) is None
+    assert nothing_to_do(tallies, [("/other", "y")], again, source.scope, prune=False) is not None
     source.items["/photos", "x/b.png"] = (1, 2)
     again = list(source.list({folder: tally.digest for folder, tally in tallies.items()}))
-    assert nothing_to_do(found, again, source.scope, prune=False) is None
+    assert nothing_to_do(tallies, (), again, source.scope, prune=False) is None

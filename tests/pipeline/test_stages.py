@@ -74,8 +74,8 @@ def test_every_stage_gives_the_same_bits_in_another_process(checkpoint, tmp_path
             (mine,) = encode([own])
             assert torch.equal(mine.tensors[POOLER_OUTPUT], encoded.tensors[POOLER_OUTPUT])
             stored = quantize(mine)
-            assert np.array_equal(stored[POOLER_OUTPUT].raw, features[POOLER_OUTPUT].raw)
-            assert stored[POOLER_OUTPUT].dtype == features[POOLER_OUTPUT].dtype == "bfloat16"
+            assert np.array_equal(stored.tensors[POOLER_OUTPUT].raw, features.tensors[POOLER_OUTPUT].raw)
+            assert stored.tensors[POOLER_OUTPUT].dtype == features.tensors[POOLER_OUTPUT].dtype == "bfloat16"
             assert (stored.config, stored.grid_thw, stored.placeholder) == (
                 features.config, features.grid_thw, features.placeholder
             )  # fmt: skip
@@ -159,10 +159,10 @@ def test_quantize_rounds_once(compute, stored):
     quantize = Quantize(fake_config(stored), FakeEncoder(fake_config(stored)).tensors)
     features = quantize(Encoded({POOLER_OUTPUT: values}, (1, 2, 6), (("<|image_pad|>", 3),)))
     expected = values.to(getattr(torch, stored))
-    assert features[POOLER_OUTPUT].dtype == stored
+    assert features.tensors[POOLER_OUTPUT].dtype == stored
     assert features.n_tokens == 3
     assert np.array_equal(
-        features[POOLER_OUTPUT].numpy(), expected.float().numpy() if stored != "float16" else expected.numpy()
+        features[POOLER_OUTPUT], expected.float().numpy() if stored != "float16" else expected.numpy()
     )
 
 
@@ -170,7 +170,7 @@ def test_quantize_rounds_once(compute, stored):
 def test_int8_is_each_token_over_its_own_scale(width):
     values = torch.tensor([[0.0] * width, [1.0] * width, [-254.0, 2.0] * (width // 2)])
     quantize = Quantize(fake_config("int8"), FakeEncoder(fake_config("int8")).tensors)
-    stored = quantize(Encoded({POOLER_OUTPUT: values}, (1, 2, 6), (("<|image_pad|>", 3),)))[POOLER_OUTPUT]
+    stored = quantize(Encoded({POOLER_OUTPUT: values}, (1, 2, 6), (("<|image_pad|>", 3),))).tensors[POOLER_OUTPUT]
     assert stored.raw.shape == (3, width + 4)
     np.testing.assert_allclose(stored.numpy(), values.numpy(), atol=1e-6)
 
@@ -192,5 +192,5 @@ def test_no_stage_changes_what_it_is_given(checkpoint, kernels):
         assert torch.equal(item.pixels, pixels)
     kept = [result.tensors[POOLER_OUTPUT].clone() for result in first]
     for result, again, values in zip(first, second, kept, strict=True):
-        assert np.array_equal(quantize(result)[POOLER_OUTPUT].raw, quantize(again)[POOLER_OUTPUT].raw)
+        assert np.array_equal(quantize(result).tensors[POOLER_OUTPUT].raw, quantize(again).tensors[POOLER_OUTPUT].raw)
         assert torch.equal(result.tensors[POOLER_OUTPUT], values)

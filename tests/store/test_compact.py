@@ -176,16 +176,15 @@ def test_a_name_that_is_none_or_in_two_roots_is_refused(empty):
 
 def test_purge_reaches_caches_quarantine_and_marks(empty):
     storage = rows.write_store(empty, [rows.item("a.png")], [rows.item("b.png")])
-    for name in (layout.INDEX, layout.ROWS, f"{layout.QUARANTINE}/shard-000009.parquet",
+    for name in (layout.CATALOGUE, f"{layout.QUARANTINE}/shard-000009.parquet",
                  f"{layout.DAMAGE}/shard-000001.parquet.json"):  # fmt: skip
         with storage.put_whole(name) as stream:
             stream.write(b"a.png")
     done = purged(storage, "a.png")
     assert done.removed_quarantined == 1
     assert all(storage.list(folder) == [] for folder in (layout.QUARANTINE, layout.DAMAGE))
-    assert not {layout.INDEX, layout.ROWS} & {
-        f"{layout.OWN_FOLDER}/{one.name}" for one in storage.list(layout.OWN_FOLDER)
-    }
+    catalogue = storage.local_path(layout.CATALOGUE)
+    assert catalogue is None or b"a.png" not in catalogue.read_bytes()
 
 
 def test_purge_reaches_an_unfinished_rebuild(tmp_path):

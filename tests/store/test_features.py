@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 
 from qvsplit.errors import ConfigError, StoreDamaged
 from qvsplit.store.features import StoredTensor, TensorSpec
@@ -38,8 +41,25 @@ def test_int8_is_multiplied_by_each_tokens_scale():
 def test_features_are_named_as_the_models_output_names_them():
     one = rows.features(6, levels=2)
     assert list(one) == ["pooler_output", "deepstack_features_0", "deepstack_features_1"]
-    assert one["deepstack_features_1"] is one.tensors["deepstack_features_1"]
+    assert np.array_equal(one["deepstack_features_1"], one.tensors["deepstack_features_1"].numpy())
     assert one.n_tokens == 6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_they_are_named_arrays_and_tensors_in_the_shape_of_the_encoders_output(dtype):
+    made = rows.features(6, dtype, levels=1)
+    one = dataclasses.replace(made, shapes={"pooler_output": (2, 3, rows.WIDTH)})
+    arrays, tensors = dict(one), one.torch()
+    assert set(arrays) == set(tensors) == set(one) and len(one) == 2 and "pooler_output" in one
+    for name, shape in (("pooler_output", (2, 3, rows.WIDTH)), ("deepstack_features_0", (6, rows.WIDTH))):
+        assert arrays[name].shape == tuple(tensors[name].shape) == shape
+        assert tensors[name].dtype == getattr(torch, dtype if dtype != "int8" else "float32")
+        assert np.array_equal(tensors[name].float().numpy(), arrays[name].astype(np.float32))
+        if dtype != "int8":
+            assert tensors[name].view(torch.uint8).numpy().tobytes() == one.tensors[name].raw.tobytes()
+    with pytest.raises(KeyError, match="no tensor 'embeds'; there are pooler_output, deepstack_features_0"):
+        one["embeds"]
+    assert f"pooler_output 6×{rows.WIDTH} {dtype}" in repr(one)
 
 
 def test_each_tensor_has_a_column_and_comes_back_from_json():

@@ -59,7 +59,7 @@ def test_another_process_is_refused_and_told_who_holds_it(storage, hold):
     with pytest.raises(StoreInUse, match="is being written by process") as caught, storage.lock():
         pass
     assert caught.value.exit_code == 5
-    for part in (str(storage.folder), f"process {process.pid} on {socket.gethostname()}", "--wait"):
+    for part in (str(storage.folder), f"process {process.pid} on {socket.gethostname()}", "wait=True"):
         assert part in str(caught.value)
 
 

@@ -31,7 +31,7 @@ def rebuilt(storage, numbers=(3, 4)):
 def test_the_new_store_takes_the_place_of_the_old(storage):
     new = rebuilt(storage)
     expected = rows.contents(read_store(new))
-    with new.put_whole(layout.ROWS) as stream:
+    with new.put_whole(layout.CATALOGUE) as stream:
         stream.write(b"a cache of its own")
     rebuild.put_in_place(storage)
     assert rows.contents(open_store(storage.folder)) == expected

@@ -6,7 +6,7 @@ import pytest
 
 from qvsplit.errors import ConfigError, ShardDamaged
 from qvsplit.store import layout
-from qvsplit.store.repair import clear_marks, damage_marks, mark_damage, repair
+from qvsplit.store.repair import RepairNotes, clear_marks, damage_marks, mark_damage, repair
 from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store import read_store
@@ -39,7 +39,6 @@ def spoil(storage, name: str, place: int) -> None:
 def spoil_features(storage, shard: int, index: int) -> None:
     """Flip a byte in the features of one row, in a row group of its own."""
     opened = read_store(storage).shards[shard]
-    opened._ensure_open()
     chunk = opened._chunks[index][-1]
     spoil(storage, opened.name, chunk.start + chunk.length - 5)
 
@@ -47,7 +46,7 @@ def spoil_features(storage, shard: int, index: int) -> None:
 def repaired(storage, **options):
     notes: list[str] = []
     with storage.lock() as lock:
-        store, number = repair(storage, lock, notes.append, **({"model_named": False} | options))
+        store, number = repair(storage, lock, RepairNotes(notes.append), **({"model_named": False} | options))
     return store, number, notes
 
 
@@ -134,7 +133,7 @@ def test_where_no_shard_is_sound_the_model_must_be_named(storage):
     for name in shards_in(storage):
         put(storage, name, b"no shard")
     before = everything(storage)
-    with pytest.raises(ShardDamaged, match=r"shard-000003\.parquet is damaged .*--model"):
+    with pytest.raises(ShardDamaged, match=r"shard-000003\.parquet is damaged .*`model`"):
         repaired(storage)
     assert everything(storage) == before
     store, number, _ = repaired(storage, model_named=True)

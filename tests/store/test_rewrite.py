@@ -7,7 +7,7 @@ import pytest
 from qvsplit.errors import DiskError, ShardDamaged
 from qvsplit.store import store_writer
 from qvsplit.store.config import Provenance
-from qvsplit.store.rewrite import Rewrite, rewrite, rows_by_content
+from qvsplit.store.rewrite import Rewrite, rewrite
 from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store import read_store
@@ -120,7 +120,6 @@ def test_features_that_cannot_be_read_stop_it_or_are_told(tmp_path):
     file = tmp_path / "shard-000002.parquet"
     data = bytearray(file.read_bytes())
     where = read_store(storage).shards[1]
-    where._ensure_open()
     chunk = where._chunks[0][-1]
     data[chunk.start + chunk.length - 5] ^= 1
     file.write_bytes(data)
@@ -157,11 +156,3 @@ def fails_after(times: int):
         real(source, target)
 
     return replace
-
-
-def test_rows_by_content_are_the_ok_ones():
-    found = [rows.row("a.png"), rows.row("b.png", sha256=rows.sha("a.png"), has_features=False), rows.deleted("c.png"),
-             rows.failed("d.png"), rows.row("e.mp4", part=1)]  # fmt: skip
-    assert {content: [row.path for row in some] for content, some in rows_by_content(found).items()} == {
-        (rows.sha("a.png"), 0): ["a.png", "b.png"], (rows.sha("e.mp4"), 1): ["e.mp4"],
-    }  # fmt: skip

@@ -55,7 +55,7 @@ def test_rows_and_features_come_back_bit_for_bit(tmp_path, dtype, levels):
         assert rows.raws(stored) == rows.raws(features)
         assert (stored.config, stored.grid_thw, stored.n_tokens) == (shard.config, row.grid_thw, row.n_tokens)
         assert stored.placeholder == features.placeholder
-        assert {stored[name].width for name in stored} == {rows.WIDTH}
+        assert {stored.tensors[name].width for name in stored} == {rows.WIDTH}
     assert [index for index, _, _ in shard] == list(range(5))
 
 
@@ -214,7 +214,7 @@ def test_what_the_system_refuses_is_not_called_damage(shard_file, monkeypatch):
 def test_a_scale_or_value_that_is_not_finite_is_not_handed_on(tmp_path, monkeypatch):
     for dtype, place in (("int8", slice(rows.WIDTH, None)), ("float32", slice(0, 4))):
         features = rows.features(6, dtype)
-        features["pooler_output"].raw[3, place] = np.array([np.inf], np.float32).view(np.uint8)
+        features.tensors["pooler_output"].raw[3, place] = np.array([np.inf], np.float32).view(np.uint8)
         with monkeypatch.context() as patched:
             patched.setattr(codec, "all_finite", lambda *args: True)
             shard = rows.write_shard(tmp_path, f"{dtype}.parquet", [(rows.row(), features)], rows.schema(dtype))

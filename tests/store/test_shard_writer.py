@@ -56,7 +56,7 @@ def test_what_does_not_fit_together_is_never_written(tmp_path, writer, row, feat
 @pytest.mark.parametrize("key", ["pooler_output", "deepstack_features_1"])
 def test_values_that_are_not_finite_are_never_written(tmp_path, key):
     features = rows.features(6, levels=2)
-    features[key].raw[2, 4:6] = [0x80, 0x7F]  # +inf
+    features.tensors[key].raw[2, 4:6] = [0x80, 0x7F]  # +inf
     writer = ShardWriter(LocalStorage(tmp_path), NAME, rows.schema(levels=2))
     with pytest.raises(ValueError, match="finite"):
         writer.add(rows.row(), features)
@@ -66,7 +66,7 @@ def test_values_that_are_not_finite_are_never_written(tmp_path, key):
 
 def test_a_scale_that_is_not_finite_is_never_written(tmp_path):
     features = rows.features(6, "int8")
-    features["pooler_output"].raw[3, rows.WIDTH :] = np.array([np.nan], np.float32).view(np.uint8)
+    features.tensors["pooler_output"].raw[3, rows.WIDTH :] = np.array([np.nan], np.float32).view(np.uint8)
     with pytest.raises(ValueError, match="finite"):
         rows.write_shard(tmp_path, NAME, [(rows.row(), features)], rows.schema("int8"))
 

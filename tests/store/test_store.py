@@ -88,7 +88,7 @@ def test_a_copy_has_the_features_of_its_content():
     store = store_of([(copy, None)], [(own, features)])
     assert rows.raws(store.features(store.current("/photos", "b.png"))) == rows.raws(features)
     assert store.home(copy.content).path == "a.png"
-    assert store.contents == {own.content}
+    assert store.holds(own.content) and not store.holds((rows.sha("other.png"), 0))
 
 
 def test_content_is_hash_and_part():
@@ -111,7 +111,7 @@ def test_a_later_home_is_the_home():
     """So a shard that repeats features may take the place of the one it repeats."""
     store = store_of([rows.item("a.png")], [rows.item("a.png")])
     content = store.current("/photos", "a.png").content
-    assert [store.is_home(content, shard, 0) for shard in store.shards] == [False, True]
+    assert store.catalogue.home(content) == (2, 0)
 
 
 def test_named_tensors_are_read():
@@ -154,9 +154,9 @@ def test_provenance_may_differ_and_is_that_of_the_newest_rows():
 
 
 def test_a_store_without_shards_has_nothing():
-    store = Store([])
+    store = store_of()
     assert (store.config, store.tensors, store.provenance, store.width, store.generation) == (None, None, None, None, 0)
-    assert (store.rows, len(store), store.roots, store.contents) == ([], 0, frozenset(), frozenset())
+    assert (store.rows, len(store), store.roots) == ([], 0, frozenset())
 
 
 # ----------------------------------------------------------------------------------------------------- opening one
@@ -170,7 +170,7 @@ def folder(tmp_path):
     with storage.lock():
         for name in (f"{layout.QUARANTINE}/shard-000009.parquet", f"{layout.STAGING}/.shard-000004.parquet.1.tmp",
                      f"{layout.REBUILD}/shard-000010.parquet", f"{layout.REBUILD}/{layout.STAGING}/.x.tmp",
-                     f"{layout.DAMAGE}/shard-000001.parquet.json", layout.ROWS, layout.INDEX, layout.HISTORY):  # fmt: skip
+                     f"{layout.DAMAGE}/shard-000001.parquet.json", layout.CATALOGUE, layout.HISTORY):  # fmt: skip
             with storage.put_whole(name) as stream:
                 stream.write(b"PAR1 and no more")
     return folder

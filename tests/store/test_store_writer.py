@@ -93,7 +93,7 @@ def test_features_that_are_held_are_not_written_again(small_shards):
     storage = MemoryStorage()
     row, features = rows.item("a.png")
     append(storage, [(row, features)])
-    append(storage, [rows.item("b.png"), (rows.row("x.png", sha256=row.sha256), features)], held={row.content})
+    append(storage, [rows.item("b.png"), (rows.row("x.png", sha256=row.sha256), features)], is_held={row.content}.__contains__)
     assert len(homes(storage)) == 2
     store = read_store(storage)
     assert rows.raws(store.features(store.current("/photos", "x.png"))) == rows.raws(features)

@@ -35,18 +35,24 @@ class Ran:
 
 
 def extractor(model: str | None, out: Path) -> Callable[..., Ran]:
-    """A function that extracts paths into `out`, or another store, with `model`, or another."""
+    """A function that extracts paths into `out`, or another store, with `model`, or another.
+
+    Its `ended` has the summary of every run, also of those that an exception ended.
+    """
 
     def extract(*paths, out=out, on_item=None, **options) -> Ran:
         options.setdefault("model", model)
         notes, failures, planned, done = [], [], [], []
         callbacks = ExtractCallbacks(
             on_plan=planned.append, on_item=on_item or done.append, on_note=notes.append,
-            on_failure=lambda path, reason: failures.append((path, reason)),
+            on_failure=lambda path, reason: failures.append((path, reason)), on_end=ended.append,
         )  # fmt: skip
+        before = len(ended)
         summary = extract_files(list(paths), out=out, options=ExtractOptions(**options), callbacks=callbacks)
+        assert len(ended) == before + 1 and ended[-1] is summary  # heard once
         return Ran(summary, notes, failures, planned, done)
 
+    ended = extract.ended = []
     return extract
 
 
@@ -57,7 +63,7 @@ def contents(folder: Path) -> dict[tuple[str, str], tuple]:
         row.key: (
             row.status,
             row.grid_thw,
-            store.features(row)["pooler_output"].raw.tobytes() if row.status == "ok" else None,
+            store.features(row).tensors["pooler_output"].raw.tobytes() if row.status == "ok" else None,
         )
         for row in store.rows
     }

@@ -38,5 +38,11 @@ class FakeCatalogue:
     def current(self, root, path):
         return next((row for row in self.rows if row.key == (root, path)), None)
 
+    def rows_in(self, wanted):
+        return [row for row in self.rows if wanted(row.folder)]
+
+    def holds(self, content):
+        return self.home(content) is not None
+
     def home(self, content):
         return next((row for row in self.rows if row.has_features and row.content == content), None)

@@ -114,7 +114,7 @@ def _seed(dtype: str, content: Sequence[Row], *, group_bytes: int = 0, first: in
             features = None
             if row.has_features:
                 features = rows.features(row.n_tokens or 0, dtype, first + number, levels=levels, width=WIDTH)
-                waiting += features["pooler_output"].raw.nbytes
+                waiting += features.tensors["pooler_output"].raw.nbytes
             writer.add(row, features)
             kept.append((row, rows.raws(features)))
             if group_bytes and waiting >= group_bytes:
@@ -1168,7 +1168,7 @@ def _broken(row: Row, features: Features, shard: Shard) -> str | None:
     if set(features) != set(declared):
         return f"the tensors {sorted(features)}"
     for name in features:
-        if wrong := _wrong_tensor(features[name], features.n_tokens, declared[name].dtype, declared[name].width):
+        if wrong := _wrong_tensor(features.tensors[name], features.n_tokens, declared[name].dtype, declared[name].width):
             return f"{name}: {wrong}"
     if any(not text or count < 1 for text, count in features.placeholder):
         return f"the placeholder {features.placeholder[:5]}"

@@ -157,7 +157,7 @@ def contents(store: Path) -> dict[Any, Any]:
     return {
         row.key: (
             row.status, row.error, row.sha256, row.size, row.mtime_ns, row.grid_thw, row.n_tokens,
-            opened.features(row)["pooler_output"].raw.tobytes() if row.status == "ok" else None,
+            opened.features(row).tensors["pooler_output"].raw.tobytes() if row.status == "ok" else None,
         )
         for row in opened.rows
     }  # fmt: skip
@@ -168,7 +168,7 @@ def untidy(store: Path) -> list[str]:
     from qvsplit.store import layout
     from qvsplit.store.store import open_store
 
-    own = {layout.LOCK, layout.INDEX, layout.ROWS, layout.HISTORY}
+    own = {layout.LOCK, layout.CATALOGUE, layout.HISTORY}
     names = [str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()]
     wrong = [
         name

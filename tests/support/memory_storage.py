@@ -51,6 +51,9 @@ class MemoryStorage:
             raise FileNotFoundError(2, "No such file", name)
         return io.BytesIO(self.files[name])
 
+    def local_path(self, name: str) -> None:
+        return None
+
     @contextmanager
     def put_whole(self, name: str, *, durable: bool = True) -> Iterator[IO[bytes]]:
         with tempfile.TemporaryFile() as stream:
@@ -114,6 +117,9 @@ class Below:
 
     def open(self, name: str) -> IO[bytes]:
         return self._parent.open(self._name(name))
+
+    def local_path(self, name: str) -> None:
+        return None
 
     def put_whole(self, name: str, *, durable: bool = True) -> AbstractContextManager[IO[bytes]]:
         return self._parent.put_whole(self._name(name), durable=durable)

@@ -153,7 +153,7 @@ def write_store(storage: Storage | Path, *shards: Iterable[Pair], declared: Shar
 
 def raws(one: Features | None) -> dict[str, bytes] | None:
     """Give the bytes of features, to be compared."""
-    return None if one is None else {name: one[name].raw.tobytes() for name in one}
+    return None if one is None else {name: one.tensors[name].raw.tobytes() for name in one}
 
 
 def contents(store: Store) -> dict[tuple[str, str, int], tuple[Row, dict[str, bytes] | None]]:
@@ -167,6 +167,11 @@ def contents(store: Store) -> dict[tuple[str, str, int], tuple[Row, dict[str, by
         )
         for one in store.rows
     }  # fmt: skip
+
+
+def contents_without_features(store: Store) -> list[Row]:
+    """Give the current rows, but for which of several with the same content holds the features."""
+    return [dataclasses.replace(one, has_features=False) for one in store.rows]
 
 
 def with_checksum(table: pa.Table, **options: Any) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pty
+import select
 import sys
 import time
 
@@ -42,8 +43,31 @@ def on_terminal(words: list[str], typed: str = "", **environment: str) -> str:
 
 def start_on_terminal(words: list[str], **environment: str) -> tuple[int, int]:
     """Start a command on a pseudo-terminal; gives its process and the descriptor of the terminal's other side."""
+    return _start(["-m", "qvsplit", *words], environment)
+
+
+def python_on_terminal(code: str, **environment: str) -> tuple[int, int]:
+    """Start Python with this code on a pseudo-terminal, as `start_on_terminal`."""
+    return _start(["-c", code], environment)
+
+
+def _start(words: list[str], environment: dict[str, str]) -> tuple[int, int]:
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update({"OMP_NUM_THREADS": "1"} | environment)  # such small models gain nothing from more
-        os.execv(sys.executable, [sys.executable, "-m", "qvsplit", *words])
+        os.execv(sys.executable, [sys.executable, *words])
     return pid, terminal
+
+
+def read_until(terminal: int, text: str | None, seconds: float = 60.0) -> str:
+    """Give what a terminal shows until there is `text` in it, or, without one, until the other side has closed."""
+    shown, end = b"", time.monotonic() + seconds
+    while text is None or text.encode() not in shown:
+        ready, _, _ = select.select([terminal], [], [], end - time.monotonic())
+        assert ready, shown
+        try:
+            shown += os.read(terminal, 4096)
+        except OSError as error:
+            assert (error.errno, text) == (errno.EIO, None), shown
+            break
+    return shown.decode("utf-8", "replace")
