@@ -2,19 +2,33 @@
 
     import qvsplit
 
-    qvsplit.extract_files(["photos"], out="embeds")  # loads the vision encoder alone
+    qvsplit.extract_files("photos", out="embeds")  # loads the vision encoder alone
     store = qvsplit.open_store("embeds")
-    for row in store:  # the current images, sorted by path
-        features = store.features(row)["pooler_output"]  # checked; NumPy by .numpy(), no torch needed
-        print(row.path, row.grid_thw, qvsplit.as_tensor(features).shape)
+    features = store.features("coffee.png")["pooler_output"]  # NumPy [n_tokens, width]; all by .torch()
+    print([row.path for row in store], features.shape)
 
     session = qvsplit.load_session(store)  # loads the language model alone
-    row = next(iter(store))
-    print(session.answer(row, "What is in the image?").text)
-    for answer in session.answers(row, ["Is there a dog?", "Day or night?"]):  # one prefill for all of them
+    print(session.answer("coffee.png", "What is in the image?").text)
+    for answer in session.answers("coffee.png", ["Is there a dog?", "Day or night?"]):  # one prefill for all
         print(answer.question, answer.text)
-    scored = session.answer(row, qvsplit.Question("Is there a dog?", choices=["yes", "no"]))
+    scored = session.answer("coffee.png", qvsplit.Question("Is there a dog?", choices=["yes", "no"]))
     print(scored.text, scored.probabilities)
+
+    with qvsplit.load_encoder(session.model) as encoder:  # without a store
+        features = encoder.encode(["photos/coffee.png"])  # paths, bytes, PIL images, arrays
+    lm = qvsplit.load_language_model(session.model)
+    print(lm.answer(features, "What is in the image?").text)
+
+What is here:
+
+    extract_files, ExtractOptions, ExtractCallbacks, Progress, Summary     images into a store
+    open_store, Store, Row, Features                                       what is in a store
+    load_session, Session, AskOptions, Question, read_checks, Answer       questions about a store
+    load_encoder, ImageEncoder                                             images to features, without a store
+    load_language_model, FeatureSession                                    questions about features, without a store
+    check_shards, check_items, describe                                    whether a store is sound; what is in it
+    write_report, save_language_model                                      a page of answers; half a checkpoint
+    QvsplitError, ItemError                                                every error: the call's, or one image's
 
 Names are looked up when they are used, so that importing qvsplit imports neither torch nor pyarrow.
 """
@@ -26,16 +40,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qvsplit.answering.checks import Question, read_checks
-    from qvsplit.ask import AskOptions, PromptItems, Selection, Session, load_session, select
+    from qvsplit.answering.options import AskOptions
+    from qvsplit.ask import FeatureSession, Session, load_language_model, load_session
+    from qvsplit.encode import ImageEncoder, load_encoder
     from qvsplit.errors import ItemError, QvsplitError
     from qvsplit.extract import extract_files
-    from qvsplit.models.language import as_tensor
     from qvsplit.output.answer import Answer
     from qvsplit.output.report import write_report
     from qvsplit.pipeline.options import ExtractOptions
-    from qvsplit.pipeline.summary import ExtractCallbacks, Summary
-    from qvsplit.store.config import ExtractionConfig, Provenance
-    from qvsplit.store.features import Features, StoredTensor
+    from qvsplit.pipeline.summary import ExtractCallbacks, Progress, Summary
+    from qvsplit.store.features import Features
     from qvsplit.store.row import Row
     from qvsplit.store.store import Store, open_store
     from qvsplit.verify import check_items, check_shards, describe
@@ -43,32 +57,30 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Answer": "output.answer",
-    "AskOptions": "ask",
+    "AskOptions": "answering.options",
     "ExtractCallbacks": "pipeline.summary",
     "ExtractOptions": "pipeline.options",
-    "ExtractionConfig": "store.config",
+    "FeatureSession": "ask",
     "Features": "store.features",
+    "ImageEncoder": "encode",
     "ItemError": "errors",
-    "PromptItems": "ask",
-    "Provenance": "store.config",
+    "Progress": "pipeline.summary",
     "Question": "answering.checks",
     "QvsplitError": "errors",
     "Row": "store.row",
-    "Selection": "ask",
     "Session": "ask",
     "Store": "store.store",
-    "StoredTensor": "store.features",
     "Summary": "pipeline.summary",
-    "as_tensor": "models.language",
     "check_items": "verify",
     "check_shards": "verify",
     "describe": "verify",
     "extract_files": "extract",
+    "load_encoder": "encode",
+    "load_language_model": "ask",
     "load_session": "ask",
     "open_store": "store.store",
     "read_checks": "answering.checks",
     "save_language_model": "weights",
-    "select": "ask",
     "write_report": "output.report",
 }
 
@@ -77,29 +89,27 @@ __all__ = [
     "AskOptions",
     "ExtractCallbacks",
     "ExtractOptions",
-    "ExtractionConfig",
+    "FeatureSession",
     "Features",
+    "ImageEncoder",
     "ItemError",
-    "PromptItems",
-    "Provenance",
+    "Progress",
     "Question",
     "QvsplitError",
     "Row",
-    "Selection",
     "Session",
     "Store",
-    "StoredTensor",
     "Summary",
-    "as_tensor",
     "check_items",
     "check_shards",
     "describe",
     "extract_files",
+    "load_encoder",
+    "load_language_model",
     "load_session",
     "open_store",
     "read_checks",
     "save_language_model",
-    "select",
     "write_report",
 ]
 
@@ -108,3 +118,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'qvsplit' has no attribute {name!r}")
     return getattr(importlib.import_module(f"qvsplit.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

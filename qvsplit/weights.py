@@ -26,9 +26,12 @@ from qvsplit.checkpoints.fingerprint import TensorHasher, encoder_fingerprint, f
 from qvsplit.checkpoints.hf import transformers_errors
 from qvsplit.checkpoints.tensors import SAFETENSORS_BYTES, TensorPlace, read_tensors, torch_dtype_name
 from qvsplit.errors import ModelError, WeightsError
+from qvsplit.runtime import arguments
 
 if TYPE_CHECKING:
     import torch
+
+_A_MODEL = "a checkpoint's folder or hub name"
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ def load_full_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch
 def save_language_model(model: str | os.PathLike[str] | Checkpoint, folder: str | os.PathLike[str]) -> None:
     """Write the language model of `model` into the new `folder`, with a note of its encoder's fingerprint.
 
+        qvsplit.save_language_model("Qwen/Qwen2-VL-2B-Instruct", "language")
+
     The note lets `ask` accept stores of that encoder where the encoder is not at hand. Tensors keep their names, dtypes
     and files; one file's worth of them is in memory at a time.
 
@@ -190,9 +195,10 @@ def save_language_model(model: str | os.PathLike[str] | Checkpoint, folder: str 
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, "both")
+    target = Path(arguments.a_path("folder", folder))
+    name = model if isinstance(model, Checkpoint) else arguments.a_path("model", model, _A_MODEL)
+    checkpoint = name if isinstance(name, Checkpoint) else open_checkpoint(name, "both")
     encoder = encoder_fingerprint(checkpoint)
-    target = Path(folder)
     try:
         target.mkdir(parents=True)
     except OSError as error:

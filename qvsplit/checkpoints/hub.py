@@ -9,7 +9,7 @@ from pathlib import Path
 from qvsplit.checkpoints.files import INDEX_FILE, SINGLE_FILE, SMALL_FILES
 from qvsplit.errors import ModelError
 
-_ELSEWHERE = "give a checkpoint's folder as `model`"
+_ELSEWHERE = "give a checkpoint's folder with `model=DIR`"
 _OR_DEMO = f"{_ELSEWHERE}, or see the whole way on the small model in the package: qvsplit demo"
 
 

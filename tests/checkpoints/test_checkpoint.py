@@ -137,7 +137,7 @@ def test_which_model_is_taken(checkpoint, monkeypatch):
     assert choose_checkpoint(None, "encoder", own=str(checkpoint), revision=None).folder == checkpoint.resolve()
     monkeypatch.setenv("QVSPLIT_MODEL", other)
     assert choose_checkpoint(None, "encoder", own="", revision=None).folder == DEMO_FOLDER
-    with pytest.raises(ModelError, match="the store was made with ./nowhere: .*name it with --model"):
+    with pytest.raises(ModelError, match="the store was made with ./nowhere: .*name it as `model`"):
         choose_checkpoint(None, "encoder", own="./nowhere", revision=None)
 
 

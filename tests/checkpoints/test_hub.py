@@ -137,7 +137,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, offline):
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     done = run(OPEN.format(name=NAME, half="encoder"), tmp_path, url, HF_HUB_OFFLINE=offline)
     assert done.stdout.startswith("ModelError"), done.stderr
-    assert "--model DIR" in done.stdout
+    assert "`model=DIR`" in done.stdout
     assert done.stdout.count("\n") == 1
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 
+import pytest
+
+from qvsplit.errors import ConfigError
+from qvsplit.pipeline.summary import Summary
 from tests.support.terminal import on_terminal
 
 
@@ -64,3 +68,52 @@ def test_an_error_is_json_too(run_cli, tmp_path):
 def test_the_time_that_a_run_may_take(run_cli, four_photos, tmp_path):
     code, _, said = run_cli("extract", four_photos, "--out", tmp_path / "e", "--max-runtime", "soon")
     assert (code, said) == (2, "qvsplit: --max-runtime soon: give a time such as 90m, 2h30m or 45s\n")
+
+
+@pytest.fixture
+def ending(monkeypatch):
+    """Have extract_files end by this exception, after it was heard what it did."""
+
+    def end(error, *, heard=True):
+        def extract_files(paths, *, out, options, callbacks):
+            if heard:
+                callbacks.on_end(Summary(found=3, to_read=3, encoded=2, new=2, remaining=1, interrupted=True))
+            raise error
+
+        monkeypatch.setattr("qvsplit.extract.extract_files", extract_files)
+
+    return end
+
+
+def test_what_an_interrupted_run_did_is_printed_once(run_cli, ending):
+    ending(KeyboardInterrupt())
+    code, _, said = run_cli("extract", "photos")
+    assert (code, said.count("2 new")) == (130, 1)
+    code, out, _ = run_cli("extract", "photos", "--json")
+    assert (code, json.loads(out)["new"]) == (130, 2)
+    ending(KeyboardInterrupt(), heard=False)
+    code, out, _ = run_cli("extract", "photos", "--json")
+    assert (code, out) == (130, "")
+
+
+def test_an_error_is_one_object_with_what_was_done(run_cli, ending):
+    ending(ConfigError("leave `model` out, or make this one again with `rebuild=True`"))
+    code, out, said = run_cli("extract", "photos", "--json")
+    message = "leave --model out, or make this one again with --rebuild"
+    assert (code, said) == (4, f"qvsplit: {message}\n")
+    printed = json.loads(out)
+    assert (printed["new"], printed["error"], printed["exit_code"]) == (2, message, 4)
+    ending(ConfigError("no"), heard=False)
+    assert json.loads(run_cli("extract", "photos", "--json")[1]) == {"error": "no", "exit_code": 4}
+
+
+def test_notes_and_reasons_name_flags(run_cli, monkeypatch):
+    def extract_files(paths, *, out, options, callbacks):
+        callbacks.on_note("with `dtype=bfloat16` it is faster")
+        callbacks.on_failure("`model`.jpg", "took longer than `item_timeout`")
+        return Summary()
+
+    monkeypatch.setattr("qvsplit.extract.extract_files", extract_files)
+    _, _, said = run_cli("extract", "photos")
+    assert "with --dtype bfloat16 it is faster" in said
+    assert "failed: `model`.jpg took longer than --item-timeout" in said  # a path is the path

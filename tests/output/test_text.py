@@ -36,8 +36,8 @@ def test_a_summary_has_the_words_of_the_field():
         "1 new, 2 modified, 3 re-encoded, 1 copied, 1 moved, 1 metadata changed, 5 unchanged, 1 failed, "
         "1 failed again, 1 failed before, 1 disappeared, 1 deleted, 2 remaining in 1.5 s; embeds",
         "1 token, 2.0 kB written; read 0.0 kB of weights, peak memory 0.0 kB",
-        "stopped by --limit; run the same command again to continue",
-        "1 image of the store was not found; --prune marks it as deleted",
+        "stopped by `limit`; run the same command again to continue",
+        "1 image of the store was not found; `prune=True` marks it as deleted",
     ]
 
 
