@@ -15,6 +15,9 @@ from qvsplit.store.row import Row
 class Answer:
     """One answer, and the evidence (`encoder_check`) that its features belong to the model.
 
+        answer = session.answer("cat.jpg", "What is in the image?")
+        print(answer.text, answer.finish_reason)
+
     For a question with choices `text` is the most probable of them, `tokens` is empty, `logprobs` has the
     log-probability of each as a whole answer, and `probabilities` the same normalised over them.
 
@@ -25,7 +28,8 @@ class Answer:
         tokens: Its tokens, without the prompt's.
         prompt_tokens: How many tokens the prompt had.
         finish_reason: `stop`, `length`, `scored`, `skipped` (its `only_if` did not hold), `cancelled` or `error`.
-        encoder_check: See `ask.check_encoder`.
+        encoder_check: What shows that the features are of the model's own encoder: `fingerprint`, its weights at hand;
+            `note`, that of a language model alone; `revision`, name and commit on the hub; `unchecked`, nothing.
         id: The check's id; empty for a question without.
         level: How grave it is if it is flagged.
         flagged: Whether the answer is one that its check flags; None where nothing could be.
@@ -66,7 +70,7 @@ class Answer:
         return math.fsum(map(math.exp, self.logprobs.values())) if self.logprobs else None
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as `--json` prints it: `path`, or `paths` where images were asked about together."""
+        """Give it as the commands print it in JSON: `path`, or `paths` where images were asked about together."""
         record = names_of(self.rows) | ({"id": self.id} if self.id else {})
         record |= {"question": self.question, "answer": self.text}
         if self.probabilities is not None:
@@ -87,7 +91,7 @@ class Answer:
 
 
 def names_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """Name the images of one prompt as `--json` does."""
+    """Name the images of one prompt as `Answer.to_json` does."""
     if len(rows) == 1:
         return {"path": rows[0].path, "root": rows[0].root}
     return {"paths": [row.path for row in rows], "roots": [row.root for row in rows]}

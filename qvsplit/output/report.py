@@ -49,6 +49,8 @@ def write_report(
 ) -> None:
     """Write the page of `answers` to `file`; what is there stays until the new page is whole.
 
+        qvsplit.write_report(Path("album.html"), answers, title="Album", facts={"model": session.model})
+
     Args:
         file: Ends in .html; a file that is there is replaced only if it is such a page.
         answers: Consecutive answers about the same images are one card.

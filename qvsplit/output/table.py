@@ -61,11 +61,11 @@ class Table:
 
     def __init__(self, file: Path) -> None:
         if file.suffix.lower() not in FORMATS:
-            raise UsageError(f"--out {file}: the name must end in {', '.join(FORMATS)}")
+            raise UsageError(f"`out` {file}: the name must end in {', '.join(FORMATS)}")
         if file.is_dir():
-            raise UsageError(f"--out {file} is a folder; name a file in it")
+            raise UsageError(f"`out` {file} is a folder; name a file in it")
         if not file.parent.is_dir():
-            raise UsageError(f"--out {file}: no folder at {file.parent}")
+            raise UsageError(f"`out` {file}: no folder at {file.parent}")
         self.file = file = Path(os.path.realpath(file))
         self.journal = file.with_name(f".{file.name}.journal")
         self._records: dict[tuple[str, str, str], Record] = {}
@@ -203,7 +203,7 @@ def _read(file: Path) -> Iterator[Record]:
             yield _checked(row)
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise UsageError(
-            f"--out {file} is there and is no table of qvsplit's answers ({error}); choose another name"
+            f"`out` {file} is there and is no table of qvsplit's answers ({error}); choose another name"
         ) from None
 
 

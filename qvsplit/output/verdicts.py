@@ -32,7 +32,7 @@ class ItemVerdict:
     error: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as `--json` prints it."""
+        """Give it as the commands print it in JSON."""
         record = names_of(self.rows) | {"verdict": self.verdict}
         if self.flagged or not self.error:
             record["flagged"] = list(self.flagged)
