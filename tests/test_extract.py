@@ -395,9 +395,9 @@ def test_the_stores_own_settings_are_the_default_and_others_are_refused(extract,
     add(some_photos, "more.png")
     assert extract(some_photos, model=None).encoded == 1
     for changes, said in (
-        ({"max_pixels": 200_000}, "--max-pixels 200000 instead of 100000"),
-        ({"storage_dtype": "float16"}, "--storage-dtype float16 instead of bfloat16"),
-        ({"kernels": "reference"}, "--kernels reference instead of fused"),
+        ({"max_pixels": 200_000}, "`max_pixels` 200000 instead of 100000"),
+        ({"storage_dtype": "float16"}, "`storage_dtype` float16 instead of bfloat16"),
+        ({"kernels": "reference"}, "`kernels` reference instead of fused"),
     ):
         with pytest.raises(ConfigError, match=said):
             extract(some_photos, **changes)
@@ -406,9 +406,9 @@ def test_the_stores_own_settings_are_the_default_and_others_are_refused(extract,
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"device": "abacus"}, "--device abacus"), ({"min_pixels": 10**6, "max_pixels": 10**5}, "--min-pixels"),
-     ({"max_pixels": 100}, "--max-pixels must be at least 784"), ({"max_pixels": 0}, "--max-pixels must be"),
-     ({"min_pixels": 0}, "--min-pixels at least 1")],
+    [({"device": "abacus"}, "`device` abacus"), ({"min_pixels": 10**6, "max_pixels": 10**5}, "`min_pixels`"),
+     ({"max_pixels": 100}, "`max_pixels` must be at least 784"), ({"max_pixels": 0}, "`max_pixels` must be"),
+     ({"min_pixels": 0}, "`min_pixels` must be at least 1")],
 )  # fmt: skip
 def test_options_that_no_model_can_be_loaded_with(extract_with_model, tmp_path, options, said):
     add(tmp_path / "photos", "a.png")
@@ -428,7 +428,7 @@ def test_a_cpu_with_bfloat16_units_is_noted_once(some_photos, checkpoint, tmp_pa
     monkeypatch.setattr("qvsplit.models.encoder.LARGE_ENCODER_BYTES", 1000)
     monkeypatch.setattr("qvsplit.models.encoder.has_bfloat16_units", lambda: True)
     extract = extractor(str(tmp_path / "model"), tmp_path / "a")
-    assert any("--dtype bfloat16" in line for line in extract(some_photos).notes)
+    assert any("`dtype=bfloat16`" in line for line in extract(some_photos).notes)
     add(some_photos, "more.png")
     assert extract(some_photos).notes == []
     assert extract(some_photos, dtype="float32", out=tmp_path / "b").notes == []
