@@ -191,7 +191,7 @@ def test_one_that_died_between_the_steps_is_started_again(decoder, coins):
     os.kill(decoder._child.pid, signal.SIGKILL)
     assert decoder.decode(entry_of(coins), info).width == 384
     os.kill(decoder._child.pid, signal.SIGKILL)
-    assert decoder.read(entry_of(coins)) == info
+    assert decoder.read(entry_of(coins)).sha256 == info.sha256  # its version is trusted once it is not fresh
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ from qvsplit.sources.decoder import Decoder, decoder_process
 from qvsplit.sources.source import Entry
 from tests.sources.test_decoder import decoder_running
 decoder, _, _ = decoder_running({busy!r})
-decoder.item_timeout = 2.0
+decoder.item_timeout = 3.0
 try:
     print(*decoder.measure(Entry({folder!r}, "coins.png", 1, None, 1)), flush=True)
 finally:
@@ -244,7 +244,7 @@ def test_a_pause_is_no_time_that_an_image_took(coins, group, alarm):
     code = MEASURES.format(busy=BUSY.format(alarm=alarm), folder=str(coins.parent))
     process = start_python(code, start_new_session=True)
     assert process.stdout.readline() == "busy\n", process.stderr.read()
-    stop_for(process, 3.0, group=group)
+    stop_for(process, 3.6, group=group)
     printed, said = process.communicate(timeout=60)
     assert printed == "384 303\n", said
 
