@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,11 @@ from qvsplit.checkpoints.checkpoint import Checkpoint, choose_checkpoint, open_c
 from qvsplit.errors import StoreDamaged, UsageError
 from qvsplit.output.answer import Answer
 from qvsplit.output.table import Table
+from qvsplit.output.text import plural
 from qvsplit.runtime import arguments
 from qvsplit.store.config import ExtractionConfig
 from qvsplit.store.features import POOLER_OUTPUT, Features
+from qvsplit.store.finding import matching
 from qvsplit.store.row import Row
 from qvsplit.store.store import Store, open_store
 
@@ -455,30 +456,30 @@ class Selection:
     failed: list[Row]
 
 
-def select(store: Store, globs: Sequence[str] = (), *, only: int | None = None) -> Selection:
-    """Choose the rows that one of `globs` matches, by path or by file name; all without globs.
+def select(store: Store, names: Sequence[str] = (), *, only: int | None = None) -> Selection:
+    """Choose the rows that `names` name or, as globs, match, by path or by file name; all without names.
 
     Raises:
         UsageError: There are none, neither sound nor failed; or another number of sound ones than `only`.
     """
-    matching = [row for row in store.rows if not globs or any(_matches(row, pattern) for pattern in globs)]
-    rows = [row for row in matching if row.status == "ok"]
-    failed = [row for row in matching if row.status == "failed"]
-    named = " ".join(globs)
+    if names:
+        found = {(row.key, row.part): row for name in names for row in matching(store.catalogue, name)}
+        chosen = [found[key] for key in sorted(found)]
+        rows = [row for row in chosen if row.status == "ok"]
+        failed = [row for row in chosen if row.status == "failed"]
+    else:
+        chosen, rows, failed = [], list(store), list(store.catalogue.rows_with_status("failed"))
+    named = " ".join(names)
     if only is not None and len(rows) != only:
-        raise UsageError(f"{named} matches {len(rows)} of the store's {len(store)} images, not {only}")
-    if not rows and not failed and globs:
-        raise UsageError(f"`image` {named} matches none of the store's {len(store)} images")
+        why = "".join(f"; {row.path} has failed: {row.error}" for row in failed[:1])
+        raise UsageError(f"{named} matches {len(rows)} of the store's {plural(len(store), 'image')}, not {only}{why}")
+    if not rows and not failed and chosen:
+        raise UsageError(f"`image` {named}: {chosen[0].path} has been deleted from {chosen[0].root}")
+    if not rows and not failed and names:
+        raise UsageError(f"`image` {named} matches none of the store's {plural(len(store), 'image')}")
     if not rows and not failed:
         raise UsageError("the store holds no image that can be asked; `qvsplit inspect` says what is in it")
     return Selection(rows, failed)
-
-
-def _matches(row: Row, pattern: str) -> bool:
-    return any(
-        name == pattern or fnmatchcase(name, pattern)
-        for name in (row.path, row.path.rsplit("/", 1)[-1], f"{row.root}/{row.path}")
-    )
 
 
 # --------------------------------------------------------------------------------------------------------- arguments

@@ -62,7 +62,9 @@ def extract_files(
     Raises:
         QvsplitError: The run cannot go on.
     """
-    began, options, callbacks = time.perf_counter(), options or ExtractOptions(), callbacks or ExtractCallbacks()
+    began = time.perf_counter()
+    options = ExtractOptions() if options is None else options
+    callbacks = ExtractCallbacks() if callbacks is None else callbacks
     places = _checked(paths, out, options, callbacks)
     if on_progress is not None:
         callbacks = with_progress(callbacks, on_progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from qvsplit.pipeline.record import RowRecorder
 from qvsplit.pipeline.runner import Devices, LocalRunner, RunnerOptions
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
 from qvsplit.runtime import interrupts
+from qvsplit.runtime.clock import active_seconds
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.sources.decoder import Fetch
 from qvsplit.sources.source import local_file
@@ -79,7 +79,7 @@ class Execution:
             QvsplitError: The rows so far are kept.
         """
         options = self._options
-        deadline = None if options.max_runtime is None else time.monotonic() + options.max_runtime
+        deadline = None if options.max_runtime is None else active_seconds() + options.max_runtime
         bounds = RunnerOptions(options.workers, options.limit, deadline, options.item_timeout, self._target.fetch)
         runner = LocalRunner(bounds, self._load, self.recorder.holds)
         self._summary.remaining = self._summary.to_read

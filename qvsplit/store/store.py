@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvsplit.errors import ConfigError, ShardDamaged, ShardNotFound, StoreDamaged, StoreInUse, UsageError, some_of
-from qvsplit.runtime.names import stored_name
-from qvsplit.store.catalogue import Catalogue, CataloguedShard
+from qvsplit.store.catalogue import Catalogue, CataloguedShard, Place
 from qvsplit.store.catalogue_file import (
     OnShard,
     catalogue_of,
@@ -25,6 +24,7 @@ from qvsplit.store.catalogue_file import (
 )
 from qvsplit.store.config import ExtractionConfig, Provenance
 from qvsplit.store.features import Features, TensorSpec
+from qvsplit.store.finding import named
 from qvsplit.store.row import Content, Key, Row
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.shard_reader import ADVICE, Shard
@@ -67,6 +67,7 @@ class Store:
         self.catalogue = catalogue
         self._storages = storages
         self._reopen = reopen
+        self._now: Store | None = None  # the same store, once a shard of this state has gone
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._entries = {shard.number: shard for shard in catalogue.shards}
         _check_one_config([(self._where(one), one.schema) for one in catalogue.shards])
@@ -83,6 +84,8 @@ class Store:
     def close(self) -> None:
         """Let go of the catalogue's file; the store is of no use any more."""
         self.catalogue.close()
+        if self._now is not None:
+            self._now.close()
 
     def __enter__(self) -> Store:
         """Give the store, which is closed when the block ends."""
@@ -161,7 +164,7 @@ class Store:
         """Say whether there is a current row of this name: a path, a file name or a whole path. Rows too."""
         if isinstance(name, Row):
             return self.is_current(name)
-        return isinstance(name, str | os.PathLike) and bool(self._named(os.fspath(name)))
+        return isinstance(name, str | os.PathLike) and bool(named(self.catalogue, os.fspath(name)))
 
     def __getitem__(self, name: str | os.PathLike[str]) -> Row:
         """Give the current row of this name: its path below the root, its file name, or the whole path.
@@ -172,29 +175,13 @@ class Store:
         """
         if not isinstance(name, str | os.PathLike):
             raise UsageError(f"store[name]: give the name of an image, not {type(name).__name__} {name!r}")
-        found = self._named(os.fspath(name))
+        found = named(self.catalogue, os.fspath(name))
         if not found:
             raise KeyError(f"{self.name} has no image named {os.fspath(name)}")
         if len({row.key for row in found}) > 1:
             places = some_of((f"{row.root}/{row.path}" for row in found), 3)
             raise UsageError(f"{self.name} has several images named {os.fspath(name)} ({places}); give the whole path")
         return found[0]
-
-    def _named(self, name: str) -> list[Row]:
-        """Give the rows of this name: by path below a root, else by whole path, else by file name."""
-        stored = stored_name(name)
-        for root in sorted(self.roots):
-            rows = self.catalogue.rows_of(root, stored)
-            if rows:
-                others = [one for other in sorted(self.roots - {root}) for one in self.catalogue.rows_of(other, stored)]
-                return rows + others
-        for root in self.roots:
-            start = root if root.endswith("/") else root + "/"
-            if stored.startswith(start) and (rows := self.catalogue.rows_of(root, stored.removeprefix(start))):
-                return rows
-        if "/" in stored:
-            return []
-        return self.catalogue.rows_named(lambda root, path: path.rpartition("/")[2] == stored)
 
     def current(self, root: str, path: str) -> Row | None:
         """Give the current row of one item; of several parts the first."""
@@ -226,32 +213,40 @@ class Store:
         if row.status != "ok" or row.content is None:
             reason = f" ({row.error})" if row.error else ""
             raise UsageError(f"{row.path} has no features: it is {row.status}{reason}")
-        place = self.catalogue.home(row.content)
-        if place is None:
-            raise StoreDamaged(
-                f"the features of {row.path} are in no shard given; give the whole store, or run `qvsplit extract` "
-                "again"
-            )
-        try:
-            return self._features_at(place[0], place[1], row.content)
-        except ShardNotFound:
-            return self._features_after_change(row)
+        if self._now is None:
+            place = self.catalogue.home(row.content)
+            if place is None:
+                raise StoreDamaged(
+                    f"the features of {row.path} are in no shard given; give the whole store, or run `qvsplit extract` "
+                    "again"
+                )
+            try:
+                return self._features_at(place, row.content)
+            except ShardNotFound:
+                if self._reopen is None:
+                    raise
+        return self._features_now(row, row.content)
 
-    def _features_at(self, number: int, index: int, content: Content) -> Features:
-        shard = self.shard(number)
-        if shard.row(index).content != content:
-            what = f"row {index} is not the one that it was"
+    def _features_at(self, place: Place, content: Content) -> Features:
+        shard = self.shard(place[0])
+        if shard.row(place[1]).content != content:
+            what = f"row {place[1]} is not the one that it was"
             raise ShardDamaged(f"{shard.where} is damaged: {what}; {ADVICE}", shard.where, what)
-        return shard.features(index)
+        return shard.features(place[1])
 
-    def _features_after_change(self, row: Row) -> Features:
-        """Find features whose shard has gone: a compaction wrote them anew."""
-        if self._reopen is not None:
-            now = self._reopen()
-            place = now.catalogue.home(row.content) if now.config == self.config else None
-            if place is not None and row.content is not None:
-                self.catalogue, self._entries, self._open = now.catalogue, now._entries, now._open
-                return self._features_at(*place, row.content)
+    def _features_now(self, row: Row, content: Content) -> Features:
+        """Give features whose shard has gone, as a compaction writes them anew; rows stay those that they were."""
+        for _ in range(_ATTEMPTS):
+            if self._now is None:
+                assert self._reopen is not None
+                self._now = self._reopen()
+            place = self._now.catalogue.home(content) if self._now.config == self.config else None
+            if place is None:
+                break
+            try:
+                return self._now._features_at(place, content)
+            except ShardNotFound:
+                self._now = None
         raise StoreDamaged(
             f"{self.name} is no longer the store that it was, and the features of {row.path} are not in it; open it "
             "again"

@@ -6,11 +6,11 @@ identity. extract, compact, rebuild, repair and purge write through it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from qvsplit.errors import DiskError
+from qvsplit.runtime.clock import active_seconds
 from qvsplit.store import layout
 from qvsplit.store.features import Features
 from qvsplit.store.row import Content, Row
@@ -86,7 +86,7 @@ class StoreWriter:
             self._on_begin()
             number = max(self._first, next_number(self.storage))
             self._shard = ShardWriter(self.storage, layout.shard_name(number), self.schema)
-            self._began = time.monotonic()
+            self._began = active_seconds()
         try:
             self._shard.add(row, features if new else None)
         except DiskError:
@@ -120,5 +120,5 @@ class StoreWriter:
 
     def _end_if_full(self, shard: ShardWriter) -> None:
         full = shard.bytes >= SHARD_BYTES or shard.rows >= SHARD_ROWS
-        if full or time.monotonic() - self._began > SHARD_SECONDS:
+        if full or active_seconds() - self._began > SHARD_SECONDS:
             self.end_shard()

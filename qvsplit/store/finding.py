@@ -1,0 +1,69 @@
+"""Find rows by what a user typed or pasted: a name, a path or a glob. Names are the files', however they are written.
+
+A name matches in either form of Unicode: file systems and keyboards differ in how they write ü. What a command printed
+may be pasted, with its escapes. A name that is there is meant, also where it would be a glob: `[2024] a.jpg`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import unicodedata
+from collections.abc import Callable
+
+from qvsplit.errors import unescaped
+from qvsplit.runtime.names import name_on_disk, stored_name
+from qvsplit.store.catalogue import Catalogue
+from qvsplit.store.row import Row
+
+Matches = Callable[[str, str], bool]  # of a root and a path, both as stored
+
+
+def named(catalogue: Catalogue, name: str) -> list[Row]:
+    """Give the current rows of this name: a path below a root, else a whole path, else a file's name. Sorted."""
+    for form in dict.fromkeys((name, unescaped(name))):  # looked up; all others have to be looked for
+        rows = [row for root in sorted(catalogue.roots) for row in catalogue.rows_of(root, stored_name(form))]
+        if rows:
+            return rows
+    forms = {_normal(form) for form in (name, unescaped(name))}
+    for is_match in (_has_path(forms), _has_whole_path(forms), _has_file_name(forms)):
+        if rows := catalogue.rows_named(is_match):
+            return rows
+    return []
+
+
+def matching(catalogue: Catalogue, pattern: str) -> list[Row]:
+    """Give the current rows that `pattern` names, else those that it matches as a glob, by path or by file name."""
+    rows = named(catalogue, pattern)
+    if rows or not any(character in pattern for character in "*?["):
+        return rows
+    matches = [re.compile(fnmatch.translate(_normal(form))).match for form in {pattern, unescaped(pattern)}]
+
+    def is_match(root: str, path: str) -> bool:
+        file = _on_disk(path)
+        names = (file, file.rpartition("/")[2], f"{_on_disk(root)}/{file}")
+        return any(match(name) for match in matches for name in names)
+
+    return catalogue.rows_named(is_match)
+
+
+def _has_path(forms: set[str]) -> Matches:
+    return lambda root, path: _on_disk(path) in forms
+
+
+def _has_whole_path(forms: set[str]) -> Matches:
+    whole = {form for form in forms if form.startswith("/")}
+    return lambda root, path: bool(whole) and f"{_on_disk(root).rstrip('/')}/{_on_disk(path)}" in whole
+
+
+def _has_file_name(forms: set[str]) -> Matches:
+    return lambda root, path: _on_disk(path).rpartition("/")[2] in forms
+
+
+def _on_disk(stored: str) -> str:
+    """Give a stored name as the file system has it, but for the form of Unicode."""
+    return stored if stored.isascii() and "//x" not in stored else _normal(name_on_disk(stored))
+
+
+def _normal(name: str) -> str:
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
