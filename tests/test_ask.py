@@ -12,8 +12,10 @@ from qvsplit.answering.options import AskOptions
 from qvsplit.ask import PromptItems, Session, StoreReader, _window_limits, load_session, select
 from qvsplit.errors import OutOfMemory, StoreDamaged, UsageError
 from qvsplit.pipeline.options import ExtractOptions
-from qvsplit.store.store import open_store
+from qvsplit.store.store import open_store, read_store
+from tests.support import rows
 from tests.support.fake_engine import FakeEngine, MemoryStore, row
+from tests.support.memory_storage import MemoryStorage
 
 FAILED = {
     "status": "failed",
@@ -32,31 +34,45 @@ def store():
     return MemoryStore(ROWS)
 
 
-def test_what_failed_is_in_the_selection(store):
-    everything = select(store)
-    assert [one.path for one in everything.rows] == ["a.jpg", "b.jpg", "in/c.jpg"]
-    assert [one.path for one in everything.failed] == ["in/bad.jpg"]
-    assert [one.path for one in select(store, ["in/*"]).failed] == ["in/bad.jpg"]
-    assert select(store, ["a.jpg"]).failed == []
+def stored(*pairs):
+    return read_store(rows.write_store(MemoryStorage(), pairs))
 
 
-def test_a_selection_of_what_failed_alone_is_no_mistake(store):
-    chosen = select(store, ["bad.jpg"])
-    assert (chosen.rows, [one.path for one in chosen.failed]) == ([], ["in/bad.jpg"])
-    alone = select(MemoryStore([ROWS[3]]))
-    assert (alone.rows, alone.failed) == ([], [ROWS[3]])
+@pytest.fixture
+def on_disk():
+    """The same as `store`, in shards."""
+    images = [rows.item(name) for name in ("a.jpg", "b.jpg", "in/c.jpg")]
+    return stored(*images, (rows.failed("in/bad.jpg"), None), (rows.deleted("gone.jpg"), None))
 
 
-def test_a_selection_of_nothing_is_one(store):
+def paths(chosen) -> tuple[list[str], list[str]]:
+    return [one.path for one in chosen.rows], [one.path for one in chosen.failed]
+
+
+def test_what_failed_is_in_the_selection(on_disk):
+    assert paths(select(on_disk)) == (["a.jpg", "b.jpg", "in/c.jpg"], ["in/bad.jpg"])
+    assert paths(select(on_disk, ["in/*"])) == (["in/c.jpg"], ["in/bad.jpg"])
+    assert paths(select(on_disk, ["a.jpg"])) == (["a.jpg"], [])
+    assert paths(select(on_disk, ["b.jpg", "?.jpg", "a.jpg"])) == (["a.jpg", "b.jpg", "in/c.jpg"], [])
+
+
+def test_a_selection_of_what_failed_alone_is_no_mistake(on_disk):
+    assert paths(select(on_disk, ["bad.jpg"])) == ([], ["in/bad.jpg"])
+    assert paths(select(stored((rows.failed("bad.jpg"), None)))) == ([], ["bad.jpg"])
+
+
+def test_a_selection_of_nothing_is_one(on_disk):
     with pytest.raises(UsageError, match=r"none\.jpg matches none of the store's 3 images"):
-        select(store, ["none.jpg"])
-    with pytest.raises(UsageError, match="matches none"):
-        select(store, ["gone.jpg"])
+        select(on_disk, ["none.jpg"])
+    with pytest.raises(UsageError, match=r"`image` gone\.jpg: gone\.jpg has been deleted from /photos"):
+        select(on_disk, ["gone.jpg"])
     with pytest.raises(UsageError, match="holds no image that can be asked"):
-        select(MemoryStore([ROWS[4]]))
+        select(stored((rows.deleted("gone.jpg"), None)))
     with pytest.raises(UsageError, match="matches 3 of the store's 3 images, not 1"):
-        select(store, ["?.jpg"], only=1)
-    assert select(store, ["c.jpg"], only=1).rows == [ROWS[2]]
+        select(on_disk, ["?.jpg"], only=1)
+    with pytest.raises(UsageError, match=r"matches 0 of .*, not 1; in/bad\.jpg has failed: is empty"):
+        select(on_disk, ["bad.jpg"], only=1)
+    assert paths(select(on_disk, ["c.jpg"], only=1)) == (["in/c.jpg"], [])
 
 
 def test_one_answers_error_is_raised(store):
