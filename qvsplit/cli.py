@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
 from qvsplit.commands import ask, compact, demo, extract, inspect, purge, verify
-from qvsplit.errors import BUG, INTERRUPTED, TERMINATED, DiskError, QvsplitError
+from qvsplit.commands.wording import on_command_line
+from qvsplit.errors import BUG, INTERRUPTED, TERMINATED, DiskError, QvsplitError, UsageError, printable
 from qvsplit.output.text import say
-from qvsplit.runtime import interrupts
+from qvsplit.runtime import interrupts, streams
 
-READER_GONE = 128 + 13  # SIGPIPE: whoever read our output has closed it
 COMMANDS: dict[str, Callable[..., None]] = {
     "extract": extract.extract,
     "ask": ask.ask,
@@ -47,60 +47,75 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the `qvsplit` command."""
+    streams.prepare()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' remarks to programmers; ours to users are printed
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not streams.shows_escape_codes(sys.stderr):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     interrupts.install()
+    code = _exit_code(_run)
+    code = _exit_code(streams.flush) if code == 0 else code
     try:
-        app(prog_name="qvsplit")
-    except SystemExit as end:
-        if end.code in (INTERRUPTED, TERMINATED):
-            _end_now(end.code)
-        raise
+        streams.flush()
+    except Exception:  # it has been said
+        streams.discard_output()
+    if code in (INTERRUPTED, TERMINATED):
+        # CPython would end by SIGINT instead where a KeyboardInterrupt has ever passed through exec() of a text, as it
+        # does when a dataclass is made, although it was handled; everything has been closed
+        os._exit(code)
+    sys.exit(code)
 
 
-def _end_now(code: int) -> None:
-    """End the process with this exit code; everything has been closed.
+def _run() -> int:
+    """Read the command line and run its command; gives an exit code."""
+    code: int | None = app(prog_name="qvsplit", complete_var="", standalone_mode=False)
+    interrupts.check()  # Typer takes Ctrl-C for all that interrupts it before there is a command
+    return code or 0
 
-    CPython would end it by SIGINT instead where a KeyboardInterrupt has ever passed through exec() of a text, as it
-    does when a dataclass is made, although it was handled.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            with suppress(OSError):
-                stream.flush()
-    os._exit(code)
+
+def _exit_code(action: Callable[[], int | None]) -> int:
+    """Give the exit code of `action`, after one line on stderr for an error; only a bug has a traceback."""
+    try:
+        return action() or 0
+    except typer.Exit as end:
+        return end.exit_code
+    except QvsplitError as error:
+        say(on_command_line(error))
+        return error.exit_code
+    except KeyboardInterrupt as interrupt:
+        interrupts.clear()
+        say("interrupted")
+        return TERMINATED if isinstance(interrupt, interrupts.Terminated) else INTERRUPTED
+    except streams.ReaderGone:
+        return streams.READER_GONE
+    except (Exception, SystemExit) as error:  # no library may end the command, with an exit code of its own
+        if hasattr(error, "format_message"):  # Typer's, for which it has a public name only in some versions
+            _say_usage(error)
+            return UsageError.exit_code
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            say("the disk is full: the output could not be written")
+            return DiskError.exit_code
+        traceback.print_exc()
+        return BUG
+
+
+def _say_usage(error: Any) -> None:
+    """Print what is wrong with the words of the command line, as Typer says it, on several lines."""
+    said = io.StringIO()
+    error.show(file=said)
+    print(printable(said.getvalue(), keep="\n"), end="", file=sys.stderr)
 
 
 def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn each error into one line on stderr and its exit code; only a bug has a traceback."""
+    """Give the command with its errors as exit codes, before Typer has codes of its own for some of them."""
 
     @functools.wraps(command)
     def reported(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except typer.Exit:
-            raise
-        except QvsplitError as error:
-            say(str(error))
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt as interrupt:
-            say("interrupted")
-            raise typer.Exit(TERMINATED if isinstance(interrupt, interrupts.Terminated) else INTERRUPTED) from None
-        except BrokenPipeError:  # `qvsplit ask … | head`: whoever read has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(READER_GONE) from None
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                say("the disk is full: the output could not be written")
-                raise typer.Exit(DiskError.exit_code) from None
-            traceback.print_exc()
-            raise typer.Exit(BUG) from None
+        code = _exit_code(lambda: command(*args, **kwargs))
+        if code:
+            raise typer.Exit(code)
 
     return reported
 

@@ -13,7 +13,8 @@ Two branches, on purpose apart:
     ├── ConfigError           4   rows of another encoder, processor, dtype or format, or of a newer qvsplit
     ├── StoreInUse            5   another run is writing
     ├── StoreDamaged          6   a shard is not what was written
-    │   └── ShardDamaged      6   by its own bytes: it can be quarantined, and its items encoded again
+    │   ├── ShardDamaged      6   by its own bytes: it can be quarantined, and its items encoded again
+    │   └── ShardNotFound     6   it was there when the store was opened
     ├── DiskError             7   full, or not writable
     └── ProcessError         70   no process can be started here
     ItemError
@@ -24,6 +25,8 @@ All of them survive pickling: errors of one item or one request are passed on as
 
 from __future__ import annotations
 
+import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -36,21 +39,53 @@ INTERRUPTED = 130  # 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
 ERROR_KINDS = ("reader-missing", "timeout", "permission", "memory", "content")
 
-
 # Direction overrides and isolates: they can make a line show something else than it says.
 _DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_HEX = r"(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
+_ESCAPE = re.compile(rf"\\({_HEX})")
+_BACKSLASH_OF_AN_ESCAPE = re.compile(rf"\\(?={_HEX})")
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """`text` safe for a terminal and on one line: what could move the cursor or turn the text is escaped.
+    """Make `text` safe for a terminal and one line: what could move the cursor or turn the text is escaped.
 
-    Joiners and the like stay, as scripts and emoji need them; characters of `keep` stay too.
+    Joiners and the like stay, as scripts and emoji need them; characters of `keep` stay too. What is printable stays as
+    it is, so that a line may be made of parts that were escaped before: names by `escaped`, errors by themselves.
     """
-    return "".join(c if c in keep or _is_harmless(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c in keep or _is_harmless(c) else _escape(c) for c in text)
+
+
+def escaped(name: str) -> str:
+    r"""Give the name of a file for a line of text, on one line and so that no other name looks like it.
+
+    As `printable`; and a backslash that would read as an escape is `\x5c`, so that `unescaped` gives the name again.
+    """
+    return printable(_BACKSLASH_OF_AN_ESCAPE.sub(r"\\x5c", name))
+
+
+def unescaped(text: str) -> str:
+    r"""Invert `escaped`, and what a stream does with characters beyond its encoding: `\xe9`, `\u20ac`, `\U0001f5bc`."""
+    return _ESCAPE.sub(_character, text)
+
+
+def on_one_line(text: str) -> str:
+    """Join the lines of `text` by blanks. Blanks within a line are left: they may belong to the name of a file."""
+    lines = text.splitlines()
+    return lines[0] if len(lines) == 1 else " ".join(filter(None, map(str.strip, lines)))
 
 
 def _is_harmless(character: str) -> bool:
     return unicodedata.category(character) not in {"Cc", "Cs", "Zl", "Zp"} and character not in _DIRECTIONS
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # the harmful ones are all in the first plane
+
+
+def _character(escape: re.Match[str]) -> str:
+    code = int(escape[1][1:], 16)
+    return chr(code) if code <= sys.maxunicode else escape[0]
 
 
 def some_of(names: Iterable[str], most: int = 5) -> str:
@@ -69,12 +104,18 @@ def size(count: int) -> str:
 
 
 class QvsplitError(Exception):
-    """The run cannot go on. The message is one line: what, where, what to do next."""
+    """The run cannot go on.
+
+        except qvsplit.QvsplitError as error:
+            sys.exit(str(error))
+
+    The message is one line: what, where, what to do next.
+    """
 
     exit_code = BUG
 
     def __str__(self) -> str:
-        return printable(" ".join(super().__str__().split()))
+        return escaped(on_one_line(super().__str__()))
 
 
 class UsageError(QvsplitError):
@@ -112,7 +153,7 @@ class WeightsError(ModelError):
             parts.append("wrong shape: " + some_of(f"{name} {why}" for name, why in self.misshapen.items()))
         super().__init__(
             f"the tensors in {where} do not fit its config.json ({'; '.join(parts)}); "
-            "download the checkpoint again, or point --model at the right folder"
+            "download the checkpoint again, or name the right folder as `model`"
         )
         self._where = where
 
@@ -163,6 +204,10 @@ class ShardDamaged(StoreDamaged):
         return ShardDamaged, (self.args[0], self.path, self.what)
 
 
+class ShardNotFound(StoreDamaged):
+    """A shard no longer exists: it was deleted, or a compaction has put others in its place."""
+
+
 class DiskError(QvsplitError):
     """The disk is full, or the folder cannot be written."""
 
@@ -176,6 +221,9 @@ class ProcessError(QvsplitError):
 class ItemError(Exception):
     """One item is bad: the reason goes into its row, and the run goes on.
 
+        except qvsplit.ItemError as error:  # of load_encoder's encode
+            print(error, error.kind)
+
     Attributes:
         kind: What would cure it. `reader-missing`, `timeout`, `permission` and `memory` may be cured without a change
             of the file, `content` may not.
@@ -188,7 +236,7 @@ class ItemError(Exception):
         self.kind = kind
 
     def __str__(self) -> str:
-        return printable(" ".join(str(self.args[0]).split()))
+        return escaped(on_one_line(str(self.args[0])))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with both arguments."""

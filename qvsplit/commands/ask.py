@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qvsplit.commands.options import DEFAULT_STORE, Json, Model, Quiet
-from qvsplit.commands.questions import QuestionSources, read_questions
+from qvsplit.commands.questions import QuestionSources, as_text, read_questions
 from qvsplit.commands.survey import Outputs, Results, SurveyPlan, run_survey, survey_into_table, write_page
-from qvsplit.errors import CHECKS_FLAGGED, UsageError
+from qvsplit.commands.wording import say_note
+from qvsplit.errors import CHECKS_FLAGGED, UsageError, escaped
 from qvsplit.output.text import say
 from qvsplit.runtime import interrupts
 
@@ -172,6 +173,8 @@ def ask(
     images = Images(embeds or [DEFAULT_STORE], image or [], together, compare)
     if json_schema is not None and stop:
         raise UsageError("--stop would cut what --json-schema promises; leave one out")
+    choices = choices and as_text(choices, "--choices")
+    system = system and as_text(system, "--system")
     sources = QuestionSources(questions or [], questions_file, checks_file, choices)
     _check_combinations(outputs, images, typed=sources.are_typed)
     asked = [] if sources.are_typed else read_questions(sources)
@@ -180,7 +183,8 @@ def ask(
     options = AskOptions(
         model=model, device=device, dtype=dtype, max_new_tokens=max_new_tokens, system=system,
         unchecked_encoder=unchecked_encoder, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
-        stop=tuple(stop or ()), json_schema=read_schema(json_schema) if json_schema is not None else None,
+        stop=tuple(as_text(text, "--stop") for text in stop or ()),
+        json_schema=read_schema(json_schema) if json_schema is not None else None,
         token_budget=token_budget,
     )  # fmt: skip
     if sources.are_typed:
@@ -214,7 +218,7 @@ def _converse(images: Images, options: AskOptions, outputs: Outputs, choices: st
     store = open_store(*images.places)
     selection, items = _select(store, images)
     for row in selection.failed:
-        say(f"failed: {row.path} {failure_reason(row)}")
+        say(f"failed: {escaped(row.path)} {failure_reason(row)}")
     _require_items(items)
     with interrupts.at_once():  # only reading so far
         session = load_session(store, options)
@@ -305,7 +309,7 @@ def _select(store: Store, images: Images) -> tuple[Selection, list[PromptItems]]
     if images.reference is None:
         return selection, [PromptItems((row,)) for row in rows]
     (reference,) = select(store, [images.reference], only=1).rows
-    items = [PromptItems((reference, row), shared=1) for row in rows if row is not reference]
+    items = [PromptItems((reference, row), shared=1) for row in rows if row != reference]
     if not items and not selection.failed:
         raise UsageError(f"--compare {images.reference}: there is no other image to compare it with")
     return selection, items
@@ -322,4 +326,4 @@ def _note_dtypes(session: Session, *, quiet: bool) -> None:
     """Say where encoder and language model computed in different dtypes; no model is loaded to find out."""
     note = session.dtype_note() if session.is_loaded and not quiet else None
     if note:
-        say(note)
+        say_note(note)

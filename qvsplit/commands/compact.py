@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 
 from qvsplit.commands.options import FolderArgument, FolderOption, Json, Quiet, Wait, store_place
-from qvsplit.output.text import compacted_line, is_terminal, say
+from qvsplit.commands.wording import say_note
+from qvsplit.output.text import compacted_line, print_json, say
+from qvsplit.runtime.streams import is_terminal
 
 
 def compact(
@@ -25,10 +26,10 @@ def compact(
     from qvsplit.store import compact as library
 
     place = store_place(store, embeds)
-    with library.opened_for_writing(place, wait=wait, on_note=say) as (storage, lock):
+    with library.opened_for_writing(place, wait=wait, on_note=say_note) as (storage, lock):
         done = library.compact(storage, lock)
     changed = done.rows_dropped or done.shards_before != done.shards_after
     if as_json:
-        print(json.dumps(asdict(done)))
+        print_json(asdict(done))
     elif not quiet and (changed or is_terminal(sys.stderr)):
         say(compacted_line(asdict(done), place))

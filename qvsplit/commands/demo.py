@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,8 @@ import typer
 from qvsplit.commands.extract import callbacks
 from qvsplit.commands.options import Device, Json, Quiet
 from qvsplit.output.progress import ProgressBar
-from qvsplit.output.text import is_terminal
+from qvsplit.output.text import print_json
+from qvsplit.runtime.streams import is_terminal, shows_escape_codes
 
 
 def demo(
@@ -43,13 +43,14 @@ def demo(
         )
     if as_json:
         for answer in outcome.answers:
-            print(json.dumps(answer.to_json(), ensure_ascii=False))
+            print_json(answer.to_json())
         return
     from rich.console import Console
 
     from qvsplit.demo.table import postcard_tables, summary_lines
 
-    console = Console(file=sys.stdout, highlight=False)
+    plain = is_terminal(sys.stdout) and not shows_escape_codes(sys.stdout)
+    console = Console(file=sys.stdout, highlight=False, color_system=None if plain else "auto")
     for table in postcard_tables(outcome.answers, outcome.photos, console):
         console.print(table)
     if not quiet:

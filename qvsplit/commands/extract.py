@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qvsplit.commands.options import DEFAULT_STORE, Json, Model, Quiet, Wait, parse_duration
+from qvsplit.commands.wording import on_command_line, say_note
 from qvsplit.errors import ITEMS_FAILED, QvsplitError
 from qvsplit.output.progress import ProgressBar
-from qvsplit.output.text import is_terminal, preview_lines, say, summary_lines
+from qvsplit.output.text import preview_lines, print_json, summary_lines
+from qvsplit.runtime.streams import is_terminal
 
 if TYPE_CHECKING:
     from qvsplit.pipeline.summary import ExtractCallbacks, Summary
@@ -152,15 +155,18 @@ def extract(
         max_runtime=None if max_runtime is None else parse_duration(max_runtime, "--max-runtime"),
     )  # fmt: skip
     with ProgressBar(shown=is_terminal(sys.stderr) and not quiet and not dry_run) as progress:
+        heard: list[Summary] = []  # of a run that has begun, also where an exception ends it
+        hearing = replace(callbacks(progress), on_end=heard.append)
         try:
-            summary = extract_files(paths, out=out, options=options, callbacks=callbacks(progress))
-        except KeyboardInterrupt as interrupt:
+            summary = extract_files(paths, out=out, options=options, callbacks=hearing)
+        except KeyboardInterrupt:
             progress.stop()
-            _print_interrupted(interrupt, as_json=as_json, quiet=quiet)
+            for so_far in heard:
+                _print_summary(so_far, as_json=as_json, quiet=quiet)
             raise
         except QvsplitError as error:
             if as_json:
-                _print_error(error)
+                _print_error(error, heard)
             raise
     if dry_run and not as_json:
         for line in preview_lines(summary.to_json()):  # to stdout: it is the result
@@ -178,28 +184,21 @@ def callbacks(progress: ProgressBar) -> ExtractCallbacks:
     return ExtractCallbacks(
         on_plan=lambda to_read: progress.start("images", to_read),
         on_item=progress.advance,
-        on_failure=progress.failure,
-        on_note=progress.note,
+        on_failure=lambda path, reason: progress.failure(path, on_command_line(reason)),
+        on_note=lambda line: progress.note(on_command_line(line)),
     )
 
 
 def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
     """Print one JSON object, or what happened: nothing where nothing happened and nobody watches, as cron mails it."""
     if as_json:
-        print(json.dumps(summary.to_json()), flush=True)
+        print_json(summary.to_json())
     elif not quiet and (summary.did_anything or is_terminal(sys.stderr)):
         for line in summary_lines(summary.to_json()):
-            say(line)
+            say_note(line)
 
 
-def _print_interrupted(interrupt: KeyboardInterrupt, *, as_json: bool, quiet: bool) -> None:
-    summary: Summary | None = getattr(interrupt, "qvsplit_summary", None)
-    if summary is not None:
-        _print_summary(summary, as_json=as_json, quiet=quiet)
-
-
-def _print_error(error: QvsplitError) -> None:
+def _print_error(error: QvsplitError, heard: Sequence[Summary]) -> None:
     """Print one JSON object also where the run ended early: a monitor reads one, whatever happened."""
-    summary: Summary | None = getattr(error, "qvsplit_summary", None)
-    begun = summary.to_json() if summary is not None else {}
-    print(json.dumps(begun | {"error": str(error), "exit_code": error.exit_code}), flush=True)
+    begun = heard[-1].to_json() if heard else {}
+    print_json(begun | {"error": on_command_line(error), "exit_code": error.exit_code})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from qvsplit.commands.options import Json, StoreArgument, StoreOption, store_place
-from qvsplit.output.text import description_lines
+from qvsplit.commands.wording import on_command_line
+from qvsplit.output.text import description_lines, print_json
 
 
 def inspect(store: StoreArgument = None, embeds: StoreOption = None, as_json: Json = False) -> None:
@@ -30,7 +30,7 @@ def inspect(store: StoreArgument = None, embeds: StoreOption = None, as_json: Js
             readable = os.access(file_on_disk(row.root, row.path), os.R_OK)
             failure["error"] = failure_now(row, readers, memory, readable=readable)
     if as_json:
-        print(json.dumps(description))
+        print_json(description)
         return
     for line in description_lines(description):
-        print(line)
+        print(on_command_line(line))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qvsplit.commands.questions import with_choices_of
+from qvsplit.commands.questions import as_text, with_choices_of
 from qvsplit.commands.survey import answer_one
-from qvsplit.errors import QvsplitError
+from qvsplit.errors import QvsplitError, UsageError
 from qvsplit.output.text import plural, say
 from qvsplit.runtime import interrupts
 from qvsplit.runtime.interrupts import Terminated
@@ -24,7 +26,7 @@ def prompt_loop(session: Session, items: Sequence[PromptItems], printer: AnswerP
     say(f"{images}; type a question, or an empty line to end")
     while text := _typed():
         try:
-            _answer(session, items, printer, text, choices)
+            _answer(session, items, printer, as_text(text, "the question"), choices)
         except Terminated:
             raise
         except KeyboardInterrupt:
@@ -35,12 +37,34 @@ def prompt_loop(session: Session, items: Sequence[PromptItems], printer: AnswerP
 
 
 def _typed() -> str:
-    print("? ", end="", file=sys.stderr, flush=True)
+    """Give the line that is typed, as Python gives words of the command line; empty at the end."""
+    _show_prompt()
+    before = signal.signal(signal.SIGCONT, _show_prompt)  # stopped by Ctrl-Z, it comes back below the shell's lines
     try:
-        return input().strip()
-    except EOFError:
+        line = _line(sys.stdin.fileno())
+    except OSError as error:
+        raise UsageError(f"no question can be read from the terminal ({error.strerror})") from None
+    finally:
+        signal.signal(signal.SIGCONT, before)
+    if not line:
         print(file=sys.stderr)
-        return ""
+    return os.fsdecode(line).strip()
+
+
+def _show_prompt(*_: object) -> None:
+    print("? ", end="", file=sys.stderr, flush=True)
+
+
+def _line(terminal: int) -> bytes:
+    """Read a line, which the terminal lets the user edit first; never for longer than there is something to read."""
+    line = b""
+    while not line.endswith(b"\n"):
+        interrupts.wait_for_input(terminal)
+        part = os.read(terminal, 4096)
+        if not part:
+            break
+        line += part
+    return line
 
 
 def _answer(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from qvsplit.commands.options import DEFAULT_STORE, Json, Quiet, Wait
-from qvsplit.output.text import purged_lines, say
+from qvsplit.commands.wording import say_note
+from qvsplit.output.text import print_json, purged_lines, say
 
 
 def purge(
@@ -28,10 +28,10 @@ def purge(
     """
     from qvsplit.store import compact as library
 
-    with library.opened_for_writing(embeds, wait=wait, on_note=say) as (storage, lock):
+    with library.opened_for_writing(embeds, wait=wait, on_note=say_note) as (storage, lock):
         done = library.purge(storage, paths, lock)
     if as_json:
-        print(json.dumps(asdict(done)))
+        print_json(asdict(done))
         return
     what_happened, *warnings = purged_lines(asdict(done), embeds)
     for line in warnings if quiet else [what_happened, *warnings]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvsplit.errors import UsageError
-from qvsplit.output.text import is_terminal
+from qvsplit.runtime.names import utf8_text
+from qvsplit.runtime.streams import is_terminal
 
 if TYPE_CHECKING:
     from qvsplit.answering.checks import Question
@@ -34,7 +36,7 @@ def read_questions(sources: QuestionSources) -> list[Question]:
     """Give all questions: the command line's, a file's, the checks, and, where none has any, the pipe's."""
     from qvsplit.answering.checks import Question, read_checks
 
-    texts = [*sources.words, *_lines(sources)]
+    texts = [*(as_text(word, "a question") for word in sources.words), *_lines(sources)]
     stripped = [text.rstrip("\r") for text in texts if text.strip()]
     questions = [with_choices_of(Question(text), sources.choices) for text in stripped]
     questions += read_checks(sources.checks) if sources.checks is not None else []
@@ -48,10 +50,36 @@ def _lines(sources: QuestionSources) -> list[str]:
         if sources.file is not None:
             return sources.file.read_text(encoding="utf-8-sig").split("\n")
         if not sources.words and sources.checks is None and sys.stdin is not None:
-            return sys.stdin.read().removeprefix("\ufeff").split("\n")
+            return _piped().removeprefix("\ufeff").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"questions cannot be read from {sources.file or 'the pipe'} ({error})") from None
     return []
+
+
+def _piped() -> str:
+    """Read the pipe: UTF-8, or else in the encoding of the locale."""
+    buffer = getattr(sys.stdin, "buffer", None)
+    if buffer is None:  # a program that calls the command has put a text in place of it
+        return sys.stdin.read()
+    data = buffer.read()
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError as error:
+        with suppress(UnicodeDecodeError):
+            return str(data, sys.stdin.encoding)
+        raise error
+
+
+def as_text(text: str, what: str) -> str:
+    """Give what was typed as UTF-8 reads it, or else the locale. UsageError, naming `what` it is, if neither can."""
+    if text.isascii():
+        return text
+    utf8 = utf8_text(text)
+    for reading in (utf8, text):
+        with suppress(UnicodeEncodeError):  # a byte that could not be read is half a surrogate pair
+            reading.encode()
+            return reading
+    raise UsageError(f"{what} is not text in UTF-8: {text}")
 
 
 def with_choices_of(question: Question, choices: str | None) -> Question:

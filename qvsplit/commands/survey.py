@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvsplit.errors import QvsplitError, size
+from qvsplit.commands.wording import on_command_line
+from qvsplit.errors import QvsplitError, escaped, size
 from qvsplit.output.levels import CHOICE_MASS_LOW
 from qvsplit.output.progress import ProgressBar
-from qvsplit.output.text import is_terminal, plural, say
+from qvsplit.output.text import plural, say
 from qvsplit.output.verdicts import ItemVerdict, failure_reason, verdict_on_answers, verdict_on_failed
 from qvsplit.runtime import interrupts
+from qvsplit.runtime.streams import is_terminal
 
 if TYPE_CHECKING:
     from qvsplit.answering.checks import Question
@@ -77,7 +79,7 @@ class Results:
         named = self.plan.has_checks or not self.outputs.quiet  # cron mails every line; without checks it is no news
         for row in self.plan.failed:
             if named:
-                say(f"failed: {row.path} {failure_reason(row)}")
+                say(f"failed: {escaped(row.path)} {failure_reason(row)}")
             self._add_verdict(verdict_on_failed(row))
 
     def add(self, answers: Sequence[Answer]) -> None:
@@ -117,9 +119,9 @@ def _say_errors(answers: Sequence[Answer]) -> None:
     for answer in answers:
         if answer.error is not None:
             questions.setdefault(answer.error, []).append(answer.name)
-    paths = ", ".join(row.path for row in answers[0].rows)
+    paths = ", ".join(escaped(row.path) for row in answers[0].rows)
     for error, names in questions.items():
-        say(f"not answered: {paths}: {', '.join(names)}: {error}")
+        say(f"not answered: {paths}: {', '.join(names)}: {on_command_line(error)}")
 
 
 def run_survey(session: Session, results: Results, recorder: Recorder | None = None) -> None:
@@ -194,7 +196,8 @@ def survey_into_table(session: Session, results: Results, table: Table, *, whole
         if whole_store:
             recorder.drop_stale()
     if not results.outputs.quiet:
-        say(f"{recorder.recalled:,} answers known, {recorder.asked:,} asked; {len(table):,} in {results.outputs.table}")
+        place = escaped(str(results.outputs.table))
+        say(f"{recorder.recalled:,} answers known, {recorder.asked:,} asked; {len(table):,} in {place}")
 
 
 def write_page(file: Path, results: Results, facts: dict[str, str]) -> None:
@@ -208,4 +211,4 @@ def write_page(file: Path, results: Results, facts: dict[str, str]) -> None:
         facts = facts | {"asked": time.strftime("%Y-%m-%d %H:%M")}
         write_report(file, results.answers, failed=failed, title=file.stem, facts=facts, on_item=progress.advance)
     if not results.outputs.quiet:
-        say(f"{file}: {plural(images, 'image')}, {size(file.stat().st_size)}")
+        say(f"{escaped(str(file))}: {plural(images, 'image')}, {size(file.stat().st_size)}")

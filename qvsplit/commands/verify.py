@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qvsplit.commands.options import Device, Json, Model, Quiet, StoreArgument, StoreOption, store_place
-from qvsplit.errors import StoreDamaged, printable
-from qvsplit.output.text import plural, say
+from qvsplit.commands.wording import on_command_line, say_note
+from qvsplit.errors import StoreDamaged, escaped, printable
+from qvsplit.output.text import plural, print_json
 
 if TYPE_CHECKING:
     from qvsplit.verify import ItemCheck, ShardCheck
@@ -55,23 +55,23 @@ def verify(
             if not problems:
                 library.require_comparison(checks)
     for line in problems[1:]:
-        say(line)
+        say_note(line)
     if problems:
         raise StoreDamaged(problems[0])
 
 
 def _print_shard(check: ShardCheck, *, as_json: bool, quiet: bool) -> None:
     if as_json:
-        print(json.dumps(check.to_json()), flush=True)
+        print_json(check.to_json())
     elif check.error is None and not quiet:
-        print(f"{printable(check.shard)}: {plural(check.rows, 'row')}, {plural(check.tokens, 'token')}, no damage")
+        print(f"{escaped(check.shard)}: {plural(check.rows, 'row')}, {plural(check.tokens, 'token')}, no damage")
 
 
 def _print_item(check: ItemCheck, *, as_json: bool, quiet: bool) -> None:
     if as_json:
-        print(json.dumps(check.to_json()), flush=True)
+        print_json(check.to_json())
     elif not quiet:
-        print(f"{printable(check.path)}: {check.explanation}", flush=True)
+        print(f"{escaped(check.path)}: {printable(on_command_line(check.explanation))}", flush=True)
 
 
 def _problems(checks: Sequence[ItemCheck]) -> list[str]:

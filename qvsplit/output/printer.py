@@ -1,14 +1,18 @@
-"""Answers and verdicts on stdout: streamed on a terminal, JSON Lines, or tab-separated lines for a pipe."""
+"""Answers and verdicts on stdout: streamed on a terminal, JSON Lines, or tab-separated lines for a pipe.
+
+In tab-separated lines a path is the image's own (`errors.escaped`); in every other field each run of blanks, tabs and
+line ends is one blank.
+"""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qvsplit.errors import printable
-from qvsplit.output.text import bold, is_terminal
+from qvsplit.errors import escaped, printable
+from qvsplit.output.text import bold, print_json
+from qvsplit.runtime.streams import is_terminal
 
 if TYPE_CHECKING:
     from qvsplit.output.answer import Answer
@@ -36,7 +40,7 @@ class AnswerPrinter:
     def heading(self, rows: Sequence[Row], question: str) -> None:
         """Print what is asked of what, above an answer on a terminal."""
         if not self.single:
-            names = ", ".join(printable(self._name(row)) for row in rows)
+            names = ", ".join(map(self._name, rows))
             print(f"\n{bold(names)}  {printable(question)}", flush=True)
 
     def part(self, text: str) -> None:
@@ -50,24 +54,25 @@ class AnswerPrinter:
     def answer(self, answer: Answer) -> None:
         """Print one finished answer."""
         if self.as_json:
-            print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
+            print_json(answer.to_json())
         elif self.streams:
             self.heading(answer.rows, answer.name)
             print(printable("  ".join([answer.text, *self._scores(answer)]), keep="\n\t"), flush=True)
         elif self.single:
             print("\t".join([answer.text, *self._scores(answer)]), flush=True)
         else:
-            self._line([self._names(answer.rows), answer.name, answer.text, *self._scores(answer)])
+            self._line(answer.rows, [answer.name, answer.text, *self._scores(answer)])
 
     def verdict(self, item: ItemVerdict) -> None:
         """Print the verdict on an item: with the checks that were flagged, or the reason of an error."""
         if self.as_json:
-            print(json.dumps(item.to_json(), ensure_ascii=False), flush=True)
+            print_json(item.to_json())
         else:
-            self._line([self._names(item.rows), "verdict", item.verdict, item.error or ",".join(item.flagged)])
+            self._line(item.rows, ["verdict", item.verdict, item.error or ",".join(item.flagged)])
 
-    def _line(self, parts: list[str]) -> None:
-        print("\t".join(printable(" ".join(part.split())) for part in parts), flush=True)
+    def _line(self, rows: Sequence[Row], parts: list[str]) -> None:
+        names = ",".join(map(self._name, rows))
+        print("\t".join([names, *(printable(" ".join(part.split())) for part in parts)]), flush=True)
 
     def _scores(self, answer: Answer) -> list[str]:
         """Give probability, level and log-probabilities: nothing for generated text."""
@@ -80,8 +85,5 @@ class AnswerPrinter:
             scores += [f"{name}={value:.4f}" for name, value in (answer.logprobs or {}).items()]
         return scores if any(scores[1:]) else scores[:1]
 
-    def _names(self, rows: Sequence[Row]) -> str:
-        return ",".join(map(self._name, rows))
-
     def _name(self, row: Row) -> str:
-        return row.path if self._one_root else f"{row.root}/{row.path}"
+        return escaped(row.path if self._one_root else f"{row.root}/{row.path}")

@@ -1,17 +1,19 @@
 """Text for people: one line on stderr, and the lines that say what a run did, would do, or what a store holds.
 
-Takes plain mappings, as the commands print them with `--json`; gives lines without line ends. Nothing that a file, a
-model or another program wrote reaches the terminal unescaped (`errors.printable`). Standard library only.
+Takes plain mappings, as the commands print them in JSON; gives lines without line ends. Nothing that a file, a
+model or another program wrote reaches the terminal unescaped (`errors.printable`; names of files: `errors.escaped`).
+Standard library only.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from qvsplit.errors import printable, size
+from qvsplit.errors import escaped, printable, size
+from qvsplit.runtime.streams import shows_escape_codes
 
 _SUMMARY_COUNTS = {
     "new": "new", "modified": "modified", "re_encoded": "re-encoded", "copied": "copied", "moved": "moved",
@@ -27,9 +29,9 @@ def say(line: str) -> None:
     print(f"qvsplit: {printable(line)}", file=sys.stderr, flush=True)
 
 
-def is_terminal(stream: Any) -> bool:
-    """Say whether `stream` (sys.stdout, sys.stdin or sys.stderr, which may be closed) is a terminal."""
-    return stream is not None and stream.isatty()
+def print_json(value: Any) -> None:
+    """Print one JSON object on a line of stdout: JSON is UTF-8, so where stdout has another encoding, as ASCII."""
+    print(json.dumps(value, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"), flush=True)
 
 
 def plural(number: int, singular: str, many: str = "") -> str:
@@ -43,8 +45,8 @@ def counted(counts: Mapping[str, int]) -> str:
 
 
 def bold(text: str) -> str:
-    """Give `text` in bold for a terminal, unless NO_COLOR is set."""
-    return text if os.environ.get("NO_COLOR") else f"\033[1m{text}\033[0m"
+    """Give `text` in bold where stdout shows it."""
+    return f"\033[1m{text}\033[0m" if shows_escape_codes(sys.stdout) else text
 
 
 def duration(seconds: float) -> str:
@@ -63,17 +65,17 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """Give the lines that say what a run of `extract` did, from `Summary.to_json()`."""
     what = counted({name: summary[key] for key, name in _SUMMARY_COUNTS.items()})
     nothing = f"0 of {summary['to_read']:,} done" if summary["interrupted"] else "nothing to do"
-    lines = [f"{what or nothing} in {summary['seconds']:.1f} s; {summary['store']}"]
+    lines = [f"{what or nothing} in {summary['seconds']:.1f} s; {escaped(summary['store'])}"]
     if summary["encoded"]:
         lines.append(
             f"{plural(summary['tokens'], 'token')}, {size(summary['bytes'])} written; "
             f"read {size(summary['weights_bytes_read'])} of weights, peak memory {size(summary['peak_memory_bytes'])}"
         )
     if summary["stopped"]:
-        lines.append(f"stopped by --{summary['stopped']}; run the same command again to continue")
+        lines.append(f"stopped by `{summary['stopped'].replace('-', '_')}`; run the same command again to continue")
     if summary["not_found"]:
         files = plural(summary["not_found"], "image of the store was", "images of the store were")
-        lines.append(f"{files} not found; --prune marks {_them(summary['not_found'])} as deleted")
+        lines.append(f"{files} not found; `prune=True` marks {_them(summary['not_found'])} as deleted")
     return lines
 
 
@@ -112,17 +114,17 @@ def description_lines(description: Mapping[str, Any]) -> list[str]:
     """Give the lines that describe a store, from `verify.describe`."""
     lines = [f"{name:11} {printable(text)}" for name, text in _facts(description).items()]
     for root, tally in description["roots"].items():
-        lines.append(f"{'root':11} {printable(root)}: {counted(tally)}")
+        lines.append(f"{'root':11} {escaped(root)}: {counted(tally)}")
     if description["superseded"]:
         lines.append(f"{'old rows':11} {description['superseded']:,}; `qvsplit compact` drops them")
     for name in description["quarantined"]:
-        lines.append(f"{'quarantined':11} {printable(name)}, a damaged shard; it may be deleted")
+        lines.append(f"{'quarantined':11} {escaped(name)}, a damaged shard; it may be deleted")
     if description["rebuilding"]:
-        lines.append(f"{'rebuild':11} started and not finished; run `qvsplit extract --rebuild` again")
+        lines.append(f"{'rebuild':11} started and not finished; run `qvsplit extract` with `rebuild=True` again")
     lines += [f"{'run':11} {_run_line(run)}" for run in description["runs"]]
     for failure in description["failures"]:
         name = failure["path"] if len(description["roots"]) == 1 else f"{failure['root']}/{failure['path']}"
-        lines.append(f"{'failed':11} {printable(name)} {printable(failure['error'] or '')}")
+        lines.append(f"{'failed':11} {escaped(name)} {printable(failure['error'] or '')}")
     return lines
 
 
@@ -165,14 +167,14 @@ def compacted_line(done: Mapping[str, Any], place: str) -> str:
     """Say what `compact` did to the store at `place`."""
     return (
         f"{done['shards_before']:,} → {plural(done['shards_after'], 'shard')}, {size(done['bytes_before'])} → "
-        f"{size(done['bytes_after'])}, {plural(done['rows_dropped'], 'old row')} dropped; {place}"
+        f"{size(done['bytes_after'])}, {plural(done['rows_dropped'], 'old row')} dropped; {escaped(place)}"
     )
 
 
 def purged_lines(done: Mapping[str, Any], place: str) -> Iterable[str]:
     """Say what `purge` did to the store at `place`: first what happened, then what a user should know of it."""
     images, before, after = plural(done["purged"], "image"), size(done["bytes_before"]), size(done["bytes_after"])
-    yield f"{images} purged; {before} → {after}; {place}"
+    yield f"{images} purged; {before} → {after}; {escaped(place)}"
     if done["shared"]:
         yield f"{done['shared']:,} of them: features kept, because other images of the store have the same bytes"
     if done["still_there"]:

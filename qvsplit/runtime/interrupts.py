@@ -3,20 +3,27 @@
 An exception raised by a signal can be lost: Python drops it where it arises inside a callback or a destructor, of
 which importing libraries has many. So what arrived is also remembered, and `check` raises it again at the next safe
 point; and while nothing is at stake (`at_once`: loading) the process ends on the spot.
+
+A signal that was ignored when the process began, as `nohup` and shells do for their background jobs, is left alone.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from qvsplit.errors import INTERRUPTED, TERMINATED
+from qvsplit.runtime.streams import shows_escape_codes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], None]
 
 
 class Terminated(KeyboardInterrupt):
@@ -29,11 +36,10 @@ _installed = False
 
 
 def install() -> None:
-    """Make each of SIGNALS raise in the main thread from now on, and be remembered for `check`."""
+    """Make each of SIGNALS that is not ignored raise in the main thread from now on, and be remembered for `check`."""
     global _installed
     _installed = True
-    for number in SIGNALS:
-        signal.signal(number, _raise)
+    _handle(_raise)
 
 
 def check() -> None:
@@ -53,7 +59,7 @@ def at_once() -> Iterator[None]:
     if not _installed or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _leave) for number in SIGNALS}
+    before = _handle(_leave)
     try:
         yield
     finally:
@@ -81,7 +87,7 @@ def held_back() -> Iterator[None]:
         yield
         return
     arrived: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: arrived.append(n)) for number in SIGNALS}
+    before = _handle(lambda number, _: arrived.append(number))
     try:
         yield
     finally:
@@ -89,6 +95,31 @@ def held_back() -> Iterator[None]:
             signal.signal(number, handler)
         if arrived:
             os.kill(os.getpid(), arrived[0])
+
+
+def wait_for_input(descriptor: int) -> None:
+    """Wait in the main thread until there is something to read.
+
+    Raises what arrives meanwhile, and what arrives just before: a handler runs between two steps of Python, so a signal
+    behind the last of them would wait for the read that follows to end. Here its number wakes the wait.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer)
+    try:
+        check()
+        select.select([descriptor, reader], [], [])
+        check()
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
+
+
+def _handle(handler: Handler) -> dict[signal.Signals, Any]:
+    """Set `handler` for each of SIGNALS that is heard; gives the handlers before."""
+    heard = [number for number in SIGNALS if signal.getsignal(number) not in {signal.SIG_IGN, None}]
+    return {number: signal.signal(number, handler) for number in heard}
 
 
 def _interruption(number: int) -> KeyboardInterrupt:
@@ -101,9 +132,9 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    if os.isatty(2):
-        os.write(2, b"\x1b[?25h\r\x1b[2K")  # a progress bar hides the cursor, and nobody else is left to show it
-    os.write(2, b"qvsplit: interrupted\n")
+    bar = b"\r\x1b[2K" if shows_escape_codes(sys.stderr) else b""  # nobody else is left to take it away
+    with suppress(OSError):  # nobody may be listening
+        os.write(2, bar + b"qvsplit: interrupted\n")
     try:
         for undo in reversed(_undo):
             undo()

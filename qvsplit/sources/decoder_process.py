@@ -77,9 +77,9 @@ class _Child:
                 self._set_alarm()
                 steps[message["do"]](message)
             except ItemNotFound as error:
-                send(self.connection, {"not_found": str(error)})
+                send(self.connection, {"not_found": error.args[0]})
             except ItemError as error:
-                send(self.connection, {"error": str(error), "kind": error.kind})
+                send(self.connection, {"error": error.args[0], "kind": error.kind})
             except MemoryError:
                 send(self.connection, {"error": "does not fit into memory", "kind": "memory"})
             except (EOFError, OSError):

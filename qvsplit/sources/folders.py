@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from qvsplit.errors import UsageError
+from qvsplit.errors import UsageError, escaped
 from qvsplit.runtime.names import file_on_disk, is_within, storable_mtime, stored_name
 from qvsplit.sources.files import open_long_path
 from qvsplit.sources.source import (
@@ -208,13 +208,13 @@ class _Walk:
             os.close(at)
         if folders is None:
             if folder != self._out:
-                self._on_note(f"{folder} is a store: it is left out")
+                self._on_note(f"{escaped(folder)} is a store: it is left out")
             return None
         return folders, lines
 
     def _note_unreadable(self, folder: str, error: OSError) -> None:
         self.unreadable.append(folder)
-        self._on_note(f"{folder} cannot be read ({error.strerror}): its items are left as they are")
+        self._on_note(f"{escaped(folder)} cannot be read ({error.strerror}): its items are left as they are")
 
     def _listing(self, root: str, path: str, lines: tuple[str, ...]) -> Listing:
         if self._digests.get((root, path)) == listing_digest(lines):

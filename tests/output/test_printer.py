@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from qvsplit.errors import unescaped
 from qvsplit.output.answer import Answer
 from qvsplit.output.printer import AnswerPrinter
 from qvsplit.output.verdicts import verdict_on_answers
@@ -46,6 +48,25 @@ def test_lines_for_a_pipe(capsys):
         ["trip/a.jpg", "gun", "", "skipped"],
         ["trip/a.jpg", "real", "", "error", "no memory"],
     ]
+
+
+@pytest.mark.parametrize(
+    "name", ["a  b.jpg", "v\u00a013.jpg", "at 8.55\u202fPM.jpg", "家族\u3000写真.jpg", " a .jpg", "a\\b.jpg"]
+)
+def test_a_path_is_the_path_of_the_file(name, capsys):
+    named = replace(answer(), rows=(replace(ROW, path=name),))
+    printer().answer(named)
+    printer().verdict(verdict_on_answers([named]))
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [name, name]
+
+
+def test_a_path_that_cannot_be_printed_is_escaped_so_that_it_can_be_turned_back(capsys):
+    names = ["a\tb", "a\nb", "a\x1b[31mb", "a\\x1b[31mb", "a\u202eb", "a\u2028b"]
+    for name in names:
+        printer().answer(replace(answer(), rows=(replace(ROW, path=name),)))
+    printed = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    assert printed == ["a\\x09b", "a\\x0ab", "a\\x1b[31mb", "a\\x5cx1b[31mb", "a\\u202eb", "a\\u2028b"]
+    assert list(map(unescaped, printed)) == names
 
 
 def test_the_root_where_there_are_several(capsys):

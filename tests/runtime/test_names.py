@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk, storable_mtime, stored_name
+from qvsplit.errors import escaped
+from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk, storable_mtime, stored_name, typed_name
 
 
 @given(st.binary(max_size=60))
@@ -25,6 +28,30 @@ def test_only_bytes_that_are_no_utf_8_are_escaped():
     assert stored_name("ü 猫/a.png") == "ü 猫/a.png"
     assert stored_name(os.fsdecode(b"a/\xff\xfe.png")) == "a///xff//xfe.png"
     assert name_on_disk("a/x41.png") == "a/x41.png"
+
+
+@pytest.mark.parametrize(
+    "name", ["ü 猫/a.png", "a  b\u202f\u3000.png", "a\nb\tc\x1b\u202e", os.fsdecode(b"a/\xff.png"), "a\\x41"]
+)
+def test_a_name_can_be_typed_as_it_is_stored_or_printed(name):
+    stored = stored_name(name)
+    assert typed_name(escaped(stored)) == typed_name(escaped(name)) == stored
+
+
+def test_a_name_is_stored_alike_under_every_locale():
+    """Without UTF-8 Python reads names byte by byte: another nightly locale would have moved every file."""
+    code = (
+        "import os, sys\nfrom qvsplit.runtime.names import name_on_disk, stored_name, typed_name\n"
+        "assert sys.getfilesystemencoding() == 'ascii'\nname = sys.argv[1]\nstored = stored_name(name)\n"
+        "assert name_on_disk(stored) == name\nassert typed_name(name) == typed_name(stored) == stored\n"
+        "print(ascii(stored))"
+    )
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    name = "ü 猫\u202f".encode() + b"\xff.png"
+    done = subprocess.run(
+        [sys.executable, "-c", code, name], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.stdout, done.stderr) == ("'\\xfc \\u732b\\u202f//xff.png'\n", "")
 
 
 def test_a_file_lies_below_its_root():

@@ -26,16 +26,14 @@ def start_process(*words: object) -> subprocess.Popen[str]:
 
 
 def start_slowly(
-    *words: object, seconds_a_shard: float = 300.0, seconds_a_batch: float = 0.1, ignoring: str = ""
+    *words: object, seconds_a_shard: float = 300.0, seconds_a_batch: float = 0.1, **options: Any
 ) -> subprocess.Popen[str]:
-    """Start one command with a fake encoder that takes its time, so that it can be met at work.
-
-    `ignoring` names signals that it finds ignored: `HUP`, as under nohup.
-    """
+    """Start one command with a fake encoder that takes its time, so that it can be met at work."""
     return start_python(
         "import sys\nfrom tests.support import fake_encoder\nimport qvsplit.store.store_writer as writing\n"
         f"fake_encoder.install({seconds_a_batch})\nwriting.SHARD_SECONDS = {seconds_a_shard}\n"
-        f"from qvsplit.cli import main\nsys.argv = {['qvsplit', *map(str, words)]!r}\nmain()"
+        f"from qvsplit.cli import main\nsys.argv = {['qvsplit', *map(str, words)]!r}\nmain()",
+        **options,
     )
 
 

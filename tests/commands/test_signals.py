@@ -1,0 +1,66 @@
+"""Signals that were ignored when a process began, as under `nohup`, stay ignored: by it and by its children."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from tests.support.extracting import many
+from tests.support.processes import start_slowly, wait_for
+
+IMAGES = 12
+
+
+def ignoring(*names: str) -> dict[str, Any]:
+    """Options of a process, and leader of its group, that finds these signals ignored."""
+
+    def ignore() -> None:
+        for name in names:
+            signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_IGN)
+
+    return {"preexec_fn": ignore, "start_new_session": True}
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT", "TERM"])
+def test_a_run_hears_nothing_of_what_was_ignored_when_it_began(name, tmp_path, out):
+    """The signal comes again and again, to the whole process group: while it loads, reads, encodes and writes."""
+    folder = many(tmp_path / "photos", IMAGES)
+    words = ["extract", folder, "--out", out, "--model", "fake", "--patch-budget", 1, "--json"]
+    process = start_slowly(*words, seconds_a_shard=0.1, **ignoring(name))
+    wait_for(out.exists, process)
+    while process.poll() is None:
+        os.killpg(process.pid, signal.Signals[f"SIG{name}"])
+        time.sleep(0.01)
+    printed, said = process.communicate()
+    assert (process.returncode, said) == (0, "")
+    assert json.loads(printed)["encoded"] == IMAGES
+
+
+def test_other_signals_are_heard(tmp_path, out):
+    folder = many(tmp_path / "photos", IMAGES)
+    process = start_slowly(
+        "extract", folder, "--out", out, "--model", "fake", "--patch-budget", 1, **ignoring("HUP", "INT")
+    )
+    wait_for(out.exists, process)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert said.splitlines()[-1] == "qvsplit: interrupted"
+
+
+def test_ctrl_c_while_qvsplit_is_imported_is_no_traceback():
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupting:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer':\n            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\nfrom qvsplit.__main__ import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
