@@ -26,6 +26,9 @@ class Catalogue(Protocol):
     def rows_in(self, wanted: Callable[[Folder], bool]) -> Iterable[Row]:
         """Give the current rows in those folders that are `wanted`, in any order."""
 
+    def folder_rows(self, folder: Folder) -> Mapping[Key, tuple[Row, bool]]:
+        """Give the current row of each item in one folder, of several parts the first, and whether it has features."""
+
     def current(self, root: str, path: str) -> Row | None:
         """Give the current row of an item."""
 
@@ -83,6 +86,7 @@ class Plan:
         empty_folders: Of the absent: the key → the folder above it that is there and wholly empty, as the place of a
             disk is that is not mounted.
         unlisted: Folders of rows that no listing has though their file exists.
+        settled: Folders that were listed out and have nothing to read: how many are ok, and how many failed before.
     """
 
     found: int
@@ -93,6 +97,7 @@ class Plan:
     absent: tuple[Row, ...] = ()
     empty_folders: Mapping[Key, str] = field(default_factory=dict)
     unlisted: frozenset[Folder] = frozenset()
+    settled: Mapping[Folder, tuple[int, int]] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------------------------------- before reading
@@ -137,34 +142,42 @@ def plan(
     Only rows below the paths that were listed can be absent; of a path in which nothing at all was found none is, as
     that is more often a disk that is not mounted.
     """
-    seen: set[Key] = set()
-    sorter = _Sorter(catalogue, options)
+    sorter = _Sorter(options)
+    settled = {}
+    unseen: dict[Key, Row] = {}
     for listing in listings:
+        if not listing.lines:
+            continue
+        rows = dict(catalogue.folder_rows(listing.folder))
+        before = sorter.number, sorter.unchanged, sorter.failed_before
         for entry in listing.entries():
-            seen.add(entry.key)
-            sorter.add(entry)
+            row, held = rows.pop(entry.key, (None, False))
+            sorter.add(entry, row, held=held)
+        unseen |= {key: row for key, (row, _) in rows.items()}
+        if sorter.number == before[0]:
+            settled[listing.folder] = (sorter.unchanged - before[1], sorter.failed_before - before[2])
     known = [listing.folder for listing in listings if listing.known]
-    all_found = {folder for folder in known if not tallies[folder].not_found}
+    looked_at = {listing.folder for listing in listings if listing.lines}
+    looked_at |= {folder for folder in known if not tallies[folder].not_found}
     alive = [start for start in scope.starts if start not in scope.empty]
 
     def may_lack(folder: Folder) -> bool:
         place = file_on_disk(*folder).rstrip("/") or "/"
-        return folder not in all_found and any(is_within(place, one) or is_within(one, place) for one in alive)
+        return folder not in looked_at and any(is_within(place, one) or is_within(one, place) for one in alive)
 
-    unseen = [
-        row
-        for row in catalogue.rows_in(may_lack)
-        if row.status != "deleted"
-        and row.key not in seen
-        and any(is_within(file_on_disk(row.root, row.path), start) for start in alive)
-    ]
-    unseen.sort(key=lambda row: row.key)
+    def is_below(row: Row) -> bool:
+        return any(is_within(file_on_disk(row.root, row.path), start) for start in alive)
+
+    unseen |= {row.key: row for row in catalogue.rows_in(may_lack)}
     return Plan(
         found=sum(listing.number for listing in listings),
-        to_read=sorter.to_read,
+        to_read=tuple(sorter.to_read),
         unchanged=sorter.unchanged + sum(tallies[folder].ok for folder in known),
         failed_before=sorter.failed_before + sum(tallies[folder].failed for folder in known),
-        unseen=tuple(unseen),
+        unseen=tuple(
+            unseen[key] for key in sorted(unseen) if unseen[key].status != "deleted" and is_below(unseen[key])
+        ),
+        settled=settled,
     )
 
 
@@ -181,7 +194,7 @@ def settle(
     sorted like any other, unless its folder is known and so counted already.
     """
     counted = {listing.folder for listing in listings if listing.known}
-    sorter = _Sorter(catalogue, options)
+    sorter = _Sorter(options)
     absent, unlisted, empty_folders = [], [], {}
     for row in planned.unseen:
         found = presence[row.key]
@@ -191,11 +204,12 @@ def settle(
                 empty_folders[row.key] = found.empty_folder
         elif found.entry is not None and row.folder not in counted:
             unlisted.append(row.folder)
-            sorter.add(found.entry)
+            now = catalogue.current(*row.key)
+            sorter.add(found.entry, now, held=now is not None and catalogue.holds(now.content))
     return replace(
         planned,
         found=planned.found + len(unlisted),
-        to_read=planned.to_read + sorter.to_read,
+        to_read=planned.to_read + tuple(sorter.to_read),
         unchanged=planned.unchanged + sorter.unchanged,
         failed_before=planned.failed_before + sorter.failed_before,
         absent=tuple(absent),
@@ -207,20 +221,23 @@ def settle(
 class _Sorter:
     """Sorts entries one by one. What is tried again comes behind what is new: a run cut short gets to that."""
 
-    def __init__(self, catalogue: Catalogue, options: PlanOptions) -> None:
-        self._catalogue = catalogue
+    def __init__(self, options: PlanOptions) -> None:
         self._options = options
         self._changed: list[Entry] = []
         self._again: list[Entry] = []
         self.unchanged = self.failed_before = 0
 
     @property
-    def to_read(self) -> tuple[Entry, ...]:
-        return (*self._changed, *self._again)
+    def to_read(self) -> Sequence[Entry]:
+        return [*self._changed, *self._again]
 
-    def add(self, entry: Entry) -> None:
-        row = self._catalogue.current(*entry.key)
-        if row is None or not is_known(row, entry, self._catalogue.holds):
+    @property
+    def number(self) -> int:
+        return len(self._changed) + len(self._again)
+
+    def add(self, entry: Entry, row: Row | None, *, held: bool) -> None:
+        """Sort one, of which `row` is known, and whether its features are `held`."""
+        if row is None or not is_known(row, entry, lambda _: held):
             self._changed.append(entry)
         elif self._options.checksum or (row.status == "failed" and self._is_tried_again(row, entry)):
             self._again.append(entry)
@@ -340,6 +357,8 @@ def tallies_after(
         missing = not_found.pop(listing.folder, 0)
         if listing.known:
             tallies[listing.folder] = replace(before[listing.folder], not_found=missing)
+        elif listing.folder in planned.settled and listing.folder not in touched and listing.complete:
+            tallies[listing.folder] = FolderTally(listing.digest, *planned.settled[listing.folder], missing)
         elif (tally := _tally(listing, missing, current, held)) is not None:
             tallies[listing.folder] = tally
     tallies |= {folder: FolderTally("", 0, 0, number) for folder, number in not_found.items()}

@@ -49,6 +49,7 @@ CREATE TABLE contents(sha256 BLOB NOT NULL, part INTEGER NOT NULL, shard INTEGER
  PRIMARY KEY(sha256, part)) WITHOUT ROWID;
 """
 _COLUMNS = ", ".join(f'rows."{name}"' for name in ROW_FIELDS)
+_HELD = "EXISTS (SELECT 1 FROM contents WHERE contents.sha256 = rows.sha256 AND contents.part = rows.part)"
 
 Place = tuple[int, int]  # the number of a shard, and of a row in it
 
@@ -216,6 +217,23 @@ class Catalogue:
             self.connection.executemany("INSERT INTO wanted VALUES(?)", ((one,) for one in numbers))
         return iter(list(self._rows("folder IN (SELECT folder FROM wanted)", [])))
 
+    def folder_rows(self, folder: Key) -> dict[Key, tuple[Row, bool]]:
+        """Give the current row of each item in one folder, of several parts the first, and whether it has features."""
+        number, root = self.folders.get(folder), self._root_ids.get(folder[0])
+        if number is None or root is None:
+            return {}
+        query = f"SELECT {_COLUMNS}, {_HELD} FROM rows WHERE root = ? AND folder = ? "
+        values: list[Any] = [root, number]
+        if folder[1]:  # a range of the table; 0 comes behind /
+            query += "AND path > ? AND path < ? "
+            values += [f"{folder[1]}/", f"{folder[1]}0"]
+        found: dict[Key, tuple[Row, bool]] = {}
+        with garbage_collection_paused():
+            for *columns, held in self._all(query + "ORDER BY path, part", values):
+                row = self._row(columns)
+                found.setdefault(row.key, (row, bool(held)))
+        return found
+
     def rows_with_status(self, status: str) -> Iterator[Row]:
         """Give the current rows of this status, sorted by root, path and part."""
         for number, _ in sorted(self._roots.items(), key=lambda one: one[1]):
@@ -236,11 +254,7 @@ class Catalogue:
 
     def rows_without_features(self) -> Iterator[Row]:
         """Give the current rows with status ok whose features are in no shard, in no order."""
-        return self._rows(
-            "status = 'ok' AND NOT EXISTS "
-            "(SELECT 1 FROM contents WHERE contents.sha256 = rows.sha256 AND contents.part = rows.part)",
-            [],
-        )
+        return self._rows(f"status = 'ok' AND NOT {_HELD}", [])
 
     def current_places(self, shard: int) -> dict[int, Key]:
         """Give the rows of a shard that are current: their numbers in it, and their items."""
@@ -259,7 +273,7 @@ class Catalogue:
                 return
             yield from rows
 
-    def _row(self, values: tuple[Any, ...]) -> Row:
+    def _row(self, values: Iterable[Any]) -> Row:
         """Make a row of what a query gave. StoreDamaged if no writer writes such a row: not this program made it."""
         found = list(values)
         found[_ROOT] = self._roots[found[_ROOT]]

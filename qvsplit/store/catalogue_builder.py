@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
 from qvsplit.store.catalogue import INTERNED, SCHEMA, VERSION, Catalogue, FolderTally
@@ -20,6 +21,9 @@ from qvsplit.store.storage import StoredFile
 _CACHE_KIB = 64 << 10
 _FIELDS = tuple(name for name in ROW_FIELDS if name != "root")
 _NAMES = ["root", "folder", "shard", "row", *_FIELDS]
+_fields_of = attrgetter(*_FIELDS)
+_SHA256, _GRID = _NAMES.index("sha256"), _NAMES.index("grid_thw")
+_INTERNED = tuple(map(_NAMES.index, INTERNED))
 _PUT_ROW = f"""
 INSERT INTO rows({", ".join(f'"{name}"' for name in _NAMES)}) VALUES({", ".join("?" * len(_NAMES))})
 ON CONFLICT(root, path, part) DO UPDATE SET {", ".join(f'"{name}" = excluded."{name}"' for name in _NAMES)}
@@ -136,19 +140,17 @@ class CatalogueBuilder:
 
     # ------------------------------------------------------------------------------------------------------ values
 
-    def _values(self, shard: int, rows: Iterable[Row]) -> Iterator[tuple[Any, ...]]:
+    def _values(self, shard: int, rows: Iterable[Row]) -> Iterator[list[Any]]:
         for index, row in enumerate(rows):
-            root, folder = self._root(row.root), self._folder(row.folder)
-            yield (root, folder, shard, index, *(self._value(name, getattr(row, name)) for name in _FIELDS))
-
-    def _value(self, name: str, value: Any) -> Any:
-        if value is None:
-            return None
-        if name == "grid_thw":
-            return self._text(json.dumps(value))
-        if name in INTERNED:
-            return self._text(value)
-        return bytes.fromhex(value) if name == "sha256" else value
+            values = [self._root(row.root), self._folder(row.folder), shard, index, *_fields_of(row)]
+            if row.sha256 is not None:
+                values[_SHA256] = bytes.fromhex(row.sha256)
+            if row.grid_thw is not None:
+                values[_GRID] = json.dumps(row.grid_thw)
+            for place in _INTERNED:
+                if values[place] is not None:
+                    values[place] = self._texts.get(values[place]) or self._text(values[place])
+            yield values
 
     def _schema(self, shard: Shard) -> int:
         content = json.dumps(shard.schema.to_json(), sort_keys=True)

@@ -188,6 +188,10 @@ class Store:
         rows = self.catalogue.rows_of(root, path)
         return rows[0] if rows else None
 
+    def folder_rows(self, folder: Key) -> dict[Key, tuple[Row, bool]]:
+        """Give the current row of each item in one folder, of several parts the first, and whether it has features."""
+        return self.catalogue.folder_rows(folder)
+
     def rows_in(self, wanted: Callable[[Key], bool]) -> Iterator[Row]:
         """Give the current rows in those folders, root and path, that are `wanted`, in no order."""
         return self.catalogue.rows_in(wanted)

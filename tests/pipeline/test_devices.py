@@ -142,7 +142,7 @@ def test_a_store_keeps_its_forward_pass(extract_with_model, some_photos, tmp_pat
     assert contents(out) == contents(tmp_path / "again")
     with pytest.raises(ConfigError, match="`kernels` fused instead of reference"):
         extract_with_model(some_photos, kernels="fused")
-    with pytest.raises(UsageError, match="--kernels quick: choose one of fused, reference"):
+    with pytest.raises(UsageError, match="`kernels` quick: choose one of fused, reference"):
         extract_with_model(some_photos, kernels="quick")
     extract_with_model(some_photos, rebuild=True, kernels="fused")
     assert open_store(out).config.kernels == "fused"

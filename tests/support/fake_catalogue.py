@@ -41,6 +41,9 @@ class FakeCatalogue:
     def rows_in(self, wanted):
         return [row for row in self.rows if wanted(row.folder)]
 
+    def folder_rows(self, folder):
+        return {row.key: (row, self.holds(row.content)) for row in self.rows if row.folder == folder}
+
     def holds(self, content):
         return self.home(content) is not None
 
