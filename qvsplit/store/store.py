@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvsplit.errors import ConfigError, ShardDamaged, ShardNotFound, StoreDamaged, StoreInUse, UsageError, some_of
+from qvsplit.runtime import arguments
 from qvsplit.store.catalogue import Catalogue, CataloguedShard, Place
 from qvsplit.store.catalogue_file import (
     OnShard,
@@ -174,7 +175,7 @@ class Store:
             UsageError: There are several.
         """
         if not isinstance(name, str | os.PathLike):
-            raise UsageError(f"store[name]: give the name of an image, not {type(name).__name__} {name!r}")
+            raise arguments.wrong("store[name]", name, "the name of an image")
         found = named(self.catalogue, os.fspath(name))
         if not found:
             raise KeyError(f"{self.name} has no image named {os.fspath(name)}")
@@ -212,8 +213,10 @@ class Store:
             UsageError: The row has none: it failed, or was deleted.
             StoreDamaged: They are in no shard, or in a damaged one.
         """
-        if not isinstance(row, Row):
+        if isinstance(row, str | os.PathLike):
             row = self[row]
+        if not isinstance(row, Row):
+            raise arguments.wrong("row", row, "a row of the store, or its name")
         if row.status != "ok" or row.content is None:
             reason = f" ({row.error})" if row.error else ""
             raise UsageError(f"{row.path} has no features: it is {row.status}{reason}")
@@ -350,11 +353,10 @@ def open_store(*places: str | os.PathLike[str], on_shard: OnShard = no_progress)
         StoreInUse: A rebuilt store is not wholly in place.
         StoreDamaged, ConfigError: See `Shard` and `Store`.
     """
-    for place in places:
-        if not isinstance(place, str | os.PathLike):
-            raise UsageError(f"places: give the path of a store, not {type(place).__name__} {place!r}")
     if not places:
         raise UsageError("places: give the path of a store")
+    for place in places:
+        arguments.a_path("places", place, "the path of a store")
     if len(places) == 1 and os.path.isdir(places[0]):
         return _open_folder(Path(places[0]), on_shard)
     return _open_several(places, on_shard)

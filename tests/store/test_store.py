@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import shutil
+import sqlite3
 
-import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
 from qvsplit.errors import ConfigError, StoreDamaged, StoreInUse, UsageError
 from qvsplit.store import layout
 from qvsplit.store.config import Provenance
+from qvsplit.store.schema import row_columns
 from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store import Store, open_store, read_store
 from tests.support import fuzz, rows
@@ -225,43 +227,70 @@ def test_a_shard_that_a_newer_version_wrote_hides_no_row(folder, name):
         open_store(folder)
 
 
-# ---------------------------------------------------------------------------------------------------- other readers
+# ------------------------------------------------------------------------------------------------- in Python, by hand
 
 
-def test_pyarrow_and_pandas_read_the_folder(folder):
-    import pandas as pd
-
-    assert sorted(pyarrow.dataset.dataset(folder).to_table(columns=["path"]).column("path").to_pylist()) == [
-        "a.png", "b.png", "c.png",
-    ]  # fmt: skip
-    assert sorted(pq.read_table(folder, columns=["path"]).column("path").to_pylist()) == ["a.png", "b.png", "c.png"]
-    assert sorted(pd.read_parquet(folder)["path"]) == ["a.png", "b.png", "c.png"]
-
-
-def test_duckdb_and_polars_read_its_shards(folder):
-    import duckdb
-    import polars as pl
-
-    found = duckdb.sql(f"select path, octet_length(embeds) from '{folder}/*.parquet' order by path").fetchall()
-    assert found == [("a.png", 192), ("b.png", 192), ("c.png", None)]
-    assert pl.read_parquet(f"{folder}/*.parquet").sort("path")["path"].to_list() == ["a.png", "b.png", "c.png"]
+def test_it_says_what_it_holds(folder, tmp_path):
+    assert repr(open_store(folder)) == f"<Store {folder}: 2 images by qwen2_vl, 1 failed>"
+    assert repr(store_of()) == "<Store : empty>"
+    with open_store(folder) as store:
+        assert store and len(store) == 2 and [row.path for row in store] == ["a.png", "b.png"]
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        store.current("/photos", "a.png")
 
 
-def test_current_rows_and_their_features_are_found_with_sql(tmp_path):
-    """Current: the highest generation of an item, and of equal ones the later file; features by content."""
-    import duckdb
+@pytest.mark.parametrize("place", [None, 5, b"embeds", ["embeds"]], ids=repr)
+def test_a_place_that_is_none_is_refused_by_name(place):
+    with pytest.raises(UsageError, match="places: give the path of a store, not "):
+        open_store(place)
+    with pytest.raises(UsageError, match="places: give the path of a store$"):
+        open_store()
 
-    own, features = rows.item("a.png")
-    copy = rows.row("b.png", sha256=own.sha256, has_features=False)
-    storage = rows.write_store(tmp_path, [(own, features), rows.item("c.png")],
-                               [(copy, None), rows.item("c.png", generation=5, sha256=rows.sha("new"))])  # fmt: skip
-    found = duckdb.sql(f"""
-        with rows as (select * from read_parquet('{tmp_path}/*.parquet')),
-        current as (
-          select * from rows qualify generation = max(generation) over (partition by root, path) and status = 'ok')
-        select current.path, homes.embeds from current
-        join (select distinct on (sha256, part) sha256, part, embeds from rows where has_features) homes
-        using (sha256, part) order by current.path""").fetchall()
-    store = read_store(storage)
-    assert [path for path, _ in found] == [row.path for row in store]
-    assert found[0][1] == found[1][1] != found[2][1]
+
+def test_a_name_does_for_a_row(folder):
+    store = open_store(folder)
+    assert rows.raws(store.features("a.png")) == rows.raws(store.features(store["a.png"]))
+    with pytest.raises(KeyError, match="has no image named z.png"):
+        store.features("z.png")
+    with pytest.raises(UsageError, match="c.png has no features: it is failed"):
+        store.features("c.png")
+    with pytest.raises(UsageError, match=r"row: give a row of the store, or its name, not int 5"):
+        store.features(5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_current_rows_are_a_table(tmp_path, dtype):
+    own, made = rows.item("a.png", dtype=dtype, levels=1, warnings="odd", taken_at="2024-01-02T03:04:05")
+    pairs = [(own, made), (rows.row("copy.png", sha256=own.sha256, has_features=False), None),
+             (rows.failed("bad.png"), None), (rows.deleted("gone.png"), None)]  # fmt: skip
+    storage = rows.write_store(tmp_path, pairs, declared=rows.schema(dtype, levels=1))
+    store = open_store(tmp_path)
+    table = store.to_arrow()
+    assert table.column_names == list(row_columns())
+    assert (
+        table.schema
+        == pq.read_schema(tmp_path / "shard-000001.parquet")
+        .remove_metadata()
+        .empty_table()
+        .select(table.column_names)
+        .schema
+    )
+    assert [{**one, "grid_thw": one["grid_thw"] and tuple(one["grid_thw"])} for one in table.to_pylist()] == [
+        dataclasses.asdict(row) for row in store.rows
+    ]
+    assert list(store.to_pandas()["path"]) == ["a.png", "bad.png", "copy.png", "gone.png"]
+    whole = store.to_arrow(features=True)
+    assert whole.column_names == [*table.column_names, "embeds", "deepstack_features_0"]
+    first = pq.read_table(tmp_path / "shard-000001.parquet").slice(0, 1)
+    for name in ("embeds", "deepstack_features_0"):
+        blob = first.column(name)[0].as_py()
+        assert whole.column(name).to_pylist() == [blob, None, blob, None]
+    assert store.to_pandas(features=True)["embeds"][1] is None
+    assert storage.list() != []
+
+
+def test_a_table_of_many_rows_is_made_in_pieces(folder, monkeypatch):
+    expected = open_store(folder).to_arrow()
+    monkeypatch.setattr("qvsplit.store.arrow.ROWS_AT_A_TIME", 1)
+    assert open_store(folder).to_arrow().equals(expected) and expected.num_rows == 3
+    assert store_of().to_arrow().num_rows == 0
