@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qvsplit.commands.opening import open_with_progress
 from qvsplit.commands.options import DEFAULT_STORE, Json, Model, Quiet
 from qvsplit.commands.questions import QuestionSources, as_text, read_questions
 from qvsplit.commands.survey import Outputs, Results, SurveyPlan, run_survey, survey_into_table, write_page
@@ -213,9 +214,8 @@ def _converse(images: Images, options: AskOptions, outputs: Outputs, choices: st
     from qvsplit.ask import load_session
     from qvsplit.commands.prompt_loop import prompt_loop
     from qvsplit.output.verdicts import failure_reason
-    from qvsplit.store.store import open_store
 
-    store = open_store(*images.places)
+    store = open_with_progress(*images.places, quiet=outputs.quiet)
     selection, items = _select(store, images)
     for row in selection.failed:
         say(f"failed: {escaped(row.path)} {failure_reason(row)}")
@@ -230,10 +230,8 @@ def _ask_all(
     images: Images, questions: Sequence[Question], options: AskOptions, outputs: Outputs, *, single: bool
 ) -> None:
     """Ask all questions about all images, and end with the exit code that the answers call for."""
-    from qvsplit.store.store import open_store
-
     table = _checked_outputs(outputs)
-    store = open_store(*images.places)
+    store = open_with_progress(*images.places, quiet=outputs.quiet)
     selection, items = _select(store, images)
     plan = SurveyPlan(items, questions, selection.failed)
     single = single and len(items) * len(questions) == 1 and not selection.failed

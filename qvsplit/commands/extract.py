@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qvsplit.commands.opening import counting_shards
 from qvsplit.commands.options import DEFAULT_STORE, Json, Model, Quiet, Wait, parse_duration
 from qvsplit.commands.wording import on_command_line, say_note
 from qvsplit.errors import ITEMS_FAILED, QvsplitError
@@ -186,6 +187,7 @@ def callbacks(progress: ProgressBar) -> ExtractCallbacks:
         on_item=progress.advance,
         on_failure=lambda path, reason: progress.failure(path, on_command_line(reason)),
         on_note=lambda line: progress.note(on_command_line(line)),
+        on_shard=counting_shards(progress),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from qvsplit.commands.opening import open_with_progress
 from qvsplit.commands.options import Json, StoreArgument, StoreOption, store_place
 from qvsplit.commands.wording import on_command_line
 from qvsplit.output.text import description_lines, print_json
@@ -18,10 +19,9 @@ def inspect(store: StoreArgument = None, embeds: StoreOption = None, as_json: Js
     from qvsplit.runtime.memory import machine_memory
     from qvsplit.runtime.names import file_on_disk
     from qvsplit.sources.images import optional_readers
-    from qvsplit.store.store import open_store
     from qvsplit.verify import describe
 
-    opened = open_store(store_place(store, embeds))
+    opened = open_with_progress(store_place(store, embeds))
     description = describe(opened)
     readers, memory = optional_readers(), machine_memory()
     for failure in description["failures"]:  # advice that has been followed is none

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from qvsplit.commands.questions import as_text, with_choices_of
@@ -38,9 +39,9 @@ def prompt_loop(session: Session, items: Sequence[PromptItems], printer: AnswerP
 
 def _typed() -> str:
     """Give the line that is typed, as Python gives words of the command line; empty at the end."""
-    _show_prompt()
     before = signal.signal(signal.SIGCONT, _show_prompt)  # stopped by Ctrl-Z, it comes back below the shell's lines
     try:
+        _show_prompt()
         line = _line(sys.stdin.fileno())
     except OSError as error:
         raise UsageError(f"no question can be read from the terminal ({error.strerror})") from None
@@ -52,7 +53,8 @@ def _typed() -> str:
 
 
 def _show_prompt(*_: object) -> None:
-    print("? ", end="", file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody may be listening
+        os.write(2, b"? ")  # not by print(), which must not be called again by a signal that interrupts it
 
 
 def _line(terminal: int) -> bytes:

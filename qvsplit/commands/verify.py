@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qvsplit.commands.opening import open_with_progress
 from qvsplit.commands.options import Device, Json, Model, Quiet, StoreArgument, StoreOption, store_place
 from qvsplit.commands.wording import on_command_line, say_note
 from qvsplit.errors import StoreDamaged, escaped, printable
@@ -36,7 +37,6 @@ def verify(
     """
     from qvsplit import verify as library
     from qvsplit.store.shards import shard_paths
-    from qvsplit.store.store import open_store
 
     place = store_place(store, embeds)
     problems = []
@@ -44,7 +44,7 @@ def verify(
         _print_shard(check, as_json=as_json, quiet=quiet)
         problems += [check.error] if check.error else []
     if not problems:
-        opened = open_store(place)
+        opened = open_with_progress(place, quiet=quiet)
         problems += library.check_store(opened)
         if sample:
             checks = []
