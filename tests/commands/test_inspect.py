@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+from qvsplit.store import layout
 from qvsplit.store.store import open_store
+from tests.support import rows
+from tests.support.terminal import on_terminal
 
 
 def test_inspect(run_cli, small_store, checkpoint):
@@ -45,3 +48,11 @@ def test_advice_that_has_been_followed_is_not_given(run_cli, extract, some_photo
 def test_a_single_shard(run_cli, small_store):
     (shard,) = small_store.glob("*.parquet")
     assert run_cli("inspect", shard)[0] == run_cli("inspect", "--embeds", shard)[0] == 0
+
+
+def test_a_bar_counts_the_shards_where_many_have_to_be_read(tmp_path):
+    storage = rows.write_store(tmp_path, *([rows.item(f"{number}.png")] for number in range(9)))
+    words = ["inspect", str(tmp_path)]
+    assert "shards read" in on_terminal(words, NO_COLOR="", TERM="xterm")
+    assert (storage.folder / layout.CATALOGUE).exists()
+    assert "shards read" not in on_terminal(words, NO_COLOR="", TERM="xterm")

@@ -17,6 +17,7 @@ from qvsplit.store import layout
 from qvsplit.store.catalogue_file import known_catalogue, shard_files
 from qvsplit.store.history import last_runs
 from qvsplit.store.repair import damage_marks
+from qvsplit.store.shard_reader import Shard
 from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store import open_store
 from tests.support.extracting import LATER, OLD, add, add_bad, contents, flip, shards, state
@@ -62,6 +63,23 @@ def test_nothing_to_do_writes_nothing_and_imports_nothing_heavy(extract, some_ph
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert state(out) == before
+
+
+def test_a_new_image_opens_no_shard_that_is_known(extract, some_photos, out, monkeypatch):
+    extract(some_photos)
+    add(some_photos, "second.png")
+    extract(some_photos)
+    opened = []
+    real = Shard._read_footer
+    monkeypatch.setattr(Shard, "_read_footer", lambda self: (opened.append(self.name), real(self))[1])
+    add(some_photos, "third.png", shift=20)
+    shutil.copy2(some_photos / "third.png", some_photos / "copy.png")
+    (some_photos / "second.png").unlink()
+    done = extract(some_photos, prune=True)
+    assert (done.new, done.copied, done.deleted, done.unchanged) == (1, 1, 1, 4)
+    assert opened == ["shard-000003.parquet"]  # its own, for the catalogue
+    opened.clear()
+    assert extract(some_photos, prune=True).to_read == 0 and opened == []
 
 
 @pytest.mark.parametrize("spoil", ["lost", "flipped", "of other shards"])
