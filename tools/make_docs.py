@@ -20,6 +20,28 @@ from qvsplit.cli import COMMANDS
 DOCS = Path(__file__).parent.parent / "docs"
 SHOWN = ("turned-left.jpg", "city-lights.jpg", "kite-dogs.webp")  # of the demo's postcards, in its image
 
+PRINTED = """
+## What is printed
+
+Answers and `--json` go to stdout, all else to stderr.
+
+- **Paths** are those of the files, blanks of all kinds included. What a line cannot hold is escaped: control
+  characters, tabs, line ends and direction overrides as `\\x1b`, `\\u202e`; a backslash that would read as such
+  an escape as `\\x5c`. What was printed can be given to `ask --image` as it is. A byte of a name that is not UTF-8
+  is `//x` and two digits, as in the store.
+- **Answers in a pipe** are lines of fields with a tab between them: path, question, answer. In all but the path each
+  run of blanks, tabs and line ends is one blank; `--json` has the answer as it is.
+- **Encodings**: characters that the encoding of stdout or stderr lacks are escaped in the same way; JSON is then ASCII.
+  Tables and reports are always UTF-8. Questions are read as UTF-8, or else in the encoding of the locale.
+- **Terminals**: with `TERM=dumb`, without TERM, or with NO_COLOR there are no escape codes, and in place of a bar a
+  line every ten seconds. Nothing is drawn while the process is in the background.
+- **Streams**: stdin, stdout and stderr may be closed. A stdout that cannot be written ends the command with 7; if its
+  reader has gone (`| head`), with 141 and without a word. What cannot be written to stderr is dropped, and the run
+  goes on.
+- **Signals**: Ctrl-C ends a run with 130, SIGTERM and SIGHUP with 143; what is finished is kept. A signal that was
+  ignored when the process began, as by `nohup`, stays ignored.
+"""
+
 
 def reference() -> str:
     """Give the page of commands as it should be."""
@@ -27,7 +49,7 @@ def reference() -> str:
     for command in ("", *COMMANDS):
         words = ["qvsplit", *([command] if command else []), "--help"]
         page += f"\n## {' '.join(words[:-1])}\n\n```\n{_help(words[1:])}```\n"
-    return page
+    return page + PRINTED
 
 
 def _help(words: list[str]) -> str:

@@ -81,7 +81,7 @@ def test_a_store_is_named_the_same_way_everywhere(run_cli, small_store, tmp_path
 def test_a_bug_has_a_traceback_and_an_exit_code_of_its_own(monkeypatch, capsys):
     from qvsplit.cli import app
 
-    def broken(*places):
+    def broken(*places, **options):
         raise ValueError("a bug")
 
     monkeypatch.setattr("qvsplit.store.store.open_store", broken)

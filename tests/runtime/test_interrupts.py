@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import os
 import select
@@ -133,15 +134,17 @@ def test_at_once_ends_also_where_nobody_can_be_told():
 
 @pytest.fixture
 def silent_pipe():
-    """A pipe in which nothing comes; after 10 s something, so that a test of a wait that is not woken fails."""
+    """A pipe in which nothing comes; after 10 s something, so that a wait that is not woken ends, and fails its test."""
     reader, writer = os.pipe()
     late = threading.Timer(10, os.write, (writer, b"too late"))
     late.start()
     yield reader
+    woken = late.is_alive()
     late.cancel()
     late.join()
     os.close(reader)
     os.close(writer)
+    assert woken, "the wait ended only when something came to be read"
 
 
 def test_a_signal_just_before_the_wait_is_not_lost(installed, silent_pipe, monkeypatch):
@@ -149,7 +152,8 @@ def test_a_signal_just_before_the_wait_is_not_lost(installed, silent_pipe, monke
     wait = select.select
 
     def killed_before(*words):
-        steps = partial(os.kill, os.getpid(), signal.SIGTERM), partial(wait, *words)
+        kill = ctypes.CDLL(None).kill  # os.kill would look for signals itself
+        steps = partial(kill, os.getpid(), int(signal.SIGTERM)), partial(wait, *words)
         return list(map(operator.call, steps))[1]
 
     monkeypatch.setattr(select, "select", killed_before)
