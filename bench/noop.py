@@ -3,8 +3,8 @@
     python -m bench.noop [--files 100000] [--folders 1000] [--rounds 7] [--folder DIR]
 
 Makes a tree of small files and a store that knows them all (rows written by the real writer, one token of features
-each), then times whole processes in turn: `rsync -an`, a bare scandir and stat, `qvsplit extract` with its catalogue, and
-the same after that was taken away, which has to read the shards. The last line is one JSON object.
+each), then times whole processes in turn: `rsync -an`, a bare scandir and stat, `qvsplit extract` with its catalogue,
+and the same after that was taken away, which has to read the shards. The last line is one JSON object.
 """
 
 from __future__ import annotations

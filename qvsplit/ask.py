@@ -29,7 +29,6 @@ from qvsplit.output.text import plural
 from qvsplit.runtime import arguments
 from qvsplit.store.config import ExtractionConfig
 from qvsplit.store.features import POOLER_OUTPUT, Features
-from qvsplit.store.finding import matching
 from qvsplit.store.row import Row
 from qvsplit.store.store import Store, open_store
 
@@ -463,12 +462,12 @@ def select(store: Store, names: Sequence[str] = (), *, only: int | None = None) 
         UsageError: There are none, neither sound nor failed; or another number of sound ones than `only`.
     """
     if names:
-        found = {(row.key, row.part): row for name in names for row in matching(store.catalogue, name)}
+        found = {(row.key, row.part): row for name in names for row in store.matching(name)}
         chosen = [found[key] for key in sorted(found)]
         rows = [row for row in chosen if row.status == "ok"]
         failed = [row for row in chosen if row.status == "failed"]
     else:
-        chosen, rows, failed = [], list(store), list(store.catalogue.rows_with_status("failed"))
+        chosen, rows, failed = [], list(store), list(store.rows_with_status("failed"))
     named = " ".join(names)
     if only is not None and len(rows) != only:
         why = "".join(f"; {row.path} has failed: {row.error}" for row in failed[:1])

@@ -11,8 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from qvsplit.errors import unescaped
-from qvsplit.runtime.names import name_on_disk, stored_name
+from qvsplit.runtime.names import name_on_disk, stored_name, typed_name
 from qvsplit.store.catalogue import Catalogue
 from qvsplit.store.row import Row
 
@@ -21,11 +20,11 @@ Matches = Callable[[str, str], bool]  # of a root and a path, both as stored
 
 def named(catalogue: Catalogue, name: str) -> list[Row]:
     """Give the current rows of this name: a path below a root, else a whole path, else a file's name. Sorted."""
-    for form in dict.fromkeys((name, unescaped(name))):  # looked up; all others have to be looked for
-        rows = [row for root in sorted(catalogue.roots) for row in catalogue.rows_of(root, stored_name(form))]
+    for form in _forms(name):  # looked up; all others have to be looked for
+        rows = [row for root in sorted(catalogue.roots) for row in catalogue.rows_of(root, form)]
         if rows:
             return rows
-    forms = {_normal(form) for form in (name, unescaped(name))}
+    forms = set(map(_on_disk, _forms(name)))
     for is_match in (_has_path(forms), _has_whole_path(forms), _has_file_name(forms)):
         if rows := catalogue.rows_named(is_match):
             return rows
@@ -37,7 +36,7 @@ def matching(catalogue: Catalogue, pattern: str) -> list[Row]:
     rows = named(catalogue, pattern)
     if rows or not any(character in pattern for character in "*?["):
         return rows
-    matches = [re.compile(fnmatch.translate(_normal(form))).match for form in {pattern, unescaped(pattern)}]
+    matches = [re.compile(fnmatch.translate(_on_disk(form))).match for form in _forms(pattern)]
 
     def is_match(root: str, path: str) -> bool:
         file = _on_disk(path)
@@ -58,6 +57,11 @@ def _has_whole_path(forms: set[str]) -> Matches:
 
 def _has_file_name(forms: set[str]) -> Matches:
     return lambda root, path: _on_disk(path).rpartition("/")[2] in forms
+
+
+def _forms(name: str) -> list[str]:
+    """Give what may be meant, as stored: the name as it is, and with what looks like an escape taken for one."""
+    return list(dict.fromkeys((stored_name(name), typed_name(name))))
 
 
 def _on_disk(stored: str) -> str:

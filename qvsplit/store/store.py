@@ -25,7 +25,7 @@ from qvsplit.store.catalogue_file import (
 )
 from qvsplit.store.config import ExtractionConfig, Provenance
 from qvsplit.store.features import Features, TensorSpec
-from qvsplit.store.finding import named
+from qvsplit.store.finding import matching, named
 from qvsplit.store.row import Content, Key, Row
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.shard_reader import ADVICE, Shard
@@ -183,6 +183,14 @@ class Store:
             places = some_of((f"{row.root}/{row.path}" for row in found), 3)
             raise UsageError(f"{self.name} has several images named {os.fspath(name)} ({places}); give the whole path")
         return found[0]
+
+    def matching(self, pattern: str) -> list[Row]:
+        """Give the current rows, whatever their status, that a name or, as a glob, `pattern` names: see finding.py."""
+        return matching(self.catalogue, pattern)
+
+    def rows_with_status(self, status: str) -> Iterator[Row]:
+        """Iterate over the current rows of this status, sorted."""
+        return self.catalogue.rows_with_status(status)
 
     def current(self, root: str, path: str) -> Row | None:
         """Give the current row of one item; of several parts the first."""

@@ -105,6 +105,12 @@ def test_rows_are_found_by_item_by_folder_by_status_and_by_content(storage):
     assert [row.path for row in one.rows_named(lambda root, path: path.startswith("x/"))] == ["x/b.png"]
     assert [row.path for row in one.rows_showing((rows.sha("a.png"), 0))] == ["copy.png"]  # a.png is deleted
     assert one.rows_showing((rows.sha("a.png"), 1)) == []
+    by_item = one.folder_rows(("/photos", ""))
+    assert [(path, row.part, held) for (_, path), (row, held) in by_item.items()] == [
+        ("a.png", 0, True), ("c.mp4", 0, True), ("copy.png", 0, True), ("more.png", 0, True), ("zz.png", 0, False),
+    ]  # fmt: skip
+    assert list(one.folder_rows(("/photos", "x"))) == [("/photos", "x/b.png")]
+    assert one.folder_rows(("/photos", "y")) == one.folder_rows(("/other", "")) == {}
     assert (one.home((rows.sha("b again"), 0)), one.home((rows.sha("x/b.png"), 0))) == ((3, 0), (1, 1))
     assert one.home((rows.sha("nothing"), 0)) is None
     assert one.current_places(1) == {2: ("/photos", "zz.png"), 3: ("/photos", "c.mp4"), 4: ("/photos", "c.mp4")}
@@ -386,6 +392,13 @@ def test_a_reader_makes_no_folder_in_a_store(tmp_path):
     found = [rows.contents(open_store(tmp_path / name)) for name in names]
     assert found[0] == found[1]
     assert sorted(os.listdir(tmp_path / "copy")) == [layout.shard_name(number) for number in (1, 2, 3)]
+
+
+def test_a_store_that_may_not_be_written_is_read_without_its_file(storage, monkeypatch):
+    (storage.folder / layout.CATALOGUE).unlink()
+    monkeypatch.setattr("os.access", lambda *_: False)  # this may be root, to whom nothing is forbidden
+    assert rows.contents(open_store(storage.folder)) == from_shards(storage)
+    assert not (storage.folder / layout.CATALOGUE).exists()
 
 
 def test_a_store_that_is_not_on_a_local_disk_is_read_without_its_file():

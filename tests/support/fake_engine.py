@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from qvsplit import ask
@@ -87,6 +88,12 @@ class MemoryStore:
 
     def current(self, root, path):
         return next((one for one in self.rows if one.key == (root, path)), None)
+
+    def matching(self, pattern):
+        return [one for one in self.rows if fnmatchcase(one.path, pattern)]
+
+    def rows_with_status(self, status):
+        return (one for one in self.rows if one.status == status)
 
     def home(self, content):
         return next((one for one in self.rows if one.has_features and one.content == content), None)
