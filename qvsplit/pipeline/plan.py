@@ -357,7 +357,7 @@ def tallies_after(
         missing = not_found.pop(listing.folder, 0)
         if listing.known:
             tallies[listing.folder] = replace(before[listing.folder], not_found=missing)
-        elif listing.folder in planned.settled and listing.folder not in touched and listing.complete:
+        elif listing.folder in planned.settled and listing.complete:
             tallies[listing.folder] = FolderTally(listing.digest, *planned.settled[listing.folder], missing)
         elif (tally := _tally(listing, missing, current, held)) is not None:
             tallies[listing.folder] = tally

@@ -299,7 +299,7 @@ def _begun(published: Catalogue | None, difference: _Difference, staged: Path | 
             return builder
         connection.close()
         if staged is not None:
-            staged.unlink()
+            staged.unlink(missing_ok=True)  # a writer that has just taken the lock clears that folder
     return CatalogueBuilder(_empty(staged), where)
 
 

@@ -350,7 +350,11 @@ def test_a_folder_is_tallied_where_nothing_is_left_to_do(row, expected):
 
 
 def test_a_folder_of_which_only_some_files_were_looked_at_is_not_tallied():
-    assert tallied([ok_row("a.png")], listing("a.png", complete=False)) == {}
+    one, some = ok_row("a.png"), listing("a.png", complete=False)
+    assert tallied([one], some) == {}
+    planned = plan([some], SCOPE, FakeCatalogue([one]), {})
+    assert planned.settled == {ROOT: (1, 0)} and tallied([one], some, planned=planned) == {}
+    assert tallied([one], listing("a.png"), planned=planned)[ROOT].ok == 1
     assert tallied([], listing()) == {}  # nor is an empty one
 
 

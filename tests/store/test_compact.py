@@ -60,6 +60,13 @@ def test_a_single_shard_in_which_all_is_current_is_left_alone(empty):
     assert (done.shards_before, done.shards_after, done.bytes_before) == (1, 1, done.bytes_after)
 
 
+def test_features_that_a_copy_needs_are_no_reason_to_write_a_shard_again(empty):
+    copy = rows.row("copy.png", sha256=rows.sha("a.png"), has_features=False)
+    storage = rows.write_store(empty, [rows.item("a.png"), (copy, None), (rows.deleted("a.png", generation=2), None)])
+    before = storage.list()
+    assert compacted(storage).rows_dropped == 0 and storage.list() == before
+
+
 def test_what_is_superseded_is_dropped(empty, monkeypatch):
     """A large shard is written again only where enough of it is of no use."""
     monkeypatch.setattr(compacting, "SMALL_BYTES", 0)

@@ -18,7 +18,7 @@ from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store import open_store, read_store
 from tests.support import rows
 
-ITEMS, RUNS = 12, 40
+ITEMS, RUNS = 12, 24
 
 
 def content(number: int, run: int) -> str:
