@@ -116,8 +116,9 @@ class Catalogue:
         self._sorted_by_content = False
 
     def close(self) -> None:
-        """Let go of the file."""
-        self.connection.close()
+        """Let go of the file. A thread that asks meanwhile is waited for: SQLite does not survive both at once."""
+        with self._lock:
+            self.connection.close()
 
     def _all(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         with self._lock:

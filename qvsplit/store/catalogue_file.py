@@ -12,7 +12,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -203,18 +203,19 @@ class _Making:
 
     def make(self, published: Catalogue | None, difference: _Difference, staged: Path | None) -> Catalogue:
         """Make it in the file `staged` and publish it; or where SQLite keeps what is temporary."""
-        try:
+        with ExitStack() as stack:
+            if staged is not None:
+                stack.callback(_unlink, staged)
             builder = _begun(published, difference, staged, self.storage.location)
+            on_error = stack.enter_context(ExitStack())
+            on_error.callback(builder.connection.close)
             self._add(builder, difference.new if builder.is_a_copy else self.files)
             if self.noted is not None:
                 builder.put_tallies(self.noted.tallies, self.noted.cures)
             catalogue = builder.finish()
             if staged is not None:
                 _publish(self.storage, staged)
-        finally:
-            if staged is not None:
-                with suppress(OSError):
-                    staged.unlink()
+            on_error.pop_all()
         return catalogue
 
     def _add(self, builder: CatalogueBuilder, files: Sequence[tuple[int, StoredFile]]) -> None:
@@ -290,17 +291,33 @@ def _staged(storage: Storage) -> Path | None:
 def _begun(published: Catalogue | None, difference: _Difference, staged: Path | None, where: str) -> CatalogueBuilder:
     """Begin with a copy of what is published, as far as that is of use; else from nothing."""
     if published is not None:
-        connection = _empty(staged)
-        published.connection.backup(connection)
-        builder = CatalogueBuilder(connection, where)
+        builder = _builder(staged, where, published)
         if builder.remove(difference.removed):
             for number, file in difference.touched:
                 builder.note_version(number, file)
             return builder
-        connection.close()
+        builder.connection.close()
         if staged is not None:
-            staged.unlink(missing_ok=True)  # a writer that has just taken the lock clears that folder
-    return CatalogueBuilder(_empty(staged), where)
+            _unlink(staged)
+    return _builder(staged, where, None)
+
+
+def _builder(staged: Path | None, where: str, base: Catalogue | None) -> CatalogueBuilder:
+    """Begin in a new database, with a copy of `base` if there is one."""
+    connection = _empty(staged)
+    try:
+        if base is not None:
+            base.connection.backup(connection)
+        return CatalogueBuilder(connection, where)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _unlink(staged: Path) -> None:
+    """Delete what was begun; a writer that has just taken the lock may have cleared that folder."""
+    with suppress(OSError):
+        staged.unlink()
 
 
 def _empty(staged: Path | None) -> sqlite3.Connection:

@@ -386,7 +386,11 @@ def test_purge_reaches_what_is_half_rebuilt_or_quarantined(extract, some_photos,
     assert not (out / layout.REBUILD).exists()
     own = {name for name in state(out) if not name.startswith("shard-")}
     assert {os.path.dirname(name) for name in own} == {".qvsplit", ".qvsplit/generations"}
-    assert {os.path.basename(name) for name in own if name.count("/") == 1} == {"lock", "history.jsonl", "catalogue.sqlite"}
+    assert {os.path.basename(name) for name in own if name.count("/") == 1} == {
+        "lock",
+        "history.jsonl",
+        "catalogue.sqlite",
+    }
     assert b"chelsea" not in (out / layout.CATALOGUE).read_bytes()
 
 

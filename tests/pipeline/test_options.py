@@ -59,7 +59,9 @@ def test_what_a_store_can_be_continued_with(options, expected):
     if expected is None:
         check_against(ExtractOptions(**options), CONFIG, "embeds")
         return
-    with pytest.raises(ConfigError, match=f"^embeds was made under another extraction config.*{expected}.*`rebuild=True`"):
+    with pytest.raises(
+        ConfigError, match=f"^embeds was made under another extraction config.*{expected}.*`rebuild=True`"
+    ):
         check_against(ExtractOptions(**options), CONFIG, "embeds")
 
 

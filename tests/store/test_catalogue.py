@@ -415,3 +415,30 @@ def test_many_shards_are_counted_while_they_are_read(storage):
     heard.clear()
     open_store(storage.folder, on_shard=lambda done, total: heard.append((done, total)))
     assert heard == []
+
+
+def test_a_store_that_is_closed_while_threads_ask_ends_them_with_an_error_and_no_more(tmp_path):
+    """As when a run ends early: SQLite itself would take the process down. In a process of its own, for that reason."""
+    rows.write_store(tmp_path, *SHARDS)
+    code = (
+        "import sys, threading\n"
+        "from qvsplit.store.store import open_store\n"
+        "ended = []\n"
+        "def ask(store):\n"
+        "    try:\n"
+        "        while True:\n"
+        "            store.holds(('0' * 64, 0)), store.rows\n"
+        "    except Exception as error:\n"
+        "        ended.append(str(error))\n"
+        "for _ in range(40):\n"
+        "    store = open_store(sys.argv[1])\n"
+        "    threads = [threading.Thread(target=ask, args=(store,)) for _ in range(4)]\n"
+        "    [one.start() for one in threads]\n"
+        "    store.close()\n"
+        "    [one.join() for one in threads]\n"
+        "print(len(ended), set(ended))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "160 {'Cannot operate on a closed database.'}\n"), done.stderr

@@ -93,7 +93,11 @@ def test_features_that_are_held_are_not_written_again(small_shards):
     storage = MemoryStorage()
     row, features = rows.item("a.png")
     append(storage, [(row, features)])
-    append(storage, [rows.item("b.png"), (rows.row("x.png", sha256=row.sha256), features)], is_held={row.content}.__contains__)
+    append(
+        storage,
+        [rows.item("b.png"), (rows.row("x.png", sha256=row.sha256), features)],
+        is_held={row.content}.__contains__,
+    )
     assert len(homes(storage)) == 2
     store = read_store(storage)
     assert rows.raws(store.features(store.current("/photos", "x.png"))) == rows.raws(features)
@@ -116,7 +120,7 @@ def test_a_shard_ends_by_rows_and_by_bytes(monkeypatch, rows_, bytes_, shards):
 
 def test_a_shard_ends_by_time(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(store_writer.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(store_writer, "active_seconds", lambda: now[0])
     storage, writer = MemoryStorage(), None
     writer = StoreWriter(storage, rows.schema())
     for number in range(4):

@@ -1168,7 +1168,9 @@ def _broken(row: Row, features: Features, shard: Shard) -> str | None:
     if set(features) != set(declared):
         return f"the tensors {sorted(features)}"
     for name in features:
-        if wrong := _wrong_tensor(features.tensors[name], features.n_tokens, declared[name].dtype, declared[name].width):
+        if wrong := _wrong_tensor(
+            features.tensors[name], features.n_tokens, declared[name].dtype, declared[name].width
+        ):
             return f"{name}: {wrong}"
     if any(not text or count < 1 for text, count in features.placeholder):
         return f"the placeholder {features.placeholder[:5]}"
