@@ -80,10 +80,10 @@ def test_the_prompt_is_there_again_after_a_stop():
     os.close(terminal)
 
 
-@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}, {"TERM": ""}])
-def test_no_escape_codes_where_the_terminal_shows_none(small_store, environment):
+def test_no_escape_codes_where_the_terminal_shows_none(small_store):
+    """Of which other terminals that is true is tested with `shows_escape_codes`."""
     shown = on_terminal(
-        ["ask", "--embeds", str(small_store), "--max-new-tokens", "2"], typed="What is it?\n\n", **environment
+        ["ask", "--embeds", str(small_store), "--max-new-tokens", "2"], typed="What is it?\n\n", TERM="dumb"
     )
     assert "coins.png" in shown
     assert "\x1b" not in shown

@@ -111,7 +111,7 @@ def test_questions_behind_one_prefix_get_the_whole_models_answers(session, few, 
     assert [answer.question for answer in answers] == questions(number)
 
 
-@pytest.mark.parametrize("number", [1, 2, 7, 64])
+@pytest.mark.parametrize("number", [1, 2, 7, 24])
 def test_the_same_on_the_demo_model_whose_answers_end_by_themselves(tmp_path, number):
     from qvsplit.demo import POSTCARDS, truths
 
