@@ -6,8 +6,6 @@ import os
 import signal
 import time
 
-import pytest
-
 from tests.support.terminal import on_terminal, python_on_terminal, read_until, start_on_terminal
 
 
