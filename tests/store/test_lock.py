@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -88,22 +89,27 @@ def test_it_ends_with_its_holder_however_that_dies(storage, hold):
         pass
 
 
+def replace_sleep(monkeypatch, sleep) -> None:
+    """In the main thread alone: the module is everybody's, also the clock's."""
+    real = time.sleep
+
+    def replaced(seconds):
+        (sleep if threading.current_thread() is threading.main_thread() else real)(seconds)
+
+    monkeypatch.setattr(time, "sleep", replaced)
+
+
 def test_waiting_says_for_whom_once_and_then_goes_on(storage, monkeypatch):
     notes, sleeps = [], []
     held = storage.lock()
     held.__enter__()
 
-    real = lock.time.sleep
-
     def sleep(seconds):
-        if threading.current_thread() is not threading.main_thread():  # the module is everybody's
-            real(seconds)
-            return
         sleeps.append(seconds)
         if len(sleeps) == 3:
             held.__exit__(None, None, None)
 
-    monkeypatch.setattr(lock.time, "sleep", sleep)
+    replace_sleep(monkeypatch, sleep)
     with storage.lock(wait=True, on_note=notes.append):
         pass
     assert len(sleeps) == 3
@@ -134,7 +140,7 @@ def test_a_store_that_was_created_for_nothing_is_gone_and_who_waits_for_it_has_i
         process.communicate("\n")
         gone.append(not storage.folder.exists())
 
-    monkeypatch.setattr(lock.time, "sleep", sleep)
+    replace_sleep(monkeypatch, sleep)
     with storage.lock(wait=True):
         assert gone == [True]
         with pytest.raises(StoreInUse), storage.lock():
