@@ -31,9 +31,9 @@ from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store import layout
 from qvsplit.store.features import Features, StoredTensor
+from qvsplit.store.opening import open_store
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import open_store
 from qvsplit.store.store_writer import StoreWriter
 
 OLD = 1_600_000_000
@@ -42,7 +42,7 @@ HERE = Path(__file__).resolve().parents[1]
 OPEN = """
 import json, sys, time
 import numpy, pyarrow.parquet
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 seconds = 0.0
 if len(sys.argv) > 1:
     began = time.perf_counter()

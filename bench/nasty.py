@@ -20,7 +20,7 @@ from pathlib import Path
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import ExtractCallbacks
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from tests.support.checkpoints import make_tiny
 from tests.support.nasty_images import make_corpus, remove_corpus
 

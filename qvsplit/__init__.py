@@ -50,8 +50,9 @@ if TYPE_CHECKING:
     from qvsplit.pipeline.options import ExtractOptions
     from qvsplit.pipeline.summary import ExtractCallbacks, Progress, Summary
     from qvsplit.store.features import Features
+    from qvsplit.store.opening import open_store
     from qvsplit.store.row import Row
-    from qvsplit.store.store import Store, open_store
+    from qvsplit.store.store import Store
     from qvsplit.verify import check_items, check_shards, describe
     from qvsplit.weights import save_language_model
 
@@ -78,7 +79,7 @@ _MODULES = {
     "load_encoder": "encode",
     "load_language_model": "ask",
     "load_session": "ask",
-    "open_store": "store.store",
+    "open_store": "store.opening",
     "read_checks": "answering.checks",
     "save_language_model": "weights",
     "write_report": "output.report",

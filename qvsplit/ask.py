@@ -8,32 +8,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qvsplit.answering.at_hand import FeaturesAtHand
 from qvsplit.answering.checks import Question
 from qvsplit.answering.engine import Engine, FeatureRef
 from qvsplit.answering.evidence import check_encoder, check_features
-from qvsplit.answering.local_engine import PREFIX_CACHE_TOKENS, TOKEN_BUDGET, EngineLimits, FeatureReader, LocalEngine
+from qvsplit.answering.given import a_callback, a_question, each, questions_of
+from qvsplit.answering.loading import QUANTISED, engine_for, expected_dtype, window_limits
+from qvsplit.answering.local_engine import LocalEngine
 from qvsplit.answering.options import MAX_NEW_TOKENS, AskOptions
 from qvsplit.answering.recorder import Origin, Recorder, prompt_hash
 from qvsplit.answering.requests import SKIPPED, PromptItems, Questioner
-from qvsplit.answering.survey import Recall, Survey, SurveyOptions, WindowLimits
+from qvsplit.answering.survey import Recall, Survey, SurveyOptions
 from qvsplit.checkpoints.checkpoint import Checkpoint, choose_checkpoint, open_checkpoint
 from qvsplit.errors import StoreDamaged, UsageError
 from qvsplit.output.answer import Answer
 from qvsplit.output.table import Table
-from qvsplit.output.text import plural
 from qvsplit.runtime import arguments
 from qvsplit.store.config import ExtractionConfig
 from qvsplit.store.features import POOLER_OUTPUT, Features
+from qvsplit.store.opening import open_store
 from qvsplit.store.row import Row
-from qvsplit.store.store import Store, open_store
-
-if TYPE_CHECKING:
-    from qvsplit.models.language import LanguageModel
+from qvsplit.store.store import Store
 
 __all__ = [
     "MAX_NEW_TOKENS",
@@ -44,14 +43,12 @@ __all__ = [
     "PromptItems",
     "Question",
     "Recorder",
-    "Selection",
     "Session",
     "StoreReader",
     "Survey",
     "check_encoder",
     "load_language_model",
     "load_session",
-    "select",
 ]
 
 Named = Row | str | PathLike[str]  # a row, or its name in the store
@@ -118,7 +115,7 @@ class Session:
         Raises:
             QvsplitError: It could not be answered.
         """
-        return _answer(self._questioner, self._shown(rows), _question(question), on_text)
+        return _answer(self._questioner, self._shown(rows), a_question(question), on_text)
 
     def answers(self, rows: Rows, questions: Iterable[Asked]) -> list[Answer]:
         """Answer many questions about one image, or about several shown together: one prefill for all.
@@ -126,7 +123,7 @@ class Session:
         Raises:
             QvsplitError: One of them could not be answered. `survey` gives the other answers nevertheless.
         """
-        return _answers(self.survey([self._shown(rows)], _questions(questions)))
+        return _answers(self.survey([self._shown(rows)], questions_of(questions)))
 
     def survey(
         self,
@@ -156,12 +153,12 @@ class Session:
         if isinstance(items, Row | PromptItems | str | PathLike | Mapping) or not isinstance(items, Iterable):
             raise arguments.wrong("items", items, "a list of rows or names")
         shown = (one if isinstance(one, PromptItems) else self._shown(one) for one in items)
-        options = SurveyOptions(recall, _callback("on_answer", on_answer), _window_limits(self.options))
-        return Survey(self._questioner, shown, _questions(questions), options)
+        options = SurveyOptions(recall, a_callback("on_answer", on_answer), window_limits(self.options))
+        return Survey(self._questioner, shown, questions_of(questions), options)
 
     def _shown(self, rows: Rows) -> PromptItems:
         """Give the rows that are named. UsageError for what is none of this store."""
-        return PromptItems(tuple(self._row(one, place) for one, place in _each(rows, "rows", _NAMED, _ROWS)))
+        return PromptItems(tuple(self._row(one, place) for one, place in each(rows, "rows", _NAMED, _ROWS)))
 
     def _row(self, named: Named, place: str) -> Row:
         if not isinstance(named, Row):
@@ -193,7 +190,7 @@ class Session:
         mine, theirs = expected_dtype(self.checkpoint, self.options), self.store.config.compute_dtype
         if mine == theirs:
             return None
-        if mine.startswith(_QUANTISED):
+        if mine.startswith(QUANTISED):
             return f"the store was computed in {theirs}, and the language model is {mine}"
         return (
             f"the store was computed in {theirs}, answers are in {mine}: they are those of encoder and language model "
@@ -268,7 +265,7 @@ class FeatureSession:
             ConfigError: The features are not shown to come from this model's own encoder.
             QvsplitError: It could not be answered.
         """
-        asked = _question(question)
+        asked = a_question(question)
         return _answer(*self._shown(features), asked, on_text)
 
     def answers(self, features: Features | Sequence[Features], questions: Iterable[Asked]) -> list[Answer]:
@@ -278,12 +275,12 @@ class FeatureSession:
             ConfigError: As `answer` does.
             QvsplitError: One of them could not be answered.
         """
-        asked = _questions(questions)
+        asked = questions_of(questions)
         questioner, items = self._shown(features)
-        return _answers(Survey(questioner, [items], asked, SurveyOptions(limits=_window_limits(self.options))))
+        return _answers(Survey(questioner, [items], asked, SurveyOptions(limits=window_limits(self.options))))
 
     def _shown(self, features: Features | Sequence[Features]) -> tuple[Questioner, PromptItems]:
-        given = [one for one, _ in _each(features, "features", Features, _FEATURES)]
+        given = [one for one, _ in each(features, "features", Features, _FEATURES)]
         evidence = {self._evidence(one) for one in given}
         rows = self._reader.hold(given)
         return Questioner(self.engine, self.options, ", ".join(sorted(evidence))), PromptItems(rows)
@@ -338,7 +335,7 @@ def load_session(
         options.model, "language", own=opened.provenance.model, revision=opened.provenance.revision
     )
     evidence = check_encoder(opened, checkpoint, allow_unchecked=options.unchecked_encoder)
-    engine = _engine(checkpoint, options, StoreReader(opened), loaded=loaded)
+    engine = engine_for(checkpoint, options, StoreReader(opened), loaded=loaded)
     return Session(opened, engine, options=options, encoder_check=evidence, checkpoint=checkpoint)
 
 
@@ -368,7 +365,7 @@ def load_language_model(
     options = _options(options, model=name, device=device, dtype=dtype)
     checkpoint = open_checkpoint(name, "language")
     reader = FeaturesAtHand()
-    return FeatureSession(_engine(checkpoint, options, reader, loaded=True), reader, checkpoint, options)
+    return FeatureSession(engine_for(checkpoint, options, reader, loaded=True), reader, checkpoint, options)
 
 
 def _options(options: AskOptions | None, **more: Any) -> AskOptions:
@@ -392,103 +389,11 @@ def _opened(store: object) -> Store:
     return open_store(*arguments.paths("store", store, "a store, a path or several"))
 
 
-def _engine(checkpoint: Checkpoint, options: AskOptions, reader: FeatureReader, *, loaded: bool) -> LocalEngine:
-    limits = EngineLimits(options.token_budget, options.prefix_cache_tokens)
-    engine = LocalEngine(lambda: _load(checkpoint, options), reader, limits)
-    if loaded:
-        _ = engine.language
-    return engine
-
-
-def _load(checkpoint: Checkpoint, options: AskOptions) -> LanguageModel:
-    from qvsplit.models import language
-    from qvsplit.runtime import devices
-
-    spread = options.device == "auto"
-    device = devices.choose_device(None if spread else options.device)
-    dtype = None  # a quantised checkpoint's own
-    if options.dtype is not None:
-        dtype = devices.choose_dtype(options.dtype, device, "")
-    elif "quantization_config" not in checkpoint.config:
-        dtype = devices.choose_dtype(None, device, checkpoint.stored_dtype("language"))
-    return language.load(checkpoint, device=device, dtype=dtype, device_map="auto" if spread else None)
-
-
-_QUANTISED = "quantised by"
-
-
-def expected_dtype(checkpoint: Checkpoint, options: AskOptions) -> str:
-    """Name the dtype that answers will be computed in, without loading the model; or how it is quantised."""
-    if options.dtype is not None:
-        return options.dtype
-    if "quantization_config" in checkpoint.config:
-        return f"{_QUANTISED} {checkpoint.config['quantization_config'].get('quant_method', 'its own way')}"
-    return checkpoint.stored_dtype("language") if _device_type(options) == "cuda" else "float32"
-
-
-def _device_type(options: AskOptions) -> str:
-    from qvsplit.runtime import devices
-
-    return "cuda" if devices.is_cuda(None if options.device == "auto" else options.device) else "cpu"
-
-
-def _window_limits(options: AskOptions) -> WindowLimits:
-    """Give windows whose prefixes all fit into the engine's cache, with room to spare for a shared beginning."""
-    kind = _device_type(options)
-    budget = options.token_budget or TOKEN_BUDGET[kind]
-    cached = PREFIX_CACHE_TOKENS[kind] if options.prefix_cache_tokens is None else options.prefix_cache_tokens
-    # without a cache each round computes its prefixes again, whatever the window
-    return WindowLimits(tokens=(min(budget, cached) if cached else budget) * 7 // 8)
-
-
-# --------------------------------------------------------------------------------------------------------- selection
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What was chosen of a store: `rows` that can be asked about, and those that `failed` when they were extracted.
-
-    The latter are no answer's: whoever gives verdicts must say that they have none.
-    """
-
-    rows: list[Row]
-    failed: list[Row]
-
-
-def select(store: Store, names: Sequence[str] = (), *, only: int | None = None) -> Selection:
-    """Choose the rows that `names` name or, as globs, match, by path or by file name; all without names.
-
-    Raises:
-        UsageError: There are none, neither sound nor failed; or another number of sound ones than `only`.
-    """
-    if names:
-        found = {(row.key, row.part): row for name in names for row in store.matching(name)}
-        chosen = [found[key] for key in sorted(found)]
-        rows = [row for row in chosen if row.status == "ok"]
-        failed = [row for row in chosen if row.status == "failed"]
-    else:
-        chosen, rows, failed = [], list(store), list(store.rows_with_status("failed"))
-    named = " ".join(names)
-    if only is not None and len(rows) != only:
-        why = "".join(f"; {row.path} has failed: {row.error}" for row in failed[:1])
-        raise UsageError(f"{named} matches {len(rows)} of the store's {plural(len(store), 'image')}, not {only}{why}")
-    if not rows and not failed and chosen:
-        raise UsageError(f"`image` {named}: {chosen[0].path} has been deleted from {chosen[0].root}")
-    if not rows and not failed and names:
-        raise UsageError(f"`image` {named} matches none of the store's {plural(len(store), 'image')}")
-    if not rows and not failed:
-        raise UsageError("the store holds no image that can be asked; `qvsplit inspect` says what is in it")
-    return Selection(rows, failed)
-
-
-# --------------------------------------------------------------------------------------------------------- arguments
-
-
 def _answer(
     questioner: Questioner, items: PromptItems, question: Question, on_text: Callable[[str], None] | None
 ) -> Answer:
     """Ask one question. Raises what it could not be answered for."""
-    for asked in questioner.ask([(items, question)], on_text=_callback("on_text", on_text)):
+    for asked in questioner.ask([(items, question)], on_text=a_callback("on_text", on_text)):
         if asked.error is not None:
             raise asked.error
         return asked.answer
@@ -500,40 +405,3 @@ def _answers(survey: Survey) -> list[Answer]:
     if survey.error is not None:
         raise survey.error
     return answers
-
-
-def _each(given: Any, name: str, kind: Any, wanted: str) -> list[tuple[Any, str]]:
-    """Give one thing, or several, each with its place for messages. UsageError for what is none of the kind."""
-    if isinstance(given, kind):
-        return [(given, name)]
-    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping | Store):
-        raise arguments.wrong(name, given, wanted)
-    placed = [(one, f"{name}[{number}]") for number, one in enumerate(given)]
-    for one, place in placed:
-        if not isinstance(one, kind):
-            raise arguments.wrong(place, one, wanted)
-    if not placed:
-        raise UsageError(f"{name}: give {wanted}, not none")
-    return placed
-
-
-def _question(question: object, name: str = "question") -> Question:
-    if isinstance(question, Question):
-        return question
-    if not isinstance(question, str):
-        raise arguments.wrong(name, question, "a text or a Question")
-    return Question(question)
-
-
-def _questions(questions: object) -> list[Question]:
-    if isinstance(questions, str | Question):
-        raise UsageError("questions: give a list of questions; one alone is asked with answer()")
-    if not isinstance(questions, Iterable) or isinstance(questions, bytes | Mapping):
-        raise arguments.wrong("questions", questions, "a list of questions")
-    return [_question(question, f"questions[{number}]") for number, question in enumerate(questions)]
-
-
-def _callback(name: str, given: Any) -> Any:
-    if given is not None and not callable(given):
-        raise arguments.wrong(name, given, "a function")
-    return given

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from qvsplit.answering.checks import Question
+from qvsplit.answering.loading import window_limits
 from qvsplit.answering.local_engine import PREFIX_CACHE_TOKENS
 from qvsplit.answering.options import AskOptions
-from qvsplit.ask import PromptItems, Session, StoreReader, _window_limits, load_session, select
+from qvsplit.answering.selection import select
+from qvsplit.ask import PromptItems, Session, StoreReader, load_session
 from qvsplit.errors import OutOfMemory, StoreDamaged, UsageError
 from qvsplit.pipeline.options import ExtractOptions
-from qvsplit.store.store import open_store, read_store
+from qvsplit.store.opening import open_store, read_store
 from tests.support import rows
 from tests.support.fake_engine import FakeEngine, MemoryStore, row
 from tests.support.memory_storage import MemoryStorage
@@ -253,9 +255,9 @@ def test_a_store_is_given_as_a_path_or_several_or_open(store_folder, monkeypatch
 
 
 def test_no_prefix_cache_is_none_everywhere():
-    kept = _window_limits(AskOptions(device="cpu", token_budget=8000, prefix_cache_tokens=800))
+    kept = window_limits(AskOptions(device="cpu", token_budget=8000, prefix_cache_tokens=800))
     assert kept.tokens == 700  # all prefixes of a window fit into the cache
-    none = _window_limits(AskOptions(device="cpu", token_budget=80_000, prefix_cache_tokens=0))
+    none = window_limits(AskOptions(device="cpu", token_budget=80_000, prefix_cache_tokens=0))
     assert none.tokens == 70_000  # there is nothing to fit into: as many as the batches take
-    default = _window_limits(AskOptions(device="cpu", token_budget=80_000))
+    default = window_limits(AskOptions(device="cpu", token_budget=80_000))
     assert default.tokens == PREFIX_CACHE_TOKENS["cpu"] * 7 // 8

@@ -32,7 +32,7 @@ def embeds(tmp_path, store_folder, monkeypatch):
 
 
 def test_the_numpy_lines_decode_a_row(embeds):
-    from qvsplit.store.store import open_store
+    from qvsplit.store.opening import open_store
 
     (lines,) = [block for block in blocks(README, "python") if "planes" in block]
     scope: dict[str, object] = {}
@@ -48,7 +48,7 @@ def test_the_numpy_lines_decode_a_row(embeds):
 def test_the_lines_of_the_format_page_decode_every_dtype(tmp_path, some_photos, checkpoint):
     from qvsplit.extract import extract_files
     from qvsplit.pipeline.options import ExtractOptions
-    from qvsplit.store.store import open_store
+    from qvsplit.store.opening import open_store
 
     def extracted(dtype: str) -> tuple[dict, np.ndarray, int]:
         """A row as any Parquet reader has it, its features as the store has them, and their width."""
@@ -93,7 +93,7 @@ def lived_in(tmp_path, some_photos, checkpoint, monkeypatch) -> Path:
 
 def test_the_sql_of_the_format_page_gives_current_rows_and_their_features(lived_in):
     from qvsplit.store.codec import encode
-    from qvsplit.store.store import open_store
+    from qvsplit.store.opening import open_store
 
     duckdb = pytest.importorskip("duckdb")
     store = open_store(lived_in)

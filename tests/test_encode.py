@@ -16,7 +16,7 @@ from qvsplit.encode import load_encoder
 from qvsplit.errors import ItemError, ModelError, UsageError
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from tests.support.full_model import upright_rgb
 
 NAMES = ["coffee.png", "turned.jpg", "one_pixel.png", "rocket.jpg"]

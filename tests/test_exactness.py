@@ -17,7 +17,7 @@ from qvsplit.extract import extract_files
 from qvsplit.models.encoder import EncoderSpec, load_encoder
 from qvsplit.models.language import as_tensor
 from qvsplit.pipeline.options import ExtractOptions
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from tests.support.checkpoints import make_tiny
 from tests.support.full_model import NEW_TOKENS, QUESTIONS, FullModel, upright_rgb
 

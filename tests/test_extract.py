@@ -16,7 +16,7 @@ from PIL import Image
 from qvsplit.errors import ConfigError, ItemError, StoreDamaged, UsageError
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from qvsplit.store.store_writer import StoreWriter
 from tests.support.checkpoints import make_tiny
 from tests.support.extracting import LATER, PHOTOS, add, add_bad, by_path, contents, extractor, state

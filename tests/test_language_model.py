@@ -13,7 +13,7 @@ from qvsplit.ask import load_language_model, load_session
 from qvsplit.encode import load_encoder
 from qvsplit.errors import ConfigError, UsageError
 from qvsplit.store.features import StoredTensor
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from qvsplit.weights import save_language_model
 from tests.support.checkpoints import make_tiny
 from tests.support.fake_engine import row

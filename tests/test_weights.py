@@ -18,7 +18,7 @@ from qvsplit.checkpoints.checkpoint import open_checkpoint
 from qvsplit.errors import ConfigError, ModelError, WeightsError
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from tests.support.checkpoints import edit, files_of, make_tiny, scale_language_model
 from tests.support.full_model import QUESTIONS, FullModel, upright_rgb
 

@@ -21,7 +21,8 @@ from qvsplit.runtime import interrupts
 
 if TYPE_CHECKING:
     from qvsplit.answering.checks import Question
-    from qvsplit.ask import AskOptions, PromptItems, Selection, Session
+    from qvsplit.answering.selection import Selection
+    from qvsplit.ask import AskOptions, PromptItems, Session
     from qvsplit.output.printer import AnswerPrinter
     from qvsplit.output.table import Table
     from qvsplit.store.store import Store
@@ -298,7 +299,8 @@ def _require_items(items: Sequence[PromptItems]) -> None:
 
 def _select(store: Store, images: Images) -> tuple[Selection, list[PromptItems]]:
     """Give the selected images, and how they stand in the prompts."""
-    from qvsplit.ask import PromptItems, select
+    from qvsplit.answering.selection import select
+    from qvsplit.ask import PromptItems
 
     selection = select(store, images.globs)
     rows = selection.rows

@@ -17,7 +17,7 @@ FEW_SHARDS = 8  # fewer are read in less than a second
 
 def open_with_progress(*places: str, quiet: bool = False) -> Store:
     """Open the store in `places`; where somebody watches, a bar counts the shards that have to be read."""
-    from qvsplit.store.store import open_store
+    from qvsplit.store.opening import open_store
 
     with ProgressBar(shown=is_terminal(sys.stderr) and not quiet) as progress:
         return open_store(*places, on_shard=counting_shards(progress))

@@ -24,7 +24,7 @@ from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.runtime import interrupts
 from qvsplit.runtime.names import stored_name
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 
 if TYPE_CHECKING:
     from qvsplit.pipeline.summary import ExtractCallbacks, Summary

@@ -23,10 +23,11 @@ from qvsplit.sources.source import Folder, Listing, Source
 from qvsplit.store import rebuild
 from qvsplit.store.catalogue import FolderTally
 from qvsplit.store.catalogue_file import catalogue_of, known_catalogue, shard_files
+from qvsplit.store.opening import store_of
 from qvsplit.store.repair import RepairNotes, damage_marks, repair
 from qvsplit.store.shards import placed_from, refuse_half_placed
 from qvsplit.store.storage import Storage
-from qvsplit.store.store import Store, store_of
+from qvsplit.store.store import Store
 
 if TYPE_CHECKING:
     from qvsplit.store.lock import Lock

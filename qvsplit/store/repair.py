@@ -16,11 +16,12 @@ from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.store import layout
 from qvsplit.store.catalogue_file import OnShard, catalogue_of, no_progress, shard_files
 from qvsplit.store.lock import Lock
+from qvsplit.store.opening import store_of
 from qvsplit.store.rewrite import Rewrite, rewrite
 from qvsplit.store.shard_reader import read_checksum
 from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import Storage
-from qvsplit.store.store import Store, store_of
+from qvsplit.store.store import Store
 
 
 @dataclass(frozen=True)

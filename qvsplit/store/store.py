@@ -7,30 +7,20 @@ generation; features are found by content: any row with the same hash and part t
 from __future__ import annotations
 
 import os
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvsplit.errors import ConfigError, ShardDamaged, ShardNotFound, StoreDamaged, StoreInUse, UsageError, some_of
+from qvsplit.errors import ConfigError, ShardDamaged, ShardNotFound, StoreDamaged, UsageError, some_of
 from qvsplit.runtime import arguments
 from qvsplit.store.catalogue import Catalogue, CataloguedShard, Place
-from qvsplit.store.catalogue_file import (
-    OnShard,
-    catalogue_of,
-    catalogue_of_shards,
-    no_progress,
-    shard_files,
-)
 from qvsplit.store.config import ExtractionConfig, Provenance
 from qvsplit.store.features import Features, TensorSpec
 from qvsplit.store.finding import matching, named
 from qvsplit.store.row import Content, Key, Row
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.shard_reader import ADVICE, Shard
-from qvsplit.store.shards import refuse_half_placed, shard_paths, shards_in
-from qvsplit.store.storage import LocalStorage, Storage
+from qvsplit.store.storage import Storage
 
 if TYPE_CHECKING:
     import pandas
@@ -71,7 +61,7 @@ class Store:
         self._now: Store | None = None  # the same store, once a shard of this state has gone
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._entries = {shard.number: shard for shard in catalogue.shards}
-        _check_one_config([(self._where(one), one.schema) for one in catalogue.shards])
+        check_one_config([(self._where(one), one.schema) for one in catalogue.shards])
 
     def __repr__(self) -> str:
         """Say what it holds."""
@@ -344,81 +334,8 @@ class Store:
         return self.to_arrow(features=features).to_pandas()
 
 
-# ------------------------------------------------------------------------------------------------------------ opening
-
-
-def open_store(*places: str | os.PathLike[str], on_shard: OnShard = no_progress) -> Store:
-    """Open the store in the given folders, shards or globs.
-
-        store = qvsplit.open_store("embeds")
-
-    Args:
-        places: Where it is: usually one folder.
-        on_shard: Hears, with how many of how many, when shards are read that the store's catalogue does not know.
-
-    Raises:
-        UsageError: There is none.
-        StoreInUse: A rebuilt store is not wholly in place.
-        StoreDamaged, ConfigError: See `Shard` and `Store`.
-    """
-    if not places:
-        raise UsageError("places: give the path of a store")
-    for place in places:
-        arguments.a_path("places", place, "the path of a store")
-    if len(places) == 1 and os.path.isdir(places[0]):
-        return _open_folder(Path(places[0]), on_shard)
-    return _open_several(places, on_shard)
-
-
-def _open_folder(folder: Path, on_shard: OnShard) -> Store:
-    """Open one folder's whole state: as it was at one moment, also beside a writer."""
-    storage = LocalStorage(folder)
-    for _ in range(_ATTEMPTS):
-        shard_paths(folder)  # refuses what is no store, and one that is half in place
-        files = shard_files(storage)
-        try:
-            catalogue = catalogue_of(storage, files, on_shard=on_shard)
-        except StoreDamaged:
-            if shard_files(storage) == files:
-                raise
-        else:
-            # a listing may have missed a new shard, and the old one that it replaces: two alike have missed nothing
-            if shard_files(storage) == files:
-                refuse_half_placed(storage)
-                return Store(catalogue, storage, lambda: _open_folder(folder, no_progress))
-            catalogue.close()
-        time.sleep(_PAUSE_SECONDS)
-    raise StoreInUse(f"{folder} is changing faster than it can be read; try again later")
-
-
-def _open_several(places: Sequence[str | os.PathLike[str]], on_shard: OnShard) -> Store:
-    """Open what several folders hold, or some shards of one, as one store."""
-    names: dict[str, dict[str, None]] = {}  # folder → names of shards, each once, in order
-    for place in places:
-        for path in shard_paths(place):
-            names.setdefault(str(path.parent), {})[path.name] = None
-    wanted = [(LocalStorage(Path(folder)), name) for folder, some in names.items() for name in some]
-    shards = []
-    for done, (storage, name) in enumerate(wanted):
-        on_shard(done, len(wanted))
-        shards.append(Shard(storage, name))
-    on_shard(len(wanted), len(wanted))
-    return store_of(shards)
-
-
-def store_of(shards: Sequence[Shard]) -> Store:
-    """Give the store of these very shards, the first being the oldest."""
-    _check_one_config([(shard.where, shard.schema) for shard in shards])
-    storages = [shard.storage for shard in shards]
-    return Store(catalogue_of_shards(shards, ", ".join(dict.fromkeys(one.location for one in storages))), storages)
-
-
-def read_store(storage: Storage) -> Store:
-    """Open all shards of `storage` themselves, without the published catalogue."""
-    return store_of([Shard(storage, name) for name in shards_in(storage)])
-
-
-def _check_one_config(shards: Sequence[tuple[str, ShardSchema]]) -> None:
+def check_one_config(shards: Sequence[tuple[str, ShardSchema]]) -> None:
+    """ConfigError unless shards, each with its place, declare one extraction config and the same tensors."""
     for where, schema in shards[1:]:
         first_where, first = shards[0]
         if (schema.config, schema.tensors) == (first.config, first.tensors):

@@ -84,7 +84,7 @@ def test_a_bug_has_a_traceback_and_an_exit_code_of_its_own(monkeypatch, capsys):
     def broken(*places, **options):
         raise ValueError("a bug")
 
-    monkeypatch.setattr("qvsplit.store.store.open_store", broken)
+    monkeypatch.setattr("qvsplit.store.opening.open_store", broken)
     with pytest.raises(SystemExit) as end:
         app(["inspect", "embeds"], prog_name="qvsplit", standalone_mode=True)
     assert end.value.code == 70

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from tests.support.terminal import one_line
 
 

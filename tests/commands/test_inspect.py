@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from qvsplit.store import layout
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from tests.support import rows
 from tests.support.terminal import on_terminal
 

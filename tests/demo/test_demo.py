@@ -19,7 +19,7 @@ from qvsplit import demo
 from qvsplit.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from tests.support.demo_run import session_demo
 
 

@@ -22,7 +22,7 @@ from qvsplit.ask import load_session
 from qvsplit.checkpoints.checkpoint import DEMO_FOLDER
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 
 CARDS = 30
 

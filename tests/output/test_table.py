@@ -23,7 +23,7 @@ from qvsplit.errors import DiskError, StoreDamaged, StoreInUse, UsageError
 from qvsplit.extract import extract_files
 from qvsplit.output.table import COLUMNS, FORMATS, Key, Table
 from qvsplit.pipeline.options import ExtractOptions
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("boats-in-snow.jpg", "city-lights.jpg", "seaside.jpg", "sunday.jpg")
@@ -467,7 +467,7 @@ only_if = "colour"
     (tmp_path / "checks.toml").write_text(text)
     words = ("ask", "--embeds", store, "--checks", tmp_path / "checks.toml", "--out", tmp_path / "a.csv")
     run_cli(*words)
-    monkeypatch.setattr("qvsplit.ask._load", None)
+    monkeypatch.setattr("qvsplit.answering.loading.load", None)
     code, _, said = run_cli(*words)
     assert code == 0
     assert "0 asked" in said

@@ -16,8 +16,8 @@ import pytest
 from qvsplit.errors import ItemError, UsageError
 from qvsplit.store import layout
 from qvsplit.store.history import last_runs
+from qvsplit.store.opening import open_store
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import open_store
 from tests.support.extracting import OLD, add, add_bad, by_path
 from tests.support.fake_source import InThreadDecoders
 from tests.support.processes import as_nobody

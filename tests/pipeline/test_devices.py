@@ -17,7 +17,7 @@ from qvsplit.pipeline.devices import StoreDeclares, load_devices
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import Summary
 from qvsplit.store.config import Provenance
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from tests.support.extracting import PHOTOS, add, by_path, contents
 from tests.support.fake_encoder import fake_config
 

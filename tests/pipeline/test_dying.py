@@ -18,8 +18,8 @@ import pytest
 
 from qvsplit.errors import DiskError, ModelError, StoreInUse
 from qvsplit.store import compact, layout
+from qvsplit.store.opening import open_store
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import open_store
 from tests.support.extracting import add, contents, many, shards
 from tests.support.processes import run_process, start_process, start_python, start_slowly, stop_for, wait_for
 

@@ -17,9 +17,9 @@ from qvsplit.pipeline.summary import ExtractCallbacks, Summary
 from qvsplit.sources.files import FileInfo
 from qvsplit.store.config import Provenance
 from qvsplit.store.features import Features, StoredTensor
+from qvsplit.store.opening import open_store
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import open_store
 from qvsplit.store.store_writer import StoreWriter
 from tests.support.extracting import contents
 from tests.support.fake_catalogue import FakeCatalogue, digest, failed_row, ok_row

@@ -85,7 +85,7 @@ def test_no_nasty_image_stops_hangs_or_kills_a_run(corpus, checkpoint, tmp_path)
     from qvsplit.pipeline.options import ExtractOptions
     from qvsplit.pipeline.summary import ExtractCallbacks
     from qvsplit.sources.folders import LocalFolders
-    from qvsplit.store.store import open_store
+    from qvsplit.store.opening import open_store
 
     folder, _ = corpus
     heard: list[tuple[str, str]] = []

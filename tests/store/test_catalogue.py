@@ -14,10 +14,10 @@ from qvsplit.errors import ConfigError, StoreDamaged
 from qvsplit.store import catalogue_file, layout
 from qvsplit.store.catalogue import FolderTally
 from qvsplit.store.catalogue_file import Noted, catalogue_of, known_catalogue, read_published, shard_files
+from qvsplit.store.opening import open_store, read_store
 from qvsplit.store.row import ROW_FIELDS
 from qvsplit.store.shard_reader import Shard
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import open_store, read_store
 from tests.support import fuzz, rows
 from tests.support.memory_storage import MemoryStorage
 
@@ -86,7 +86,7 @@ def test_opening_a_store_opens_no_shard_and_reading_features_opens_theirs(storag
 
 def test_it_needs_no_pyarrow(storage):
     code = (
-        "import sys; from qvsplit.store.store import open_store; "
+        "import sys; from qvsplit.store.opening import open_store; "
         "print(len(open_store(sys.argv[1])), [m for m in ('pyarrow', 'numpy', 'torch') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -422,7 +422,7 @@ def test_a_store_that_is_closed_while_threads_ask_ends_them_with_an_error_and_no
     rows.write_store(tmp_path, *SHARDS)
     code = (
         "import sys, threading\n"
-        "from qvsplit.store.store import open_store\n"
+        "from qvsplit.store.opening import open_store\n"
         "ended = []\n"
         "def ask(store):\n"
         "    try:\n"

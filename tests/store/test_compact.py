@@ -10,9 +10,9 @@ from qvsplit.errors import StoreInUse, UsageError
 from qvsplit.store import compact as compacting
 from qvsplit.store import layout
 from qvsplit.store.compact import compact, opened_for_writing, purge
+from qvsplit.store.opening import read_store
 from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import read_store
 from tests.support import rows
 from tests.support.memory_storage import MemoryStorage
 

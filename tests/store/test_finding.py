@@ -7,7 +7,7 @@ import pytest
 from qvsplit.errors import UsageError, escaped
 from qvsplit.runtime.names import name_on_disk, stored_name
 from qvsplit.store.finding import matching, named
-from qvsplit.store.store import read_store
+from qvsplit.store.opening import read_store
 from tests.support import rows
 from tests.support.memory_storage import MemoryStorage
 

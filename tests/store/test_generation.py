@@ -10,8 +10,8 @@ import pytest
 from qvsplit.errors import StoreInUse
 from qvsplit.store import layout
 from qvsplit.store.generation import claim_generation
+from qvsplit.store.opening import read_store
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import read_store
 from tests.support import rows
 from tests.support.memory_storage import MemoryStorage
 

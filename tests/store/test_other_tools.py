@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qvsplit.store.codec import encode
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from tests.support import rows
 
 DOCS = Path(__file__).parents[2] / "docs"

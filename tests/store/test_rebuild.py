@@ -8,8 +8,8 @@ import pytest
 
 from qvsplit.errors import DiskError, StoreDamaged, StoreInUse
 from qvsplit.store import layout, rebuild
+from qvsplit.store.opening import open_store, read_store
 from qvsplit.store.shards import placed_from, shard_paths, shards_in
-from qvsplit.store.store import open_store, read_store
 from tests.support import rows
 from tests.support.memory_storage import MemoryStorage
 

@@ -6,10 +6,10 @@ import pytest
 
 from qvsplit.errors import ConfigError, ShardDamaged
 from qvsplit.store import layout
+from qvsplit.store.opening import read_store
 from qvsplit.store.repair import RepairNotes, clear_marks, damage_marks, mark_damage, repair
 from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import read_store
 from tests.support import fuzz, rows
 from tests.support.memory_storage import MemoryStorage
 

@@ -7,10 +7,10 @@ import pytest
 from qvsplit.errors import DiskError, ShardDamaged
 from qvsplit.store import store_writer
 from qvsplit.store.config import Provenance
+from qvsplit.store.opening import read_store
 from qvsplit.store.rewrite import Rewrite, rewrite
 from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import read_store
 from tests.support import rows
 from tests.support.memory_storage import MemoryStorage
 

@@ -14,9 +14,10 @@ import pytest
 from qvsplit.errors import ConfigError, StoreDamaged, StoreInUse, UsageError
 from qvsplit.store import layout
 from qvsplit.store.config import Provenance
+from qvsplit.store.opening import open_store, read_store
 from qvsplit.store.schema import row_columns
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import Store, open_store, read_store
+from qvsplit.store.store import Store
 from tests.support import fuzz, rows
 from tests.support.memory_storage import MemoryStorage
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from qvsplit.errors import DiskError
 from qvsplit.store import shard_writer, store_writer
+from qvsplit.store.opening import read_store
 from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import read_store
 from qvsplit.store.store_writer import StoreWriter
 from tests.support import rows
 from tests.support.memory_storage import MemoryStorage

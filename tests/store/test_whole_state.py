@@ -14,8 +14,8 @@ import pytest
 from qvsplit.errors import StoreDamaged
 from qvsplit.store import layout
 from qvsplit.store.compact import compact
+from qvsplit.store.opening import open_store, read_store
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import open_store, read_store
 from tests.support import rows
 
 ITEMS, RUNS = 12, 24
@@ -55,7 +55,7 @@ for run in range(2, RUNS + 1):
 READER = """
 import json, sys
 from qvsplit.errors import StoreDamaged
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from tests.store.test_whole_state import check
 states = []
 while not (states and states[-1] == int(sys.argv[2])):

@@ -12,7 +12,7 @@ from PIL import Image
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from tests.support.photographs import photographs
 
 OLD = (1_600_000_000, 1_600_000_000)  # times of a file whose stat can be trusted

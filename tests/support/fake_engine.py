@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qvsplit import ask
 from qvsplit.answering.engine import Completion, Request
+from qvsplit.answering.loading import load
 from qvsplit.answering.local_engine import EngineLimits, LocalEngine
 from qvsplit.checkpoints.checkpoint import open_checkpoint
 from qvsplit.errors import QvsplitError, StoreDamaged, UsageError
@@ -138,5 +139,5 @@ def session_of(store: MemoryStore, checkpoint: Path, **options) -> ask.Session:
     told = ask.AskOptions(**options)
     opened = open_checkpoint(checkpoint, "language")
     limits = EngineLimits(told.token_budget, told.prefix_cache_tokens)
-    engine = LocalEngine(lambda: ask._load(opened, told), ask.StoreReader(store), limits)
+    engine = LocalEngine(lambda: load(opened, told), ask.StoreReader(store), limits)
     return ask.Session(store, engine, options=told, encoder_check="fingerprint", checkpoint=opened)

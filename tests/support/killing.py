@@ -151,7 +151,7 @@ def _scenario(server: Server, folder: Path, name: str, command: str, words: dict
 
 def contents(store: Path) -> dict[Any, Any]:
     """What a reader of a store gets: every current row and its features' bytes."""
-    from qvsplit.store.store import open_store
+    from qvsplit.store.opening import open_store
 
     opened = open_store(store)
     return {
@@ -166,7 +166,7 @@ def contents(store: Path) -> dict[Any, Any]:
 def untidy(store: Path) -> list[str]:
     """What should not be in a store at rest: leftovers, and content that is held twice."""
     from qvsplit.store import layout
-    from qvsplit.store.store import open_store
+    from qvsplit.store.opening import open_store
 
     own = {layout.LOCK, layout.CATALOGUE, layout.HISTORY}
     names = [str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()]
@@ -182,7 +182,7 @@ def untidy(store: Path) -> list[str]:
 def survives(scenario: Scenario, server: Server, *, step: int | None, power: str | None) -> str:
     """Let the run die at `step`, then run it to its end. Empty if all is as if it had not died, else what is not."""
     from qvsplit.errors import StoreInUse, UsageError
-    from qvsplit.store.store import open_store
+    from qvsplit.store.opening import open_store
 
     shutil.rmtree(scenario.store, ignore_errors=True)
     old = {}

@@ -26,7 +26,7 @@ from qvsplit.answering.checks import Question as Check
 from qvsplit.ask import Session, load_session
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
-from qvsplit.store.store import open_store
+from qvsplit.store.opening import open_store
 from train_demo import postcards, questions
 from train_demo.questions import Question
 
