@@ -152,13 +152,13 @@ class Store:
         return len(self) > 0
 
     def __contains__(self, name: object) -> bool:
-        """Say whether there is a current row of this name: a path, a file name or a whole path. Rows too."""
+        """Say whether there is an image of this name, ok or failed: a path, a file name or a whole path. Rows too."""
         if isinstance(name, Row):
             return self.is_current(name)
-        return isinstance(name, str | os.PathLike) and bool(named(self.catalogue, os.fspath(name)))
+        return isinstance(name, str | os.PathLike) and bool(self._named(os.fspath(name)))
 
     def __getitem__(self, name: str | os.PathLike[str]) -> Row:
-        """Give the current row of this name: its path below the root, its file name, or the whole path.
+        """Give the row of the image of this name, ok or failed: its path below the root, its file name, or all of it.
 
         Raises:
             KeyError: There is none.
@@ -166,13 +166,16 @@ class Store:
         """
         if not isinstance(name, str | os.PathLike):
             raise arguments.wrong("store[name]", name, "the name of an image")
-        found = named(self.catalogue, os.fspath(name))
+        found = self._named(os.fspath(name))
         if not found:
             raise KeyError(f"{self.name} has no image named {os.fspath(name)}")
         if len({row.key for row in found}) > 1:
             places = some_of((f"{row.root}/{row.path}" for row in found), 3)
             raise UsageError(f"{self.name} has several images named {os.fspath(name)} ({places}); give the whole path")
         return found[0]
+
+    def _named(self, name: str) -> list[Row]:
+        return [row for row in named(self.catalogue, name) if row.status != "deleted"]
 
     def matching(self, pattern: str) -> list[Row]:
         """Give the current rows, whatever their status, that a name or, as a glob, `pattern` names: see finding.py."""

@@ -77,6 +77,14 @@ def test_a_store_gives_a_row_by_its_name(store):
         store[5]
 
 
+def test_a_deleted_image_is_not_in_the_store():
+    store = read_store(rows.write_store(MemoryStorage(), [(rows.deleted("a.png"), None), (rows.failed("b.png"), None)]))
+    assert "a.png" not in store and "b.png" in store and store["b.png"].status == "failed"
+    with pytest.raises(KeyError):
+        store["a.png"]
+    assert found(store, "a.png") == ["/photos:a.png"]  # whoever selects hears that it was deleted
+
+
 def test_thousands_that_match_are_found_like_a_few(store, monkeypatch):
     few = found(store, "*")
     monkeypatch.setattr("qvsplit.store.catalogue._MANY", 3)
