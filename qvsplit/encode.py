@@ -15,6 +15,7 @@ from qvsplit.pipeline.options import ExtractOptions, check_options
 from qvsplit.pipeline.stages import Quantize
 from qvsplit.runtime import arguments, devices
 from qvsplit.sources import images as decoding
+from qvsplit.sources.pixels import upright_rgb
 from qvsplit.store.config import ExtractionConfig
 from qvsplit.store.features import Features
 
@@ -225,7 +226,7 @@ def _from_pil(image: PIL.Image.Image) -> PIL.Image.Image:
         raise ItemError("has no pixels")
     try:
         image.load()
-        return decoding._to_rgb(decoding._upright(image))
+        return upright_rgb(image)
     except ItemError:
         raise
     except Exception as error:  # it may be opened and not read yet, and whatever a broken file does to Pillow

@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qvsplit.errors import ItemError
 from qvsplit.runtime.names import stored_name
+from qvsplit.sources import pixels
 from qvsplit.sources.files import read
 from qvsplit.sources.source import Entry
 
@@ -42,9 +43,7 @@ FORMATS = (
 )  # fmt: skip
 MAX_PIXELS = 178_956_970  # 0.5 GB of RGB, beyond any camera: where Pillow, too, speaks of a decompression bomb
 
-_STRIP_PIXELS = 1 << 22
 # EXIF tags
-_ORIENTATION = 0x0112
 _EXIF_IFD = 0x8769
 _DATE_TIME, _OFFSET_TIME = 0x0132, 0x9010
 _DATE_TIME_ORIGINAL, _OFFSET_TIME_ORIGINAL = 0x9003, 0x9011
@@ -124,9 +123,9 @@ def decode_with_metadata(
         if about is not None:
             image.draft(None, (about, about))
         image.load()
-        upright = _upright(image)  # first: where Pillow fails on an EXIF block, a second try gives half of it
+        upright = pixels.upright(image)  # first: where Pillow fails on an EXIF block, a second try gives half of it
         metadata = ImageMetadata(image.format or "", _taken_at(image))
-        return _to_rgb(upright), metadata
+        return pixels.to_rgb(upright), metadata
 
 
 def measure(data: bytes) -> tuple[int, int]:
@@ -298,117 +297,3 @@ def _iso_time(time: object, offset: object) -> str | None:
         return None
     zone = offset.strip("\0 ") if isinstance(offset, str) else ""
     return when + zone if _EXIF_OFFSET.fullmatch(zone) else when
-
-
-# ------------------------------------------------------------------------------------------------------- to RGB
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF orientation says.
-
-    Pillow's own exif_transpose also writes the rest of the block anew, and one odd tag in it would then decide.
-    """
-    from PIL import Image
-
-    turn = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> Any:
-    """Read the EXIF orientation, 1 to 8 if it is sound; a broken EXIF block counts as none, as in every viewer."""
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except MemoryError:
-        raise
-    except Exception:
-        return 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB: alpha over white, 16 bits by their high byte, 32-bit greys stretched."""
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):
-        image = _high_byte(image)
-    elif image.mode in {"I", "F"}:
-        image = _grey(_stretched(image))
-    elif image.mode == "LAB":
-        return _from_lab(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGB", rgba.size, (255, 255, 255))
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image.convert("RGB")
-
-
-def _grey(values: object) -> Image.Image:
-    from PIL import Image
-
-    return Image.fromarray(values)  # type: ignore[arg-type]
-
-
-def _high_byte(image: Image.Image) -> Image.Image:
-    """Take the high byte, as Pillow does for colour: 8-bit content widened to 16 comes back unchanged.
-
-    A PNG may name one of the 16-bit greys as transparent; what has it becomes white.
-    """
-    import numpy as np
-
-    values = np.asarray(image).astype(np.uint16)
-    grey = (values >> 8).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return _grey(grey)
-
-
-def _stretched(image: Image.Image) -> object:
-    """Map 32-bit greys, which have no agreed white, to 8 bits: floats within 0…1 as they are, all else min…max.
-
-    Integers within 16 bits are taken for 16-bit greys, which some of Pillow's readers deliver as 32. Some rows at a
-    time, as such an image may be large.
-    """
-    import numpy as np
-
-    width, height = image.size
-    rows = max(1, _STRIP_PIXELS // width)
-    strips = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
-    low, high = np.inf, -np.inf
-    for box in strips:
-        values = np.asarray(image.crop(box))
-        finite = values[np.isfinite(values)]
-        if finite.size:
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    if low > high:
-        raise ItemError("holds no finite values")
-    deep = image.mode == "I" and low >= 0 and high <= 65535
-    if image.mode == "F" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    grey = np.empty((height, width), np.uint8)
-    for box in strips:
-        values = np.asarray(image.crop(box)).astype(np.float64)
-        if deep:
-            grey[box[1] : box[3]] = values.astype(np.uint16) >> 8
-        else:
-            scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
-            grey[box[1] : box[3]] = np.rint(np.clip(scaled, 0, 1) * 255)
-    return grey
-
-
-def _from_lab(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms
-
-    converted = ImageCms.profileToProfile(
-        image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-    )
-    assert converted is not None  # only None when asked to work in place
-    return converted

@@ -36,7 +36,7 @@ class ExtractionConfig:
             backend that resamples.
         compute_dtype: float32, bfloat16 or float16.
         storage_dtype: One of these, or int8.
-        images: How a file becomes an upright RGB image (sources/images.py).
+        images: How a file becomes an upright RGB image (sources/images.py, sources/pixels.py).
         kernels: The forward pass: "reference", transformers' own, or "fused" (kernels/).
     """
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from qvsplit.errors import DiskError, UsageError
 from qvsplit.output import report, thumbnails
-from qvsplit.sources import images
+from qvsplit.sources import images, pixels
 from tests.support.report_pages import data_of, failed_row, generated, no_row, row_of, scored, thumbnails_of, written
 
 # --------------------------------------------------------------------------------------------------------- the file
@@ -138,8 +138,8 @@ def test_thumbnails_are_small_and_upright_like_what_was_answered_about(tmp_path,
 
 def test_a_large_jpeg_is_decoded_small(photos, monkeypatch):
     sizes = []
-    real = images._to_rgb
-    monkeypatch.setattr(images, "_to_rgb", lambda image: (sizes.append(image.size), real(image))[1])
+    real = pixels.to_rgb
+    monkeypatch.setattr(pixels, "to_rgb", lambda image: (sizes.append(image.size), real(image))[1])
     thumbnails.small_image((photos / "twenty_megapixels.jpg").read_bytes())
     assert sizes == [(688, 455)]  # an eighth
 

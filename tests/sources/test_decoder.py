@@ -463,9 +463,9 @@ def test_an_orphan_ends(coins):
 def test_an_orphan_that_hangs_ends_too(coins):
     """The clock runs in the child as well, from when it may take the memory."""
     code = (
-        "import sys, time, qvsplit.sources.decoder_process as d\nfrom qvsplit.sources import images\n"
+        "import sys, time, qvsplit.sources.decoder_process as d\nfrom qvsplit.sources import pixels\n"
         "real = d.signal.alarm\nd.signal.alarm = lambda n: real(min(n, 1))\n"
-        "images._upright = lambda image: time.sleep(60)\nd.main(int(sys.argv[1]), 60)"
+        "pixels.upright = lambda image: time.sleep(60)\nd.main(int(sys.argv[1]), 60)"
     )
     decoder, child, ours = decoder_running(code)
     decoder.read(entry_of(coins))

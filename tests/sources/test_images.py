@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from qwen_vl_utils.vision_process import to_rgb
 
 from qvsplit.errors import ERROR_KINDS, ItemError
-from qvsplit.sources import images
+from qvsplit.sources import images, pixels
 from tests.support.nasty_images import encoded
 from tests.support.photographs import same_rgb
 
@@ -325,8 +325,8 @@ def test_what_pillow_raises_on_reading_the_time_never_fails_the_image(photo, mon
 def test_reading_the_time_does_not_change_the_orientation(photo, monkeypatch):
     """Pillow gives half of a block on the second try, where it failed on the first: the orientation comes first."""
     asked = []
-    real = images._orientation
-    monkeypatch.setattr(images, "_orientation", lambda image: asked.append("orientation") or real(image))
+    real = pixels._orientation
+    monkeypatch.setattr(pixels, "_orientation", lambda image: asked.append("orientation") or real(image))
     monkeypatch.setattr(images, "_taken_at", lambda image: asked.append("time"))
     images.decode(encoded(photo, "JPEG"))
     assert asked == ["orientation", "time"]
