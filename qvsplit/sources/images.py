@@ -85,15 +85,21 @@ def optional_readers() -> tuple[str, ...]:
 
 
 def _build(package: str) -> str | None:
-    """Digest a package's version and compiled modules by their sizes; None where it is not installed."""
+    """Digest a package's version and compiled modules by their sizes; None where it is not installed.
+
+    Where its folder may not be read, as by a process that has become another user, that is a build of its own.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return None
     folder = Path(next(iter(spec.submodule_search_locations)))
-    compiled = {*folder.glob("*.so"), *folder.parent.glob(f"_{package}*.so")}
-    parts = sorted(f"{file.name} {file.stat().st_size}" for file in compiled)
-    version = folder / "_version.py"
-    parts.append(version.read_text() if version.exists() else "")
+    try:
+        compiled = {*folder.glob("*.so"), *folder.parent.glob(f"_{package}*.so")}
+        parts = sorted(f"{file.name} {file.stat().st_size}" for file in compiled)
+        version = folder / "_version.py"
+        parts.append(version.read_text() if version.exists() else "")
+    except OSError:
+        return "unknown"
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 

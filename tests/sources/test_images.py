@@ -232,6 +232,14 @@ def test_readers_are_others_once_one_is_installed_upgraded_or_built_with_more(tm
     assert len(seen) == 6
 
 
+def test_a_reader_whose_folder_may_not_be_read_is_another_build(monkeypatch):
+    def refuse(folder, pattern):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("pathlib.Path.glob", refuse)
+    assert images.optional_readers()[0] == "PIL unknown"
+
+
 def test_a_reader_that_is_there_is_not_missing(monkeypatch):
     """A broken HEIF is the file's fault where pillow-heif is installed, an AVIF the reader's where Pillow has none."""
     monkeypatch.setattr(images, "_known_formats", lambda: ("PNG", "HEIF"))
