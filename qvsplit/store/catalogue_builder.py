@@ -97,8 +97,6 @@ class CatalogueBuilder:
         self.connection.executemany(_PUT_CONTENT, homes)
         if any(row.part for row in rows):
             self._put_fact("parts", 1)
-        if self._fact("parts"):
-            self.connection.execute(_DROP_OLD_PARTS)
         self._put_fact("generation", max(self._fact("generation"), max((row.generation for row in rows), default=0)))
         touched = ((self._folders[folder],) for folder in {row.folder for row in rows})
         self.connection.executemany("UPDATE folders SET digest = NULL WHERE id = ?", touched)
@@ -121,6 +119,7 @@ class CatalogueBuilder:
 
     def put_tallies(self, tallies: Mapping[Key, FolderTally], cures: Mapping[str, Any]) -> None:
         """Note in which folders nothing is left to do, in place of what was noted before, and what could be read."""
+        self._drop_old_parts()
         self.connection.execute("UPDATE folders SET digest = NULL")
         self.connection.executemany(
             "UPDATE folders SET digest = ?, ok = ?, failed = ?, not_found = ? WHERE id = ?",
@@ -135,8 +134,14 @@ class CatalogueBuilder:
 
     def finish(self) -> Catalogue:
         """Give the catalogue, whose connection is the builder's."""
+        self._drop_old_parts()
         self.connection.execute("COMMIT")
         return Catalogue(self.connection, self._where)
+
+    def _drop_old_parts(self) -> None:
+        """Take out the rows of older generations that no row of the same part has taken the place of."""
+        if self._fact("parts"):
+            self.connection.execute(_DROP_OLD_PARTS)
 
     # ------------------------------------------------------------------------------------------------------ values
 

@@ -213,7 +213,8 @@ class _Making:
             if self.noted is not None:
                 builder.put_tallies(self.noted.tallies, self.noted.cures)
             catalogue = builder.finish()
-            if staged is not None:
+            # what others have purged meanwhile must not be published again
+            if staged is not None and shard_files(self.storage) == list(self.files):
                 _publish(self.storage, staged)
             on_error.pop_all()
         return catalogue

@@ -356,6 +356,14 @@ def test_features_are_those_of_the_content_whatever_it_says(storage, change):
         opened.features(opened.rows[2])
 
 
+def test_what_was_purged_while_a_reader_made_it_is_not_published(storage):
+    (storage.folder / layout.CATALOGUE).unlink()
+    gone = storage.folder / "shard-000003.parquet"
+    one = brought_up(storage, on_shard=lambda done, total: gone.unlink(missing_ok=True) if done == total else None)
+    assert [shard.number for shard in one.shards] == [1, 2, 3]
+    assert not (storage.folder / layout.CATALOGUE).exists() and storage.list(layout.STAGING) == []
+
+
 def test_where_it_cannot_be_written_nothing_is_lost(storage, monkeypatch):
     (storage.folder / layout.CATALOGUE).unlink()
 
