@@ -52,6 +52,11 @@ def read_checksum(storage: Storage, name: str) -> bytes:
 class Shard:
     """A finished shard.
 
+    Args:
+        storage: Where it lies.
+        name: Its name there.
+        keeps_features: Keep the features of the row group that was read last in memory, for whoever reads row by row.
+
     Attributes:
         name: Its name in the storage.
         schema: What it declares.
@@ -63,13 +68,15 @@ class Shard:
         ConfigError: A newer version wrote it.
     """
 
-    def __init__(self, storage: Storage, name: str) -> None:
+    def __init__(self, storage: Storage, name: str, *, keeps_features: bool = False) -> None:
         self.storage = storage
         self.name = name
         self._metadata: Any = None  # pyarrow's FileMetaData
         self._chunks: list[list[Chunk]] = []
         self._group_starts: list[int] = []
         self._group_rows: tuple[int, list[Row]] = (-1, [])  # of the row group that was read last
+        self._keeps_features = keeps_features
+        self._group_blobs: tuple[int, dict[str, Any]] = (-1, {})  # of the row group that was read last
         self.schema = self._read_footer()
 
     @cached_property
@@ -111,8 +118,10 @@ class Shard:
         row = self.row(index)
         group = self._group_of(index)
         with self._damage(f"features of row {index} ({row.path})"):
-            columns = self._blobs(group)
+            columns = self._group_blobs[1] if self._group_blobs[0] == group else self._blobs(group)
             blobs = {name: column[index - self._group_starts[group]].as_buffer() for name, column in columns.items()}
+        if self._keeps_features:
+            self._group_blobs = (group, columns)
         return self._checked(row, index, blobs)
 
     def __iter__(self) -> Iterator[tuple[int, Row, Features | None]]:
