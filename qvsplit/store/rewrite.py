@@ -112,7 +112,8 @@ def _current_rows(
     """
     numbers = {entry.number for entry in old}
     for entry in old:
-        shard = Shard(storage, entry.name, keeps_features=True)  # a store keeps shards open, and this one's rows are done with behind it
+        # not the store's own, which are kept open: this one's rows are done with behind it
+        shard = Shard(storage, entry.name, keeps_features=True)
         current, homes = store.catalogue.current_places(entry.number), store.catalogue.homes(entry.number)
         for index, row in enumerate(shard.rows):
             carrier = _carrier(store, what.drop, row) if index in homes else None
