@@ -298,7 +298,8 @@ def _open_and_read(folder: Path, *, cold: bool, repeats: int) -> dict[str, float
 
 def _large(arrays: Arrays, folder: Path, size: int) -> dict[str, Any]:
     """A store of `size` bytes in shards of the product's own size."""
-    from qvsplit.store.catalogue_file import catalogue_of, shard_files
+    from qvsplit.store.catalogue_file import catalogue_of
+    from qvsplit.store.shards import shard_files
     from qvsplit.store.storage import LocalStorage
     from qvsplit.store.store_writer import SHARD_BYTES
 
@@ -320,7 +321,8 @@ def _large(arrays: Arrays, folder: Path, size: int) -> dict[str, Any]:
 
 def _many(arrays: Arrays, folder: Path, shards: int) -> dict[str, Any]:
     """A store of so many shards, 32 images each."""
-    from qvsplit.store.catalogue_file import catalogue_of, shard_files
+    from qvsplit.store.catalogue_file import catalogue_of
+    from qvsplit.store.shards import shard_files
     from qvsplit.store.storage import LocalStorage
 
     folder.mkdir()

@@ -26,10 +26,10 @@ from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.runtime.memory import peak_memory
 from qvsplit.store import history, layout, rebuild
-from qvsplit.store.catalogue_file import Noted, catalogue_of, shard_files
+from qvsplit.store.catalogue_file import Noted, catalogue_of
 from qvsplit.store.generation import claim_generation
 from qvsplit.store.opening import read_store, store_of
-from qvsplit.store.shards import next_number, shards_in
+from qvsplit.store.shards import next_number, shard_files, shards_in
 from qvsplit.store.storage import LocalStorage, Storage
 from qvsplit.store.store import Store
 

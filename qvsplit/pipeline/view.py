@@ -22,10 +22,10 @@ from qvsplit.sources.images import optional_readers
 from qvsplit.sources.source import Folder, Listing, Source
 from qvsplit.store import rebuild
 from qvsplit.store.catalogue import FolderTally
-from qvsplit.store.catalogue_file import catalogue_of, known_catalogue, shard_files
+from qvsplit.store.catalogue_file import catalogue_of, known_catalogue
 from qvsplit.store.opening import store_of
 from qvsplit.store.repair import RepairNotes, damage_marks, repair
-from qvsplit.store.shards import placed_from, refuse_half_placed
+from qvsplit.store.shards import placed_from, refuse_half_placed, shard_files
 from qvsplit.store.storage import Storage
 from qvsplit.store.store import Store
 

@@ -197,8 +197,8 @@ class Catalogue:
 
     def rows(self) -> Iterator[Row]:
         """Give every current row, whatever its status, sorted by root, path and part."""
-        for number, _ in sorted(self._roots.items(), key=lambda one: one[1]):
-            yield from self._rows("root = ? ORDER BY path, part", [number])
+        for root in sorted(self._root_ids):
+            yield from self._rows("root = ? ORDER BY path, part", [self._root_ids[root]])
 
     def rows_of(self, root: str, path: str) -> list[Row]:
         """Give the current rows of one item, by part; none if there is no such item."""
@@ -237,8 +237,8 @@ class Catalogue:
 
     def rows_with_status(self, status: str) -> Iterator[Row]:
         """Give the current rows of this status, sorted by root, path and part."""
-        for number, _ in sorted(self._roots.items(), key=lambda one: one[1]):
-            yield from self._rows("root = ? AND status = ? ORDER BY path, part", [number, status])
+        for root in sorted(self._root_ids):
+            yield from self._rows("root = ? AND status = ? ORDER BY path, part", [self._root_ids[root], status])
 
     def rows_named(self, wanted: Callable[[str, str], bool]) -> list[Row]:
         """Give the current rows whose root and path are `wanted`, sorted by root, path and part.

@@ -23,7 +23,8 @@ from qvsplit.store import layout
 from qvsplit.store.catalogue import SCHEMA, VERSION, Catalogue, FolderTally
 from qvsplit.store.catalogue_builder import CatalogueBuilder
 from qvsplit.store.row import Key
-from qvsplit.store.shard_reader import Shard, read_checksum
+from qvsplit.store.shard_reader import Shard, sound_checksum
+from qvsplit.store.shards import shard_files
 from qvsplit.store.storage import Storage, StoredFile
 
 _MAGIC = b"QVCAT001"  # then 32 bytes of BLAKE2b over all before it
@@ -128,14 +129,6 @@ class Noted:
 
     tallies: Mapping[Key, FolderTally]
     cures: Mapping[str, Any]
-
-
-def shard_files(storage: Storage) -> list[tuple[int, StoredFile]]:
-    """List the shards with their numbers, the oldest first; none where there is no store. OSError if unreadable."""
-    numbered = ((layout.shard_number(file.name), file) for file in storage.list())
-    return sorted(
-        ((number, file) for number, file in numbered if number is not None), key=lambda one: (one[0], one[1].name)
-    )
 
 
 def known_catalogue(storage: Storage, files: Sequence[tuple[int, StoredFile]]) -> Catalogue | None:
@@ -258,7 +251,7 @@ class _Difference:
                 if shard.version == file.version:
                     del known[number]
                     continue
-                if check_footers and _checksum(storage, file.name) == shard.checksum:
+                if check_footers and sound_checksum(storage, file.name) == shard.checksum:
                     del known[number]
                     self.touched.append((number, file))
                     continue
@@ -269,13 +262,6 @@ class _Difference:
     def is_empty(self) -> bool:
         """Whether the catalogue is that of these shards."""
         return not self.new and not self.removed
-
-
-def _checksum(storage: Storage, name: str) -> bytes | None:
-    try:
-        return read_checksum(storage, name)
-    except (OSError, ValueError):
-        return None  # what is wrong with it is said where it is opened
 
 
 def _staged(storage: Storage) -> Path | None:

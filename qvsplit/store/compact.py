@@ -12,13 +12,13 @@ from qvsplit.errors import UsageError
 from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk
 from qvsplit.store import layout, rebuild
 from qvsplit.store.catalogue import CataloguedShard
-from qvsplit.store.catalogue_file import catalogue_of, shard_files
+from qvsplit.store.catalogue_file import catalogue_of
 from qvsplit.store.lock import Lock
 from qvsplit.store.repair import clear_marks
 from qvsplit.store.rewrite import Rewrite, Rewritten, rewrite
 from qvsplit.store.row import Content, Key
 from qvsplit.store.shard_reader import Shard
-from qvsplit.store.shards import placed_from, shards_in
+from qvsplit.store.shards import placed_from, shard_files, shards_in
 from qvsplit.store.storage import LocalStorage, Storage
 from qvsplit.store.store import Store
 from qvsplit.store.store_writer import SHARD_BYTES

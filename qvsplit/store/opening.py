@@ -9,9 +9,9 @@ from pathlib import Path
 
 from qvsplit.errors import StoreDamaged, StoreInUse, UsageError
 from qvsplit.runtime import arguments
-from qvsplit.store.catalogue_file import OnShard, catalogue_of, catalogue_of_shards, no_progress, shard_files
+from qvsplit.store.catalogue_file import OnShard, catalogue_of, catalogue_of_shards, no_progress
 from qvsplit.store.shard_reader import Shard
-from qvsplit.store.shards import refuse_half_placed, shard_paths, shards_in
+from qvsplit.store.shards import refuse_half_placed, shard_files, shard_paths, shards_in
 from qvsplit.store.storage import LocalStorage, Storage
 from qvsplit.store.store import Store, check_one_config
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from qvsplit.errors import DiskError, ShardDamaged
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.store import layout
-from qvsplit.store.catalogue_file import OnShard, catalogue_of, no_progress, shard_files
+from qvsplit.store.catalogue_file import OnShard, catalogue_of, no_progress
 from qvsplit.store.lock import Lock
 from qvsplit.store.opening import store_of
 from qvsplit.store.rewrite import Rewrite, rewrite
-from qvsplit.store.shard_reader import read_checksum
-from qvsplit.store.shards import shards_in
+from qvsplit.store.shard_reader import sound_checksum
+from qvsplit.store.shards import shard_files, shards_in
 from qvsplit.store.storage import Storage
 from qvsplit.store.store import Store
 
@@ -53,7 +53,8 @@ def repair(storage: Storage, lock: Lock, notes: RepairNotes, *, model_named: boo
     marked = damage_marks(storage)
     damaged = {}
     for name, mark in marked.items():
-        if mark.checksum == _checksum(storage, name):
+        checksum = sound_checksum(storage, name)
+        if checksum is not None and mark.checksum == checksum.hex():
             damaged[name] = mark.what
     unusable: dict[str, ShardDamaged] = {}
     store = _opened(storage, unusable, notes.on_shard)
@@ -96,21 +97,14 @@ def _opened(storage: Storage, unusable: dict[str, ShardDamaged], on_shard: OnSha
     return Store(catalogue_of(storage, files, on_shard=on_shard, on_damaged=leave_out), storage)
 
 
-def _checksum(storage: Storage, name: str) -> str | None:
-    try:
-        return read_checksum(storage, name).hex()
-    except (OSError, ValueError):
-        return None  # it shows by itself
-
-
 def mark_damage(storage: Storage, name: str, what: str) -> bool:
     """Have the next `extract` quarantine the shard; False where that cannot be written down."""
-    checksum = _checksum(storage, name)
+    checksum = sound_checksum(storage, name)
     if checksum is None:
-        return True
+        return True  # it shows by itself
     try:
         with storage.put_whole(_mark_of(name)) as stream:
-            stream.write(json.dumps({"checksum": checksum, "what": what}).encode())
+            stream.write(json.dumps({"checksum": checksum.hex(), "what": what}).encode())
     except DiskError:
         return False
     return True

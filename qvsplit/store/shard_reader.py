@@ -49,6 +49,14 @@ def read_checksum(storage: Storage, name: str) -> bytes:
         return hashlib.sha256(read_footer(stream)).digest()
 
 
+def sound_checksum(storage: Storage, name: str) -> bytes | None:
+    """Give SHA-256 of a shard's footer; None where it cannot be read or is not sound, as opening it will say."""
+    try:
+        return read_checksum(storage, name)
+    except (OSError, ValueError):
+        return None
+
+
 class Shard:
     """A finished shard.
 

@@ -10,20 +10,25 @@ from pathlib import Path
 
 from qvsplit.errors import StoreDamaged, StoreInUse, UsageError
 from qvsplit.store import layout
-from qvsplit.store.storage import LocalStorage, Storage
+from qvsplit.store.storage import LocalStorage, Storage, StoredFile
+
+
+def shard_files(storage: Storage) -> list[tuple[int, StoredFile]]:
+    """List the shards with their numbers, the oldest first; none where there is no store. OSError if unreadable."""
+    numbered = ((layout.shard_number(file.name), file) for file in storage.list())
+    return sorted(
+        ((number, file) for number, file in numbered if number is not None), key=lambda one: (one[0], one[1].name)
+    )
 
 
 def shards_in(storage: Storage) -> list[str]:
-    """List the names of the shards, the oldest first; none where there is no such store. OSError if unreadable."""
-    numbered = [
-        (number, file.name) for file in storage.list() if (number := layout.shard_number(file.name)) is not None
-    ]
-    return [name for _, name in sorted(numbered)]
+    """List the names of the shards, the oldest first."""
+    return [file.name for _, file in shard_files(storage)]
 
 
 def next_number(storage: Storage) -> int:
     """Give the number of the next shard: one above the highest there is."""
-    return max((layout.shard_number(name) or 0 for name in shards_in(storage)), default=0) + 1
+    return max((number for number, _ in shard_files(storage)), default=0) + 1
 
 
 def shard_paths(place: str | os.PathLike[str]) -> list[Path]:

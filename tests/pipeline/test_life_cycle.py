@@ -14,11 +14,12 @@ from PIL import Image
 
 from qvsplit.errors import ConfigError, ShardDamaged, StoreDamaged, UsageError
 from qvsplit.store import layout
-from qvsplit.store.catalogue_file import known_catalogue, shard_files
+from qvsplit.store.catalogue_file import known_catalogue
 from qvsplit.store.history import last_runs
 from qvsplit.store.opening import open_store
 from qvsplit.store.repair import damage_marks
 from qvsplit.store.shard_reader import Shard
+from qvsplit.store.shards import shard_files
 from qvsplit.store.storage import LocalStorage
 from tests.support.extracting import LATER, OLD, add, add_bad, contents, flip, shards, state
 from tests.support.fake_source import InThreadDecoders

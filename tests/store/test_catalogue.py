@@ -13,10 +13,11 @@ import pytest
 from qvsplit.errors import ConfigError, StoreDamaged
 from qvsplit.store import catalogue_file, layout
 from qvsplit.store.catalogue import FolderTally
-from qvsplit.store.catalogue_file import Noted, catalogue_of, known_catalogue, read_published, shard_files
+from qvsplit.store.catalogue_file import Noted, catalogue_of, known_catalogue, read_published
 from qvsplit.store.opening import open_store, read_store
 from qvsplit.store.row import ROW_FIELDS
 from qvsplit.store.shard_reader import Shard
+from qvsplit.store.shards import shard_files
 from qvsplit.store.storage import LocalStorage
 from tests.support import fuzz, rows
 from tests.support.memory_storage import MemoryStorage

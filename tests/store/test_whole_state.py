@@ -36,7 +36,8 @@ def one_run(storage: LocalStorage, run: int) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from qvsplit.store.catalogue_file import catalogue_of, shard_files
+from qvsplit.store.catalogue_file import catalogue_of
+from qvsplit.store.shards import shard_files
 from qvsplit.store.compact import compact, purge
 from qvsplit.store.rebuild import begin, put_in_place
 from qvsplit.store.storage import LocalStorage
