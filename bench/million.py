@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench.noop import TIMER
+from bench.noop import measured
 from bench.synthetic import row
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
@@ -94,18 +93,11 @@ def _image(place: Path) -> None:
 
 
 def timed(command: list[str | Path], checkout: Path) -> dict[str, Any]:
-    """Seconds of a whole process, its peak memory in bytes, and the last line it printed."""
-    timer = TIMER.replace("stdout=subprocess.DEVNULL", "stdout=subprocess.PIPE, text=True")
-    timer = timer.replace("_, status", "said = process.stdout.read().strip().splitlines()\n_, status")
-    timer = timer.replace("os.waitstatus_to_exitcode(status)", "os.waitstatus_to_exitcode(status), said[-1:]")
-    words = [sys.executable, "-S", "-c", timer, *map(str, command)]
+    """Seconds of a whole process of this checkout, its peak memory in bytes, and what its last line says."""
     # -P and PYTHONPATH: the checkout's own package, whatever is installed
     environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, env=environment, cwd=checkout)
-    seconds, memory, code, said = json.loads(done.stdout)
-    if code:
-        raise SystemExit(f"{' '.join(map(str, command))} failed with {code}")
-    return {"seconds": seconds, "memory": memory, "said": json.loads(said[0]) if said else None}
+    seconds, memory, said = measured(command, env=environment, cwd=checkout)
+    return {"seconds": seconds, "memory": memory, "said": json.loads(said) if said else None}
 
 
 def median(runs: list[dict[str, Any]]) -> dict[str, Any]:

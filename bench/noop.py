@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,19 +71,27 @@ def make_store(folder: Path, root: Path, files: Sequence[tuple[str, int, int]]) 
 TIMER = """
 import json, os, subprocess, sys, time
 began = time.perf_counter()
-process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True)
+said = process.stdout.read().splitlines()
 _, status, usage = os.wait4(process.pid, 0)
-print(json.dumps([time.perf_counter() - began, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status)]))
+seconds = time.perf_counter() - began
+print(json.dumps([seconds, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status), said[-1] if said else ""]))
 """
+
+
+def measured(command: Sequence[str | Path], **options: Any) -> tuple[float, int, str]:
+    """Seconds of a whole process, its peak memory in bytes, and the last line it printed; `options` of its start."""
+    words = [sys.executable, "-S", "-c", TIMER, *map(str, command)]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, **options)
+    seconds, memory, code, said = json.loads(done.stdout)
+    if code:
+        raise SystemExit(f"{' '.join(map(str, command))} failed with {code}")
+    return seconds, memory, said
 
 
 def timed(command: Sequence[str | Path]) -> tuple[float, int]:
     """Seconds of a whole process, and its peak memory in bytes."""
-    words = [sys.executable, "-S", "-c", TIMER, *map(str, command)]
-    seconds, memory, code = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout)
-    if code:
-        raise SystemExit(f"{command[0]} failed with {code}")
-    return seconds, memory
+    return measured(command)[:2]
 
 
 def main() -> None:
