@@ -11,4 +11,5 @@ __all__ = ["FAMILIES", "TinyFamily", "make_checkpoint"]
 
 FAMILIES: dict[str, TinyFamily] = {family.model_type: family for family in QWEN}
 if importlib.util.find_spec("tests.support.families.others"):
-    FAMILIES |= {family.model_type: family for family in importlib.import_module("tests.support.families.others").OTHERS}
+    others = importlib.import_module("tests.support.families.others").OTHERS
+    FAMILIES |= {family.model_type: family for family in others}

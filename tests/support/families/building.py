@@ -54,7 +54,8 @@ class TinyFamily:
     With `adds_bos` the tokenizer itself begins every text with `bos`. `scales` widens or narrows the random numbers of
     all tensors whose name contains a key. `section` is for checkpoints with more in them than `model_class`: the part
     of the config that it takes and, with a dot, the prefix of its tensors; `architecture` then is config.json's.
-    `other_tensors` are the hub's tensors that `model_class` does not load.
+    `to_hub` changes what `save_pretrained` writes where the hub's checkpoints are otherwise, `other_tensors` are the
+    hub's tensors that `model_class` does not load.
     """
 
     model_type: str
@@ -73,6 +74,7 @@ class TinyFamily:
     scales: Mapping[str, float] = field(default_factory=dict)
     section: str | None = None
     architecture: str | None = None
+    to_hub: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
     other_tensors: Callable[[], dict[str, torch.Tensor]] = dict
     notes: str = ""
 
@@ -104,8 +106,9 @@ def make_checkpoint(
         config.architectures, config.dtype = [family.architecture], dtype
         config.save_pretrained(folder)
     prefix = f"{family.section}." if family.section else ""
-    tensors = {prefix + name: tensor for name, tensor in load_file(folder / "model.safetensors").items()}
-    _save_tensors(folder, tensors | family.other_tensors(), files)
+    tensors = family.to_hub(load_file(folder / "model.safetensors"))
+    others = {name: tensor.to(getattr(torch, dtype)) for name, tensor in family.other_tensors().items()}
+    _save_tensors(folder, {prefix + name: tensor for name, tensor in tensors.items()} | others, files)
     processor = family.processor(tokenizer)
     processor.chat_template = family.template
     processor.save_pretrained(folder)

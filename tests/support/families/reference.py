@@ -1,0 +1,68 @@
+"""The full model of transformers with its processor: what every answer and every feature is held against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from tests.support.families import FAMILIES
+
+NEW_TOKENS = 12
+
+
+class Reference:
+    """The full model of a tiny checkpoint, loaded by transformers alone; of Omni checkpoints the thinker.
+
+    `loading` is what transformers says about the keys that it found or missed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        family = FAMILIES[json.loads((folder / "config.json").read_text())["model_type"]]
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.model, self.loading = family.cls().from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+        )
+        self.model.eval()
+
+    def inputs(self, images: Sequence[Image.Image], question: str, system: str | None = None, **template: Any) -> Any:
+        """Everything `generate` takes, made by the processor of the images and the question behind them."""
+        content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
+        chat: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if system is not None:
+            chat.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+        return self.processor.apply_chat_template(
+            chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, **template
+        )
+
+    def steps(
+        self, images: Sequence[Image.Image], question: str, system: str | None = None, new_tokens: int = NEW_TOKENS,
+        **template: Any,
+    ) -> tuple[list[int], torch.Tensor]:  # fmt: skip
+        """The tokens of a greedy answer, and the logits of each, [steps, vocabulary]."""
+        inputs = self.inputs(images, question, system, **template)
+        with torch.inference_mode():
+            out = self.model.generate(
+                **inputs, max_new_tokens=new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
+                return_dict_in_generate=True, output_logits=True,
+            )  # fmt: skip
+        return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), torch.stack(out.logits)[:, 0]
+
+    def answer(self, images: Sequence[Image.Image], question: str, *rest: Any, **options: Any) -> list[int]:
+        """The tokens of a greedy answer."""
+        return self.steps(images, question, *rest, **options)[0]
+
+    def logits(self, images: Sequence[Image.Image], question: str, *rest: Any, **options: Any) -> torch.Tensor:
+        """The logits of the first token of an answer, [vocabulary]."""
+        return self.steps(images, question, *rest, **options, new_tokens=1)[1][0]
+
+    def features(self, image: Image.Image) -> Any:
+        """What `get_image_features` gives for one image."""
+        given = dict(self.processor.image_processor(images=[image], return_tensors="pt"))
+        with torch.inference_mode():
+            return self.model.get_image_features(**given, return_dict=True)
