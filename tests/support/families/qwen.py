@@ -236,6 +236,11 @@ def fuse_experts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return fused
 
 
+def transpose_experts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts with rows and columns exchanged, as Qwen3-VL-MoE's have them; transformers saves them as it keeps them."""
+    return {k: t.transpose(1, 2).contiguous() if ".mlp.experts." in k else t for k, t in tensors.items()}
+
+
 def mtp_tensors() -> dict[str, torch.Tensor]:
     """Some of the head that predicts several tokens at once: in the hub's files, and never loaded."""
     return {"mtp.fc.weight": torch.ones(HIDDEN, 2 * HIDDEN), "mtp.norm.weight": torch.ones(HIDDEN)}
@@ -279,7 +284,7 @@ QWEN: list[TinyFamily] = [
         "qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration",
         vl("Qwen3VLMoeConfig", {"head_dim": 16, "rope_parameters": MROPE_3, "intermediate_size": 96, **MOE},
            VISION_3 | DEEPSTACK),
-        QWEN_3, TEMPLATE_3, plain_tokens=THINK,
+        QWEN_3, TEMPLATE_3, plain_tokens=THINK, to_hub=transpose_experts,
     ),
     qwen(
         "qwen3_5", "Qwen3_5ForConditionalGeneration", vl("Qwen3_5Config", LINEAR, VISION_3),

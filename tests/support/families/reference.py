@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +18,18 @@ NEW_TOKENS = 12
 
 
 class Reference:
-    """The full model of a tiny checkpoint, loaded by transformers alone; of Omni checkpoints the thinker.
+    """The full model of a tiny checkpoint, loaded by transformers alone.
 
-    `loading` is what transformers says about the keys that it found or missed.
+    `loading` is what transformers says about the keys that it found or missed. An Omni checkpoint is loaded by the
+    thinker's own class: its config takes the section of config.json whose `model_type` is its own, and its conversion
+    mapping drops `thinker.` and passes over `talker.` and `token2wav.` or `code2wav.`.
     """
 
     def __init__(self, folder: Path) -> None:
         family = FAMILIES[json.loads((folder / "config.json").read_text())["model_type"]]
         self.processor = AutoProcessor.from_pretrained(folder)
-        self.model, self.loading = family.cls().from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
-        )
+        # attention is sdpa by default, except where the family cannot (Gemma 2)
+        self.model, self.loading = family.cls().from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         self.model.eval()
 
     def inputs(self, images: Sequence[Image.Image], question: str, system: str | None = None, **template: Any) -> Any:
@@ -62,7 +64,8 @@ class Reference:
         return self.steps(images, question, *rest, **options, new_tokens=1)[1][0]
 
     def features(self, image: Image.Image) -> Any:
-        """What `get_image_features` gives for one image."""
-        given = dict(self.processor.image_processor(images=[image], return_tensors="pt"))
+        """What `get_image_features` gives for one image, fed as `generate` would feed it."""
+        takes = inspect.signature(self.model.base_model.get_image_features).parameters
+        given = {name: value for name, value in self.inputs([image], "").items() if name in takes}
         with torch.inference_mode():
             return self.model.get_image_features(**given, return_dict=True)
