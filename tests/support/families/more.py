@@ -12,6 +12,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 
 from tests.support.families.building import TinyFamily
 from tests.support.families.others import (
+    GEMMA3,
     LINE_BREAKS,
     MINICPM,
     PINPOINTS,
@@ -845,12 +846,146 @@ STEP3P7 = TinyFamily(
     (STOP,), END,
 )  # fmt: skip
 
+
+# --------------------------------------------------------------------------------------- encoders that timm implements
+
+
+def gemma3n_config(tokenizer: Any) -> Any:
+    """MobileNet V5 has no small form; another one of timm's stands for it. The soft tokens' numbers are the last ones."""
+    number = tokenizer.convert_tokens_to_ids
+    first = number("<start_of_image>")
+    text = text_config(
+        tokenizer, "gemma3n_text", num_hidden_layers=6, sliding_window=16, num_kv_shared_layers=2, laurel_rank=8,
+        hidden_size_per_layer_input=8, vocab_size_per_layer_input=first,
+        layer_types=["sliding_attention", "full_attention"] * 3, activation_sparsity_pattern=[0.0] * 6,
+    )  # fmt: skip
+    vision = {
+        "architecture": "test_efficientnet_ln", "hidden_size": 256, "vocab_size": 4, "vocab_offset": first,
+    }  # fmt: skip
+    audio = {
+        "vocab_size": 4, "vocab_offset": first + 4, "hidden_size": 16, "conf_num_attention_heads": 2,
+        "conf_num_hidden_layers": 1, "sscp_conv_channel_size": [4, 4], "input_feat_size": 32,
+    }  # fmt: skip
+    return tf.Gemma3nConfig(
+        text_config=text, vision_config=vision, audio_config=audio, vision_soft_tokens_per_image=16,
+        boi_token_id=number("<start_of_image>"), eoi_token_id=number("<end_of_image>"),
+        image_token_id=number("<image_soft_token>"), boa_token_id=number("<start_of_audio>"),
+        eoa_token_id=number("<end_of_audio>"), audio_token_id=number("<audio_soft_token>"),
+    )  # fmt: skip
+
+
+def gemma3n_processor(tokenizer: Any) -> Any:
+    images = tf.SiglipImageProcessor(size={"height": 128, "width": 128}, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    return tf.Gemma3nProcessor(
+        tf.Gemma3nAudioFeatureExtractor(feature_size=32), images, tokenizer, image_seq_length=16, audio_seq_length=4
+    )
+
+
+GEMMA3N = TinyFamily(
+    "gemma3n", "Gemma3nForConditionalGeneration", gemma3n_config, gemma3n_processor,
+    GEMMA3.template.replace("<start_of_image>", "<image_soft_token>"),
+    ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>",
+     "<image_soft_token>", "<vision_3>", "<start_of_audio>", "<end_of_audio>", "<audio_soft_token>", "<audio_3>"),
+    ("<eos>", "<end_of_turn>"), "<pad>", "<bos>", adds_bos=True, tokenizer=gemma_tokenizer,
+    named_tokens={"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
+                  "audio_token": "<audio_soft_token>", "boa_token": "<start_of_audio>", "eoa_token": "<end_of_audio>"},
+    scales={"embed_tokens": 0.1},
+)  # fmt: skip
+
+
+def perception_config(tokenizer: Any) -> Any:
+    number = tokenizer.convert_tokens_to_ids
+    vision = {
+        "model_type": "timm_wrapper", "architecture": "vit_pe_core_tiny_patch16_384", "do_pooling": False, "num_classes": 0,
+        "global_pool": "", "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": [32, 32],
+                                          "patch_size": 8, "global_pool": "", "use_post_transformer_norm": False,
+                                          "init_values": 0.1, "ref_feat_shape": [4, 4]},
+    }  # fmt: skip
+    return tf.PerceptionLMConfig(
+        text_config=text_config(tokenizer, "llama"), vision_config=vision, projector_pooling_ratio=2,
+        image_token_id=number("<|image|>"), video_token_id=number("<|video|>"), tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def perception_processor(tokenizer: Any) -> Any:
+    images = tf.PerceptionLMImageProcessor(tile_size=32, max_num_tiles=4, size={"height": 32, "width": 32})
+    videos = tf.PerceptionLMVideoProcessor(size={"height": 32, "width": 32})
+    return tf.PerceptionLMProcessor(videos, images, tokenizer, patch_size=8, pooling_ratio=2)
+
+
+PERCEPTION_LM = TinyFamily(
+    "perception_lm", "PerceptionLMForConditionalGeneration", perception_config, perception_processor,
+    chat(r"'<|start_header_id|>' + message.role + '<|end_header_id|>\n\n'", "'<|image|>'", "'<|eot_id|>'",
+         r"'<|start_header_id|>assistant<|end_header_id|>\n\n'", first="{{- bos_token -}}"),
+    ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|image|>",
+     "<|video|>"),
+    ("<|eot_id|>", "<|end_of_text|>"), "<|end_of_text|>", "<|begin_of_text|>", adds_bos=True,
+    named_tokens={"image_token": "<|image|>", "video_token": "<|video|>"},
+)  # fmt: skip
+
+
+def fast_config(tokenizer: Any) -> Any:
+    vision = {
+        "model_type": "timm_wrapper", "architecture": "fastvit_mci3", "do_pooling": True, "global_pool": "avg",
+        "hidden_size": 64,
+        "model_args": {"inference_mode": True, "layers": [1, 1, 1, 1, 1], "embed_dims": [8, 8, 16, 32, 32],},
+    }  # fmt: skip
+    return tf.FastVlmConfig(
+        text_config=text_config(tokenizer, "qwen2"), vision_config=vision, image_seq_length=16,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+
+
+def fast_processor(tokenizer: Any) -> Any:
+    size = {"height": 256, "width": 256}
+    images = tf.CLIPImageProcessor(size={"shortest_edge": 256}, crop_size=size)
+    return tf.LlavaProcessor(images, tokenizer, patch_size=64, vision_feature_select_strategy="full")
+
+
+FAST_VLM = TinyFamily(
+    "fast_vlm", "FastVlmForConditionalGeneration", fast_config, fast_processor,
+    chatml(r"'<image>\n'", system="You are a helpful assistant."), (END, START, STOP, "<image>"), (STOP,), END,
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- janus
+
+
+def janus_config(tokenizer: Any) -> Any:
+    vision = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 7,
+        "mlp_ratio": 2.0, "projection_dim": 64, "num_image_tokens": 16,
+    }  # fmt: skip
+    vq = {
+        "embed_dim": 4, "num_embeddings": 16, "latent_channels": 32, "base_channels": 32, "channel_multiplier": [1, 1],
+        "num_res_blocks": 1, "num_patches": 4, "projection_dim": 64, "image_token_embed_dim": 64,
+    }  # fmt: skip
+    return tf.JanusConfig(
+        text_config=text_config(tokenizer, "llama"), vision_config=vision, vq_config=vq, tie_word_embeddings=False,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
+    )  # fmt: skip
+
+
+def janus_processor(tokenizer: Any) -> Any:
+    images = tf.JanusImageProcessor(size=SQUARE, **HALF)
+    return tf.JanusProcessor(images, tokenizer, num_image_tokens=16)
+
+
+JANUS = TinyFamily(
+    "janus", "JanusForConditionalGeneration", janus_config, janus_processor,
+    chat("'<|' + message.role.title() + '|>: '", r"'<image_placeholder>\n'", r"'\n\n'", "'<|Assistant|>:'"),
+    (*DEEPSEEK_TOKENS, "<begin_of_image>", "<end_of_image>", "<|User|>", "<|Assistant|>"), ("<|end_of_sentence|>",),
+    "<|pad|>", "<|begin_of_sentence|>", adds_bos=True,
+    named_tokens={"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"},
+    notes="An image tokenizer and generator lies in the checkpoint beside the encoder.",
+)  # fmt: skip
+
 MORE: dict[str, TinyFamily] = {
     family.model_type: family
     for family in (
         LLAVA_NEXT, VIPLLAVA, GLM4V_MOE, GLM46V, GLM_OCR, GEMMA4, LLAMA4, AYA_VISION, COHERE2_VISION, IDEFICS2, ARIA,
         VIDEO_LLAMA_3, OVIS2, LIGHTON_OCR, PADDLEOCR_VL, DEEPSEEK_VL, DEEPSEEK_VL_HYBRID,
         MINICPMV4_7, MINICPM_OCR, LFM3_VL, EXAONE4_5, GRANITE4_VISION, HUNYUAN_VL, ERNIE4_5_VL_MOE, KIMI_K25, MOLMO2,
-        QIANFAN_OCR, STEP3P7,
+        QIANFAN_OCR, STEP3P7, GEMMA3N, PERCEPTION_LM, FAST_VLM, JANUS,
     )
 }  # fmt: skip
