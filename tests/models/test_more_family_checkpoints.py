@@ -19,6 +19,7 @@ GLM = ("model.visual.", *TODAY)
 FLAT = ("model.embed_tokens.", "model.layers.", "model.norm.")
 IDEFICS = ("model.vision_model.", "model.connector.", "model.text_model.", "lm_head.")
 MINICPM = ("model.vision_tower.", "model.merger.", *TODAY)
+PIXTRAL = ("vision_tower.transformer.layers.", "vision_tower.ln_pre.", "vision_tower.patch_conv.", *LLAVA[1:])
 # How the names of the hub's tensors begin. Every name begins with one of these, each is there.
 HUB = {
     "llava_next": (*LLAVA, "image_newline"),
@@ -54,6 +55,9 @@ HUB = {
                 "model.language_model."),
     "perception_lm": ("model.vision_tower.timm_model.", "model.multi_modal_projector.", *TODAY),
     "fast_vlm": ("model.vision_tower.timm_model.", "model.multi_modal_projector.", *TODAY),
+    "internvl_gpt_oss": ("vision_tower.encoder.layer.", "vision_tower.embeddings.", *LLAVA[1:]),
+    "mistral3_ministral3": PIXTRAL,
+    "llava_pixtral": PIXTRAL,
     "janus": ("model.vision_model.", "model.aligner.", "model.vqmodel.", "model.generation_", *TODAY),
 }  # fmt: skip
 TIMM = {"gemma3n", "perception_lm", "fast_vlm"}  # transformers has timm make their encoders

@@ -13,12 +13,16 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from tests.support.families.building import TinyFamily
 from tests.support.families.others import (
     GEMMA3,
+    INTERNVL,
     LINE_BREAKS,
     MINICPM,
+    MISTRAL3,
     PINPOINTS,
     SIGLIP,
     gemma_tokenizer,
+    internvl_config,
     llama_tokenizer,
+    mistral3_config,
     nested_vision_model,
     text_config,
 )
@@ -980,6 +984,60 @@ JANUS = TinyFamily(
     notes="An image tokenizer and generator lies in the checkpoint beside the encoder.",
 )  # fmt: skip
 
+
+# ------------------------------------------------- families of `others` with other language models, as the hub has them
+
+
+def internvl_gpt_oss_config(tokenizer: Any) -> Any:
+    """InternVL 3.5 with gpt-oss: every attention head has a sink, every other layer a window."""
+    config = internvl_config(tokenizer)
+    text = text_config(tokenizer, "gpt_oss", num_local_experts=4, num_experts_per_tok=2, sliding_window=16)
+    del text["model_type"]
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    config.text_config = tf.GptOssConfig(**text, rope_parameters=rope)
+    return config
+
+
+def ministral_config(tokenizer: Any) -> Any:
+    """Mistral 3 with Ministral 3: queries grow with their position."""
+    config = mistral3_config(tokenizer)
+    text = text_config(tokenizer, "ministral3")
+    del text["model_type"]
+    rope = {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 16.0, "original_max_position_embeddings": 32,
+        "llama_4_scaling_beta": 0.1, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+    }  # fmt: skip
+    config.text_config = tf.Ministral3Config(**text, rope_parameters=rope)
+    return config
+
+
+def llava_pixtral_config(tokenizer: Any) -> Any:
+    """Pixtral 12B as the hub has it in LLaVA's classes: features of an image of any shape, Mistral."""
+    vision = {
+        "model_type": "pixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "head_dim": 16, "image_size": 84, "patch_size": 14,
+    }  # fmt: skip
+    return tf.LlavaConfig(
+        text_config=text_config(tokenizer, "mistral", sliding_window=None), vision_config=vision,
+        vision_feature_select_strategy="full", vision_feature_layer=-1, image_seq_length=1,
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+    )  # fmt: skip
+
+
+def llava_pixtral_processor(tokenizer: Any) -> Any:
+    images = tf.PixtralImageProcessor(size={"longest_edge": 84}, patch_size=14)
+    return tf.PixtralProcessor(images, tokenizer, patch_size=14, spatial_merge_size=1)
+
+
+VARIANTS = {
+    "internvl_gpt_oss": dataclasses.replace(INTERNVL, config=internvl_gpt_oss_config),
+    "mistral3_ministral3": dataclasses.replace(MISTRAL3, config=ministral_config),
+    "llava_pixtral": dataclasses.replace(
+        MISTRAL3, model_type="llava", model_class="LlavaForConditionalGeneration", config=llava_pixtral_config,
+        processor=llava_pixtral_processor,
+    ),
+}  # fmt: skip
+
 MORE: dict[str, TinyFamily] = {
     family.model_type: family
     for family in (
@@ -988,4 +1046,4 @@ MORE: dict[str, TinyFamily] = {
         MINICPMV4_7, MINICPM_OCR, LFM3_VL, EXAONE4_5, GRANITE4_VISION, HUNYUAN_VL, ERNIE4_5_VL_MOE, KIMI_K25, MOLMO2,
         QIANFAN_OCR, STEP3P7, GEMMA3N, PERCEPTION_LM, FAST_VLM, JANUS,
     )
-}  # fmt: skip
+} | VARIANTS  # fmt: skip
