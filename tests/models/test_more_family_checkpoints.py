@@ -12,7 +12,8 @@ from tests.support.families.building import make_checkpoint
 from tests.support.families.more import MORE
 from tests.support.photographs import photographs
 
-LANGUAGE = ("language_model.model.", "language_model.lm_head.")
+TIED = tuple(f"language_model.model.{part}." for part in ("embed_tokens", "layers", "norm"))
+LANGUAGE = (*TIED, "language_model.lm_head.")
 LLAVA = ("vision_tower.vision_model.", "multi_modal_projector.", *LANGUAGE)
 TODAY = ("model.language_model.", "lm_head.")
 GLM = ("model.visual.", *TODAY)
@@ -29,7 +30,7 @@ HUB = {
     "glm_ocr": GLM,
     "gemma4": ("model.vision_tower.", "model.embed_vision.", "model.language_model."),
     "llama4": ("vision_model.", "multi_modal_projector.", *LANGUAGE),
-    "aya_vision": LLAVA[:3],
+    "aya_vision": (*LLAVA[:2], *TIED),
     "cohere2_vision": ("model.vision_tower.vision_model.", "model.multi_modal_projector.", "model.language_model."),
     "idefics2": IDEFICS,
     "aria": ("vision_tower.embeddings.", "vision_tower.encoder.", "vision_tower.post_layernorm.", *LLAVA[1:]),
