@@ -32,7 +32,7 @@ from unittest import mock
 import torch
 
 from bench.extract import encoder_flops
-from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.kernels import fused_encoder as encoder
 from qvsplit.kernels.fused_encoder import FusedEncoder, Grid
 from qvsplit.weights import load_encoder_weights

@@ -232,7 +232,7 @@ def _photograph(name: str) -> Path:
 
 
 def _language_bytes(checkpoint: Path, dtype: str) -> int:
-    from qvsplit.checkpoints.checkpoint import open_checkpoint
+    from qvsplit.checkpoints.opening import open_checkpoint
     from qvsplit.checkpoints.tensors import SAFETENSORS_BYTES
     from qvsplit.runtime.dtypes import DTYPE_BYTES
 
@@ -242,7 +242,7 @@ def _language_bytes(checkpoint: Path, dtype: str) -> int:
 
 
 def _encoder_bytes(checkpoint: Path, dtype: str | None) -> int:
-    from qvsplit.checkpoints.checkpoint import open_checkpoint
+    from qvsplit.checkpoints.opening import open_checkpoint
     from qvsplit.checkpoints.tensors import SAFETENSORS_BYTES
     from qvsplit.runtime.dtypes import DTYPE_BYTES
 

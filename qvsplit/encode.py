@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from os import PathLike, path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ItemError, ItemNotFound, UsageError
 from qvsplit.models import encoder as models
 from qvsplit.models.encoder import EncoderSpec, TransformersEncoder
@@ -162,7 +162,7 @@ def load_encoder(
     chosen = devices.choose_dtype(dtype, place, checkpoint.stored_dtype("encoder"))
     spec = EncoderSpec(
         checkpoint, str(place), devices.dtype_name(chosen), min_pixels=min_pixels, max_pixels=max_pixels,
-        kernels=kernels or "fused",
+        kernels=kernels or checkpoint.family.default_kernels,
     )  # fmt: skip
     return ImageEncoder(models.load_encoder(spec))
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvsplit.checkpoints.checkpoint import choose_checkpoint
+from qvsplit.checkpoints.opening import choose_checkpoint
 from qvsplit.errors import ConfigError, ItemError, QvsplitError, ShardDamaged, UsageError, some_of
 from qvsplit.runtime.dtypes import token_bytes
 from qvsplit.sources import images
@@ -28,6 +28,8 @@ from qvsplit.store.store import Store
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+    from qvsplit.store.features import Features
 
 QUESTION = "Describe the image."
 NEW_TOKENS = 16
@@ -207,60 +209,76 @@ class _Reference:
         self.store = store
         self.config = store.config
         self.model = load_full_model(checkpoint, dtype=dtype, device=choose_device(device))
+        self.prefix = checkpoint.family.prefix
         self.prompter = Prompter(checkpoint)
         self.processor = self.prompter.processor
         limits = store.config.processor
-        self.processor.image_processor.size = {
-            "shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]
-        }  # fmt: skip
+        if "max_pixels" in limits:
+            self.processor.image_processor.size = {
+                "shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]
+            }  # fmt: skip
 
     def check(self, row: Row, image: Image.Image) -> ItemCheck:
         """Compare the stored features of `row`, and an answer from them, with the full model on the pixels."""
-        import torch
-
-        from qvsplit.models.language import as_tensor
-
         features = self.store.features(row)
-        stored = as_tensor(features)  # [n_tokens, width]
+        stored = features.flat_torch()  # each [n_tokens, width]
         theirs, expected = self._features_and_tokens(image)
-        reference = theirs.to(stored.dtype).cpu()
-        if reference.shape != stored.shape:
+        reference = {name: theirs[name].to(one.dtype).cpu() for name, one in stored.items() if name in theirs}
+        if {name: one.shape for name, one in reference.items()} != {name: one.shape for name, one in stored.items()}:
             return ItemCheck(row.path, max_difference=None)
-        largest = reference.float().abs().max().clamp_min(1e-30)
-        difference = float((stored.float() - reference.float()).abs().max() / largest)
+        difference = max(_difference(one, reference[name]) for name, one in stored.items())
         tolerance = max(TOLERANCE[self.config.compute_dtype], TOLERANCE[self.config.storage_dtype])
         return ItemCheck(
             row.path,
-            same_bits=torch.equal(stored.view(torch.uint8), reference.contiguous().view(torch.uint8)),
+            same_bits=all(_same_bits(one, reference[name]) for name, one in stored.items()),
             max_difference=difference,
-            same_tokens=self._tokens_from_store(row, stored) == expected,
+            same_tokens=self._tokens_from_store(row, features) == expected,
             within_tolerance=difference <= tolerance,
         )
 
-    def _features_and_tokens(self, image: Image.Image) -> tuple[torch.Tensor, list[int]]:
-        """Give the full model's features, [n_tokens, width], and the tokens of its answer."""
+    def _features_and_tokens(self, image: Image.Image) -> tuple[dict[str, torch.Tensor], list[int]]:
+        """Give the full model's features, each [n_tokens, width], and the tokens of its answer."""
         import torch
 
-        self.model.set_attn_implementation("sdpa")  # the reference is the one of transformers from end to end
-        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        inputs = self.processor(text=[text], images=[image], return_tensors="pt").to(self.model.device)
-        with torch.inference_mode():
-            output = self.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True)
-            answer = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, **GREEDY)
-        return output.pooler_output[0], answer[0, inputs["input_ids"].shape[1] :].tolist()
+        from qvsplit.checkpoints.model_class import image_features_of, wanted_arguments
+        from qvsplit.models.encoder_output import output_tensors
+        from qvsplit.models.processor_proof import processor_call
 
-    def _tokens_from_store(self, row: Row, stored: torch.Tensor) -> list[int]:
+        self.model.set_attn_implementation("sdpa")  # the reference is the one of transformers from end to end
+        inputs = dict(processor_call(self.processor, [image], QUESTION, where=self.model.name_or_path))
+        for name, value in inputs.items():
+            if isinstance(value, torch.Tensor):
+                inputs[name] = value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
+        encode = image_features_of(self.model)
+        with torch.inference_mode():
+            output = output_tensors(encode(**wanted_arguments(encode, inputs), return_dict=True))
+            answer = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, **GREEDY)
+        return {one.key: one.rows for one in output}, answer[0, inputs["input_ids"].shape[1] :].tolist()
+
+    def _tokens_from_store(self, row: Row, features: Features) -> list[int]:
         """Give the tokens of the answer from the stored features, by the same weights."""
+        from qvsplit.models.asking import PrefixedQuestion
         from qvsplit.models.decoding import Decoding
-        from qvsplit.models.language import LanguageModel, PrefixedQuestion
+        from qvsplit.models.language import LanguageModel
         from qvsplit.models.prompt import Placeholder
 
         prompt = self.prompter.ask(QUESTION, [Placeholder.from_row(row)])
-        language = LanguageModel(self.model, self.prompter)
-        question = PrefixedQuestion(language.prefill(prompt, [stored]), prompt.input_ids[prompt.prefix_tokens :])
+        language = LanguageModel(self.model, self.prompter, self.prefix)
+        question = PrefixedQuestion(language.prefill(prompt, [features]), prompt.input_ids[prompt.prefix_tokens :])
         (completion,) = language.generate([question], Decoding(max_new_tokens=NEW_TOKENS))
         return list(completion.tokens)
+
+
+def _difference(stored: torch.Tensor, reference: torch.Tensor) -> float:
+    """Measure the largest |difference| over the reference's largest |value|."""
+    largest = reference.float().abs().max().clamp_min(1e-30)
+    return float((stored.float() - reference.float()).abs().max() / largest)
+
+
+def _same_bits(stored: torch.Tensor, reference: torch.Tensor) -> bool:
+    import torch
+
+    return bool(torch.equal(stored.view(torch.uint8), reference.contiguous().view(torch.uint8)))
 
 
 # ----------------------------------------------------------------------------------------------------- describing

@@ -1,17 +1,16 @@
 """Load one half of a checkpoint, strictly.
 
-`load_encoder_weights` reads exactly the encoder's bytes, tensor by tensor, straight into place. `load_language_model`
-goes through transformers' own loader on a view of the checkpoint, so that device maps and quantised weights work as
-they do there. Either way every tensor of the half must be there, of the right shape, with none left over: there is no
-path on which a weight stays random.
+A half is the full model's class without the modules of the other. `load_encoder_weights` reads exactly the encoder's
+bytes, tensor by tensor. `load_language_model` goes through transformers' own loader on a view of the checkpoint, so
+that device maps and quantised weights work as they do there. Either way every tensor of the half must be there, of the
+right shape, with none left over: there is no path on which a weight stays random.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvsplit.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from qvsplit.checkpoints.families import FAMILIES, Family
+from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.checkpoints.families import Family, without_root
 from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, SINGLE_FILE, small_files
 from qvsplit.checkpoints.fingerprint import TensorHasher, encoder_fingerprint, fingerprint_of
-from qvsplit.checkpoints.hf import transformers_errors
+from qvsplit.checkpoints.hf import load_config, transformers_errors
+from qvsplit.checkpoints.model_class import class_of, half_class
+from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.checkpoints.tensors import SAFETENSORS_BYTES, TensorPlace, read_tensors, torch_dtype_name
 from qvsplit.errors import ModelError, WeightsError
 from qvsplit.runtime import arguments
@@ -39,12 +40,14 @@ class EncoderWeights:
     """The encoder with its weights, in evaluation mode, and what it took to load it.
 
     Attributes:
-        module: Of the class that `Family.encoder_class` names.
+        model: The full model's class, without the modules that only the language model reads.
+        module: The encoder itself, where it is one module of that; else `model`.
         fingerprint: See checkpoints/fingerprint.py.
         bytes_read: Bytes of tensors; the headers' few kB are not counted.
         encoder_bytes: Bytes of the encoder in the compute dtype.
     """
 
+    model: Any
     module: Any
     fingerprint: str
     bytes_read: int
@@ -57,55 +60,47 @@ class EncoderWeights:
 def load_encoder_weights(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> EncoderWeights:
     """Load the vision encoder alone, on `device`, in `dtype`. Reads nothing but its bytes, once, and hashes them.
 
+    Tensors get their names in the full model, and their form where it is another, by transformers' own rules.
+
     Raises:
         WeightsError: The checkpoint holds not exactly the encoder's tensors.
         ModelError: There is no encoder, or a file is damaged.
     """
     places = checkpoint.encoder_places()
-    module = _empty_encoder(checkpoint, dtype)
-    _check_tensors(places, {name: tuple(t.shape) for name, t in module.state_dict().items()}, checkpoint)
+    config = load_config(checkpoint)
+    encoder_class = half_class(class_of(checkpoint), checkpoint.family.encoder_has)
     state: dict[str, torch.Tensor] = {}
     with TensorHasher() as hasher:
         for name, raw in read_tensors(places):
+            # in the compute dtype at once: else the stored tensors stay in memory beside those that are computed with
             state[name] = _as_tensor(raw, places[name]).to(device=device, dtype=dtype)
             hasher.add(name, raw)
             del raw  # else it is in memory beside the next
         fingerprint = fingerprint_of(checkpoint, places, hasher.digests())
-    # assign: the tensors become the parameters, so the encoder is never in memory twice
-    module.load_state_dict(state, strict=True, assign=True)
-    module.requires_grad_(False)
-    module.to(device)  # the rotary buffers, which no checkpoint holds; transformers too computes them on the CPU
+    size = sum(t.numel() * t.element_size() for t in state.values())
+    with transformers_errors(checkpoint):
+        model, info = encoder_class.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    _check_loaded(checkpoint, info)
+    del state
+    model.requires_grad_(False)
+    model.to(device)  # the rotary buffers, which no checkpoint holds; transformers too computes them on the CPU
     return EncoderWeights(
-        module=module.eval(),
+        model=model.eval(),
+        module=_only_module(model, checkpoint.family),
         fingerprint=fingerprint,
         bytes_read=sum(place.size for place in places.values()),
-        encoder_bytes=sum(t.numel() * t.element_size() for t in state.values()),
+        encoder_bytes=size,
     )
 
 
-def _empty_encoder(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """Build the encoder without memory for its parameters; its buffers are real, as no checkpoint holds them."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig
-
-    with transformers_errors(checkpoint):
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-        with init_empty_weights(include_buffers=False):
-            return _class_of(checkpoint.family, checkpoint.family.encoder_class)._from_config(
-                config.vision_config, dtype=dtype, attn_implementation="sdpa"
-            )
-
-
-def _check_tensors(
-    places: Mapping[str, TensorPlace], expected: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint
-) -> None:
-    wrong = {
-        name: f"{list(places[name].shape)} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in places and places[name].shape != shape
-    }
-    found = {"missing_keys": expected.keys() - places.keys(), "unexpected_keys": places.keys() - expected.keys()}
-    _check_loaded(checkpoint, found, wrong)
+def _only_module(model: Any, family: Family) -> Any:
+    """Give the encoder itself where it is one module; else the full model's class without its language model."""
+    if len(family.encoder_modules) > 1 or family.loose_tensors:
+        return model
+    (path,) = (name for name, _ in model.named_modules() if without_root(name) == family.encoder_modules[0])
+    return model.get_submodule(path)
 
 
 def _as_tensor(raw: bytearray, place: TensorPlace) -> torch.Tensor:
@@ -135,20 +130,24 @@ def load_language_model(
         WeightsError: The checkpoint holds not exactly the language model's tensors.
         ModelError: It cannot be loaded.
     """
+    family = checkpoint.family
+    config = load_config(checkpoint)
+    # a file may hold tensors of both halves
+    others = [rf"^(model\.|thinker\.)*{re.escape(module)}\." for module in (*family.encoder_modules, *family.ignored)]
+    language_class = half_class(class_of(checkpoint), family.language_model_has, ignored=others)
     with _language_view(checkpoint) as folder, transformers_errors(checkpoint):
-        model, info = _language_class(checkpoint.family.model_type).from_pretrained(
+        model, info = language_class.from_pretrained(
             folder,
+            config=config,
             dtype=dtype if dtype is not None else "auto",
             device_map=device_map,
-            key_mapping=dict(checkpoint.family.language_renames),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are listed below with everything else that is wrong
         )
-    misshapen = {str(entry[0]): f"{list(entry[1])} instead of {list(entry[2])}" for entry in info["mismatched_keys"]}
-    _check_loaded(checkpoint, info, misshapen)
+    _check_loaded(checkpoint, info)
     if info.get("error_msgs"):
         raise ModelError(f"{checkpoint.folder} cannot be loaded: {info['error_msgs'][0]}")
     model.name_or_path = str(checkpoint.folder)
@@ -164,7 +163,7 @@ def load_full_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch
         ModelError: It cannot be loaded.
     """
     with transformers_errors(checkpoint):
-        model, info = _class_of(checkpoint.family, checkpoint.family.full_class).from_pretrained(
+        model, info = class_of(checkpoint).from_pretrained(
             checkpoint.folder,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -173,7 +172,7 @@ def load_full_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch
             trust_remote_code=False,
             output_loading_info=True,
         )
-    _check_loaded(checkpoint, info, {})
+    _check_loaded(checkpoint, info)
     return model.to(device).eval()
 
 
@@ -213,9 +212,10 @@ def save_language_model(model: str | os.PathLike[str] | Checkpoint, folder: str 
     (target / NOTE_FILE).write_text(json.dumps({"half": "language", "encoder": encoder}) + "\n")
 
 
-def _check_loaded(checkpoint: Checkpoint, info: Mapping[str, Any], misshapen: Mapping[str, str]) -> None:
+def _check_loaded(checkpoint: Checkpoint, info: Mapping[str, Any]) -> None:
     """Raise WeightsError where transformers' loading info says that a tensor was missing, left over or misshapen."""
     missing, unexpected = info["missing_keys"], info["unexpected_keys"]
+    misshapen = {str(entry[0]): f"{list(entry[1])} instead of {list(entry[2])}" for entry in info["mismatched_keys"]}
     if missing or unexpected or misshapen:
         raise WeightsError(str(checkpoint.folder), missing=missing, unexpected=unexpected, misshapen=misshapen)
 
@@ -239,24 +239,3 @@ def _write_language_index(checkpoint: Checkpoint, folder: Path) -> None:
     files = {name: checkpoint.files[name] for name in checkpoint.language_names}
     if set(files.values()) != {SINGLE_FILE}:
         (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": files}))
-
-
-@functools.cache
-def _language_class(model_type: str) -> Any:
-    """Derive from the full model's class one that has no encoder. Keys are renamed by `Family.language_renames`."""
-    family = FAMILIES[model_type]
-    full = _class_of(family, family.full_class)
-
-    class LanguageModelOnly(full):  # type: ignore[misc, valid-type]
-        _keys_to_ignore_on_load_unexpected = (rf"^model\.{family.encoder_module}\.",)
-
-        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-            super().__init__(config, *args, **kwargs)
-            delattr(self.model, family.encoder_module)
-
-    LanguageModelOnly.__module__ = full.__module__  # where transformers looks for things beside a class
-    return LanguageModelOnly
-
-
-def _class_of(family: Family, name: str) -> Any:
-    return getattr(importlib.import_module(family.modeling), name)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qvsplit.ask import AskOptions, load_session
-from qvsplit.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from qvsplit.checkpoints.opening import DEMO_FOLDER, open_checkpoint
 from qvsplit.extract import extract_files
 from qvsplit.models.encoder import EncoderSpec, load_encoder
 from qvsplit.models.language import as_tensor

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from qvsplit import weights
 from qvsplit.ask import AskOptions, load_session
-from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ConfigError, ModelError, WeightsError
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions

@@ -83,16 +83,14 @@ def _them(what: str) -> str:
 
 def _check_fit(config: ExtractionConfig, width: int | None, checkpoint: Checkpoint, what: str) -> None:
     """Raise ConfigError where family, processor or widths alone show that they are strangers."""
-    from qvsplit.checkpoints.families import settings_of
-
-    vision = settings_of(checkpoint.vision_config, checkpoint.family.vision_settings)
-    processor = settings_of(checkpoint.processor_config, checkpoint.family.processor_settings)
+    processor = checkpoint.processor_settings
     pairs = {f"processor.{name}": (config.processor.get(name), value) for name, value in processor.items()}
-    pairs |= {
-        "family": (config.family, checkpoint.family.model_type),
-        "hidden_size": (width, vision["hidden_size"]),
-        "merge_size": (config.merge_size, vision["spatial_merge_size"]),
-    }
+    pairs["family"] = (config.family, checkpoint.family.model_type)
+    if checkpoint.width is not None:
+        pairs["hidden_size"] = (width, checkpoint.width)
+    merge = checkpoint.vision_settings.get("spatial_merge_size")
+    if merge is not None:
+        pairs["merge_size"] = (config.merge_size, merge)
     wrong = [f"{name}: {mine}, not {theirs}" for name, (mine, theirs) in pairs.items() if mine != theirs]
     if wrong:
         verb = "do not fit" if what.endswith("s") else "does not fit"

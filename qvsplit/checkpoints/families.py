@@ -1,14 +1,20 @@
-"""What differs between model families, as data.
+"""What is known of model families, as data.
 
-A family is one `model_type` of a checkpoint's config.json. Nothing here imports torch or transformers: classes are
-named by module and attribute, and looked up by whoever loads them.
+A family is one `model_type` of a checkpoint's config.json. Any model that transformers can split works without being
+listed here (checkpoints/tracing.py finds out what is said here of the others); to be listed buys that its halves are
+known without a dry run, pixel limits, shared prefixes, and fast kernels. Adding one is a few lines, and a line in
+tests/support/families/. Nothing here imports torch or transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Prefix = Literal["causal", "blocks", "none"]
+
+ROOTS = ("model.", "thinker.", "")  # what may stand before a module's name in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -25,86 +31,160 @@ class Family:
 
     Attributes:
         model_type: Its name in config.json.
-        modeling: The module of transformers that holds both classes.
-        full_class: The full model's class.
-        encoder_class: The encoder's class.
-        encoder_module: The attribute of the full model's `.model` that holds the encoder.
-        encoder_prefixes: Key prefixes that an encoder's tensors may carry in a checkpoint.
-        language_renames: Regular expressions that bring the language model's keys to the names of the full model.
-        vision_settings: The fields of `vision_config` that decide features.
-        processor_settings: The fields of the image processor's config that decide features.
-        image_token: What stands for one token of an image in a prompt.
-        placeholder_tokens: The control tokens that a stored placeholder may contain.
+        encoder_modules: The modules of the full model that only the encoder reads, below `.model`.
+        loose_tensors: Tensors of the encoder that belong to no such module. The language model has them, too.
+        encoder_names: Names of the encoder's tensors in one checkpoint, where only a dry run knows them.
+        ignored: Modules that are of neither half: a talker, an audio encoder.
+        model_class: The full model's class in transformers, where that is not the one its `model_type` stands for.
+        prefix: What of a prompt does not depend on what follows. "causal": everything; "blocks": everything, but an
+            image's tokens see each other both ways, so that no image can be computed behind a prefix; "none": nothing,
+            or nobody has tried.
+        takes_bare_prompts: Whether its checkpoints have no chat template: a prompt is images, then text.
+        default_max_pixels: The most pixels of an image where nobody says; see docs/decisions.md. None for a family
+            whose processor has no such limit.
         max_aspect_ratio: The processor refuses images that are longer than this many times their width.
-        default_max_pixels: The most pixels of an image where nobody says; see docs/decisions.md.
+        fused_kernels: Whether kernels/fused_encoder.py has its encoder.
+        vision_settings: The fields of `vision_config` that decide features. None: all of it, as the file has it.
+        processor_settings: The fields of the image processor's config that decide features. None: likewise.
     """
 
     model_type: str
-    modeling: str
-    full_class: str
-    encoder_class: str
-    encoder_module: str
-    encoder_prefixes: tuple[str, ...]
-    language_renames: Mapping[str, str]
-    vision_settings: Mapping[str, Setting]
-    processor_settings: Mapping[str, Setting]
-    image_token: str
-    placeholder_tokens: tuple[str, ...]
-    max_aspect_ratio: float
-    default_max_pixels: int
+    encoder_modules: tuple[str, ...] = ("visual",)
+    loose_tensors: tuple[str, ...] = ()
+    encoder_names: frozenset[str] | None = None
+    ignored: tuple[str, ...] = ()
+    model_class: str | None = None
+    prefix: Prefix = "none"
+    takes_bare_prompts: bool = False
+    default_max_pixels: int | None = None
+    max_aspect_ratio: float | None = None
+    fused_kernels: bool = False
+    vision_settings: Mapping[str, Setting] | None = field(default=None, repr=False)
+    processor_settings: Mapping[str, Setting] | None = field(default=None, repr=False)
 
-    def without_encoder_prefix(self, name: str) -> str:
-        """Strip from the name of an encoder's tensor the longest of `encoder_prefixes` that it carries."""
-        prefix = next(p for p in sorted(self.encoder_prefixes, key=len, reverse=True) if name.startswith(p))
-        return name.removeprefix(prefix)
+    def is_encoders(self, name: str) -> bool:
+        """Say whether the tensor that a checkpoint calls `name` is the encoder's."""
+        return name in self.encoder_names if self.encoder_names is not None else self.encoder_has(name)
+
+    def is_language_models(self, name: str) -> bool:
+        """Say whether the tensor that a checkpoint calls `name` is the language model's."""
+        if self.encoder_names is None:
+            return self.language_model_has(name)
+        return name not in self.encoder_names or without_root(name) in self.loose_tensors
+
+    @property
+    def default_kernels(self) -> str:
+        """The forward pass where nobody names one."""
+        return "fused" if self.fused_kernels else "reference"
+
+    def encoder_has(self, path: str) -> bool:
+        """Say whether the encoder has this module or tensor of the full model."""
+        return _is_in(path, self.encoder_modules) or without_root(path) in self.loose_tensors
+
+    def language_model_has(self, path: str) -> bool:
+        """Say whether the language model has this module or tensor of the full model."""
+        return not _is_in(path, (*self.encoder_modules, *self.ignored))
+
+    def bare_name(self, name: str) -> str:
+        """Strip what checkpoints of one encoder may differ in from the name of one of its tensors."""
+        bare = without_root(name)
+        return bare.removeprefix(f"{self.encoder_modules[0]}.") if len(self.encoder_modules) == 1 else bare
+
+
+def _is_in(path: str, modules: tuple[str, ...]) -> bool:
+    return f"{without_root(path)}.".startswith(tuple(f"{module}." for module in modules))
+
+
+def without_root(name: str) -> str:
+    """Strip what may stand before a module's name in a checkpoint."""
+    return name.removeprefix(next(root for root in ROOTS if name.startswith(root)))
 
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+# of Qwen2-VL
+VISION_SETTINGS: Mapping[str, Setting] = {
+    "depth": Setting(32, ("num_hidden_layers",)),
+    "embed_dim": Setting(1280),
+    "hidden_size": Setting(3584),
+    "hidden_act": Setting("quick_gelu"),
+    "mlp_ratio": Setting(4),
+    "num_heads": Setting(16, ("num_attention_heads",)),
+    "in_channels": Setting(3),
+    "patch_size": Setting(14),
+    "spatial_merge_size": Setting(2),
+    "temporal_patch_size": Setting(2),
+    "rope_parameters": Setting({"rope_theta": 10000.0, "rope_type": "axial"}),
+    # the hub's `in_chans` and `spatial_patch_size` are read by nobody: transformers ignores them, so do we
+}
+PROCESSOR_SETTINGS: Mapping[str, Setting] = {
+    "do_resize": Setting(True),
+    "resample": Setting(3),  # PIL's number for bicubic
+    "do_rescale": Setting(True),
+    "rescale_factor": Setting(1 / 255),
+    "do_normalize": Setting(True),
+    "image_mean": Setting(list(_CLIP_MEAN)),
+    "image_std": Setting(list(_CLIP_STD)),
+    "do_convert_rgb": Setting(True),
+    "patch_size": Setting(14),
+    "temporal_patch_size": Setting(2),
+    "merge_size": Setting(2),
+}
+
 QWEN2_VL = Family(
-    model_type="qwen2_vl",
-    modeling="transformers.models.qwen2_vl.modeling_qwen2_vl",
-    full_class="Qwen2VLForConditionalGeneration",
-    encoder_class="Qwen2VisionTransformerPretrainedModel",
-    encoder_module="visual",
-    encoder_prefixes=("visual.", "model.visual."),
-    # transformers chooses its renames by class name, which a subclass does not share: hence spelled out here.
-    language_renames={r"^visual\.": "model.visual.", r"^model\.(?!language_model\.|visual\.)": "model.language_model."},
-    vision_settings={
-        "depth": Setting(32, ("num_hidden_layers",)),
-        "embed_dim": Setting(1280),
-        "hidden_size": Setting(3584),
-        "hidden_act": Setting("quick_gelu"),
-        "mlp_ratio": Setting(4),
-        "num_heads": Setting(16, ("num_attention_heads",)),
-        "in_channels": Setting(3),
-        "patch_size": Setting(14),
-        "spatial_merge_size": Setting(2),
-        "temporal_patch_size": Setting(2),
-        "rope_parameters": Setting({"rope_theta": 10000.0, "rope_type": "axial"}),
-        # the hub's `in_chans` and `spatial_patch_size` are read by nobody: transformers ignores them, so do we
-    },
-    processor_settings={
-        "do_resize": Setting(True),
-        "resample": Setting(3),  # PIL's number for bicubic
-        "do_rescale": Setting(True),
-        "rescale_factor": Setting(1 / 255),
-        "do_normalize": Setting(True),
-        "image_mean": Setting(list(_CLIP_MEAN)),
-        "image_std": Setting(list(_CLIP_STD)),
-        "do_convert_rgb": Setting(True),
-        "patch_size": Setting(14),
-        "temporal_patch_size": Setting(2),
-        "merge_size": Setting(2),
-    },
-    image_token="<|image_pad|>",
-    placeholder_tokens=("<|image_pad|>",),
-    max_aspect_ratio=200.0,
+    "qwen2_vl",
+    prefix="causal",
     default_max_pixels=1280 * 28 * 28,  # 1,280 tokens an image
+    max_aspect_ratio=200.0,
+    fused_kernels=True,
+    vision_settings=VISION_SETTINGS,
+    processor_settings=PROCESSOR_SETTINGS,
 )
 
-FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (QWEN2_VL,)}
+
+def _qwen(model_type: str, *, patch: int, **more: Any) -> Family:
+    """Give a later family of the Qwen-VL line: patches of `patch` pixels, 2 × 2 of them a token."""
+    return Family(
+        model_type, prefix="causal", default_max_pixels=1280 * (2 * patch) ** 2, max_aspect_ratio=200.0, **more
+    )
+
+
+def _projected(model_type: str, prefix: Prefix = "causal", **more: Any) -> Family:
+    """Give a family of a vision tower and a projector, as LLaVA has it."""
+    return Family(model_type, ("vision_tower", "multi_modal_projector"), prefix=prefix, **more)
+
+
+_LISTED = (
+    QWEN2_VL,
+    _qwen("qwen2_5_vl", patch=14),
+    _qwen("qwen3_vl", patch=16),
+    _qwen("qwen3_vl_moe", patch=16),
+    _qwen("qwen3_5", patch=16),
+    _qwen("qwen3_5_moe", patch=16),
+    _qwen("qwen4_exp", patch=16),
+    _qwen(
+        "qwen2_5_omni", patch=14, model_class="Qwen2_5OmniThinkerForConditionalGeneration",
+        ignored=("talker", "token2wav", "audio_tower"),
+    ),
+    _qwen(
+        "qwen3_omni_moe", patch=16, model_class="Qwen3OmniMoeThinkerForConditionalGeneration",
+        ignored=("talker", "code2wav", "audio_tower"),
+    ),
+    Family("glm4v", prefix="causal", max_aspect_ratio=200.0),
+    _projected("gemma3", "blocks"),
+    _projected("paligemma", "none", takes_bare_prompts=True),  # image and question see each other both ways
+    _projected("llava"),
+    _projected("llava_onevision", loose_tensors=("image_newline",)),
+    _projected("internvl"),
+    _projected("mistral3"),
+    _projected("lfm2_vl"),
+    Family("idefics3", ("vision_model", "connector"), prefix="causal"),
+    Family("smolvlm", ("vision_model", "connector"), prefix="causal"),
+    Family("minicpmv4_6", ("vision_tower", "merger"), prefix="causal"),
+)  # fmt: skip
+
+FAMILIES: Mapping[str, Family] = {family.model_type: family for family in _LISTED}
 
 
 def settings_of(config: Mapping[str, Any], wanted: Mapping[str, Setting]) -> dict[str, Any]:

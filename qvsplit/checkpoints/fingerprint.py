@@ -1,15 +1,14 @@
 """Name the halves of a checkpoint by what is in them, and remember the names.
 
 An encoder's fingerprint is over its tensors (names without prefix, dtypes, shapes, every byte), its vision config and
-its processor's settings. Nothing of the language model is in it, nor how the tensors are cut into files. Needs neither
-torch nor transformers.
+its processor's settings, as the checkpoint's files have them. Nothing of the language model is in it, nor how the
+tensors are cut into files. Needs neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from qvsplit.checkpoints.cache import cache_folder
 from qvsplit.checkpoints.checkpoint import Checkpoint
-from qvsplit.checkpoints.families import settings_of
 from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, read_json, small_files
 from qvsplit.checkpoints.tensors import TensorPlace, read_tensors
 from qvsplit.runtime.atomic_files import written_whole
@@ -60,13 +59,16 @@ def encoder_fingerprint(checkpoint: Checkpoint, *, cache: Path | None = None) ->
 
 
 def fingerprint_of(checkpoint: Checkpoint, places: Mapping[str, TensorPlace], digests: Mapping[str, str]) -> str:
-    """Compute the encoder's fingerprint from the SHA-256 of each of its tensors, both by names without prefix."""
-    family = checkpoint.family
+    """Compute the encoder's fingerprint from the SHA-256 of each of its tensors, both by names in the checkpoint."""
+    bare = checkpoint.family.bare_name
     content = {
-        "family": family.model_type,
-        "vision": settings_of(checkpoint.vision_config, family.vision_settings),
-        "processor": settings_of(checkpoint.processor_config, family.processor_settings),
-        "tensors": _listed(places, digests),
+        "family": checkpoint.family.model_type,
+        "vision": checkpoint.vision_settings,
+        "processor": checkpoint.processor_settings,
+        "tensors": _listed(
+            {bare(name): place for name, place in places.items()},
+            {bare(name): digest for name, digest in digests.items()},
+        ),
     }
     return hashlib.sha256(canonical_json(content)).hexdigest()
 
@@ -97,12 +99,6 @@ def noted_fingerprint(checkpoint: Checkpoint) -> str | None:
     """Read the fingerprint of the encoder that a language-only checkpoint of ours came with; None if none is noted."""
     noted = read_json(checkpoint.folder / NOTE_FILE, optional=True).get("encoder")
     return noted if isinstance(noted, str) else None
-
-
-def cache_folder() -> Path:
-    """Give where qvsplit keeps what it can always compute again: `QVSPLIT_CACHE`, else XDG's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(os.environ.get("QVSPLIT_CACHE") or os.path.join(base, "qvsplit"))
 
 
 def canonical_json(value: Any) -> bytes:

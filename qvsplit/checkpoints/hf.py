@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.checkpoints.model_class import class_of
 from qvsplit.errors import ModelError, QvsplitError
 from qvsplit.runtime.devices import is_out_of_memory
 
@@ -57,8 +59,16 @@ def import_libraries(checkpoint: Checkpoint) -> None:
     from accelerate import init_empty_weights  # noqa: F401
     from transformers import AutoConfig, AutoProcessor  # noqa: F401
 
-    for name in ("torchvision.transforms.v2", checkpoint.family.modeling):
-        importlib.import_module(name)
+    importlib.import_module("torchvision.transforms.v2")
+    class_of(checkpoint)
+
+
+def load_config(checkpoint: Checkpoint) -> Any:
+    """Load the config of the full model's class."""
+    with transformers_errors(checkpoint):
+        return class_of(checkpoint).config_class.from_pretrained(
+            checkpoint.folder, local_files_only=True, trust_remote_code=False
+        )
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:
@@ -69,3 +79,36 @@ def load_processor(checkpoint: Checkpoint) -> Any:
         return AutoProcessor.from_pretrained(
             checkpoint.folder, local_files_only=True, trust_remote_code=False, backend="torchvision"
         )
+
+
+def process_image(
+    processor: Any, image: Any, *, later: Mapping[str, Any] | None = None
+) -> tuple[Mapping[str, Any], str]:
+    """Have a processor prepare one image as it would for a prompt of its own.
+
+    Args:
+        processor: The checkpoint's.
+        image: What its image processor takes: a PIL image, or uint8 [height, width, 3].
+        later: Settings of the image processor for this call.
+
+    Returns:
+        All that its image processor gives, as tensors, and the text that stands for the image in a prompt.
+    """
+    images, *_ = processor.prepare_inputs_layout(images=[image], text=[processor.image_token])
+    merged = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs, return_tensors="pt")
+    takes = inspect.signature(processor._process_images).parameters
+    more = {name: merged[name] for name in takes if name in merged and not name.endswith("_kwargs")}
+    options = merged["images_kwargs"] | dict(later or {})
+    processed, (text,) = processor._process_images(images, **more, **options)
+    return processed, text
+
+
+def image_token(checkpoint: Checkpoint, config: Any, tokenizer: Any) -> str:
+    """Give the token that stands in a prompt where one row of features goes. ModelError if there is none."""
+    number = getattr(config, "image_token_id", None)
+    token = None if number is None else tokenizer.convert_ids_to_tokens(int(number))
+    if token is None:
+        raise ModelError(
+            f"{checkpoint.folder} names no image token that its tokenizer has; it cannot be split, or download it again"
+        )
+    return str(token)

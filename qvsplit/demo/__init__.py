@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvsplit.answering.checks import Question
 from qvsplit.ask import AskOptions, PromptItems, Session, load_session
-from qvsplit.checkpoints.checkpoint import DEMO_MODEL
+from qvsplit.checkpoints.opening import DEMO_MODEL
 from qvsplit.errors import ConfigError, DiskError, UsageError
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions

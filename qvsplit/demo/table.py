@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvsplit.checkpoints.checkpoint import DEFAULT_MODEL
+from qvsplit.checkpoints.opening import DEFAULT_MODEL
 from qvsplit.demo import DemoAnswer, DemoOutcome
 from qvsplit.errors import printable, size
 from qvsplit.output.text import plural

@@ -1,9 +1,9 @@
-"""The Encoder door, and its implementation: the vision encoder of a checkpoint, loaded alone.
+"""The Encoder door, and its implementations: the vision encoder of a checkpoint, loaded alone.
 
-In: upright RGB images. Between: `Prepared`, resized pixels as bytes; they become the AutoProcessor's `pixel_values`, to
-the bit, on the encoder's device. Out: named tensors [n_tokens, width] an item, in the compute dtype. With kernels
-"reference" that is exactly what the full model's own encoder gives for the same batch, with "fused" (kernels/) the same
-within rounding. Knows nothing of files, rows or language.
+In: upright RGB images. Between: `Prepared`, what the AutoProcessor makes of one, to the bit. Out: named tensors
+[n_tokens, width] an item, in the compute dtype. With kernels "reference" that is exactly what the full model's own
+encoder gives for the same batch, with "fused" (kernels/) the same within rounding. Knows nothing of files, rows or
+language.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
-from qvsplit.errors import ItemError, ModelError
-from qvsplit.models.preparing import ImagePreparer, Prepared, Preparer, load_preparer, pixel_settings
+from qvsplit.checkpoints.model_class import image_features_of, wanted_arguments
+from qvsplit.errors import ItemError, ModelError, UsageError
+from qvsplit.models.encoder_output import OutputTensor, output_tensors
+from qvsplit.models.preparing import ImagePreparer, PatchPreparer, Prepared, Preparer, load_preparer, pixel_settings
 from qvsplit.runtime.devices import dtype_name, has_bfloat16_units, is_out_of_memory
 from qvsplit.sources.images import IMAGE_POLICY
 from qvsplit.store.config import ExtractionConfig
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     import torch
 
     from qvsplit.kernels.fused_encoder import FusedEncoder
+
+T = TypeVar("T")
 
 # Patches in one forward pass, where memory is no matter. An image at the default cap has 5,120. An image that is
 # larger than the budget goes alone.
@@ -103,9 +108,9 @@ class EncoderSpec:
 
 
 class TransformersEncoder:
-    """The vision encoder of one checkpoint, on one device, in one dtype.
+    """The vision encoder of one checkpoint, on one device, in one dtype: the full model's own `get_image_features`.
 
-    The forward pass is transformers' own ("reference") or "fused", which takes over its weights.
+    Every image has a forward pass of its own, so that its features do not depend on its neighbours.
     """
 
     def __init__(self, spec: EncoderSpec, weights: EncoderWeights, preparer: Preparer) -> None:
@@ -115,40 +120,47 @@ class TransformersEncoder:
         self.weights = weights
         self.preparer = preparer
         self.device = torch.device(spec.device)
-        self.dtype: torch.dtype = weights.module.dtype  # in which it computes
+        self.dtype: torch.dtype = weights.model.dtype  # in which it computes
         self.load_seconds: dict[str, float] = {}  # what loading took, by its parts
-        self._vision_config = weights.module.config
-        self.config = self._config()
-        # a list with one tensor an image in the model's own output
-        self.tensors = (TensorSpec(POOLER_OUTPUT, self.config.storage_dtype, self.width),)
         self._cancelled = threading.Event()
         # holds the event alone: no circle of references keeps the weights in memory once the encoder is dropped
         self._check_cancelled = check = functools.partial(_raise_if_set, self._cancelled)
-        self._fused: FusedEncoder | None = None
-        if spec.kernels == "fused":
-            from qvsplit.kernels.fused_encoder import FusedEncoder
+        self._watch(check)
+        self.config = self._config()
+        self.tensors = self._tensors()
 
-            self._fused = FusedEncoder(weights.module, check=check)
-        else:
-            for block in weights.module.blocks:
-                block.register_forward_pre_hook(lambda *_: check())
+    def _watch(self, check: Callable[[], None]) -> None:
+        """Have `check` called before every layer of the encoder: a forward pass can be ended there."""
+        import torch
+
+        for module in self.weights.model.modules():
+            if isinstance(module, torch.nn.ModuleList):
+                for layer in module:
+                    layer.register_forward_pre_hook(lambda *_: check())
 
     def _config(self) -> ExtractionConfig:
-        family = self.preparer.family
         return ExtractionConfig(
-            family=family.model_type,
+            family=self.preparer.family.model_type,
             encoder=self.weights.fingerprint,
-            processor=pixel_settings(self.preparer.processor.image_processor, family),
+            processor=pixel_settings(self.preparer.processor.image_processor, self.spec.checkpoint),
             compute_dtype=dtype_name(self.dtype),
             storage_dtype=self.spec.storage_dtype or dtype_name(self.dtype),
             images=dict(IMAGE_POLICY),
             kernels=self.spec.kernels,
         )
 
-    @property
-    def width(self) -> int:
-        """Values a token: the encoder's output, and the language model's input."""
-        return int(self._vision_config.hidden_size)
+    def _tensors(self) -> tuple[TensorSpec, ...]:
+        """Say what it gives, from what it gives for a small grey image."""
+        import numpy as np
+
+        prepared = self.preparer.prepare(np.full((64, 64, 3), 128, np.uint8))
+        output = self._features(prepared)
+        return tuple(
+            TensorSpec(
+                one.name, self.config.storage_dtype, int(one.rows.shape[1]), container=one.container, level=one.level
+            )
+            for one in output
+        )
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> Iterator[Prepared]:
         """Prepare an image [height, width, 3]."""
@@ -163,9 +175,94 @@ class TransformersEncoder:
         """Have `encode` end soon."""
         self._cancelled.set()
 
+    @property
+    def bytes_per_patch(self) -> int:
+        """About what a forward pass takes of memory for each patch. Not known: every image goes alone anyway."""
+        return 0
+
+    def encode(self, batch: Sequence[Prepared]) -> list[Encoded | ItemError]:
+        """Encode each image by itself.
+
+        An image whose features are not finite, or which does not fit into memory, gives an ItemError in its place.
+        """
+        return [self._encode_one(prepared) for prepared in batch]
+
+    def _encode_one(self, prepared: Prepared) -> Encoded | ItemError:
+        import torch
+
+        output = self._if_it_fits(lambda: self._features(prepared))
+        if output is None:
+            return _needs_memory(prepared, self.device)
+        wrong = [one for one in output if len(one.rows) != prepared.n_tokens]
+        if wrong:
+            raise ModelError(
+                f"the encoder gave {len(wrong[0].rows):,} rows of {wrong[0].name} for an image of "
+                f"{prepared.n_tokens:,} tokens; {self.spec.checkpoint.folder} cannot be split"
+            )
+        if not all(bool(torch.isfinite(one.rows).all()) for one in output):
+            return _not_finite(self.dtype)
+        return Encoded(
+            {one.key: one.rows for one in output}, prepared.grid_thw, prepared.placeholder, prepared.inputs,
+            {one.key: one.shape for one in output if one.shape is not None},
+        )  # fmt: skip
+
+    def _features(self, prepared: Prepared) -> list[OutputTensor]:
+        import torch
+
+        self._check_cancelled()
+        features = image_features_of(self.weights.model)
+        given = wanted_arguments(features, prepared.values)
+        for name, value in given.items():
+            if isinstance(value, torch.Tensor):
+                given[name] = value.to(self.device, self.dtype if value.is_floating_point() else None)
+        with torch.inference_mode():
+            return output_tensors(features(**given, return_dict=True))
+
+    def _if_it_fits(self, compute: Callable[[], T]) -> T | None:
+        """Give None when memory does not suffice. The error, and all its traceback holds, ends with this call."""
+        try:
+            return compute()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+        return None
+
+
+class PatchEncoder(TransformersEncoder):
+    """An encoder of patches: many images in one forward pass, transformers' own ("reference") or "fused".
+
+    The fused one takes over its weights.
+    """
+
+    preparer: PatchPreparer
+
+    def _watch(self, check: Callable[[], None]) -> None:
+        self._vision_config = self.weights.module.config
+        self._fused: FusedEncoder | None = None
+        if self.spec.kernels == "fused":
+            from qvsplit.kernels.fused_encoder import FusedEncoder
+
+            self._fused = FusedEncoder(self.weights.module, check=check)
+        else:
+            for block in self.weights.module.blocks:
+                block.register_forward_pre_hook(lambda *_: check())
+
+    def _tensors(self) -> tuple[TensorSpec, ...]:
+        # a list with one tensor an image in the model's own output
+        return (TensorSpec(POOLER_OUTPUT, self.config.storage_dtype, self.width),)
+
+    @property
+    def width(self) -> int:
+        """Values a token: the encoder's output, and the language model's input."""
+        return int(self._vision_config.hidden_size)
+
     def pixel_values(self, prepared: Prepared) -> torch.Tensor:
         """Give what the AutoProcessor gives for the image: float32 [patches, channels·temporal·patch²]."""
-        return self._all_slices(self.preparer.normalised(prepared.pixels))
+        return self._all_slices(self.preparer.normalised(prepared.values["pixels"]))
 
     def _all_slices(self, values: torch.Tensor) -> torch.Tensor:
         from qvsplit.kernels.fused_encoder import all_slices
@@ -192,30 +289,18 @@ class TransformersEncoder:
         """
         import torch
 
-        rows = self._forward_if_it_fits(batch)
+        rows = self._if_it_fits(lambda: self._forward(batch))
         if rows is None:
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
             if len(batch) == 1:
-                patches = batch[0].patches
-                return [ItemError(f"needs more memory than {self.device} has ({patches:,} patches)", "memory")]
+                return [_needs_memory(batch[0], self.device)]
             middle = len(batch) // 2
             return self.encode(batch[:middle]) + self.encode(batch[middle:])
         return [
             Encoded({POOLER_OUTPUT: one}, item.grid_thw, item.placeholder, item.inputs)
             if bool(torch.isfinite(one).all())
-            else ItemError(f"the encoder gave values that are not finite in {dtype_name(one.dtype)}")
+            else _not_finite(one.dtype)
             for item, one in zip(batch, rows, strict=True)
         ]
-
-    def _forward_if_it_fits(self, batch: Sequence[Prepared]) -> list[torch.Tensor] | None:
-        """Give None when memory does not suffice. The error, and all its traceback holds, ends with this call."""
-        try:
-            return self._forward(batch)
-        except Exception as error:
-            if is_out_of_memory(error):
-                return None
-            raise
 
     def _forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
         import torch
@@ -225,14 +310,15 @@ class TransformersEncoder:
         order = sorted(range(len(batch)), key=lambda n: batch[n].patches) if self._fused else [*range(len(batch))]
         batch = [batch[number] for number in order]
         # [Σ t·h·w, channels·patch²]; an image alone is not copied
-        pixels = torch.cat([p.pixels for p in batch]) if len(batch) > 1 else batch[0].pixels
+        every = [prepared.values["pixels"] for prepared in batch]
+        pixels = torch.cat(every) if len(batch) > 1 else every[0]
         counts = [prepared.n_tokens for prepared in batch]
         with torch.inference_mode():
             values = self.preparer.normalised(pixels.to(self.device))
             if self._fused is not None:
-                merged = self._fused(values.to(self.dtype), [prepared.grid_thw for prepared in batch])
+                merged = self._fused(values.to(self.dtype), [_grid(prepared) for prepared in batch])
             else:
-                grid = torch.tensor([prepared.grid_thw for prepared in batch])  # [images, 3]
+                grid = torch.tensor([_grid(prepared) for prepared in batch])  # [images, 3]
                 # cast as the full model does: `pixel_values.type(visual.dtype)`
                 full = self._all_slices(values).to(self.dtype)
                 merged = self.weights.module(full, grid_thw=grid.to(self.device)).pooler_output
@@ -240,6 +326,19 @@ class TransformersEncoder:
             raise ModelError(f"the encoder gave {list(merged.shape)} instead of {[sum(counts), self.width]}")
         given = dict(zip(order, torch.split(merged, counts), strict=True))
         return [given[number] for number in range(len(batch))]
+
+
+def _grid(prepared: Prepared) -> tuple[int, int, int]:
+    assert prepared.grid_thw is not None, "an image of patches has a grid"
+    return prepared.grid_thw
+
+
+def _needs_memory(prepared: Prepared, device: torch.device) -> ItemError:
+    return ItemError(f"needs more memory than {device} has ({prepared.patches:,} patches)", "memory")
+
+
+def _not_finite(dtype: torch.dtype) -> ItemError:
+    return ItemError(f"the encoder gave values that are not finite in {dtype_name(dtype)}")
 
 
 def _raise_if_set(cancelled: threading.Event) -> None:
@@ -251,14 +350,19 @@ def load_encoder(spec: EncoderSpec) -> TransformersEncoder:
     """Load the encoder that `spec` describes, and nothing else of its checkpoint."""
     import torch
 
+    family = spec.checkpoint.family
+    if spec.kernels == "fused" and not family.fused_kernels:
+        raise UsageError(f"there are no fused kernels for {family.model_type} models: leave `kernels` out")
     began = [time.perf_counter()]
-    preparer = load_preparer(spec.checkpoint, min_pixels=spec.min_pixels, max_pixels=spec.max_pixels)
+    preparer = load_preparer(
+        spec.checkpoint, hf.load_config(spec.checkpoint), min_pixels=spec.min_pixels, max_pixels=spec.max_pixels
+    )
     began.append(time.perf_counter())
     weights = load_encoder_weights(spec.checkpoint, device=torch.device(spec.device), dtype=getattr(torch, spec.dtype))
     began.append(time.perf_counter())
-    if spec.kernels == "reference":
+    if spec.kernels == "reference" and family.fused_kernels:
         _spare_memory(weights.module)
-    encoder = TransformersEncoder(spec, weights, preparer)
+    encoder = (PatchEncoder if family.fused_kernels else TransformersEncoder)(spec, weights, preparer)
     began.append(time.perf_counter())
     parts = ("load processor", "load weights", "prepare weights")
     encoder.load_seconds = {part: end - start for part, start, end in zip(parts, began, began[1:], strict=False)}
@@ -290,6 +394,8 @@ def would_be_faster_in_bfloat16(encoder: TransformersEncoder) -> bool:
 
 
 def patch_budget(encoder: TransformersEncoder, free: int | None) -> int:
-    """Give the patches in one forward pass where the user names none: as many as pay, if `free` bytes suffice."""
+    """Give the patches in one batch where the user names none: as many as pay, if `free` bytes suffice."""
     most = PATCH_BUDGET_CUDA if encoder.device.type == "cuda" else PATCH_BUDGET_CPU
-    return most if free is None else max(1, min(most, int(free * MEMORY_SHARE) // encoder.bytes_per_patch))
+    if free is None or not encoder.bytes_per_patch:
+        return most
+    return max(1, min(most, int(free * MEMORY_SHARE) // encoder.bytes_per_patch))

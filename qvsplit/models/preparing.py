@@ -1,10 +1,11 @@
 """Upright RGB images to what the encoder takes: the checkpoint's own processor, on the CPU.
 
-`Preparer` is picklable: it holds the processor and a few numbers, no weights.
+A preparer is picklable: it holds the processor and a few numbers, no weights.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
-from qvsplit.checkpoints.families import Family, settings_of
+from qvsplit.checkpoints.families import Family
+from qvsplit.checkpoints.model_class import class_of
 from qvsplit.errors import ItemError, ModelError, UsageError
 from qvsplit.runtime.devices import is_out_of_memory
-from qvsplit.store.row import Runs
+from qvsplit.store.row import MAX_JSON_BYTES, Runs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,27 +27,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One image, ready for the encoder. Both temporal slices of a still image are alike: one is kept.
+    """One image, ready for the encoder.
 
     Attributes:
-        pixels: [t·h·w, channels·patch²], uint8, not yet normalised; float32 where the processor does not normalise.
-        grid_thw: Patches in time, height and width.
+        values: What the processor made of it, by name.
         n_tokens: Tokens that the encoder makes of it.
+        patches: How large it is, to bound what is computed at once: t·h·w, where there is such a grid.
         placeholder: The text that stands for it in a prompt, as runs of (text, count).
-        inputs: Other small inputs of the language model.
+        grid_thw: Patches in time, height and width, where the family has such a grid.
+        inputs: Other small inputs of the language model: name → dtype, shape, values.
     """
 
-    pixels: torch.Tensor
-    grid_thw: tuple[int, int, int]
+    values: Mapping[str, Any]
     n_tokens: int
+    patches: int
     placeholder: Runs
+    grid_thw: tuple[int, int, int] | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def patches(self) -> int:
-        """Patches: t·h·w."""
-        t, h, w = self.grid_thw
-        return t * h * w
 
 
 class ImagePreparer(Protocol):
@@ -57,41 +55,89 @@ class ImagePreparer(Protocol):
 
 @dataclass(frozen=True)
 class Preparer:
-    """The checkpoint's processor with the pixel limits in force, and how its output is laid out."""
+    """The checkpoint's processor, with the pixel limits in force.
 
-    processor: Any  # transformers' AutoProcessor
+    Attributes:
+        processor: transformers' AutoProcessor.
+        family: What the checkpoint is.
+        image_token: What stands in a prompt where one row of features goes.
+        language_model_takes: The names of what the full model's forward takes.
+    """
+
+    processor: Any
     family: Family
-    in_channels: int
-    temporal_patch_size: int
+    image_token: str
+    language_model_takes: frozenset[str]
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
-        """Resize an image [height, width, 3] and cut it into patches.
+        """Prepare an image [height, width, 3]: what the processor gives for it where it is alone in a prompt.
 
         Raises:
             ItemError: The model takes no such shape, or memory does not suffice.
         """
+        processed, text = self._processed(image)
+        grid = processed.get("image_grid_thw")
+        t, h, w = (int(n) for n in grid[0]) if grid is not None else (0, 0, 0)
+        n_tokens = text.count(self.image_token)
+        return Prepared(
+            dict(processed),
+            n_tokens, t * h * w or n_tokens, self._runs(text), (t, h, w) if grid is not None else None,
+            self._inputs(processed),
+        )  # fmt: skip
+
+    def _processed(self, image: npt.NDArray[np.uint8], **later: bool) -> tuple[Mapping[str, Any], str]:
         check_shape(image.shape[1], image.shape[0], self.family)
-        later = {"do_rescale": False, "do_normalize": False} if self.normalises else {}
         try:
-            features = self.processor.image_processor(
-                images=[image], input_data_format="channels_last", return_tensors="pt", **later
-            )
+            return hf.process_image(self.processor, image, later={"input_data_format": "channels_last", **later})
         except Exception as error:
             if is_out_of_memory(error):
                 raise ItemError("does not fit into memory", "memory") from None
             raise
-        t, h, w = (int(n) for n in features["image_grid_thw"][0])
-        values = features["pixel_values"]  # [patches, channels·temporal·patch²]
-        slices = values.view(len(values), self.in_channels, self.temporal_patch_size, -1)
-        placeholder = str(self.processor.replace_image_token(features, 0))
-        n_tokens = t * h * w // int(self.processor.image_processor.merge_size) ** 2
-        return Prepared(slices[:, :, 0].reshape(len(values), -1), (t, h, w), n_tokens, self._runs(placeholder))
+
+    def _inputs(self, processed: Mapping[str, Any]) -> dict[str, Any]:
+        """Give what the language model takes beside features and grid, where it is small: no pixels, no masks of them.
+
+        ItemError where it does not fit into a row.
+        """
+        import torch
+
+        inputs: dict[str, Any] = {}
+        for name in sorted(self.language_model_takes & processed.keys()):
+            if name.startswith("pixel") or name == "image_grid_thw":
+                continue
+            values = torch.as_tensor(processed[name])
+            inputs[name] = {"dtype": str(values.dtype).removeprefix("torch."), "shape": list(values.shape)}
+            if values.numel() * 2 > MAX_JSON_BYTES:
+                raise ItemError(f"its {name} has {values.numel():,} values, more than a row holds")
+            inputs[name]["values"] = values.flatten().tolist()
+        return inputs
 
     def _runs(self, placeholder: str) -> Runs:
         """Shorten a placeholder to runs: 1,280 image tokens are one."""
-        token = self.family.image_token
-        parts = placeholder.replace(token, f"\0{token}\0").split("\0")
+        parts = placeholder.replace(self.image_token, f"\0{self.image_token}\0").split("\0")
         return tuple((text, len(list(run))) for text, run in groupby(part for part in parts if part))
+
+
+@dataclass(frozen=True)
+class PatchPreparer(Preparer):
+    """A preparer of patches that are normalised later, on the encoder's device.
+
+    `values` has `pixels`: [t·h·w, channels·patch²], uint8; float32 where the processor does not normalise. Both
+    temporal slices of a still image are alike: one is kept.
+    """
+
+    in_channels: int = 3
+    temporal_patch_size: int = 2
+
+    def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
+        """Resize an image [height, width, 3] and cut it into patches. Raises as `Preparer.prepare`."""
+        later = {"do_rescale": False, "do_normalize": False} if self.normalises else {}
+        processed, text = self._processed(image, **later)
+        t, h, w = (int(n) for n in processed["image_grid_thw"][0])
+        values = processed["pixel_values"]  # [patches, channels·temporal·patch²]
+        slices = values.view(len(values), self.in_channels, self.temporal_patch_size, -1)
+        pixels = slices[:, :, 0].reshape(len(values), -1)
+        return Prepared({"pixels": pixels}, text.count(self.image_token), t * h * w, self._runs(text), (t, h, w))
 
     @property
     def normalises(self) -> bool:
@@ -115,34 +161,69 @@ class Preparer:
         return pixels.view(len(pixels), self.in_channels, -1).float().sub_(mean).div_(deviation).flatten(1)
 
 
-def load_preparer(checkpoint: Checkpoint, *, min_pixels: int | None, max_pixels: int | None) -> Preparer:
-    """Load the checkpoint's AutoProcessor, with the torchvision backend and the pixel limits in force."""
-    processor = hf.load_processor(checkpoint)
-    vision = settings_of(checkpoint.vision_config, checkpoint.family.vision_settings)
-    with hf.transformers_errors(checkpoint):
-        low, high = pixel_limits(processor.image_processor, checkpoint.family, min_pixels, max_pixels)
-    processor.image_processor.size = {"shortest_edge": low, "longest_edge": high}
+def load_preparer(checkpoint: Checkpoint, config: Any, *, min_pixels: int | None, max_pixels: int | None) -> Preparer:
+    """Load the checkpoint's AutoProcessor, with the torchvision backend and the pixel limits in force.
+
+    Args:
+        checkpoint: Whose.
+        config: The full model's config.
+        min_pixels: None: the checkpoint's own.
+        max_pixels: None: the checkpoint's own, but at most the family's default.
+    """
+    processor = load_processor(checkpoint, min_pixels=min_pixels, max_pixels=max_pixels)
+    family, image_processor = checkpoint.family, processor.image_processor
+    token = hf.image_token(checkpoint, config, processor.tokenizer)
+    takes = frozenset(inspect.signature(class_of(checkpoint).forward).parameters)
+    if not family.fused_kernels:
+        return Preparer(processor, family, token, takes)
+    vision = checkpoint.vision_settings
     merge = vision["spatial_merge_size"]
-    if processor.image_processor.merge_size != merge:
+    if image_processor.merge_size != merge:
         raise ModelError(
-            f"{checkpoint.folder}: its processor merges {processor.image_processor.merge_size} patches a side, its "
-            f"encoder {merge}; download it again"
+            f"{checkpoint.folder}: its processor merges {image_processor.merge_size} patches a side, its encoder "
+            f"{merge}; download it again"
         )
-    return Preparer(processor, checkpoint.family, int(vision["in_channels"]), int(vision["temporal_patch_size"]))
+    return PatchPreparer(
+        processor, family, token, takes, int(vision["in_channels"]), int(vision["temporal_patch_size"])
+    )  # fmt: skip
 
 
-def pixel_limits(image_processor: Any, family: Family, low: int | None, high: int | None) -> tuple[int, int]:
-    """Give the fewest and the most pixels after resizing.
+def load_processor(checkpoint: Checkpoint, *, min_pixels: int | None, max_pixels: int | None) -> Any:
+    """Load the checkpoint's AutoProcessor with the pixel limits in force; see `pixel_limits`."""
+    processor = hf.load_processor(checkpoint)
+    with hf.transformers_errors(checkpoint):
+        limits = pixel_limits(processor.image_processor, checkpoint.family, min_pixels, max_pixels)
+    if limits is not None:
+        processor.image_processor.size = {"shortest_edge": limits[0], "longest_edge": limits[1]}
+    return processor
+
+
+def has_pixel_limits(image_processor: Any) -> bool:
+    """Say whether a processor resizes by the number of pixels, as Qwen-VL's do: to patches that are then merged."""
+    size = getattr(image_processor, "size", None)
+    edges = size is not None and "shortest_edge" in size and "longest_edge" in size
+    return bool(edges and getattr(image_processor, "merge_size", None))
+
+
+def pixel_limits(image_processor: Any, family: Family, low: int | None, high: int | None) -> tuple[int, int] | None:
+    """Give the fewest and the most pixels after resizing; None for a processor that has no such limits.
 
     They are the checkpoint's own, but at most `Family.default_max_pixels` unless more are asked for.
 
     Raises:
-        UsageError: They cross.
+        UsageError: They cross, or there are none to set.
     """
+    if not has_pixel_limits(image_processor):
+        if low is not None or high is not None:
+            raise UsageError(
+                f"the processor of {family.model_type} models resizes to fixed sizes: leave `min_pixels` and "
+                "`max_pixels` out"
+            )
+        return None
     own = image_processor.size
     low = int(own["shortest_edge"]) if low is None else low
     if high is None:
-        high = min(int(own["longest_edge"]), family.default_max_pixels)
+        high = min(int(own["longest_edge"]), family.default_max_pixels or int(own["longest_edge"]))
     side = int(image_processor.patch_size) * int(image_processor.merge_size)
     if low < 1 or high < side * side:
         raise UsageError(f"`max_pixels` must be at least {side * side} (one token), `min_pixels` at least 1")
@@ -151,11 +232,17 @@ def pixel_limits(image_processor: Any, family: Family, low: int | None, high: in
     return low, high
 
 
-def pixel_settings(image_processor: Any, family: Family) -> dict[str, Any]:
-    """Give the processor's settings that decide pixels, with the limits in force and the backend that resamples."""
-    settings = settings_of(image_processor.to_dict(), family.processor_settings)
-    settings["min_pixels"] = int(image_processor.size["shortest_edge"])
-    settings["max_pixels"] = int(image_processor.size["longest_edge"])
+def pixel_settings(image_processor: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Give the processor's settings that decide pixels, with the limits in force and the backend that resamples.
+
+    A family that names its fields has them as the processor does; of every other they are what the file says: an
+    upgrade of transformers must not make another extraction config of the same checkpoint.
+    """
+    settings = dict(checkpoint.processor_settings)
+    if has_pixel_limits(image_processor):
+        settings["merge_size"] = int(image_processor.merge_size)
+        settings["min_pixels"] = int(image_processor.size["shortest_edge"])
+        settings["max_pixels"] = int(image_processor.size["longest_edge"])
     settings["backend"] = "torchvision"
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
@@ -163,7 +250,7 @@ def pixel_settings(image_processor: Any, family: Family) -> dict[str, Any]:
 def check_shape(width: int, height: int, family: Family) -> None:
     """ItemError for an image slimmer than the processor takes."""
     long, short = max(width, height), min(width, height)
-    if long > family.max_aspect_ratio * short:
+    if family.max_aspect_ratio is not None and long > family.max_aspect_ratio * short:
         raise ItemError(
             f"is {width}×{height}, slimmer than 1:{family.max_aspect_ratio:g}, which the model's processor refuses"
         )

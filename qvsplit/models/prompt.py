@@ -1,65 +1,87 @@
-"""A question about images to `input_ids` and `mm_token_type_ids`, as the processor's chat template would.
+"""A question about images to tokens, as the checkpoint's own processor would give them on the pixels.
 
 Each image's placeholder, as it is stored beside its features, takes the place of the template's own image token; no
-pixels and no code per family are needed. User text is only ever text: whatever it contains (`<|image_pad|>`,
-`<|im_end|>`), its tokens are ordinary ones; and a stored placeholder may hold no control token but its family's own.
-Where the user's text contains no control token the result is the processor's own, token for token.
+pixels and no code per family are needed. Before the first prompt, and before the first of several images, that is
+proved on small images against the processor's own call: a family whose prompts cannot be rebuilt so is refused. User
+text is only ever text: whatever it contains (`<|image_pad|>`, `<|im_end|>`), its tokens are ordinary ones; and a stored
+placeholder may hold no control token but those that its own processor puts there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate, groupby
 from typing import Any
 
+from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
-from qvsplit.checkpoints.hf import load_processor
 from qvsplit.errors import ModelError, StoreDamaged, UsageError
+from qvsplit.models.processor_proof import PROOF_SIZES, Proof, prove, small_images
 from qvsplit.store.row import Row, Runs
 
 Grid = tuple[int, int, int]
 Message = Mapping[str, Any]  # {"role": …, "content": text, or a list of {"type": "image"} and {"type": "text", …}}
 
-TOKEN_TYPES = {"image": 1, "video": 2}  # in mm_token_type_ids; 0 is text
+ITEM_TYPES = {"image": 1, "video": 2}  # in `Prompt.item_types`; 0 is text
 MAX_PLACEHOLDER_TEXT = 1 << 20  # characters of plain text in one placeholder: timestamps, row marks
+_DIGITS = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
 class Placeholder:
-    """What stands in a prompt for one image or video: runs of (text, count), and how many feature rows go there."""
+    """What stands in a prompt for one image or video, and what the language model is given with its features.
+
+    Attributes:
+        runs: The text, as runs of (text, count).
+        n_tokens: How many rows of features go there.
+        grid_thw: Patches in time, height and width, where the family has such a grid.
+        kind: `image` or `video`.
+        name: For messages.
+        inputs: Other small inputs of the language model: name → dtype, shape, values.
+    """
 
     runs: Runs
     n_tokens: int
     grid_thw: Grid | None = None
     kind: str = "image"
-    name: str = "an image"  # for messages
+    name: str = "an image"
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_row(cls, row: Row) -> Placeholder:
         """Give that of a stored row. StoreDamaged if it holds none."""
         try:
-            runs = row.placeholder_runs
+            runs, inputs = row.placeholder_runs, row.inputs_by_name
         except ValueError as error:
             raise StoreDamaged(f"the row of {row.path} {error}; run `qvsplit extract` again") from None
         if not runs or row.n_tokens is None:
             raise StoreDamaged(f"the row of {row.path} lacks placeholder or token count; run `qvsplit extract` again")
-        return cls(runs, row.n_tokens, row.grid_thw, row.kind, row.path)
+        return cls(runs, row.n_tokens, row.grid_thw, row.kind, row.path, inputs)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One conversation, ready for the language model. The lists have one entry a token, `placeholders` one an item."""
+    """One conversation, ready for the language model.
+
+    Attributes:
+        input_ids: Tokens.
+        item_types: One a token: 0 is text; where a row of features goes, its item's kind in `ITEM_TYPES`.
+        token_types: What else the processor says of every token, by the name of the model's input.
+        placeholders: One an item.
+    """
 
     input_ids: list[int]
-    mm_token_type_ids: list[int]
+    item_types: list[int]
+    token_types: Mapping[str, list[int]]
     placeholders: list[Placeholder]
 
     @property
     def prefix_tokens(self) -> int:
         """How many tokens the prompt has up to its last item, that included: what every question shares."""
-        return next(end for end in range(len(self.mm_token_type_ids), 0, -1) if self.mm_token_type_ids[end - 1])
+        return next((end for end in range(len(self.item_types), 0, -1) if self.item_types[end - 1]), 0)
 
     def grids(self, kind: str) -> list[Grid]:
         """Give the grids of the items of this kind, in order."""
@@ -68,153 +90,325 @@ class Prompt:
     def upto(self, items: int) -> Prompt:
         """Give the prompt's beginning, up to the end of its item number `items`, counted from one."""
         wanted = sum(one.n_tokens for one in self.placeholders[:items])
-        counts = accumulate(map(bool, self.mm_token_type_ids))
+        counts = accumulate(map(bool, self.item_types))
         end = next(place for place, count in enumerate(counts, 1) if count == wanted)
-        return Prompt(self.input_ids[:end], self.mm_token_type_ids[:end], self.placeholders[:items])
+        types = {name: values[:end] for name, values in self.token_types.items()}
+        return Prompt(self.input_ids[:end], self.item_types[:end], types, self.placeholders[:items])
 
 
 class Prompter:
-    """Tokenizer and chat template of one checkpoint."""
+    """Processor, tokenizer and chat template of one checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.processor = load_processor(checkpoint)
+        config = hf.load_config(checkpoint)
+        self.processor = hf.load_processor(checkpoint)
         self.tokenizer = self.processor.tokenizer
         self.folder = checkpoint.folder
-        added = {str(token): number for number, token in self.tokenizer.added_tokens_decoder.items()}
-        self._control: dict[str, int] = added
-        self._tokens_of_kinds = {"image": checkpoint.family.image_token}
-        if (video_token := getattr(self.processor, "video_token", None)) in added:
-            self._tokens_of_kinds["video"] = video_token
-        if self._tokens_of_kinds["image"] not in added:
-            raise ModelError(
-                f"{checkpoint.folder}: its tokenizer has no {self._tokens_of_kinds['image']}; download it again"
-            )
-        longest_first = sorted(added, key=len, reverse=True)
-        self._split = re.compile("(" + "|".join(re.escape(token) for token in longest_first) + ")")
+        self._takes_bare_prompts = checkpoint.family.takes_bare_prompts
+        self._added = {str(token): number for number, token in self.tokenizer.added_tokens_decoder.items()}
+        # the tokens where rows of features go; a processor may have others in the text that it expands
+        self._item_tokens = {"image": hf.image_token(checkpoint, config, self.tokenizer)}
+        video = getattr(config, "video_token_id", None)
+        if video is not None and getattr(self.processor, "video_token", None) is not None:
+            self._item_tokens["video"] = str(self.tokenizer.convert_ids_to_tokens(int(video)))
+        self._item_ids = {
+            int(self.tokenizer.convert_tokens_to_ids(token)): ITEM_TYPES[kind]
+            for kind, token in self._item_tokens.items()
+        }
+        longest_first = sorted(self._added, key=len, reverse=True)
+        self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self._text_options: dict[bool, dict[str, Any]] = {}
+        self._proofs: dict[bool, Proof] = {}  # of one image, and of several
 
-    def ask(self, question: str, placeholders: Sequence[Placeholder], *, system: str | None = None) -> Prompt:
+    def ask(
+        self, question: str, placeholders: Sequence[Placeholder], *, system: str | None = None, thinking: bool = False
+    ) -> Prompt:
         """Give the prompt of one question about these items, items first."""
-        return self.chat(question_messages(question, [one.kind for one in placeholders], system), placeholders)
+        messages = question_messages(question, [one.kind for one in placeholders], system)
+        return self.chat(messages, placeholders, thinking=thinking)
 
-    def chat(self, messages: Sequence[Message], placeholders: Sequence[Placeholder]) -> Prompt:
-        """Give the prompt of any conversation; `placeholders` are its items' in order. UsageError if they differ."""
+    def chat(
+        self, messages: Sequence[Message], placeholders: Sequence[Placeholder], *, thinking: bool = False
+    ) -> Prompt:
+        """Give the prompt of any conversation.
+
+        Args:
+            messages: The conversation.
+            placeholders: Those of its items, in order.
+            thinking: Whether the model may think first, where its chat template has a switch for that.
+
+        Raises:
+            UsageError: Items and conversation differ, or the family takes no several images together.
+            ModelError: This model's prompts cannot be made without pixels.
+            StoreDamaged: A placeholder is not one that its processor makes.
+        """
         kinds = _item_kinds(messages)
         if len(kinds) != len(placeholders):
             raise UsageError(f"the conversation shows {len(kinds)} images, and {len(placeholders)} were given")
         for kind, one in zip(kinds, placeholders, strict=True):
             if kind != one.kind:
                 raise UsageError(f"the conversation shows {kind} where {one.name}, which is {one.kind}, was given")
-        ids: list[int] = []
-        for piece in self._filled(self._pieces(messages), placeholders):
-            if isinstance(piece, str):
-                ids += self.text_tokens(piece)
-            else:
-                token, count = piece
-                ids += [token] * count
-        types = self.processor.create_mm_token_type_ids([ids])[0]
-        return Prompt(ids, types, list(placeholders))
+        proof = self._proof(len(placeholders))
+        ids, types = self._tokens(messages, placeholders, thinking=thinking)
+        return Prompt(ids, types, proof.token_types(self.processor, ids), list(placeholders))
 
-    def _filled(self, pieces: Sequence[str | int], placeholders: Sequence[Placeholder]) -> list[str | tuple[int, int]]:
-        """Put each item's placeholder in place of the template's token for it.
+    def _tokens(
+        self, messages: Sequence[Message], placeholders: Sequence[Placeholder], *, thinking: bool
+    ) -> tuple[list[int], list[int]]:
+        """Give token ids and item types of a conversation.
 
-        Returns:
-            Plain text, neighbours joined as the tokenizer would see them, and (control token, count).
+        The tokenizer sees every run of an item's token as one: the added tokens of a text part it, however many stand
+        side by side. The runs are laid out afterwards.
         """
-        item_tokens = {self._control[token] for token in self._tokens_of_kinds.values()}
-        waiting = iter(placeholders)
-        filled: list[str | tuple[int, int]] = []
-        shown = 0
-        for piece in pieces:
-            if isinstance(piece, int) and piece in item_tokens:
-                shown += 1
-                one = next(waiting, None)
-                new = [] if one is None else self._placeholder_pieces(one)
-            else:
-                new = [piece if isinstance(piece, str) else (piece, 1)]
-            for part in new:
-                if isinstance(part, str) and filled and isinstance(filled[-1], str):
-                    filled[-1] += part
-                else:
-                    filled.append(part)
-        if shown != len(placeholders):
-            raise ModelError(f"{self.folder}: its chat template shows {shown} of {len(placeholders)} images")
-        return filled
+        for text in _texts(messages):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UsageError("a question holds bytes that are not UTF-8; give it as UTF-8 text")
+        short: dict[str, list[str]] = {kind: [] for kind in ITEM_TYPES}
+        counts: dict[str, list[int]] = {kind: [] for kind in ITEM_TYPES}
+        for one in placeholders:
+            text, runs = self._shortened(one)
+            short[one.kind].append(text)
+            counts[one.kind] += runs
+        rendered = self._render(self._marked(messages), thinking=thinking)
+        text = self._with_placeholders(rendered, short)
+        ids = self._encode(text, begins_with_bos=self._begins_with_bos(rendered))
+        return self._laid_out(ids, {ITEM_TYPES[kind]: iter(runs) for kind, runs in counts.items()})
 
-    def _placeholder_pieces(self, one: Placeholder) -> list[str | tuple[int, int]]:
-        """Take a stored placeholder apart. StoreDamaged for control tokens that are not its family's, or a wrong count.
+    def _laid_out(self, ids: Sequence[int], counts: Mapping[int, Iterator[int]]) -> tuple[list[int], list[int]]:
+        """Repeat every item's token as often as its run has it. ModelError if there are more or fewer than runs."""
+        laid: list[int] = []
+        types: list[int] = []
+        for token in ids:
+            kind = self._item_ids.get(token, 0)
+            count = next(counts[kind], 0) if kind else 1
+            laid += [token] * count
+            types += [kind] * count
+            if not count:
+                raise ModelError(f"{self.folder}: its chat template or tokenizer shows more images than were given")
+        if any(next(rest, None) is not None for rest in counts.values()):
+            raise ModelError(f"{self.folder}: its chat template or tokenizer shows fewer images than were given")
+        return laid, types
 
-        A store may come from anywhere: what it says must not end a turn or begin another.
+    # -------------------------------------------------------------------------------------------------- placeholders
+
+    def _shortened(self, one: Placeholder) -> tuple[str, list[int]]:
+        """Give a placeholder with one item token for every run of them, and how long these runs are.
+
+        A store may come from anywhere: what it says must not end a turn or begin another. StoreDamaged for control
+        tokens that the family's processor puts into no placeholder, or a wrong count.
         """
-        token = self._tokens_of_kinds.get(one.kind)
+        token = self._item_tokens.get(one.kind)
         if token is None:
             raise StoreDamaged(f"{one.name} is {one.kind}, and {self.folder} has no token for that")
-        pieces: list[str | tuple[int, int]] = []
+        pieces: list[str] = []
         rows = characters = 0
         for text, count in one.runs:
             parts = [part for part in self._split.split(text) if part]
-            foreign = [part for part in parts if part in self._control and part != token]
-            if foreign:
-                raise StoreDamaged(
-                    f"the placeholder of {one.name} holds the control token {foreign[0]}, which stands for no "
-                    f"{one.kind}; the store was not written by qvsplit, or damaged"
-                )
             rows += count * parts.count(token)
             characters += count * sum(len(part) for part in parts if part != token)
             if rows > one.n_tokens or characters > MAX_PLACEHOLDER_TEXT:
                 break  # before it is laid out: a count may be anything
-            whole = [part if part != token else (self._control[part], 1) for part in parts]
-            pieces += [(self._control[token], count)] if parts == [token] else whole * count
+            pieces += parts * count
         if rows != one.n_tokens or characters > MAX_PLACEHOLDER_TEXT:
             raise StoreDamaged(
                 f"the placeholder of {one.name} does not have the {one.n_tokens:,} image tokens of its features; the "
                 "store was not written by qvsplit, or damaged"
             )
-        return pieces
+        runs = [(piece, len([*same])) for piece, same in groupby(pieces)]
+        text = "".join(piece if piece == token else piece * count for piece, count in runs)
+        # of the whole text: two runs may join into a control token
+        self._check_control_tokens(one, {part for part in self._split.split(text) if part in self._added} - {token})
+        return text, [count for piece, count in runs if piece == token]
+
+    def _check_control_tokens(self, one: Placeholder, tokens: set[str]) -> None:
+        foreign = sorted(t for t in tokens if _DIGITS.sub("#", t) not in self._own_control_tokens)
+        if foreign:
+            raise StoreDamaged(
+                f"the placeholder of {one.name} holds the control token {foreign[0]}, which stands for no {one.kind}; "
+                "the store was not written by qvsplit, or damaged"
+            )
+
+    @cached_property
+    def _own_control_tokens(self) -> frozenset[str]:
+        """The control tokens that the processor puts into placeholders, numbers in them as `#`: rows and columns."""
+        texts = [hf.process_image(self.processor, image)[1] for image in small_images(PROOF_SIZES)]
+        found = {part for text in texts for part in self._split.split(text) if part in self._added}
+        return frozenset(_DIGITS.sub("#", token) for token in found)
+
+    def _with_placeholders(self, rendered: str, texts: Mapping[str, list[str]]) -> str:
+        """Put each item's text in place of the template's token for it, as the processor does it."""
+        processor, images = self.processor, texts["image"]
+        filled = rendered
+        if images:  # some processors change the text by where its images stand
+            hidden, marked = self._without_marked(rendered)
+            _, (filled, *_), *_ = processor.prepare_inputs_layout(
+                images=small_images([(8, 8)] * len(images)), text=[hidden]
+            )
+            for stand_in, token in marked.items():
+                filled = filled.replace(stand_in, token)
+            if hasattr(processor, "_prepend_local_ids") and processor.default_use_image_id:
+                token = processor.image_token
+                images = processor._prepend_local_ids([token * len(images)], images, token)
+        try:
+            (filled, *_), (places, *_) = processor.get_text_with_replacements([filled], images, texts["video"])
+        except StopIteration:
+            raise ModelError(f"{self.folder}: its chat template shows more images than were given") from None
+        self._check_edges(filled, {edge for place in places for edge in place["new_span"]})
+        return str(filled)
+
+    def _check_edges(self, text: str, edges: set[int]) -> None:
+        """Raise StoreDamaged where a placeholder and the text beside it join into a control token."""
+        for found in self._split.finditer(text):
+            if any(found.start() < edge < found.end() for edge in edges):
+                raise StoreDamaged(
+                    f"a placeholder joins into the control token {found.group()} with the text beside it; the store "
+                    "was not written by qvsplit, or damaged"
+                )
+
+    def _without_marked(self, rendered: str) -> tuple[str, dict[str, str]]:
+        """Put stand-ins in place of the control tokens that users wrote: processors look for image tokens in a text."""
+        from transformers.utils.chat_template_utils import _CONTROL_TOKEN_END, _CONTROL_TOKEN_START
+
+        fence = next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in rendered)
+        marked: dict[str, str] = {}
+
+        def hide(found: re.Match[str]) -> str:
+            stand_in = f"{fence}{len(marked)}{fence}"
+            marked[stand_in] = found.group()
+            return stand_in
+
+        return re.sub(f"{_CONTROL_TOKEN_START}.*?{_CONTROL_TOKEN_END}", hide, rendered), marked
+
+    # ---------------------------------------------------------------------------------------------------------- text
+
+    @cached_property
+    def _user_control_tokens(self) -> re.Pattern[str]:
+        """Match the control tokens that users may not write: special ones, and those that the chat template writes.
+
+        Others are ordinary text to the full model, too: tokenizers have runs of blanks among their added tokens.
+        """
+        template = str(self.processor.chat_template)
+        control = [
+            token.content
+            for token in self.tokenizer.added_tokens_decoder.values()
+            if token.special or (token.content in template and not token.content.isspace())
+        ]
+        control += [token for token in self._item_tokens.values() if token not in control]
+        return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+
+    def _marked(self, messages: Sequence[Message]) -> list[Message]:
+        """Mark the control tokens in users' texts, so that they are tokenized as text."""
+        from transformers.utils.chat_template_utils import mark_control_tokens
+
+        if not any(self._user_control_tokens.search(text) for text in _texts(messages)):
+            return list(messages)
+        marked: list[Message] = []
+        for message in messages:
+            content = message["content"]
+            if isinstance(content, str):
+                content = mark_control_tokens(content, self._user_control_tokens)
+            else:
+                content = [
+                    {**part, "text": mark_control_tokens(part["text"], self._user_control_tokens)}
+                    if "text" in part
+                    else part
+                    for part in content
+                ]
+            marked.append({**message, "content": content})
+        return marked
+
+    def _render(self, messages: Sequence[Message], *, thinking: bool) -> str:
+        if not self.processor.chat_template and self._takes_bare_prompts:
+            return self._bare(messages)
+        try:
+            return str(
+                self.processor.apply_chat_template(
+                    [dict(message) for message in messages],
+                    add_generation_prompt=True,
+                    tokenize=False,
+                    enable_thinking=thinking,
+                )
+            )
+        except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
+            raise ModelError(f"{self.folder} has no usable chat template ({error}); download it again") from None
+
+    def _bare(self, messages: Sequence[Message]) -> str:
+        """Give the items, then the text, as families take them whose checkpoints have no chat template."""
+        if any(message["role"] != "user" for message in messages):
+            raise UsageError(f"{self.folder} has no chat template: it takes no system message and no earlier answers")
+        shown = "".join(getattr(self.processor, f"{kind}_token") for kind in _item_kinds(messages))
+        return shown + "".join(_texts(messages))
+
+    def _begins_with_bos(self, rendered: str) -> bool:
+        bos = self.tokenizer.bos_token
+        return bos is not None and rendered.startswith(bos)
+
+    def _encode(self, text: str, *, begins_with_bos: bool) -> list[int]:
+        """Tokenize a rendered conversation as the processor would: no second BOS where the template wrote one."""
+        from transformers.utils import chat_template_utils
+
+        if begins_with_bos not in self._text_options:
+            more = {"add_special_tokens": False} if begins_with_bos else {}
+            merged = self.processor._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **more)
+            kept = ("add_special_tokens", "split_special_tokens")
+            self._text_options[begins_with_bos] = {
+                name: value for name, value in merged["text_kwargs"].items() if name in kept
+            }
+        options = self._text_options[begins_with_bos]
+        if chat_template_utils._CONTROL_TOKEN_START not in text:
+            return list(self.tokenizer(text, **options)["input_ids"])
+        before, behind = self._added_around(options)
+        return [*before, *chat_template_utils.encode_marked_chat(self.tokenizer, text), *behind]
+
+    def _added_around(self, options: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """Give the tokens that the tokenizer adds before and behind a text, which what encodes marked text does not."""
+        whole = list(self.tokenizer("x", **options)["input_ids"])
+        bare = list(self.tokenizer("x", **{**options, "add_special_tokens": False})["input_ids"])
+        start = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        return whole[:start], whole[start + len(bare) :]
+
+    def text_tokens(self, text: str) -> list[int]:
+        """Tokenize plain text; what looks like a control token in it is text as well."""
+        ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        slipped = set(ids) & {number for token, number in self._added.items() if token in text}
+        if slipped and self._user_control_tokens.search(text):
+            # no tokenizer known to us does this; a silently different prompt would be worse than stopping
+            raise ModelError(f"{self.folder}: its tokenizer made control tokens of plain text; nothing was asked")
+        return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Give answer tokens as text, without control tokens."""
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
-    def _pieces(self, messages: Sequence[Message]) -> list[str | int]:
-        """Give the rendered conversation as runs of plain text and ids of the template's control tokens.
+    # --------------------------------------------------------------------------------------------------------- proof
 
-        The template is rendered over stand-ins for the users' texts, so that only its own control tokens are seen;
-        rendered over the texts themselves it must give the same string, else it rewrites them and is refused.
+    def _proof(self, items: int) -> Proof:
+        """Give the proof that prompts with one item, or with several, are the processor's own. Raises if they are not.
+
+        UsageError where only several are not: the family prepares an image in another way where others stand beside it.
         """
-        texts = _texts(messages)
-        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-            raise UsageError("a question holds bytes that are not UTF-8; give it as UTF-8 text")
-        stand_ins = _stand_ins(texts)
-        rendered = self._render(_with_texts(messages, stand_ins))
-        put_back = dict(zip(stand_ins, texts, strict=True))
-        if self._restore(rendered, put_back) != self._render(messages):
+        several = items > 1
+        if several not in self._proofs:
+            self._check_template()
+            self._proofs[several] = prove(self, several=several)
+        return self._proofs[several]
+
+    def _check_template(self) -> None:
+        """Raise ModelError for a chat template that changes what users say, but for blanks around it."""
+        said = "a <|B|> c\n\nD"
+        if said not in self._render(question_messages(said, []), thinking=False):
             raise ModelError(f"{self.folder}: its chat template rewrites what users say; qvsplit cannot use it exactly")
-        parts = [part for part in self._split.split(rendered) if part]
-        return [self._control[part] if part in self._control else self._restore(part, put_back) for part in parts]
 
-    def _restore(self, part: str, put_back: Mapping[str, str]) -> str:
-        for stand_in, text in put_back.items():
-            part = part.replace(stand_in, text)
-        return part
+    def proof_prompt(self, placeholders: Sequence[Placeholder], question: str) -> list[int]:
+        """Give the tokens of a question about items, without any proof that they are right."""
+        messages = question_messages(question, [one.kind for one in placeholders])
+        return self._tokens(messages, placeholders, thinking=False)[0]
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        try:
-            return str(
-                self.processor.apply_chat_template(
-                    [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
-                )
-            )
-        except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
-            raise ModelError(f"{self.folder} has no usable chat template ({error}); download it again") from None
-
-    def text_tokens(self, text: str) -> list[int]:
-        """Tokenize plain text; what looks like a control token in it is text as well."""
-        ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-        slipped = set(ids) & {self._control[token] for token in self._control if token in text}
-        if slipped:  # no tokenizer known to us does this; a silently different prompt would be worse than stopping
-            raise ModelError(f"{self.folder}: its tokenizer made control tokens of plain text; nothing was asked")
-        return ids
+    def placeholder_of(self, text: str) -> Placeholder:
+        """Give the placeholder of an image that the processor stands for by `text`."""
+        token = self._item_tokens["image"]
+        return Placeholder(((text, 1),), text.count(token))
 
 
 def question_messages(question: str, kinds: Sequence[str], system: str | None = None) -> list[Message]:
@@ -228,7 +422,7 @@ def question_messages(question: str, kinds: Sequence[str], system: str | None = 
 
 def _item_kinds(messages: Sequence[Message]) -> list[str]:
     contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
-    return [part["type"] for content in contents for part in content if part.get("type") in TOKEN_TYPES]
+    return [part["type"] for content in contents for part in content if part.get("type") in ITEM_TYPES]
 
 
 def _texts(messages: Sequence[Message]) -> list[str]:
@@ -239,23 +433,3 @@ def _texts(messages: Sequence[Message]) -> list[str]:
         else:
             texts += [part["text"] for part in message["content"] if "text" in part]
     return texts
-
-
-def _with_texts(messages: Sequence[Message], texts: list[str]) -> list[Message]:
-    remaining = iter(texts)
-    replaced: list[Message] = []
-    for message in messages:
-        content = message["content"]
-        if isinstance(content, str):
-            replaced.append({**message, "content": next(remaining)})
-        else:
-            parts = [{**part, "text": next(remaining)} if "text" in part else part for part in content]
-            replaced.append({**message, "content": parts})
-    return replaced
-
-
-def _stand_ins(texts: Sequence[str]) -> list[str]:
-    """Make one string for each text that occurs in none of them, of private-use characters."""
-    everything = "".join(texts)
-    fence = next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in everything)
-    return [f"{fence}{number}{fence}" for number in range(len(texts))]

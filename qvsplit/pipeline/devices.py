@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoints import hf
-from qvsplit.checkpoints.checkpoint import Checkpoint, choose_checkpoint, open_checkpoint
+from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.checkpoints.opening import choose_checkpoint, open_checkpoint
 from qvsplit.errors import ConfigError, some_of
 from qvsplit.models import encoder as models
 from qvsplit.models.encoder import EncoderSpec
@@ -111,7 +112,7 @@ def _spec(
         storage_dtype=options.storage_dtype or (own.storage_dtype if own else None),
         min_pixels=limits.get("min_pixels") if options.min_pixels is None else options.min_pixels,
         max_pixels=limits.get("max_pixels") if options.max_pixels is None else options.max_pixels,
-        kernels=options.kernels or (own.kernels if own else "fused"),
+        kernels=options.kernels or (own.kernels if own else checkpoint.family.default_kernels),
     )
 
 

@@ -7,6 +7,7 @@ this store's last runs took; where it has had none, from the encoder's arithmeti
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,10 @@ from contextlib import suppress
 from os import cpu_count
 from typing import Any
 
-from qvsplit.checkpoints.checkpoint import Checkpoint, default_model, read_settings
-from qvsplit.checkpoints.families import settings_of
+from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.checkpoints.opening import default_model, read_settings
 from qvsplit.errors import ItemError, ModelError
-from qvsplit.models.preparing import check_shape
+from qvsplit.models.preparing import check_shape, load_processor
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import Preview
 from qvsplit.runtime.devices import is_cuda
@@ -86,6 +87,8 @@ class _Estimate:
 
     def __init__(self, store: Store, options: ExtractOptions) -> None:
         self.options = options
+        self._loading = threading.Lock()  # sizes are measured in several threads
+        self._loaded: Any = None
         own = None if options.rebuild else store.config
         made_with = store.provenance.model if store.provenance else ""
         name = made_with if own is not None else options.model or made_with or default_model()
@@ -98,33 +101,40 @@ class _Estimate:
             return
         if self.checkpoint is None:
             self.checkpoint = read_settings(name)  # says why it cannot be had
-        self.processor = self._processor(self.checkpoint)
-        self.width = int(self._encoder()["hidden_size"])
+        low, high = self.checkpoint.pixel_limits
+        high = min(high, self.checkpoint.family.default_max_pixels or high)
+        limits = {"min_pixels": options.min_pixels or low, "max_pixels": options.max_pixels or high}
+        self.processor = dict(self.checkpoint.processor_settings) | limits
+        self.width = self.checkpoint.width
         computed = options.dtype or ("bfloat16" if is_cuda(options.device) else "float32")
         self.storage_dtype = options.storage_dtype or computed
-
-    def _processor(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
-        low, high = checkpoint.pixel_limits
-        return settings_of(checkpoint.processor_config, checkpoint.family.processor_settings) | {
-            "min_pixels": self.options.min_pixels or low,
-            "max_pixels": self.options.max_pixels or min(high, checkpoint.family.default_max_pixels),
-        }
 
     def tokens(self, width: int, height: int) -> int:
         """Count those of an image of this size. ItemError where the processor refuses so slim a one."""
         if self.checkpoint is not None:
             check_shape(width, height, self.checkpoint.family)
+            if self.checkpoint.family.processor_settings is None:
+                return self._tokens_by_processor(self.checkpoint, width, height)
         factor = int(self.processor["patch_size"]) * int(self.processor["merge_size"])
         tall, wide = resized(
             height, width, factor, int(self.processor["min_pixels"]), int(self.processor["max_pixels"])
         )
         return tall * wide // factor**2
 
+    def _tokens_by_processor(self, checkpoint: Checkpoint, width: int, height: int) -> int:
+        """Ask the checkpoint's own processor, which for a family without listed settings is all that knows."""
+        with self._loading:
+            if self._loaded is None:
+                low, high = self.options.min_pixels, self.options.max_pixels
+                self._loaded = load_processor(checkpoint, min_pixels=low, max_pixels=high)
+        counted = self._loaded._get_num_multimodal_tokens(image_sizes=[[height, width]])
+        return int(counted["num_image_tokens"][0])
+
     def seconds_by_arithmetic(self, tokens: Sequence[int]) -> float | None:
-        """Divide the encoder's multiplications by the rate of a float32 product, timed now. None on a GPU."""
-        if self.checkpoint is None or is_cuda(self.options.device):
+        """Divide the encoder's multiplications by the rate of a float32 product, timed now. None where not known."""
+        if self.checkpoint is None or self.checkpoint.family.vision_settings is None or is_cuda(self.options.device):
             return None
-        encoder = self._encoder()
+        encoder = self.checkpoint.vision_settings
         width, depth, merge = int(encoder["embed_dim"]), int(encoder["depth"]), int(encoder["spatial_merge_size"])
         block = width**2 * (4 + 2 * float(encoder["mlp_ratio"]))  # attention's four matrices, and the two behind it
         merger = (merge * width) ** 2 + merge * width * int(encoder["hidden_size"])  # for a token, of merge² patches
@@ -134,10 +144,6 @@ class _Estimate:
             patches = count * merge**2
             work += 2.0 * patches * (linear + 2 * depth * width * patches)
         return float(work) / (_matrix_rate() * _FORWARD_SHARE)
-
-    def _encoder(self) -> Mapping[str, Any]:
-        assert self.checkpoint is not None
-        return settings_of(self.checkpoint.vision_config, self.checkpoint.family.vision_settings)
 
 
 def _ratio(store: Store, dtype: str) -> float:

@@ -20,7 +20,7 @@ from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
 from qvsplit.sources.source import Entry
 from qvsplit.store.config import ExtractionConfig
-from qvsplit.store.features import Features, StoredTensor, TensorSpec
+from qvsplit.store.features import Features, StoredTensor, TensorSpec, containers_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Resize an image and cut it into patches."""
+    """Have the processor prepare an image."""
 
     preparer: ImagePreparer
 
@@ -120,7 +120,10 @@ class Quantize:
         """Give them as they are stored. An error if a value is beyond the range of the storage dtype."""
         stored = {spec.key: StoredTensor(_stored(encoded.tensors[spec.key], spec.dtype), spec.dtype)
                   for spec in self.tensors}  # fmt: skip
-        return Features(self.config, stored, encoded.grid_thw, encoded.placeholder, encoded.inputs, encoded.shapes)
+        return Features(
+            self.config, stored, encoded.grid_thw, encoded.placeholder, encoded.inputs, encoded.shapes,
+            containers_of(self.tensors),
+        )  # fmt: skip
 
 
 def _stored(values: torch.Tensor, dtype: str) -> npt.NDArray[np.uint8]:

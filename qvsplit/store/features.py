@@ -5,7 +5,7 @@ Needs NumPy only, and that only where values are looked at; no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, KeysView, Mapping
+from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 POOLER_OUTPUT = "pooler_output"
 DEEPSTACK_FEATURES = "deepstack_features"
 POOLER_COLUMN = "embeds"
-CONTAINERS = ("tensor", "list", "tuple")
+LIST = "list"
+CONTAINERS = ("tensor", LIST, "tuple")
 MAX_WIDTH = 1 << 20
 MAX_LEVELS = 64
 _UNSIGNED = {4: "<u4", 2: "<u2"}
@@ -42,7 +43,7 @@ class TensorSpec:
     name: str
     dtype: str
     width: int
-    container: str = "list"
+    container: str = LIST
     level: int | None = None
 
     @property
@@ -88,6 +89,11 @@ class TensorSpec:
         if content.get("column") != spec.column:
             raise wrong
         return spec
+
+
+def containers_of(specs: Sequence[TensorSpec]) -> dict[str, str]:
+    """Give what the fields held in the encoder's output, where that was no list."""
+    return {spec.key: spec.container for spec in specs if spec.container != LIST}
 
 
 def _is_level(level: Any) -> bool:
@@ -148,6 +154,7 @@ class Features:
         placeholder: The text that stands for the item in a prompt, as runs of (text, count).
         inputs: Other small inputs of the language model: name → dtype, shape, values.
         shapes: The tensors' shapes in the encoder's output, where these are not [n_tokens, width].
+        containers: What the fields held in the encoder's output, where that was no list: see `TensorSpec`.
     """
 
     config: ExtractionConfig
@@ -156,6 +163,7 @@ class Features:
     placeholder: Runs
     inputs: Mapping[str, Any] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    containers: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32] | npt.NDArray[np.float16]:
         """Give the values of the tensor of this name, in the shape of the encoder's output; see `StoredTensor.numpy`.
@@ -181,13 +189,19 @@ class Features:
 
     def torch(self) -> dict[str, Any]:
         """Give every tensor as torch's, on the CPU, bit for bit in the stored dtype; of int8 in float32."""
-        from qvsplit.runtime.tensors import as_torch
-
         tensors = {}
-        for name, stored in self.tensors.items():
-            values = as_torch(stored.numpy() if stored.dtype == "int8" else stored.raw, stored.dtype)
+        for name, values in self.flat_torch().items():
             tensors[name] = values.reshape(self.shapes[name]) if name in self.shapes else values
         return tensors
+
+    def flat_torch(self) -> dict[str, Any]:
+        """Give every tensor as `torch` does, but as it is stored: [n_tokens, width]."""
+        from qvsplit.runtime.tensors import as_torch
+
+        return {
+            name: as_torch(stored.numpy() if stored.dtype == "int8" else stored.raw, stored.dtype)
+            for name, stored in self.tensors.items()
+        }
 
     def __repr__(self) -> str:
         """Say what it holds."""

@@ -21,7 +21,7 @@ from qvsplit.errors import OutOfMemory, ShardDamaged, ShardNotFound, StoreDamage
 from qvsplit.runtime.memory import garbage_collection_paused
 from qvsplit.store import codec
 from qvsplit.store.config import ExtractionConfig, Provenance, made_by_newer
-from qvsplit.store.features import Features, StoredTensor, TensorSpec
+from qvsplit.store.features import Features, StoredTensor, TensorSpec, containers_of
 from qvsplit.store.footer import NotAShard, read_footer
 from qvsplit.store.parquet_guard import Chunk, chunks, pages
 from qvsplit.store.row import ROW_FIELDS, Row, row_error, unknown_value
@@ -313,7 +313,10 @@ class Shard:
             shapes = row.shapes
             if any(name not in tensors or math.prod(shape) != tensors[name].size for name, shape in shapes.items()):
                 raise ValueError("has a shape that its features do not have")
-            return Features(self.config, tensors, row.grid_thw, row.placeholder_runs, row.inputs_by_name, shapes)
+            return Features(
+                self.config, tensors, row.grid_thw, row.placeholder_runs, row.inputs_by_name, shapes,
+                containers_of(self.schema.tensors),
+            )  # fmt: skip
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"row {index} ({row.path}) {error}") from None
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from qvsplit.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
 from qvsplit.checkpoints.families import QWEN2_VL
 from qvsplit.checkpoints.fingerprint import (
     canonical_json,
@@ -20,6 +19,7 @@ from qvsplit.checkpoints.fingerprint import (
     language_fingerprint,
     noted_fingerprint,
 )
+from qvsplit.checkpoints.opening import DEMO_FOLDER, open_checkpoint
 from qvsplit.weights import load_encoder_weights
 from tests.support.checkpoints import edit, files_of, make_tiny, rewrite, scale_language_model
 
@@ -134,7 +134,9 @@ def test_what_is_hashed_is_this_json(own):
         "family": "qwen2_vl",
         "vision": vision,
         "processor": {name: setting.default for name, setting in QWEN2_VL.processor_settings.items()},
-        "tensors": [[name, "F32", list(places[name].shape), digests[name]] for name in sorted(places)],
+        "tensors": [
+            [name.removeprefix("visual."), "F32", list(places[name].shape), digests[name]] for name in sorted(places)
+        ],
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":")).replace("10000.0", "10000")
     assert fingerprint_of(opened, places, digests) == hashlib.sha256(text.encode()).hexdigest()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.checkpoints.opening import open_checkpoint
 from tests.support.checkpoints import rewrite
 from tests.support.hub_server import COMMIT, NAME, Hub
 
@@ -30,7 +30,7 @@ def run(code: str, home: Path, url: str, **environment: str) -> subprocess.Compl
 
 OPEN = """
 import sys
-from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ModelError
 try:
     c = open_checkpoint({name!r}, {half!r})

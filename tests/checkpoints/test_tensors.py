@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from safetensors.torch import load_file
 
-from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.checkpoints.tensors import read_header, read_tensors, torch_dtype_name
 from qvsplit.errors import ModelError
 from tests.support.checkpoints import files_of

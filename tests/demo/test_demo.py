@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from qvsplit import demo
-from qvsplit.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from qvsplit.checkpoints.opening import DEMO_FOLDER, open_checkpoint
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store

@@ -19,7 +19,7 @@ from train_demo.evaluate import (
 
 from qvsplit import demo
 from qvsplit.ask import load_session
-from qvsplit.checkpoints.checkpoint import DEMO_FOLDER
+from qvsplit.checkpoints.opening import DEMO_FOLDER
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store

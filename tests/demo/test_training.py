@@ -11,7 +11,7 @@ from PIL import Image
 from train_demo import postcards, questions
 
 from qvsplit import demo
-from qvsplit.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from qvsplit.checkpoints.opening import DEMO_FOLDER, open_checkpoint
 
 
 def test_a_scene_is_a_function_of_its_seed():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.extract import extract_files
 from qvsplit.kernels import fused_encoder
 from qvsplit.models import encoder as encoder_module
@@ -62,8 +62,8 @@ def test_cancelling_ends_an_encode_in_another_thread(checkpoint, photos, kernels
 def test_images_wait_as_bytes(encoder, photos):
     image = open_file(photos / "coffee.png")
     one = prepared(encoder, image)
-    assert one.pixels.dtype == torch.uint8
-    assert one.pixels.shape == (one.patches, 3 * 14 * 14)
+    assert one.values["pixels"].dtype == torch.uint8
+    assert one.values["pixels"].shape == (one.patches, 3 * 14 * 14)
     theirs = encoder.preparer.processor.image_processor(images=[image], return_tensors="pt")
     assert torch.equal(encoder.pixel_values(one), theirs["pixel_values"])
     assert one.grid_thw == tuple(theirs["image_grid_thw"][0].tolist())
@@ -75,7 +75,7 @@ def test_what_prepares_an_image_can_be_sent_elsewhere(encoder, photos):
     copy = pickle.loads(pickle.dumps(encoder.preparer))
     image = np.array(open_file(photos / "coffee.png"))
     one = pickle.loads(pickle.dumps(copy.prepare(image)))
-    assert torch.equal(one.pixels, encoder.preparer.prepare(image).pixels)
+    assert torch.equal(one.values["pixels"], encoder.preparer.prepare(image).values["pixels"])
     assert pickle.loads(pickle.dumps(encoder.spec)) == encoder.spec
 
 

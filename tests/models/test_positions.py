@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.models import language
+from qvsplit.models.asking import PrefixedQuestion
 from qvsplit.models.decoding import Decoding
-from qvsplit.models.language import PrefixedQuestion
 from qvsplit.models.prompt import Placeholder
 from tests.support.full_model import NEW_TOKENS
+from tests.support.language_models import features_of
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
@@ -36,23 +37,23 @@ def test_behind_a_video_of_any_length(model, whole, frames, question):
     pixels = torch.randn(frames * 4 * 6, 3 * 2 * 14 * 14)
     grid = torch.tensor([clip.grid_thw])
     with torch.inference_mode():
-        features = whole.model.get_video_features(pixels, grid, return_dict=True).pooler_output
+        features = whole.model.get_video_features(pixels, grid, return_dict=True)
         ids = torch.tensor([prompt.input_ids])
         expected = whole.model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values_videos=pixels, video_grid_thw=grid,
-            mm_token_type_ids=torch.tensor([prompt.mm_token_type_ids]), max_new_tokens=NEW_TOKENS, **GREEDY,
+            mm_token_type_ids=torch.tensor([prompt.token_types["mm_token_type_ids"]]), max_new_tokens=NEW_TOKENS, **GREEDY,
         )[0, ids.shape[1] :].tolist()  # fmt: skip
-    prefix = model.prefill(prompt, list(features))
+    prefix = model.prefill(prompt, [features_of(features)])
     suffix = prompt.input_ids[prompt.prefix_tokens :]
     (got,) = model.generate([PrefixedQuestion(prefix, suffix)], Decoding(max_new_tokens=NEW_TOKENS))
     assert got.tokens == expected
-    start = prompt.mm_token_type_ids.index(2)
+    start = prompt.token_types["mm_token_type_ids"].index(2)
     assert prefix.next_position == start + 3  # columns, as the model has it
 
 
 def test_types_and_counts_are_those_of_the_clip(model):
     clip = video(9, 4, 6)
     prompt = model.prompter.ask("?", [clip])
-    assert prompt.mm_token_type_ids.count(2) == clip.n_tokens
+    assert prompt.token_types["mm_token_type_ids"].count(2) == clip.n_tokens
     assert prompt.grids("video") == [clip.grid_thw]
     assert prompt.grids("image") == []

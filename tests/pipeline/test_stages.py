@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ItemError, ItemNotFound
 from qvsplit.models.encoder import Encoded, EncoderSpec, load_encoder
 from qvsplit.pipeline.stages import Decode, Encode, Prepare, Quantize, Read
@@ -67,7 +67,7 @@ def test_every_stage_gives_the_same_bits_in_another_process(checkpoint, tmp_path
             assert np.array_equal(here.pixels, image.pixels)
             assert (here.width, here.height, here.format) == (image.width, image.height, image.format)
             own = prepare(here.pixels)
-            assert torch.equal(own.pixels, prepared.pixels)
+            assert torch.equal(own.values["pixels"], prepared.values["pixels"])
             assert (own.grid_thw, own.placeholder, own.n_tokens) == (
                 prepared.grid_thw, prepared.placeholder, prepared.n_tokens
             )  # fmt: skip
@@ -185,11 +185,11 @@ def test_no_stage_changes_what_it_is_given(checkpoint, kernels):
     prepare, quantize = Prepare(encoder.preparer), Quantize(encoder.config, encoder.tensors)
     one, other = prepare(image), prepare(np.ascontiguousarray(image[::-1]))
     assert np.array_equal(image, pristine)
-    before = [item.pixels.clone() for item in (one, other)]
+    before = [item.values["pixels"].clone() for item in (one, other)]
     encode = Encode(functools.partial(load_encoder, spec), encoder)
     first, second = encode([one, other]), encode([one, other])
     for item, pixels in zip((one, other), before, strict=True):
-        assert torch.equal(item.pixels, pixels)
+        assert torch.equal(item.values["pixels"], pixels)
     kept = [result.tensors[POOLER_OUTPUT].clone() for result in first]
     for result, again, values in zip(first, second, kept, strict=True):
         assert np.array_equal(quantize(result).tensors[POOLER_OUTPUT].raw, quantize(again).tensors[POOLER_OUTPUT].raw)

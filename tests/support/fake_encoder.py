@@ -51,7 +51,7 @@ class FakePreparer:
         rows, columns = ((np.arange(n) * side + side // 2) // n for n, side in ((h, height), (w, width)))
         pixels = torch.from_numpy(image[rows][:, columns].copy())  # [h, w, 3]
         patches = pixels.view(h // 2, 2, w // 2, 2, 3).permute(0, 2, 1, 3, 4).reshape(h * w, 3)
-        return Prepared(patches, (1, h, w), h * w // 4, ((IMAGE_TOKEN, h * w // 4),))
+        return Prepared({"pixels": patches}, h * w // 4, h * w, ((IMAGE_TOKEN, h * w // 4),), (1, h, w))
 
 
 @dataclass
@@ -77,7 +77,7 @@ class FakeEncoder:
         if self._cancelled.is_set():
             raise Cancelled
         return [
-            Encoded({POOLER_OUTPUT: one.pixels.float().view(-1, WIDTH) / 255}, one.grid_thw, one.placeholder)
+            Encoded({POOLER_OUTPUT: one.values["pixels"].float().view(-1, WIDTH) / 255}, one.grid_thw, one.placeholder)
             for one in batch
         ]
 

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from qvsplit.checkpoints.families import QWEN2_VL
+from qvsplit.checkpoints.families import PROCESSOR_SETTINGS
 from tests.support import checkpoints as make_checkpoint
 from tests.support.checkpoints import END, IMAGE, STOP, TEMPLATE
 from train_demo import postcards, questions
@@ -100,7 +100,7 @@ def grid_of(width: int, height: int) -> tuple[int, int]:
 def patches_of(images: torch.Tensor) -> torch.Tensor:
     """uint8 [pictures, height, width, 3] to float32 [pictures, patches, 3 · 14 · 14], normalised, in merge order."""
     mean, std = (
-        torch.tensor(QWEN2_VL.processor_settings[name].default, device=images.device)
+        torch.tensor(PROCESSOR_SETTINGS[name].default, device=images.device)
         for name in ("image_mean", "image_std")
     )
     count, height, width, _ = images.shape

@@ -1,0 +1,131 @@
+"""Open the checkpoint that a user names: a folder, a hub name, or the small one in the package.
+
+From the hub, only the files of the half asked for are fetched. Reads JSON and safetensors headers only: no tensor;
+torch and transformers only for a family that is not listed, and that once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qvsplit.checkpoints.checkpoint import Checkpoint, Half
+from qvsplit.checkpoints.families import FAMILIES, Family
+from qvsplit.checkpoints.files import INDEX_FILE, SINGLE_FILE, read_json, tensor_files
+from qvsplit.checkpoints.hub import fetch_files, fetch_small_files, looks_like_hub_name
+from qvsplit.errors import ModelError, some_of
+
+DEFAULT_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
+DEMO_MODEL = "demo"  # the small checkpoint that lies in the package
+DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "checkpoint"
+
+
+def open_checkpoint(model: str | os.PathLike[str], half: Half, *, revision: str | None = None) -> Checkpoint:
+    """Open the checkpoint that `model` names, with every file of `half` on this disk.
+
+    Args:
+        model: A folder, or a hub name, optionally with a revision behind an `@`, or `demo`, the small checkpoint in the
+            package (a folder of that name is `./demo`).
+        half: What will be loaded from it.
+        revision: The revision of a hub name that has none behind an `@`.
+
+    Raises:
+        ModelError: There is no such model, its family is unknown, files are missing, or its weights are pickled.
+    """
+    text = os.fspath(model)
+    folder = _local_folder(text)
+    if folder is not None:
+        checkpoint = _from_folder(folder, name=text if text == DEMO_MODEL else str(folder), revision=None)
+    elif looks_like_hub_name(text):
+        checkpoint = _from_hub(text, half, revision)
+    else:
+        raise ModelError(
+            f"no model folder at {text}; give a folder with config.json, or a hub name such as {DEFAULT_MODEL}, or demo"
+        )
+    absent = [name for name in checkpoint.file_names(half) if not (checkpoint.folder / name).is_file()]
+    if absent:
+        raise ModelError(f"{checkpoint.folder} lacks {some_of(absent)}, which {INDEX_FILE} names; download it again")
+    return checkpoint
+
+
+def read_settings(model: str) -> Checkpoint:
+    """Open the checkpoint that `model` names as far as its small files say: none of its weights need be there.
+
+    Returns:
+        A checkpoint whose `files` is empty.
+
+    Raises:
+        ModelError: There is no such model, or its family is unknown.
+    """
+    folder = _local_folder(model)
+    if folder is None and looks_like_hub_name(model):
+        folder = fetch_small_files(model, None)
+    if folder is None:
+        raise ModelError(f"no model folder at {model}; give a folder with config.json, or a hub name")
+    return _with_family(folder, model, model.partition("@")[2] or None, {})
+
+
+def default_model() -> str:
+    """Give what is taken where nobody names a model and no store has its own."""
+    return os.environ.get("QVSPLIT_MODEL") or DEFAULT_MODEL
+
+
+def choose_checkpoint(asked: str | None, half: Half, *, own: str, revision: str | None) -> Checkpoint:
+    """Open the checkpoint asked for; else a store's own; else QVSPLIT_MODEL or the default.
+
+    Args:
+        asked: The model that the user names.
+        half: What will be loaded from it.
+        own: The model that the store's rows name; empty where there is no store yet.
+        revision: Of the store's own model.
+
+    Raises:
+        ModelError: It cannot be opened; the message says where the name is from if it is a store's.
+    """
+    if asked is not None or not own:
+        return open_checkpoint(asked or default_model(), half)
+    try:
+        return open_checkpoint(own, half, revision=revision)
+    except ModelError as error:
+        raise ModelError(f"the store was made with {own}: {error}; if it has moved, name it as `model`") from None
+
+
+def _local_folder(model: str) -> Path | None:
+    if model == DEMO_MODEL:
+        return DEMO_FOLDER
+    return Path(model).resolve() if os.path.isdir(model) else None
+
+
+def _from_folder(folder: Path, *, name: str, revision: str | None) -> Checkpoint:
+    return _with_family(folder, name, revision, tensor_files(folder))
+
+
+def _with_family(folder: Path, name: str, revision: str | None, files: Mapping[str, str]) -> Checkpoint:
+    """Give a checkpoint with what is known of its family; of one that is not listed a dry run says it."""
+    config: Mapping[str, Any] = read_json(folder / "config.json")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelError(f"{folder / 'config.json'} names no model_type; is it a model folder?")
+    checkpoint = Checkpoint(folder, name, revision, config, files, FAMILIES.get(model_type, Family(model_type)))
+    if model_type in FAMILIES:
+        return checkpoint
+    from qvsplit.checkpoints.tracing import traced_family
+
+    return replace(checkpoint, family=traced_family(checkpoint))
+
+
+def _from_hub(text: str, half: Half, revision: str | None) -> Checkpoint:
+    """Fetch (or find in the hub's cache) the small files, then the safetensors files of `half`.
+
+    All files come from the one commit that the first look found, so that a push in between mixes nothing.
+    """
+    folder = fetch_small_files(text, revision)
+    commit = folder.name
+    if not (folder / INDEX_FILE).is_file() and not (folder / SINGLE_FILE).is_file():
+        fetch_files(text, [SINGLE_FILE], commit)
+    checkpoint = _from_folder(folder, name=text.partition("@")[0], revision=commit)
+    fetch_files(text, checkpoint.file_names(half), commit)
+    return checkpoint

@@ -1,0 +1,155 @@
+"""Prove that prompts made from stored placeholders are the processor's own, on small images.
+
+What differs between families is not known here: how a placeholder is expanded, whether an image's place is written
+beside it, whether the text is changed around images, which types every token gets. So the processor is called on
+pixels once, and its tokens are held against ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qvsplit.checkpoints import hf
+from qvsplit.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL import Image
+
+    from qvsplit.models.prompt import Placeholder
+
+PROOF_SIZES = ((160, 120), (500, 260))  # width and height: one that is small, one that families with tiles cut up
+TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # the names by which models take what a processor says of tokens
+_QUESTION = "What is in the picture?"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the processor's own call showed: how each of its token types comes about, by name."""
+
+    types: Mapping[str, str]  # "items": as `create_mm_token_type_ids` has them; "text": all 0
+
+    def token_types(self, processor: Any, ids: Sequence[int]) -> dict[str, list[int]]:
+        """Give the types of a prompt's tokens, by the names of the model's inputs."""
+        return {name: _types(how, processor, ids) for name, how in self.types.items()}
+
+
+class PromptMaker(Protocol):
+    """What makes prompts from placeholders."""
+
+    processor: Any
+    folder: Path
+
+    def proof_prompt(self, placeholders: Sequence[Placeholder], question: str) -> list[int]:
+        """Give the tokens of a question about items."""
+
+    def placeholder_of(self, text: str) -> Placeholder:
+        """Give the placeholder of an image that the processor stands for by `text`."""
+
+
+def small_images(sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
+    """Make grey images of these widths and heights."""
+    from PIL import Image
+
+    return [Image.new("RGB", size, (90 + 20 * number, 120, 150)) for number, size in enumerate(sizes)]
+
+
+def prove(maker: PromptMaker, *, several: bool) -> Proof:
+    """Hold prompts made from placeholders against the processor's own call.
+
+    Raises:
+        ModelError: They differ.
+        UsageError: They differ only where several images stand together.
+    """
+    shown = [small_images(PROOF_SIZES)] if several else [[image] for image in small_images(PROOF_SIZES)]
+    types: dict[str, str] = {}
+    for images in shown:
+        alone = [hf.process_image(maker.processor, image) for image in images]
+        ours = maker.proof_prompt([maker.placeholder_of(text) for _, text in alone], _QUESTION)
+        theirs = processor_call(maker.processor, images, _QUESTION, where=maker.folder)
+        same = ours == _flat(theirs["input_ids"])
+        if several and not (same and _same_pixels([processed for processed, _ in alone], theirs)):
+            raise UsageError(
+                f"{maker.folder}: its processor prepares an image in another way where others stand beside it, and "
+                "features are of images that stand alone; ask about one image at a time"
+            )
+        if not same:
+            raise ModelError(
+                f"{maker.folder} cannot be split: its processor's prompts cannot be made from placeholders, without "
+                "pixels"
+            )
+        types |= _types_shown(maker, theirs)
+    return Proof(types)
+
+
+def processor_call(processor: Any, images: Sequence[Image.Image], question: str, *, where: object) -> Mapping[str, Any]:
+    """Give what a processor makes of images and a question about them, as tensors: the full model's inputs.
+
+    Raises:
+        ModelError: It cannot; `where` says whose it is.
+    """
+    try:
+        if processor.chat_template:
+            content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
+            return dict(
+                processor.apply_chat_template(
+                    [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+                    return_tensors="pt", enable_thinking=False,
+                )
+            )  # fmt: skip
+        text = processor.image_token * len(images) + question
+        return dict(processor(text=[text], images=list(images), return_tensors="pt"))
+    except Exception as error:  # a template and a processor are programs of the checkpoint's: they may raise anything
+        raise ModelError(f"{where} has no usable chat template ({error}); download it again") from None
+
+
+def _types_shown(maker: PromptMaker, theirs: Mapping[str, Any]) -> dict[str, str]:
+    """Say how each of the processor's token types comes about. ModelError for one that does in no way known."""
+    ids = _flat(theirs["input_ids"])
+    shown: dict[str, str] = {}
+    for name in TOKEN_TYPES:
+        if name in theirs:
+            wanted = _flat(theirs[name])
+            ways = [how for how in ("text", "items") if _types_or_none(how, maker.processor, ids) == wanted]
+            if not ways:
+                continue  # the model would be given none: a model that needs them refuses
+            shown[name] = ways[0]
+    return shown
+
+
+def _types_or_none(how: str, processor: Any, ids: Sequence[int]) -> list[int] | None:
+    try:
+        return _types(how, processor, ids)
+    except TypeError:  # a processor that would have to know more than the tokens
+        return None
+
+
+def _types(how: str, processor: Any, ids: Sequence[int]) -> list[int]:
+    if how == "text":
+        return [0] * len(ids)
+    return list(processor.create_mm_token_type_ids([list(ids)])[0])
+
+
+def _same_pixels(alone: Sequence[Mapping[str, Any]], together: Mapping[str, Any]) -> bool:
+    """Say whether images prepared one by one have the pixels of those prepared together, but for padding."""
+    import torch
+
+    names = [name for name in together if name.startswith("pixel_values")]
+    for name in names:
+        # sorted: families lay images out one behind the other, or side by side
+        one_by_one = torch.cat([torch.as_tensor(one[name]).flatten() for one in alone]).sort().values
+        both = torch.as_tensor(together[name]).flatten().sort().values
+        if len(both) == len(one_by_one):
+            if not torch.equal(both, one_by_one):
+                return False
+        elif not torch.allclose(both.abs().sum(), one_by_one.abs().sum(), rtol=1e-3):
+            return False
+    return True
+
+
+def _flat(ids: Any) -> list[int]:
+    values = ids[0] if getattr(ids, "ndim", 1) == 2 or (isinstance(ids, list) and isinstance(ids[0], list)) else ids
+    return [int(value) for value in values]
