@@ -20,9 +20,10 @@ from qvsplit.errors import OutOfMemory, QvsplitError, UsageError, some_of
 from qvsplit.models.prompt import Placeholder
 
 if TYPE_CHECKING:
+    from qvsplit.models.asking import PrefixedQuestion
     from qvsplit.models.decoding import Constraint, Decoding
-    from qvsplit.models.language import LanguageModel, PrefixedQuestion
-    from qvsplit.models.prefix_cache import Prefix, PrefixCache
+    from qvsplit.models.language import LanguageModel
+    from qvsplit.models.prefix_cache import Beginning, PrefixCache
     from qvsplit.models.prompt import Prompt
     from qvsplit.store.features import Features
     from qvsplit.store.row import Row
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 TOKEN_BUDGET = {"cpu": 1 << 14, "cuda": 1 << 17}  # in one batch, an image's once: 0.9 GB on a 2B in float32
 PREFIX_CACHE_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}
 
-Prefixes = dict[PrefixKey, "Prefix | QvsplitError"]
+Prefixes = dict[PrefixKey, "Beginning | QvsplitError"]
 OnText = Callable[[str, str], None]
 
 
@@ -172,7 +173,7 @@ class LocalEngine:
         self, batch: Sequence[PreparedRequest], prefixes: Prefixes, on_text: OnText | None
     ) -> list[Completion]:
         """Answer one batch at once. OutOfMemory where that does not fit."""
-        from qvsplit.models.language import PrefixedQuestion
+        from qvsplit.models.asking import PrefixedQuestion
 
         questions: list[PrefixedQuestion] = []
         ready: list[PreparedRequest] = []
@@ -185,7 +186,8 @@ class LocalEngine:
                 completions.append(_failed(one.request, prefix, one.prompt))
             else:
                 ready.append(one)
-                questions.append(PrefixedQuestion(prefix, one.suffix, one.request.seed))
+                types = {n: t[one.prompt.prefix_tokens :] for n, t in one.prompt.token_types.items()}
+                questions.append(PrefixedQuestion(prefix, one.suffix, one.request.seed, types))
         if ready:
             answer = self._score if ready[0].choices else self._generate
             completions += answer(ready, questions, on_text)
@@ -238,7 +240,7 @@ class LocalEngine:
 
     # ------------------------------------------------------------------------------------------------------ prefixes
 
-    def _prefix_or_error(self, one: PreparedRequest) -> Prefix | QvsplitError:
+    def _prefix_or_error(self, one: PreparedRequest) -> Beginning | QvsplitError:
         """Give the request's prefix, or why it has none: features that are damaged, say. OutOfMemory is raised."""
         try:
             return self._prefix(one.prompt, one.request.features, one.request.shared)
@@ -247,18 +249,16 @@ class LocalEngine:
         except QvsplitError as error:
             return error
 
-    def _prefix(self, prompt: Prompt, features: tuple[FeatureRef, ...], shared: int = 0) -> Prefix:
-        """Give the KV prefix of these features: a cached one, one behind a shared beginning, or a new one."""
-        from qvsplit.models.language import as_tensor
-
+    def _prefix(self, prompt: Prompt, features: tuple[FeatureRef, ...], shared: int = 0) -> Beginning:
+        """Give the prefix of these features: a cached one, one behind a shared beginning, or a new one."""
         key = (features, tuple(prompt.input_ids[: prompt.prefix_tokens]))
         cached = self.prefix_cache.get(key)
         if cached is not None:
             return cached
-        after = self._prefix(prompt.upto(shared), features[:shared]) if 0 < shared < len(features) else None
-        new = features[shared if after else 0 :]
-        tensors = [as_tensor(self._reader.features(ref)) for ref in new]
-        prefix = self.language.prefill(prompt, tensors, after=after)
+        shares = 0 < shared < len(features) and self.language.can_extend
+        after = self._prefix(prompt.upto(shared), features[:shared]) if shares else None
+        new = [self._reader.features(ref) for ref in features[shared if shares else 0 :]]
+        prefix = self.language.prefill(prompt, new, after=after)
         self.prefix_cache.put(key, prefix)
         return prefix
 

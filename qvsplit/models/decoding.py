@@ -81,6 +81,11 @@ class GrowingAnswer:
         """Whether the next token is simply the most probable one; the same for every row of a batch."""
         return self._generator is None and self._rules.constraint is None and not self._rules.processors
 
+    @property
+    def max_new_tokens(self) -> int:
+        """How many tokens it may come to."""
+        return self._rules.decoding.max_new_tokens
+
     def choose(self, scores: torch.Tensor) -> int:
         """Choose the next token by `scores`, as transformers' processors and the constraint leave them."""
         import torch

@@ -8,8 +8,10 @@ import pytest
 
 from qvsplit.answering.engine import Decoding, FeatureRef, Request
 from qvsplit.errors import ModelError, OutOfMemory, ShardDamaged, UsageError
+from qvsplit.models import asking
 from qvsplit.models.language import LanguageModel
 from qvsplit.models.prompt import question_messages
+from qvsplit.models.shared_prefix import SharedBatch
 from tests.support.fake_engine import row, session_of, store_of
 from tests.support.full_model import NEW_TOKENS, upright_rgb
 
@@ -94,7 +96,7 @@ def test_memory_that_does_not_suffice_for_one_is_its_error_and_the_others_are_an
     large = store.rows[1].n_tokens
 
     def cramped(self, prompt, features, **more):
-        if any(len(one) == large for one in features):
+        if any(one.n_tokens == large for one in features):
             raise OutOfMemory("too much")
         return prefill(self, prompt, features, **more)
 
@@ -105,16 +107,14 @@ def test_memory_that_does_not_suffice_for_one_is_its_error_and_the_others_are_an
 
 
 def test_numbers_that_are_none_are_the_error_of_their_row(engine, store, monkeypatch):
-    finite = LanguageModel._finite_rows
-    monkeypatch.setattr(
-        LanguageModel, "_finite_rows", lambda self, hidden: [n != 1 or len(hidden) < 3 for n in range(len(hidden))]
-    )
+    finite = asking.finite_rows
+    monkeypatch.setattr(asking, "finite_rows", lambda rows: [n != 1 or len(rows) < 3 for n in range(len(rows))])
     generated = answered(engine, [request(n, one) for n, one in enumerate(store.rows)])
     scored = answered(engine, [request(n, one, choices=("yes", "no")) for n, one in enumerate(store.rows)])
     for completions in (generated, scored):
         assert isinstance(completions[1].error, ModelError)
         assert completions[0].error is completions[2].error is None
-    monkeypatch.setattr(LanguageModel, "_finite_rows", finite)
+    monkeypatch.setattr(asking, "finite_rows", finite)
     sound = answered(engine, [request(n, one) for n, one in enumerate(store.rows)])
     assert sound[2].error is None
     assert len(sound[2].tokens) == NEW_TOKENS
@@ -175,7 +175,7 @@ def test_text_is_told_with_its_requests_id(engine, store):
 
 def test_cancelling_ends_it_soon(engine, store, monkeypatch):
     steps = []
-    forward = LanguageModel._next
+    forward = SharedBatch.next
 
     def watched(self, *given):
         steps.append(1)
@@ -185,12 +185,12 @@ def test_cancelling_ends_it_soon(engine, store, monkeypatch):
             canceller.join()
         return forward(self, *given)
 
-    monkeypatch.setattr(LanguageModel, "_next", watched)
+    monkeypatch.setattr(SharedBatch, "next", watched)
     long = [request(n, one, max_new_tokens=400) for n, one in enumerate(store.rows)]
     completions = answered(engine, long)
     assert len(steps) <= 4
     assert {one.finish_reason for one in completions.values()} == {"cancelled"}
     assert all(one.tokens and one.text for one in completions.values())
-    monkeypatch.setattr(LanguageModel, "_next", forward)
+    monkeypatch.setattr(SharedBatch, "next", forward)
     again = answered(engine, [request(0, store.rows[0])])  # it may be asked again
     assert again[0].finish_reason in ("stop", "length")

@@ -12,14 +12,16 @@ import torch
 from qvsplit.answering.checks import Question
 from qvsplit.answering.engine import FeatureRef, Request
 from qvsplit.ask import PromptItems
-from qvsplit.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from qvsplit.checkpoints.opening import DEMO_FOLDER, open_checkpoint
 from qvsplit.errors import ModelError, OutOfMemory, UsageError
 from qvsplit.kernels import packed_linear as packing
 from qvsplit.kernels import shared_prefix_attention
 from qvsplit.models import language as language_module
 from qvsplit.models import prefix_cache as prefix
+from qvsplit.models.asking import PrefixedQuestion
 from qvsplit.models.decoding import AnswerRules, Decoding, GrowingAnswer
-from qvsplit.models.language import LanguageModel, PrefixedQuestion
+from qvsplit.models.forward import Forward
+from qvsplit.models.language import LanguageModel
 from qvsplit.models.prompt import question_messages
 from qvsplit.weights import load_language_model
 from tests.support.fake_engine import session_of, store_of
@@ -170,13 +172,13 @@ def test_rows_that_have_ended_are_computed_no_more(tmp_path, monkeypatch):
     store = store_of(FullModel(DEMO_FOLDER), {"sunday.jpg": upright_rgb(POSTCARDS / "sunday.jpg")})
     session = session_of(store, DEMO_FOLDER)
     rows_a_step = []
-    forward = LanguageModel._forward
+    forward = Forward.hidden
 
     def watched(self, ids, *given, **named):
         rows_a_step.append(ids.shape[0])
         return forward(self, ids, *given, **named)
 
-    monkeypatch.setattr(LanguageModel, "_forward", watched)
+    monkeypatch.setattr(Forward, "hidden", watched)
     asked = ["Is this day or night?", "Describe the image.", "Is there a dog?"]
     answers = session.answers(next(iter(store)), asked)
     lengths = [len(answer.tokens) for answer in answers]
@@ -319,7 +321,7 @@ def test_a_shared_beginning_is_computed_once(session, few, told):
 def test_a_prefix_of_another_beginning_is_refused(session, few):
     two, one = few[1][:2]  # the longer one first
     ready = [prepared(session, row, "?") for row in (one, two)]
-    features = [language_module.as_tensor(few[0].features(row)) for row in (one, two)]
+    features = [few[0].features(row) for row in (one, two)]
     first = session.engine.language.prefill(ready[0].prompt, features[:1])
     with pytest.raises(ValueError, match="does not begin"):
         session.engine.language.prefill(ready[1].prompt, features[1:], after=first)
@@ -339,11 +341,18 @@ def test_a_model_that_accelerate_spreads_gives_the_same_answers(few, told, sprea
         where = {f"model.language_model.{name}": "cpu" for name in names} | {"lm_head": "cpu"}
         dispatch_model(half, where, force_hooks=True)
         assert hasattr(half, "hf_device_map")
-        session.engine._language = LanguageModel(half, session.engine.language.prompter)
+        session.engine._language = LanguageModel(half, session.engine.language.prompter, "causal")
     assert [answer.tokens for answer in session.answers(row, asked)] == [told(question, row.path) for question in asked]
 
 
 # -- attention, packed layers -----------------------------------------------------------------------------------------
+
+
+def attended(step, query, key, value, scaling):
+    """The attention of layer 0 with `step` in force."""
+    module = type("Layer", (), {"layer_idx": 0})()
+    with shared_prefix_attention.in_force(step):
+        return shared_prefix_attention.attention(module, query, key, value, None, scaling=scaling)[0]
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -357,15 +366,15 @@ def test_shared_prefix_attention_is_attention_over_the_joined_sequence(monkeypat
         for n in (11, 4)
     ]  # fmt: skip
     rows, padding = [prefixes[0], prefixes[0], prefixes[1]], [0, 2, 1]
-    suffixes = prefix.SuffixCache(rows, padding)
-    suffixes.length = suffix - new
     query = torch.randn(3, heads, new, width, dtype=dtype)
     key, value = (torch.randn(3, key_heads, suffix, width, dtype=dtype) for _ in range(2))
-    seen = suffixes.seen(new, torch.device("cpu"))
-    module = type("Layer", (), {"layer_idx": 0})()
+    suffixes = prefix.SuffixCache(rows, padding)
+    suffixes.update(key[:, :, :-new], value[:, :, :-new], 0)
+    step = suffixes.step(new, torch.device("cpu"))
+    seen = step.seen
     for scores in (1, 1 << 20):  # a token at a time, and all at once
         monkeypatch.setattr(shared_prefix_attention, "SCORE_VALUES", scores)
-        got, _ = shared_prefix_attention.attention(module, query, key, value, seen, scaling=0.3, suffixes=suffixes)
+        got = attended(step, query, key, value, 0.3)
         for row, its in enumerate(rows):
             keys = torch.cat([its.keys[0], key[row]], 1).repeat_interleave(heads // key_heads, 0)
             values = torch.cat([its.values[0], value[row]], 1).repeat_interleave(heads // key_heads, 0)
@@ -384,10 +393,9 @@ def test_narrow_dtypes_are_attended_as_exactly_as_sdpa_does(dtype):
     query, key, value = (2 * torch.randn(1, count, suffix, width) for count in (heads, 2, 2))
     narrow = prefix.Prefix(behind.input_ids, (behind.keys[0].to(dtype),), (behind.values[0].to(dtype),), n)
     suffixes = prefix.SuffixCache([narrow], [0])
-    module = type("Layer", (), {"layer_idx": 0})()
-    seen = suffixes.seen(suffix, torch.device("cpu"))
-    got, _ = shared_prefix_attention.attention(module, query.to(dtype), key.to(dtype), value.to(dtype), seen, scaling=width**-0.5,
-                              suffixes=suffixes)  # fmt: skip
+    step = suffixes.step(suffix, torch.device("cpu"))
+    seen = step.seen
+    got = attended(step, query.to(dtype), key.to(dtype), value.to(dtype), width**-0.5)
     keys = torch.cat([narrow.keys[0][None], key.to(dtype)], 2).repeat_interleave(2, 1)
     values = torch.cat([narrow.values[0][None], value.to(dtype)], 2).repeat_interleave(2, 1)
     mask = torch.cat([torch.ones(suffix, n, dtype=torch.bool), seen[0]], 1)
@@ -434,7 +442,7 @@ def test_sampling_is_transformers_own(session, few, whole, photos):
     row, question = few[1][1], "What is it?"
     inputs = whole.inputs([upright_rgb(photos / row.path)], question)
     ready = prepared(session, row, question)
-    behind = session.engine.language.prefill(ready.prompt, [language_module.as_tensor(few[0].features(row))])
+    behind = session.engine.language.prefill(ready.prompt, [few[0].features(row)])
     seen = set()
     for seed, told in (
         (1, {"temperature": 1.5}),

@@ -1,0 +1,174 @@
+"""A prefix that is computed once, never copied, and read by all questions behind it at once.
+
+For layers with attention, full or in sliding windows, and recurrent ones. All rows of a batch decode together. Suffixes
+are left-padded where there is only attention; a recurrent state would take padding in, so there suffixes of one length
+run together, and are put into one batch afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from qvsplit.models.asking import Choices, PrefixedQuestion, choice_rows, choice_sums, grow, runs_of_one_length
+
+if TYPE_CHECKING:
+    import torch
+
+    from qvsplit.models.decoding import GrowingAnswer
+    from qvsplit.models.forward import Forward
+    from qvsplit.models.prefix_cache import Beginning, Prefix, SuffixCache
+    from qvsplit.models.prompt import Prompt
+    from qvsplit.store.features import Features
+
+
+class SharedPrefix:
+    """The way of models whose decoder's attention and recurrent layers are known, see `ways.py`."""
+
+    def __init__(self, forward: Forward, stops: Callable[[], Sequence[int]], *, can_extend: bool) -> None:
+        from qvsplit.kernels.shared_prefix_attention import ATTENTION
+
+        forward.model.set_attn_implementation({"text_config": ATTENTION})
+        self._forward = forward
+        self._stops = stops
+        self._can_extend = can_extend
+
+    @property
+    def can_extend(self) -> bool:
+        """Whether further items can be computed behind a beginning."""
+        return self._can_extend
+
+    def prefill(self, prompt: Prompt, features: Sequence[Features], after: Beginning | None) -> Prefix:
+        """Compute keys, values and states of the prompt up to its last item."""
+        from qvsplit.kernels.shared_prefix_attention import in_force
+        from qvsplit.models.prefix_cache import Capture, SuffixCache
+
+        forward, end = self._forward, prompt.prefix_tokens
+        if after is None:
+            cache = Capture(forward.config, to_the_end=forward.is_spread)
+            following = forward.prefill(prompt, features, cache)
+            return cache.prefix(prompt.input_ids[:end], following)
+        before = _prefix(after)
+        new = prompt.input_ids[len(before) : end]
+        suffixes = SuffixCache([before], [0])
+        with in_force(suffixes.step(len(new), forward.device)):
+            following = forward.prefill(prompt, features, suffixes, known=len(before), first=before.next_position)
+        return suffixes.behind(before, new, following)
+
+    def generate(
+        self,
+        questions: Sequence[PrefixedQuestion],
+        answers: Sequence[GrowingAnswer],
+        is_cancelled: Callable[[], bool],
+    ) -> None:
+        """Let all answers grow as one batch."""
+        grow(SharedBatch(self._forward, questions), answers, is_cancelled)
+
+    def score(self, questions: Sequence[PrefixedQuestion], choices: Choices) -> list[list[float] | None]:
+        """Score choices: a question's in one row where there is only attention, else each in a row of its own."""
+        from qvsplit.models.scoring import score_layout, sums_of_layout
+
+        if _is_recurrent(questions):
+            rows = choice_rows(questions, choices)
+            tails = self._tails(rows, [len(tokens) + 1 for mine in choices for tokens in mine])
+            return choice_sums(tails, choices, self._stops())
+        prefixes = [_prefix(one.prefix) for one in questions]
+        layout = score_layout(
+            [one.suffix for one in questions], choices, [prefix.next_position for prefix in prefixes]
+        ).to(self._forward.device)
+        cache = _cache(prefixes, layout.padding)
+        hidden = _run(self._forward, cache, layout.input_ids, layout.positions, seen=layout.seen, places=layout.places)
+        return sums_of_layout(hidden, layout, choices, self._stops(), self._forward.scores)
+
+    def _tails(self, rows: Sequence[PrefixedQuestion], counts: Sequence[int]) -> list[torch.Tensor]:
+        """Give scores of each row's last `counts` columns."""
+        tails: dict[int, torch.Tensor] = {}
+        for run in runs_of_one_length(rows):
+            _, hidden = _ask(self._forward, [rows[number] for number in run])
+            for place, number in enumerate(run):
+                tails[number] = self._forward.scores(hidden[place, -counts[number] :])
+        return [tails[number] for number in range(len(rows))]
+
+    def tokens(self, questions: Sequence[PrefixedQuestion]) -> int:
+        """Count every prefix once, and the suffixes padded to the longest."""
+        prefixes = {id(one.prefix): len(one.prefix) for one in questions}
+        return sum(prefixes.values()) + len(questions) * max(len(one.suffix) for one in questions)
+
+
+class SharedBatch:
+    """Questions behind shared prefixes, as one batch."""
+
+    def __init__(self, forward: Forward, questions: Sequence[PrefixedQuestion]) -> None:
+        import torch
+
+        from qvsplit.models.prefix_cache import joined
+
+        self._forward = forward
+        self._places = [_prefix(one.prefix).next_position + len(one.suffix) for one in questions]
+        if not _is_recurrent(questions):
+            self._cache, hidden = _ask(forward, questions)
+            self.scores = forward.scores(hidden[:, -1])
+            return
+        runs = runs_of_one_length(questions)
+        asked = [_ask(forward, [questions[number] for number in run]) for run in runs]
+        order = [number for run in runs for number in run]
+        back = [order.index(number) for number in range(len(order))]
+        self._cache = joined([cache for cache, _ in asked])
+        self._cache.keep(back)
+        self.scores = forward.scores(torch.cat([hidden[:, -1] for _, hidden in asked])[back])
+
+    def next(self, tokens: Sequence[int]) -> None:
+        """Run each row's newest token."""
+        import torch
+
+        device = self._forward.device
+        ids = torch.tensor([[token] for token in tokens], device=device)
+        places = torch.tensor([[place] for place in self._places], device=device)
+        self.scores = self._forward.scores(_run(self._forward, self._cache, ids, places)[:, -1])
+        self._places = [place + 1 for place in self._places]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self._cache.keep(rows)
+        self._places = [self._places[row] for row in rows]
+
+
+def _ask(forward: Forward, questions: Sequence[PrefixedQuestion]) -> tuple[SuffixCache, torch.Tensor]:
+    """Run suffixes, left-padded, behind their prefixes; gives what is kept of them, and hidden states [B, q, width]."""
+    import torch
+
+    longest = max(len(one.suffix) for one in questions)
+    padding = [longest - len(one.suffix) for one in questions]
+    prefixes = [_prefix(one.prefix) for one in questions]
+    ids = torch.tensor([[0] * pad + list(one.suffix) for pad, one in zip(padding, questions, strict=True)])
+    first = torch.tensor([one.next_position - pad for pad, one in zip(padding, prefixes, strict=True)])
+    positions = (first[:, None] + torch.arange(longest)).clamp(min=0)  # padding's is never looked at
+    cache = _cache(prefixes, padding)
+    return cache, _run(forward, cache, ids.to(forward.device), positions.to(forward.device))
+
+
+def _run(
+    forward: Forward, cache: SuffixCache, ids: torch.Tensor, positions: torch.Tensor, **seen: torch.Tensor | None
+) -> torch.Tensor:
+    """Run new tokens of a batch, [B, q]; gives their hidden states."""
+    from qvsplit.kernels.shared_prefix_attention import in_force
+
+    with in_force(cache.step(ids.shape[1], forward.device, **seen)):
+        return forward.hidden(ids, positions, cache)
+
+
+def _cache(prefixes: Sequence[Prefix], padding: Sequence[int]) -> SuffixCache:
+    from qvsplit.models.prefix_cache import SuffixCache
+
+    return SuffixCache(prefixes, padding)
+
+
+def _prefix(beginning: Beginning) -> Prefix:
+    from qvsplit.models.prefix_cache import Prefix
+
+    assert isinstance(beginning, Prefix)
+    return beginning
+
+
+def _is_recurrent(questions: Sequence[PrefixedQuestion]) -> bool:
+    return bool(_prefix(questions[0].prefix).states)
