@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from qvsplit.answering.engine import FeatureRef, Request
+from qvsplit.errors import UsageError
 from qvsplit.models.prompt import Prompt
 
 PrefixKey = tuple[tuple[FeatureRef, ...], tuple[int, ...]]
@@ -42,6 +44,36 @@ class PreparedRequest:
     def room(self) -> int:
         """How many tokens the answer may come to."""
         return 0 if self.choices else self.request.decoding.max_new_tokens
+
+
+def within_context(one: PreparedRequest, context: int) -> PreparedRequest:
+    """Give the request, with no more room for its answer than is left of the model's context behind the prompt.
+
+    Raises:
+        UsageError: The prompt leaves no room for an answer.
+    """
+    tokens = len(one.prompt.input_ids)
+    least = max(map(len, one.choices), default=1)
+    if tokens + least > context:
+        raise UsageError(_too_long(one.prompt, context - least, context))
+    decoding = one.request.decoding
+    if one.choices or tokens + decoding.max_new_tokens <= context:
+        return one
+    return replace(one, request=replace(one.request, decoding=replace(decoding, max_new_tokens=context - tokens)))
+
+
+def _too_long(prompt: Prompt, most: int, context: int) -> str:
+    """Say how long the prompt is, how long it may be, and what to do."""
+    tokens, items = len(prompt.input_ids), len(prompt.placeholders)
+    shown = prompt.prefix_tokens if items else 0
+    question = tokens - shown
+    lengths = f"the prompt has {tokens:,} tokens, and the model's context {context:,}, the answer included"
+    if question > shown:
+        return f"{lengths}; ask a shorter question: this one takes {question:,}"
+    if items == 1:
+        return f"{lengths}; {prompt.placeholders[0].name} takes {shown:,}: extract it with a lower `max_pixels`"
+    fitting = bisect_right(range(1, items), most - question, key=lambda number: len(prompt.upto(number).input_ids))
+    return f"{lengths}; {fitting:,} of its {items:,} images would fit: ask about fewer together"
 
 
 def within_budget(prepared: Iterable[PreparedRequest], token_budget: int) -> Iterator[list[PreparedRequest]]:

@@ -48,6 +48,11 @@ class Request:
     choices: tuple[str, ...] = ()
     seed: int = 0
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the prompt asks the model to think first. Choices are scored right behind the prompt, without."""
+        return self.decoding.thinking and not self.choices
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -55,12 +60,13 @@ class Completion:
 
     Attributes:
         id: That of the request.
-        text: The answer; empty where choices were scored.
-        tokens: Its tokens, without the prompt's.
+        text: The answer; empty where choices were scored, or where it was cut before the model had done thinking.
+        tokens: Its tokens, those of the reasoning included, without the prompt's.
         prompt_tokens: How many tokens the prompt had.
         finish_reason: `stop`, `length`, `scored`, `cancelled` (with the text so far) or `error`.
         logprobs: The log-probability of each spelling in `choices` as a whole answer.
         error: Why there is no answer. A value, not raised: other requests are answered all the same.
+        reasoning: What the model thought before it answered.
     """
 
     id: str
@@ -70,6 +76,7 @@ class Completion:
     finish_reason: str = "stop"
     logprobs: Mapping[str, float] | None = None
     error: QvsplitError | None = None
+    reasoning: str = ""
 
 
 class Engine(Protocol):
@@ -82,7 +89,7 @@ class Engine(Protocol):
 
         Args:
             requests: Taken as they are needed.
-            on_text: Hears a request's id and more of its answer's text as it grows.
+            on_text: Hears a request's id and more of its answer's text as it grows; nothing of its reasoning.
 
         Raises:
             QvsplitError: No request of this kind can be answered: the model cannot be loaded, a schema not be followed.

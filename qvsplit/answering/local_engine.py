@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
-from qvsplit.answering.batches import PrefixKey, PreparedRequest, of_one_kind, within_budget
+from qvsplit.answering.batches import PrefixKey, PreparedRequest, of_one_kind, within_budget, within_context
 from qvsplit.answering.engine import Completion, FeatureRef, Request
 from qvsplit.errors import OutOfMemory, QvsplitError, UsageError, some_of
 from qvsplit.models.prompt import Placeholder
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qvsplit.models.language import LanguageModel
     from qvsplit.models.prefix_cache import Beginning, PrefixCache
     from qvsplit.models.prompt import Prompt
+    from qvsplit.models.reasoning import ReasoningMarks
     from qvsplit.store.features import Features
     from qvsplit.store.row import Row
 
@@ -86,6 +87,18 @@ class LocalEngine:
         tokens = self._limits.prefix_cache_tokens
         return PrefixCache(PREFIX_CACHE_TOKENS[self.language.device.type] if tokens is None else tokens)
 
+    @cached_property
+    def marks(self) -> ReasoningMarks:
+        """The marks around the model's reasoning."""
+        from qvsplit.models.reasoning import ReasoningMarks
+
+        return ReasoningMarks.of(self.language.prompter.tokenizer)
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens a prompt and its answer may have together; None where the model names no limit."""
+        return getattr(self.language.model.config.get_text_config(), "max_position_embeddings", None)
+
     @property
     def token_budget(self) -> int:
         """How many tokens may be in memory for one batch."""
@@ -124,16 +137,21 @@ class LocalEngine:
                 refused.append(_failed(request, error))
 
     def _prepare(self, request: Request) -> PreparedRequest:
-        """Give the request with its prompt. UsageError for choices that this model cannot tell apart."""
+        """Give the request with its prompt.
+
+        Raises:
+            UsageError: The prompt is longer than the model's context, or the model cannot tell the choices apart.
+        """
         prompter = self.language.prompter
         placeholders = [Placeholder.from_row(self._reader.row(ref)) for ref in request.features]
-        prompt = prompter.chat(request.messages, placeholders)
+        prompt = prompter.chat(request.messages, placeholders, thinking=request.thinking)
         choices = tuple(tuple(prompter.text_tokens(spelling)) for spelling in request.choices)
         if not all(choices) or len(set(choices)) < len(choices):
             raise UsageError(
                 f"to this model two of the choices {some_of(request.choices)} are the same, or one is nothing"
             )
-        return PreparedRequest(request, prompt, choices)
+        prepared = PreparedRequest(request, prompt, choices)
+        return prepared if self.context is None else within_context(prepared, self.context)
 
     # ------------------------------------------------------------------------------------------------------- batches
 
@@ -212,7 +230,8 @@ class LocalEngine:
     ) -> list[Completion]:
         from qvsplit.models.language import GenerateOptions
 
-        decoding = batch[0].request.decoding
+        decoding = replace(batch[0].request.decoding, marks=self.marks)
+        decode = self.language.prompter.decode
         options = GenerateOptions(
             constraint=self._constraint(decoding),
             on_text=(lambda number, text: on_text(batch[number].request.id, text)) if on_text else None,
@@ -221,7 +240,7 @@ class LocalEngine:
         return [
             Completion(
                 one.request.id, done.text, tuple(done.tokens), len(one.prompt.input_ids), done.finish_reason,
-                error=done.error,
+                error=done.error, reasoning=self.marks.read(one.prompt.input_ids, done.tokens, decode).reasoning,
             )
             for one, done in zip(batch, self.language.generate(questions, decoding, options), strict=True)
         ]  # fmt: skip

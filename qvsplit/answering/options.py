@@ -29,7 +29,7 @@ class AskOptions:
         model: The checkpoint.
         device: `auto` spreads the model over all devices, as transformers does.
         dtype: The compute dtype.
-        max_new_tokens: Of one answer.
+        max_new_tokens: Of one answer, reasoning included.
         system: The system message.
         unchecked_encoder: Whether a store may be used whose encoder nothing vouches for.
         temperature: For sampling.
@@ -40,6 +40,8 @@ class AskOptions:
         json_schema: What answers must conform to.
         token_budget: Tokens of KV cache that a batch may take.
         prefix_cache_tokens: Tokens of KV cache that are kept for the next question; 0 keeps none.
+        thinking: Whether a model that can is asked to think before it answers. `Answer.reasoning` has what it thought,
+            also of a model that thinks unasked. Choices are scored without.
     """
 
     model: str | None = None
@@ -56,6 +58,7 @@ class AskOptions:
     json_schema: Mapping[str, Any] | None = None
     token_budget: int | None = None
     prefix_cache_tokens: int | None = None
+    thinking: bool = False
 
     @property
     def sampled(self) -> bool:
@@ -69,6 +72,7 @@ class AskOptions:
             max_new_tokens=self.max_new_tokens,
             temperature=(1.0 if self.temperature is None else self.temperature) if self.sampled else None,
             top_p=self.top_p, top_k=self.top_k, stop=self.stop, json_schema=self.json_schema,
+            thinking=self.thinking,
         )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -83,7 +87,7 @@ class AskOptions:
     def check(self) -> None:
         """Raise UsageError for values that mean nothing."""
         arguments.check_texts("a text", {name: getattr(self, name) for name in ("model", "device", "dtype", "system")})
-        arguments.check_flags({"unchecked_encoder": self.unchecked_encoder})
+        arguments.check_flags({"unchecked_encoder": self.unchecked_encoder, "thinking": self.thinking})
         if self.dtype is not None:
             arguments.check_one_of("dtype", self.dtype, tuple(DTYPE_BYTES))
         arguments.check_number("max_new_tokens", self.max_new_tokens, least=1)

@@ -74,7 +74,7 @@ class Recorder:
             rows=items.rows, question=question.text, id=question.id, text=record["answer"] or "",
             tokens=record["tokens"] or [], prompt_tokens=record["prompt_tokens"] or 0,
             finish_reason=record["finish_reason"], encoder_check=record["encoder_check"], logprobs=record["logprobs"],
-            recalled=record["time"],
+            recalled=record["time"], reasoning=record["reasoning"] or "",
         )  # fmt: skip
         return judged(answer, question)
 
@@ -95,7 +95,8 @@ class Recorder:
         return {
             "root": _joined([row.root for row in answer.rows]), "path": _joined([row.path for row in answer.rows]),
             "sha256": key.sha256, "id": answer.name, "question": answer.question,
-            "answer": answer.text if has_text else None, "probability": answer.probability,
+            "answer": answer.text if has_text else None, "reasoning": answer.reasoning or None,
+            "probability": answer.probability,
             "flagged": answer.flagged, "level": answer.level, "probabilities": _plain(answer.probabilities),
             "logprobs": _plain(answer.logprobs), "choice_mass": answer.choice_mass, "tokens": answer.tokens,
             "prompt_tokens": answer.prompt_tokens, "finish_reason": answer.finish_reason, "error": answer.error,
@@ -120,6 +121,7 @@ def prompt_hash(question: Question, options: AskOptions) -> str:
     else:
         digest_input |= {"max_new_tokens": options.max_new_tokens, "stop": list(options.stop)}
         digest_input["schema"] = json.dumps(options.json_schema)  # in its own order, which is the answer's
+        digest_input |= {"thinking": True} if options.thinking else {}
     if question.choices is None and options.sampled:
         digest_input |= {name: getattr(options, name) for name in ("temperature", "top_p", "top_k", "seed")}
     return hashlib.sha256(json.dumps(digest_input, sort_keys=True).encode()).hexdigest()

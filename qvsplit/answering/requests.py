@@ -115,6 +115,7 @@ class Questioner:
     def _seed(self, refs: tuple[FeatureRef, ...], question: Question) -> int:
         """Derive a seed from what is asked about what, so that an answer does not depend on its neighbours."""
         asked = [self.options.seed, refs, self.options.system, question.text]
+        asked += ["thinking"] if self.options.thinking else []
         return int.from_bytes(hashlib.sha256(json.dumps(asked).encode()).digest()[:7])
 
     def _answer(self, completion: Completion, items: PromptItems, question: Question) -> Answer:
@@ -128,8 +129,9 @@ class Questioner:
             }
             return judged(replace(blank, logprobs=logprobs, finish_reason=completion.finish_reason), question)
         return replace(
-            blank, text=completion.text, tokens=list(completion.tokens), finish_reason=completion.finish_reason
-        )
+            blank, text=completion.text, reasoning=completion.reasoning, tokens=list(completion.tokens),
+            finish_reason=completion.finish_reason,
+        )  # fmt: skip
 
 
 def judged(answer: Answer, question: Question) -> Answer:

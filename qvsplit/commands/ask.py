@@ -113,7 +113,15 @@ def ask(
     system: Annotated[
         str | None, typer.Option(help="A system message in place of the template's own.", show_default=False)
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer, reasoning included.")] = 128,
+    thinking: Annotated[
+        bool,
+        typer.Option(
+            "--thinking/--no-thinking",
+            help="Ask a model that can to think before it answers: --json, --out and --report have its reasoning, "
+            "plain output the answer alone. Choices are scored without.",
+        ),
+    ] = False,
     temperature: Annotated[
         float | None, typer.Option(help="Sample answers instead of the most probable tokens.", show_default=False)
     ] = None,
@@ -187,7 +195,7 @@ def ask(
         unchecked_encoder=unchecked_encoder, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
         stop=tuple(as_text(text, "--stop") for text in stop or ()),
         json_schema=read_schema(json_schema) if json_schema is not None else None,
-        token_budget=token_budget,
+        token_budget=token_budget, thinking=thinking,
     )  # fmt: skip
     if sources.are_typed:
         _converse(images, options, outputs, choices)

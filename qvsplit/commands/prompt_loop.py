@@ -76,7 +76,11 @@ def _answer(
 
     question = with_choices_of(Question(text), choices)
     if len(items) == 1:
-        answer_one(session, items[0], question, printer)
-        return
-    for answer in session.survey(items, [question]):
-        printer.answer(answer)
+        answers = [answer_one(session, items[0], question, printer)]
+    else:
+        answers = []
+        for answer in session.survey(items, [question]):
+            printer.answer(answer)
+            answers.append(answer)
+    if any(answer.is_cut_thought for answer in answers):
+        say("cut at --max-new-tokens before the model had done thinking; allow more")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvsplit.commands.wording import on_command_line
-from qvsplit.errors import QvsplitError, escaped, size
+from qvsplit.errors import QvsplitError, escaped, size, some_of
 from qvsplit.output.levels import CHOICE_MASS_LOW
 from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import plural, say
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from qvsplit.output.printer import AnswerPrinter
     from qvsplit.output.table import Table
     from qvsplit.store.row import Row
+
+MOST_SHOWN = 80  # characters of a question, in a line about it
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Results:
         self.answers: list[Answer] = []  # kept for a report
         self.error: QvsplitError | None = None  # of the first question that could not be answered
         self._low_choice_mass: Counter[str] = Counter()  # by question
-        self._cut = 0
+        self._cut = self._cut_thoughts = 0
 
     def add_failed(self) -> None:
         """Add the items that could not be encoded."""
@@ -88,6 +90,7 @@ class Results:
         for answer in answers:
             if answer.error is None and answer.recalled is None:
                 self._cut += answer.finish_reason == "length"
+                self._cut_thoughts += answer.is_cut_thought
                 mass = answer.choice_mass
                 self._low_choice_mass[answer.name] += mass is not None and mass < CHOICE_MASS_LOW
         _say_errors(answers)
@@ -109,19 +112,28 @@ class Results:
                     "given any of the choices by itself, and their probabilities mean little; spell them as it does "
                     "(docs/checks.md)"
                 )
+        if self._cut_thoughts:
+            say(
+                f"{plural(self._cut_thoughts, 'answer was', 'answers were')} cut at --max-new-tokens before the model "
+                "had done thinking, and are empty; allow more"
+            )
         if self._cut and answers_are_json:
             say(f"{plural(self._cut, 'answer was', 'answers were')} cut at --max-new-tokens and not valid JSON")
 
 
 def _say_errors(answers: Sequence[Answer]) -> None:
-    """Say which questions about one item could not be answered: a line for each reason."""
+    """Say which questions about one item, or about several together, could not be answered: a line for each reason."""
     questions: dict[str, list[str]] = {}
     for answer in answers:
         if answer.error is not None:
             questions.setdefault(answer.error, []).append(answer.name)
-    paths = ", ".join(escaped(row.path) for row in answers[0].rows)
+    paths = some_of((escaped(row.path) for row in answers[0].rows), 3)
     for error, names in questions.items():
-        say(f"not answered: {paths}: {', '.join(names)}: {on_command_line(error)}")
+        say(f"not answered: {paths}: {', '.join(map(_shortened, names))}: {on_command_line(error)}")
+
+
+def _shortened(question: str) -> str:
+    return question if len(question) <= MOST_SHOWN else f"{question[:MOST_SHOWN]}…"
 
 
 def run_survey(session: Session, results: Results, recorder: Recorder | None = None) -> None:

@@ -19,8 +19,8 @@ OPTIONS = frozenset({
     "checksum", "choices", "compare", "device", "dry_run", "dtype", "embeds", "fail_on", "image", "item_timeout",
     "json_schema", "kernels", "limit", "logprobs", "max_new_tokens", "max_pixels", "max_runtime", "min_pixels",
     "model", "out", "patch_budget", "prune", "quiet", "rebuild", "report", "retry_failed", "sample", "seed", "stop",
-    "storage_dtype", "system", "temperature", "together", "token_budget", "top_k", "top_p", "unchecked_encoder",
-    "wait", "workers",
+    "storage_dtype", "system", "temperature", "thinking", "together", "token_budget", "top_k", "top_p",
+    "unchecked_encoder", "wait", "workers",
 })  # fmt: skip
 _OPTION = re.compile(r"`([a-z]\w*)(?:=([^`]+))?`")
 

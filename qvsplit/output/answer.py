@@ -24,8 +24,8 @@ class Answer:
     Attributes:
         rows: The images it is about, in their order.
         question: The question.
-        text: The answer; empty for one that was skipped or failed.
-        tokens: Its tokens, without the prompt's.
+        text: The answer; empty for one that was skipped or failed, or cut before the model had done thinking.
+        tokens: Its tokens, those of the reasoning included, without the prompt's.
         prompt_tokens: How many tokens the prompt had.
         finish_reason: `stop`, `length`, `scored`, `skipped` (its `only_if` did not hold), `cancelled` or `error`.
         encoder_check: What shows that the features are of the model's own encoder: `fingerprint`, its weights at hand;
@@ -37,6 +37,7 @@ class Answer:
         probabilities: By choice.
         recalled: When it was given, where it was known from before.
         error: Why there is no answer, on one line.
+        reasoning: What the model thought before it answered; empty for one that does not think.
     """
 
     rows: tuple[Row, ...]
@@ -53,11 +54,17 @@ class Answer:
     probabilities: Mapping[str, float] | None = None
     recalled: str | None = None
     error: str | None = None
+    reasoning: str = ""
 
     @property
     def name(self) -> str:
         """The check's id, or the question."""
         return self.id or self.question
+
+    @property
+    def is_cut_thought(self) -> bool:
+        """Whether it was cut before the model had done thinking: there is no answer yet."""
+        return self.finish_reason == "length" and bool(self.reasoning) and not self.text
 
     @property
     def probability(self) -> float | None:
@@ -73,6 +80,8 @@ class Answer:
         """Give it as the commands print it in JSON: `path`, or `paths` where images were asked about together."""
         record = names_of(self.rows) | ({"id": self.id} if self.id else {})
         record |= {"question": self.question, "answer": self.text}
+        if self.reasoning:
+            record |= {"reasoning": self.reasoning}
         if self.probabilities is not None:
             record |= {
                 "probability": self.probability, "probabilities": dict(self.probabilities),

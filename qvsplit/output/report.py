@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MARK = b'<meta name="generator" content="qvsplit">'
 # What an answer's third number says, added up
 FLAGGED, CUT, SKIPPED, LOW_CHOICE_MASS, FAILED = 1, 2, 4, 8, 16
+SCORES = 4  # level, probabilities, log-probabilities, choice mass
 _THUMBNAILS, _DATA = "<!-- thumbnails -->", "<!-- data -->"
 
 
@@ -173,7 +174,10 @@ class _Cards:
         if answer.error is not None:
             self._levels = [*(self._levels or []), ERROR]
         text = answer.text if answer.error is None else answer.error
-        self._answers.append([question, self._number(text), _marks(answer), *self._scores(question, answer)])
+        scores = self._scores(question, answer)
+        if answer.reasoning:
+            scores += [*[None] * (SCORES - len(scores)), self._number(answer.reasoning)]
+        self._answers.append([question, self._number(text), _marks(answer), *scores])
 
     def _number(self, text: str) -> int:
         return self._texts.setdefault(shown_text(text), len(self._texts))

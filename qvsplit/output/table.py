@@ -28,11 +28,12 @@ Record = dict[str, Any]
 # Column and kind. `json` is a list or an object: itself in JSON Lines, JSON text elsewhere, but for Parquet's tokens.
 COLUMNS: Mapping[str, str] = {
     "root": "text", "path": "text", "sha256": "text", "id": "text", "question": "text", "answer": "text",
-    "probability": "float", "flagged": "bool", "level": "text", "probabilities": "json", "logprobs": "json",
-    "choice_mass": "float", "tokens": "json", "prompt_tokens": "int", "finish_reason": "text", "error": "text",
-    "config": "text", "prompt_hash": "text", "model": "text", "weights": "text", "dtype": "text",
+    "reasoning": "text", "probability": "float", "flagged": "bool", "level": "text", "probabilities": "json",
+    "logprobs": "json", "choice_mass": "float", "tokens": "json", "prompt_tokens": "int", "finish_reason": "text",
+    "error": "text", "config": "text", "prompt_hash": "text", "model": "text", "weights": "text", "dtype": "text",
     "encoder_check": "text", "time": "text",
 }  # fmt: skip
+_ADDED = ("reasoning",)  # columns that tables of before lack
 NO_ANSWER = ("skipped", "error")  # finish reasons of records that answer nothing
 FORMATS = (".parquet", ".csv", ".jsonl")
 SYNC_SECONDS = 5
@@ -234,7 +235,7 @@ def _are_logprobs(value: Any) -> bool:
 
 def _check_columns(names: list[str]) -> None:
     """ValueError unless a table with these columns may be ours, were it empty."""
-    missing = [name for name in COLUMNS if name not in names]
+    missing = [name for name in COLUMNS if name not in names and name not in _ADDED]
     if missing:
         raise ValueError(f"without {missing[0]}")
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import threading
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from qvsplit.answering.engine import Decoding, FeatureRef, Request
+from qvsplit.answering.local_engine import LocalEngine
 from qvsplit.errors import ModelError, OutOfMemory, ShardDamaged, UsageError
 from qvsplit.models import asking
 from qvsplit.models.language import LanguageModel
@@ -194,3 +200,167 @@ def test_cancelling_ends_it_soon(engine, store, monkeypatch):
     monkeypatch.setattr(SharedBatch, "next", forward)
     again = answered(engine, [request(0, store.rows[0])])  # it may be asked again
     assert again[0].finish_reason in ("stop", "length")
+
+
+# ------------------------------------------------------------------------------------------------------------ thinking
+
+THOUGHT = "<think>What is in the picture? A cat sleeps.</think>\n\nA cat."
+
+
+def let_it_write(monkeypatch, engine, text):
+    """Have every answer be `text`, whatever the model would say; gives its tokens, the end included."""
+    tokens = [*engine.language.prompter.text_tokens(text), min(engine.language.stops)]
+
+    def processors(model, decoding, prompt_tokens):
+        def forced(ids, scores):
+            scores[:, tokens[min(ids.shape[1] - prompt_tokens, len(tokens) - 1)]] += 1000
+            return scores
+
+        return forced
+
+    monkeypatch.setattr("qvsplit.models.language.logits_processors", processors)
+    return tokens
+
+
+def test_a_thought_is_no_part_of_the_answer_and_is_not_heard(engine, store, monkeypatch):
+    tokens = let_it_write(monkeypatch, engine, THOUGHT)
+    heard = []
+    requests = [request(n, one, max_new_tokens=99) for n, one in enumerate(store.rows)]
+    for one in answered(engine, requests, on_text=lambda _, text: heard.append(text)).values():
+        assert (one.text, one.reasoning) == ("A cat.", "What is in the picture? A cat sleeps.")
+        assert (list(one.tokens), one.finish_reason) == (tokens, "stop")
+    assert "".join(sorted("".join(heard))) == "".join(sorted(3 * "A cat."))
+    (cut,) = answered(engine, [request(0, store.rows[0], max_new_tokens=len(tokens) // 2)]).values()
+    assert (cut.text, cut.finish_reason) == ("", "length")
+    assert cut.reasoning and "What is in the picture? A cat sleeps.".startswith(cut.reasoning)
+
+
+def test_a_schema_constrains_what_stands_behind_the_thought(engine, store, monkeypatch):
+    let_it_write(monkeypatch, engine, "<think>What?</think>")
+    schema = {"enum": ["A cat."]}
+    one = request(0, store.rows[0])
+    for thinking, reasoning in ((True, "What?"), (False, "")):
+        decoding = Decoding(max_new_tokens=99, json_schema=schema, thinking=thinking)
+        (done,) = answered(engine, [replace(one, decoding=decoding)]).values()
+        assert (done.text, done.reasoning, done.finish_reason) == ('"A cat."', reasoning, "stop")
+
+
+def test_the_templates_own_switch_is_used_and_prompts_that_differ_in_it_share_no_prefix(
+    store, checkpoint, tmp_path, monkeypatch
+):
+    folder = tmp_path / "switched"
+    shutil.copytree(checkpoint, folder)
+    template = folder / "chat_template.jinja"
+    switch = "{{- 'Think. ' if enable_thinking else '' -}}"
+    opened = "{{- '<think>\\n' if enable_thinking else '<think>\\n\\n</think>\\n\\n' -}}"
+    text = template.read_text().replace(
+        "{%- for part in message.content -%}", switch + "{%- for part in message.content -%}"
+    )
+    end = "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}"
+    assert end in text
+    template.write_text(text.replace(end, end + opened))
+    engine = session_of(store, folder).engine
+    let_it_write(monkeypatch, engine, "A cat?</think>\n\nA cat.")
+    prefills = []
+    prefill = LanguageModel.prefill
+    monkeypatch.setattr(LanguageModel, "prefill", lambda self, *a, **k: (prefills.append(1), prefill(self, *a, **k))[1])
+    one = request(0, store.rows[0])
+    decoding = Decoding(max_new_tokens=99, thinking=True)
+    completions = answered(engine, [replace(one, id="1", decoding=decoding), replace(one, id="2", decoding=decoding)])
+    assert {(done.text, done.reasoning) for done in completions.values()} == {("A cat.", "A cat?")}
+    assert len(prefills) == 1
+    let_it_write(monkeypatch, engine, "A cat.")
+    (off,) = answered(engine, [one]).values()
+    assert (off.text, off.reasoning) == ("A cat.", "")
+    assert len(prefills) == 2
+    (scored,) = answered(engine, [replace(one, decoding=decoding, choices=("yes", "no"))]).values()
+    assert scored.prompt_tokens == off.prompt_tokens
+    assert len(prefills) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- context
+
+
+@pytest.fixture
+def prefills(monkeypatch):
+    """How many prompts' beginnings were computed."""
+    counted, prefill = [], LanguageModel.prefill
+    monkeypatch.setattr(LanguageModel, "prefill", lambda self, *a, **k: (counted.append(1), prefill(self, *a, **k))[1])
+    return counted
+
+
+def of_context(monkeypatch, tokens):
+    monkeypatch.setattr(LocalEngine, "context", tokens)
+
+
+def together(number, rows, question=QUESTION):
+    messages = tuple(question_messages(question, ["image"] * len(rows)))
+    return Request(str(number), messages, tuple(FeatureRef(*one.content) for one in rows))
+
+
+def test_the_context_is_the_text_configs(engine, checkpoint, monkeypatch):
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert engine.context == config["text_config"]["max_position_embeddings"]
+    monkeypatch.setattr(engine.language.model.config, "get_text_config", SimpleNamespace)
+    assert engine.context is None
+
+
+def test_a_prompt_beyond_the_context_is_its_requests_error_before_anything_is_computed(
+    engine, store, monkeypatch, prefills
+):
+    one = store.rows[0]
+    sound = answered(engine, [request(0, one)])[0]
+    prefills.clear()
+    engine.prefix_cache.clear()
+    of_context(monkeypatch, sound.prompt_tokens + 1)
+    long = request(1, one, QUESTION * 40)
+    refused = answered(engine, [long])[1]
+    assert prefills == []
+    assert isinstance(refused.error, UsageError)
+    (tokens, context) = re.findall(r"[\d,]+(?= tokens, and)|(?<=context )[\d,]+(?=, the answer)", str(refused.error))
+    assert int(context.replace(",", "")) == sound.prompt_tokens + 1
+    assert int(tokens.replace(",", "")) > int(context.replace(",", ""))
+    assert "a shorter question" in str(refused.error)
+    both = answered(engine, [request(0, one, max_new_tokens=1), long])
+    assert both[0].tokens == sound.tokens[:1]
+    assert both[1].error is not None
+
+
+def test_an_answer_does_not_run_past_the_context(engine, store, monkeypatch):
+    one = store.rows[0]
+    whole = answered(engine, [request(0, one, max_new_tokens=9)])[0]
+    assert len(whole.tokens) == 9
+    for room in (9, 8, 3, 1):
+        of_context(monkeypatch, whole.prompt_tokens + room)
+        done = answered(engine, [request(0, one, max_new_tokens=9), request(1, one, max_new_tokens=1)])
+        assert (done[0].tokens, done[0].finish_reason) == (whole.tokens[:room], "length")
+        assert done[1].tokens == whole.tokens[:1]
+    of_context(monkeypatch, whole.prompt_tokens)
+    assert "the answer included" in str(answered(engine, [request(0, one)])[0].error)
+
+
+def test_choices_must_fit_into_the_context_too(engine, store, monkeypatch):
+    one = store.rows[0]
+    tokens = answered(engine, [request(0, one, max_new_tokens=1)])[0].prompt_tokens
+    choices = ("yes", "no people in the picture")
+    longest = max(len(engine.language.prompter.text_tokens(choice)) for choice in choices)
+    of_context(monkeypatch, tokens + longest)
+    assert answered(engine, [request(0, one, choices=choices)])[0].error is None
+    of_context(monkeypatch, tokens + longest - 1)
+    assert isinstance(answered(engine, [request(0, one, choices=choices)])[0].error, UsageError)
+
+
+def test_it_says_how_many_images_fit_together(engine, store, monkeypatch, prefills):
+    rows = [*store.rows, *store.rows]
+    lengths = [answered(engine, [together(0, rows[:n])])[0].prompt_tokens for n in range(1, len(rows) + 1)]
+    prefills.clear()
+    for fitting in (1, 2, 4):
+        for spare in (1, lengths[fitting] - lengths[fitting - 1]):
+            of_context(monkeypatch, lengths[fitting - 1] + spare)
+            refused = answered(engine, [together(0, rows)])[0]
+            assert f"; {fitting} of its 6 images would fit" in str(refused.error)
+            assert f"{lengths[-1]:,} tokens" in str(refused.error)
+    assert prefills == []
+    of_context(monkeypatch, lengths[0])  # one more token would be needed for an answer
+    assert "; 0 of its 6 images would fit" in str(answered(engine, [together(0, rows)])[0].error)
+    assert "chelsea.png takes" in str(answered(engine, [together(0, rows[:1])])[0].error)

@@ -74,6 +74,15 @@ def test_an_answer_that_failed_is_recorded_and_asked_again(table):
     assert (record["answer"], record["error"]) == ("no", None)
 
 
+def test_reasoning_is_recorded_and_recalled(table):
+    plain = replace(SCORED, text="A cat.", finish_reason="stop", flagged=None, level=None, logprobs=None,
+                    probabilities=None, reasoning="Is it?")  # fmt: skip
+    recorder(table).put(plain)
+    assert next(iter(table))["reasoning"] == "Is it?"
+    recalled = recorder(table).recall(ITEMS, CHECK)
+    assert (recalled.text, recalled.reasoning) == ("A cat.", "Is it?")
+
+
 def test_an_answer_that_was_cut_short_is_not_recorded(table):
     recorder(table).put(replace(SCORED, finish_reason="cancelled", logprobs=None, probabilities=None))
     assert len(table) == 0
@@ -99,10 +108,11 @@ def test_what_decides_a_prompt():
     plain = Question("Is it?")
     base = prompt_hash(plain, AskOptions())
     changes = [AskOptions(system="x"), AskOptions(max_new_tokens=3), AskOptions(stop=("x",)), AskOptions(top_k=2),
-               AskOptions(temperature=1.0), AskOptions(temperature=1.0, seed=1), AskOptions(json_schema={"a": 1})]  # fmt: skip
+               AskOptions(temperature=1.0), AskOptions(temperature=1.0, seed=1), AskOptions(json_schema={"a": 1}),
+               AskOptions(thinking=True)]  # fmt: skip
     assert len({base, *(prompt_hash(plain, options) for options in changes)}) == 1 + len(changes)
     assert prompt_hash(plain, AskOptions(seed=3, device="cpu", token_budget=9)) == base
     scored = prompt_hash(CHECK, AskOptions())
-    assert prompt_hash(CHECK, AskOptions(temperature=1.0, max_new_tokens=3)) == scored != base
+    assert prompt_hash(CHECK, AskOptions(temperature=1.0, max_new_tokens=3, thinking=True)) == scored != base
     assert prompt_hash(replace(CHECK, threshold=0.9, id="other"), AskOptions()) == scored
     assert prompt_hash(replace(CHECK, choices={"yes": ["yes"], "no": ["no", "No"]}), AskOptions()) != scored

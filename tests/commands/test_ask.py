@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -220,3 +221,62 @@ def test_a_table_in_use_and_a_table_that_is_none(run_cli, small_store, tmp_path)
     assert code == 2
     assert "choose another name" in one_line(said)
     assert (tmp_path / "b.csv").read_text() == "name\nada\n"
+
+
+# ------------------------------------------------------------------------------------------------ thinking, the context
+
+
+@pytest.fixture
+def thinks(monkeypatch):
+    """Have the model think before every answer, asked to or not."""
+    written = "<think>Is it a cat? Yes.</think>\n\nA cat."
+
+    def processors(model, decoding, prompt_tokens):
+        def forced(ids, scores):
+            scores[:, tokens[min(ids.shape[1] - prompt_tokens, len(tokens) - 1)]] += 1000
+            return scores
+
+        tokens = [*tokenizers[-1].text_tokens(written), model.generation_config.eos_token_id]
+        return forced
+
+    tokenizers = []
+    from qvsplit.models.prompt import Prompter
+
+    make = Prompter.__init__
+    monkeypatch.setattr(
+        Prompter, "__init__", lambda self, *given: (make(self, *given), tokenizers.append(self), None)[2]
+    )
+    monkeypatch.setattr("qvsplit.models.language.logits_processors", processors)
+
+
+def test_what_a_model_thinks_is_in_no_answer(run_cli, small_store, thinks, tmp_path):
+    words = ("ask", "--embeds", small_store, "--image", "co*", "What is it?")
+    for switch in ((), ("--thinking",)):
+        code, out, _ = run_cli(*words, *switch)
+        assert (code, [line.split("\t")[2] for line in out.splitlines()]) == (0, ["A cat.", "A cat."])
+        _, out, _ = run_cli(*words, *switch, "--json")
+        answers = [json.loads(line) for line in out.splitlines()]
+        assert [(one["answer"], one["reasoning"]) for one in answers] == [("A cat.", "Is it a cat? Yes.")] * 2
+        code, _, said = run_cli(*words, *switch, "--max-new-tokens", 12, "--out", tmp_path / "answers.jsonl")
+        assert "2 answers were cut at --max-new-tokens before the model had done thinking" in said
+        assert "2 asked" in said  # neither are known from the run with the other switch
+    records = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert {(one["answer"], one["finish_reason"]) for one in records} == {("", "length")}
+    assert all(one["reasoning"].startswith("Is it") for one in records)
+
+
+def test_a_prompt_beyond_the_context_is_refused_in_one_line(run_cli, small_store, monkeypatch):
+    from qvsplit.answering.local_engine import LocalEngine
+
+    monkeypatch.setattr(LocalEngine, "context", 400)
+    words = ("ask", "--embeds", small_store, "--max-new-tokens", 3)
+    for more, advice in (
+        (("--image", "coins.png", "What is it? " * 200), "ask a shorter question"),
+        (("--together", "What is it?"), "1 of its 4 images would fit: ask about fewer together"),
+    ):
+        code, _, said = run_cli(*words, *more)
+        (line,) = [line for line in said.splitlines() if "context" in line]
+        assert code == 2
+        assert re.search(r"the prompt has [\d,]+ tokens, and the model's context 400, the answer included; ", line)
+        assert advice in line
+        assert len(line) < 400  # neither a long question nor many names hide why

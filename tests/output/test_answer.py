@@ -22,6 +22,15 @@ def test_an_answer_in_the_models_own_words():
     assert (PLAIN.name, PLAIN.probability, PLAIN.choice_mass) == ("What?", None, None)
 
 
+def test_reasoning_is_beside_the_answer():
+    answer = replace(PLAIN, reasoning="Is it a cat?")
+    assert (answer.to_json()["answer"], answer.to_json()["reasoning"]) == ("A cat.", "Is it a cat?")
+    assert "reasoning" not in PLAIN.to_json()
+    assert not answer.is_cut_thought
+    assert not replace(PLAIN, text="", finish_reason="length").is_cut_thought
+    assert replace(answer, text="", finish_reason="length").is_cut_thought
+
+
 def test_an_answer_to_a_check():
     logprobs = {"yes": math.log(0.3), "no": math.log(0.1)}
     answer = replace(

@@ -35,6 +35,18 @@ def test_an_answer_cannot_take_over_the_terminal(capsys):
     assert capsys.readouterr().out == "\\x1b]0;title\\x07 \\u202eright to left\\u2028"
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_reasoning_is_no_part_of_plain_output(capsys, monkeypatch, single):
+    for is_terminal in (False, True):
+        monkeypatch.setattr("qvsplit.output.printer.is_terminal", lambda stream, it=is_terminal: it)
+        printer(single=single).answer(answer("A cat.", reasoning="Let me see"))
+        out = capsys.readouterr().out
+        assert "A cat." in out
+        assert "Let me see" not in out
+    printer(as_json=True).answer(answer("A cat.", reasoning="Let me see"))
+    assert json.loads(capsys.readouterr().out)["reasoning"] == "Let me see"
+
+
 def test_lines_for_a_pipe(capsys):
     lines = printer(logprobs=True)
     lines.answer(answer("a\thouse\nby the sea"))

@@ -21,6 +21,7 @@ from qvsplit.answering.requests import Questioner
 from qvsplit.demo import POSTCARDS
 from qvsplit.errors import DiskError, StoreDamaged, StoreInUse, UsageError
 from qvsplit.extract import extract_files
+from qvsplit.output import table as table_module
 from qvsplit.output.table import COLUMNS, FORMATS, Key, Table
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store
@@ -108,6 +109,7 @@ RECORDS = [
            logprobs={"yes": -1.5, "no": -0.25}, choice_mass=1e-9, tokens=[], finish_reason="scored"),
     record("e.jpg", "check", flagged=False),
     record("f.jpg", answer=None, finish_reason="error", error="its features are damaged", tokens=[]),
+    record("g.jpg", answer="", finish_reason="length", reasoning="Is it\na cat?"),
 ]  # fmt: skip
 
 
@@ -131,6 +133,22 @@ def test_what_is_put_is_read_again_to_the_bit(tmp_path, suffix):
     with Table(file) as table:
         table.put(record(answer="no"))
         assert [one["answer"] for one in table][:2] == ["no", ""]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_table_of_before_there_was_reasoning_is_read(tmp_path, suffix, monkeypatch):
+    file = tmp_path / f"answers{suffix}"
+    before = {name: kind for name, kind in COLUMNS.items() if name != "reasoning"}
+    with monkeypatch.context() as patch:
+        patch.setattr(table_module, "COLUMNS", before)
+        with Table(file) as table:
+            table.put({name: record()[name] for name in before})
+    assert b"reasoning" not in file.read_bytes()
+    with Table(file) as table:
+        assert list(table) == [record()]
+        table.put(record("b.jpg", reasoning="Is it?"))
+    with Table(file) as table:
+        assert list(table) == [record(), record("b.jpg", reasoning="Is it?")]
 
 
 def test_every_reader_reads_it(tmp_path):
@@ -337,7 +355,7 @@ def test_edited_and_vanished_images_lose_their_old_answers_moved_ones_keep_them(
                ["--stop", "x"], ["--json-schema", "a.json"], ["--json-schema", "b.json"]],
 )  # fmt: skip
 def test_what_decides_an_answer_decides_whether_it_is_asked_again(run_cli, store, tmp_path, asked, change, monkeypatch):
-    from qvsplit.checkpoints.checkpoint import DEMO_FOLDER
+    from qvsplit.checkpoints.opening import DEMO_FOLDER
 
     monkeypatch.chdir(tmp_path)
     fields = {"a": {"enum": ["x", "y"]}, "b": {"enum": ["x", "y"]}}

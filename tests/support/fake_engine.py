@@ -12,7 +12,7 @@ from qvsplit import ask
 from qvsplit.answering.engine import Completion, Request
 from qvsplit.answering.loading import load
 from qvsplit.answering.local_engine import EngineLimits, LocalEngine
-from qvsplit.checkpoints.checkpoint import open_checkpoint
+from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import QvsplitError, StoreDamaged, UsageError
 from qvsplit.runtime.dtypes import DTYPE_BYTES
 from qvsplit.store.config import ExtractionConfig, Provenance
@@ -26,9 +26,15 @@ CONFIG = ExtractionConfig(
 
 
 class FakeEngine:
-    """Answers by a rule: a text, a mapping of spellings to probabilities, or an error. Last request first."""
+    """Answers by a rule: a text, reasoning and text, a mapping of spellings to probabilities, or an error.
 
-    def __init__(self, rule: Callable[[Request], str | Mapping[str, float] | QvsplitError] = lambda request: "yes"):
+    The last request is answered first.
+    """
+
+    def __init__(
+        self,
+        rule: Callable[[Request], str | tuple[str, str] | Mapping[str, float] | QvsplitError] = lambda request: "yes",
+    ):
         self.rule = rule
         self.requests: list[Request] = []  # all of them, in order
         self.calls: list[int] = []  # how many requests each call had
@@ -52,9 +58,10 @@ class FakeEngine:
         if isinstance(answer, Mapping):
             logprobs = {spelling: math.log(answer[spelling]) for spelling in request.choices}
             return Completion(request.id, finish_reason="scored", prompt_tokens=9, logprobs=logprobs)
+        reasoning, answer = answer if isinstance(answer, tuple) else ("", answer)
         if on_text is not None:
             on_text(request.id, answer)
-        return Completion(request.id, answer, (1, 2), 9, "stop")
+        return Completion(request.id, answer, (1, 2), 9, "stop" if answer else "length", reasoning=reasoning)
 
 
 def question_of(request: Request) -> str:
