@@ -73,7 +73,9 @@ def load_encoder_weights(checkpoint: Checkpoint, *, device: torch.device, dtype:
     with TensorHasher() as hasher:
         for name, raw in read_tensors(places):
             # in the compute dtype at once: else the stored tensors stay in memory beside those that are computed with
-            state[name] = _as_tensor(raw, places[name]).to(device=device, dtype=dtype)
+            stored = _as_tensor(raw, places[name])
+            state[name] = stored.to(device=device, dtype=dtype if stored.is_floating_point() else None)
+            del stored
             hasher.add(name, raw)
             del raw  # else it is in memory beside the next
         fingerprint = fingerprint_of(checkpoint, places, hasher.digests())

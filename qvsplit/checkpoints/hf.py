@@ -31,7 +31,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
+def transformers_errors(checkpoint: Checkpoint, outcome: str = "cannot be loaded") -> Iterator[None]:
     """Turn what a checkpoint's own files make transformers raise into a ModelError, with the reason on one line."""
     try:
         with quiet_transformers():
@@ -46,7 +46,7 @@ def transformers_errors(checkpoint: Checkpoint) -> Iterator[None]:
             ) from error
         if type(error).__module__.startswith("torch"):
             raise
-        raise ModelError(f"{checkpoint.folder} cannot be loaded: {_shortened(error)}") from error
+        raise ModelError(f"{checkpoint.folder} {outcome}: {_shortened(error)}") from error
 
 
 def _shortened(error: Exception) -> str:
@@ -93,14 +93,25 @@ def process_image(
 
     Returns:
         All that its image processor gives, as tensors, and the text that stands for the image in a prompt.
+
+    Raises:
+        ModelError: The processor makes no such text.
     """
+    name = type(processor).__name__
+    if getattr(processor, "image_token", None) is None or not hasattr(processor, "image_processor"):
+        raise ModelError(f"{name} has no image processor or no image token: models that have it cannot be split")
     images, *_ = processor.prepare_inputs_layout(images=[image], text=[processor.image_token])
     merged = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs, return_tensors="pt")
     takes = inspect.signature(processor._process_images).parameters
     more = {name: merged[name] for name in takes if name in merged and not name.endswith("_kwargs")}
     options = merged["images_kwargs"] | dict(later or {})
-    processed, (text,) = processor._process_images(images, **more, **options)
-    return processed, text
+    try:
+        processed, texts = processor._process_images(images, **more, **options)
+    except NotImplementedError:
+        texts = []
+    if len(texts) != 1:
+        raise ModelError(f"{name} gives no text that stands for an image: models that have it cannot be split")
+    return processed, texts[0]
 
 
 def image_token(checkpoint: Checkpoint, config: Any, tokenizer: Any) -> str:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from qvsplit.checkpoints.checkpoint import Checkpoint
 
 
+# of get_image_features: what is stored, and how the names of what nobody reads end: the encoder's own inner states
+_STORED_FIELDS = frozenset({"pooler_output", "deepstack_features"})
+_INNER_STATES = ("hidden_state", "hidden_states", "attentions")
+
+
 def full_class(model_type: str, where: object, name: str | None = None) -> Any:
     """Give the full model's class.
 
@@ -47,9 +52,10 @@ def full_class(model_type: str, where: object, name: str | None = None) -> Any:
 
 def missing_part(model_class: Any) -> str | None:
     """Say what a class lacks that a split needs; None if nothing."""
-    if not hasattr(model_class, "get_image_features"):
+    inside = vars(inspect.getmodule(model_class)).values()  # the method may be of what is inside the class alone
+    if not any(inspect.isclass(one) and hasattr(one, "get_image_features") for one in (model_class, *inside)):
         return "has no get_image_features"
-    if "mm_encoder_outputs" not in inspect.signature(model_class.forward).parameters:
+    if "mm_encoder_outputs" not in forward_takes(model_class):
         return "takes no mm_encoder_outputs"
     return None
 
@@ -59,19 +65,37 @@ def class_of(checkpoint: Checkpoint) -> Any:
     return full_class(checkpoint.family.model_type, checkpoint.folder, checkpoint.family.model_class)
 
 
+def forward_takes(model_class: Any) -> frozenset[str]:
+    """Give the names of what a class's forward takes."""
+    return frozenset(inspect.signature(model_class.forward).parameters)
+
+
 def wanted_arguments(function: Callable[..., Any], processed: Mapping[str, Any]) -> dict[str, Any]:
     """Pick from a processor's outputs those that a function names."""
     return {name: processed[name] for name in inspect.signature(function).parameters if name in processed}
 
 
 def image_features_of(model: Any) -> Callable[..., Any]:
-    """Give the method of the full model, or of what is inside it, that names its arguments: `get_image_features`."""
-    for owner in (model, getattr(model, model.base_model_prefix, None), getattr(model, "model", None)):
+    """Give the method `get_image_features` that names its arguments, of what is inside the full model or of itself.
+
+    What is inside comes first, as in transformers' `generate`: the method outside may name fewer arguments.
+    """
+    for owner in (getattr(model, model.base_model_prefix, None), getattr(model, "model", None), model):
         method = getattr(owner, "get_image_features", None)
         if method is not None and "args" not in inspect.signature(method).parameters:
             found: Callable[..., Any] = method
             return found
     raise ModelError(f"{type(model).__name__} has no get_image_features that names its arguments")
+
+
+def output_problem(output: Any) -> str | None:
+    """Say why what `get_image_features` gave cannot be stored and given back; None if it can."""
+    given = [name for name, value in output.items() if value is not None]
+    if "pooler_output" not in given:
+        return f"its get_image_features gives no pooler_output, only {' and '.join(given)}"
+    if unknown := [name for name in given if name not in _STORED_FIELDS and not name.endswith(_INNER_STATES)]:
+        return f"its get_image_features gives {' and '.join(unknown)} beside pooler_output, which no store can hold"
+    return None
 
 
 def half_class(full: Any, is_wanted: Callable[[str], bool], ignored: Sequence[str] = ()) -> Any:

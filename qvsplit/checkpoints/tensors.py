@@ -16,8 +16,8 @@ from qvsplit.errors import ModelError
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 # safetensors' names for the dtypes a checkpoint may hold, and their bytes a value
 SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-# of those that are computed in, torch's names
-_TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# torch's names of those that are computed in, and of what batch norms count in
+_TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 
 
 @dataclass(frozen=True)

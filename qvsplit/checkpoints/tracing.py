@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qvsplit.checkpoints.cache import cache_folder
 from qvsplit.checkpoints.families import Family, without_root
 from qvsplit.checkpoints.hf import load_config, load_processor, process_image, transformers_errors
-from qvsplit.checkpoints.model_class import class_of, image_features_of, wanted_arguments
+from qvsplit.checkpoints.model_class import class_of, image_features_of, output_problem, wanted_arguments
 from qvsplit.errors import ModelError
 from qvsplit.runtime.atomic_files import written_whole
 
@@ -69,7 +69,7 @@ def encoder_parts(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     """
     model = empty_model(checkpoint)
     read: set[str] = set()
-    with transformers_errors(checkpoint):
+    with transformers_errors(checkpoint, "cannot be split"):
         for size in TRACED_SIZES:
             read |= _tensors_read(model, _processed(checkpoint, size))
     language = set(_language_tensors(model))
@@ -172,6 +172,12 @@ def _tensors_read(model: Any, processed: Mapping[str, Any]) -> set[str]:
             return function(*args, **kwargs)
 
     features = image_features_of(model)
+    given = wanted_arguments(features, processed)
+    for name, value in given.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            given[name] = value.to(model.dtype)
     with torch.no_grad(), Reads():
-        features(**wanted_arguments(features, processed), return_dict=True)
+        output = features(**given, return_dict=True)
+    if (problem := output_problem(output)) is not None:
+        raise ModelError(f"{type(model).__name__} models cannot be split: {problem}")
     return read

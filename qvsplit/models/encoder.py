@@ -360,7 +360,10 @@ def load_encoder(spec: EncoderSpec) -> TransformersEncoder:
     began.append(time.perf_counter())
     weights = load_encoder_weights(spec.checkpoint, device=torch.device(spec.device), dtype=getattr(torch, spec.dtype))
     began.append(time.perf_counter())
-    if spec.kernels == "reference" and family.fused_kernels:
+    if not family.fused_kernels:
+        # as transformers loads them: torch's matmul goes another way, with other rounding, for frozen weights
+        weights.model.requires_grad_(True)
+    elif spec.kernels == "reference":
         _spare_memory(weights.module)
     encoder = (PatchEncoder if family.fused_kernels else TransformersEncoder)(spec, weights, preparer)
     began.append(time.perf_counter())

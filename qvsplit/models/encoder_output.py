@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qvsplit.checkpoints.model_class import output_problem
 from qvsplit.errors import ModelError
 from qvsplit.store.features import DEEPSTACK_FEATURES, POOLER_OUTPUT
 
@@ -42,12 +43,11 @@ def output_tensors(output: Any) -> list[OutputTensor]:
     Raises:
         ModelError: It is none that transformers' models take back as `mm_encoder_outputs`.
     """
-    pooled = getattr(output, POOLER_OUTPUT, None)
-    if pooled is None:
-        raise ModelError(f"the encoder gave no {POOLER_OUTPUT}, only {', '.join(output.keys())}: it cannot be split")
+    if (problem := output_problem(output)) is not None:
+        raise ModelError(f"the model cannot be split: {problem}")
     levels = getattr(output, DEEPSTACK_FEATURES, None) or ()
     return [
-        _field(POOLER_OUTPUT, pooled),
+        _field(POOLER_OUTPUT, output[POOLER_OUTPUT]),
         *(_field(DEEPSTACK_FEATURES, one, level) for level, one in enumerate(levels)),
     ]
 

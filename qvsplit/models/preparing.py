@@ -5,7 +5,6 @@ A preparer is picklable: it holds the processor and a few numbers, no weights.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.families import Family
-from qvsplit.checkpoints.model_class import class_of
+from qvsplit.checkpoints.model_class import class_of, forward_takes
 from qvsplit.errors import ItemError, ModelError, UsageError
 from qvsplit.runtime.devices import is_out_of_memory
 from qvsplit.store.row import MAX_JSON_BYTES, Runs
@@ -103,7 +102,7 @@ class Preparer:
 
         inputs: dict[str, Any] = {}
         for name in sorted(self.language_model_takes & processed.keys()):
-            if name.startswith("pixel") or name == "image_grid_thw":
+            if "pixel" in name or name == "image_grid_thw":
                 continue
             values = torch.as_tensor(processed[name])
             inputs[name] = {"dtype": str(values.dtype).removeprefix("torch."), "shape": list(values.shape)}
@@ -173,7 +172,7 @@ def load_preparer(checkpoint: Checkpoint, config: Any, *, min_pixels: int | None
     processor = load_processor(checkpoint, min_pixels=min_pixels, max_pixels=max_pixels)
     family, image_processor = checkpoint.family, processor.image_processor
     token = hf.image_token(checkpoint, config, processor.tokenizer)
-    takes = frozenset(inspect.signature(class_of(checkpoint).forward).parameters)
+    takes = forward_takes(class_of(checkpoint))
     if not family.fused_kernels:
         return Preparer(processor, family, token, takes)
     vision = checkpoint.vision_settings

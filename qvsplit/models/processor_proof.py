@@ -22,19 +22,30 @@ if TYPE_CHECKING:
     from qvsplit.models.prompt import Placeholder
 
 PROOF_SIZES = ((160, 120), (500, 260))  # width and height: one that is small, one that families with tiles cut up
-TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # the names by which models take what a processor says of tokens
+TOKEN_TYPES = "token_type_ids"  # how the names end by which models take what a processor says of tokens
+MAX_BEGINNING = 1  # tokens: a BOS
 _QUESTION = "What is in the picture?"
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the processor's own call showed: how each of its token types comes about, by name."""
+    """What the processor's own call showed.
 
-    types: Mapping[str, str]  # "items": as `create_mm_token_type_ids` has them; "text": all 0
+    Attributes:
+        types: How each of its token types comes about, by name: "items", by its own method; "text", all 0.
+        beginning: The tokens that it puts in front of what the chat template gives, where they are not there yet.
+    """
+
+    types: Mapping[str, str]
+    beginning: tuple[int, ...] = ()
 
     def token_types(self, processor: Any, ids: Sequence[int]) -> dict[str, list[int]]:
         """Give the types of a prompt's tokens, by the names of the model's inputs."""
-        return {name: _types(how, processor, ids) for name, how in self.types.items()}
+        return {name: _types(name, how, processor, ids) for name, how in self.types.items()}
+
+    def missing_beginning(self, ids: Sequence[int]) -> list[int]:
+        """Give the tokens that the processor would put in front of a prompt."""
+        return [] if tuple(ids[: len(self.beginning)]) == self.beginning else list(self.beginning)
 
 
 class PromptMaker(Protocol):
@@ -42,6 +53,7 @@ class PromptMaker(Protocol):
 
     processor: Any
     folder: Path
+    model_takes: frozenset[str]
 
     def proof_prompt(self, placeholders: Sequence[Placeholder], question: str) -> list[int]:
         """Give the tokens of a question about items."""
@@ -66,23 +78,33 @@ def prove(maker: PromptMaker, *, several: bool) -> Proof:
     """
     shown = [small_images(PROOF_SIZES)] if several else [[image] for image in small_images(PROOF_SIZES)]
     types: dict[str, str] = {}
+    beginnings: set[tuple[int, ...]] = set()
     for images in shown:
         alone = [hf.process_image(maker.processor, image) for image in images]
         ours = maker.proof_prompt([maker.placeholder_of(text) for _, text in alone], _QUESTION)
         theirs = processor_call(maker.processor, images, _QUESTION, where=maker.folder)
-        same = ours == _flat(theirs["input_ids"])
+        ids = _flat(theirs["input_ids"])
+        same = ids[-len(ours) :] == ours and len(ids) - len(ours) <= MAX_BEGINNING
+        beginnings.add(tuple(ids[: -len(ours)]))
         if several and not (same and _same_pixels([processed for processed, _ in alone], theirs)):
             raise UsageError(
                 f"{maker.folder}: its processor prepares an image in another way where others stand beside it, and "
                 "features are of images that stand alone; ask about one image at a time"
             )
-        if not same:
+        if not same or len(beginnings) > 1:
             raise ModelError(
                 f"{maker.folder} cannot be split: its processor's prompts cannot be made from placeholders, without "
                 "pixels"
             )
-        types |= _types_shown(maker, theirs)
-    return Proof(types)
+        shown_types = _types_shown(maker, theirs)
+        made = {"input_ids", "attention_mask", *shown_types, *alone[0][0]}
+        if missing := sorted((maker.model_takes & theirs.keys()) - made):
+            raise ModelError(
+                f"{maker.folder} cannot be split: its model takes {' and '.join(missing)}, which cannot be made from a "
+                "prompt's tokens"
+            )
+        types |= shown_types
+    return Proof(types, *beginnings)
 
 
 def processor_call(processor: Any, images: Sequence[Image.Image], question: str, *, where: object) -> Mapping[str, Any]:
@@ -110,27 +132,27 @@ def _types_shown(maker: PromptMaker, theirs: Mapping[str, Any]) -> dict[str, str
     """Say how each of the processor's token types comes about. ModelError for one that does in no way known."""
     ids = _flat(theirs["input_ids"])
     shown: dict[str, str] = {}
-    for name in TOKEN_TYPES:
-        if name in theirs:
+    for name in theirs:
+        if name.endswith(TOKEN_TYPES):
             wanted = _flat(theirs[name])
-            ways = [how for how in ("text", "items") if _types_or_none(how, maker.processor, ids) == wanted]
-            if not ways:
-                continue  # the model would be given none: a model that needs them refuses
-            shown[name] = ways[0]
+            ways = [how for how in ("text", "items") if _types_or_none(name, how, maker.processor, ids) == wanted]
+            if ways:
+                shown[name] = ways[0]
     return shown
 
 
-def _types_or_none(how: str, processor: Any, ids: Sequence[int]) -> list[int] | None:
+def _types_or_none(name: str, how: str, processor: Any, ids: Sequence[int]) -> list[int] | None:
     try:
-        return _types(how, processor, ids)
+        return _types(name, how, processor, ids)
     except TypeError:  # a processor that would have to know more than the tokens
         return None
 
 
-def _types(how: str, processor: Any, ids: Sequence[int]) -> list[int]:
+def _types(name: str, how: str, processor: Any, ids: Sequence[int]) -> list[int]:
     if how == "text":
         return [0] * len(ids)
-    return list(processor.create_mm_token_type_ids([list(ids)])[0])
+    create = getattr(processor, f"create_{name}", processor.create_mm_token_type_ids)
+    return list(create([list(ids)])[0])
 
 
 def _same_pixels(alone: Sequence[Mapping[str, Any]], together: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.checkpoints.model_class import class_of, forward_takes
 from qvsplit.errors import ModelError, StoreDamaged, UsageError
 from qvsplit.models.processor_proof import PROOF_SIZES, Proof, prove, small_images
 from qvsplit.store.row import Row, Runs
@@ -104,13 +105,16 @@ class Prompter:
         self.processor = hf.load_processor(checkpoint)
         self.tokenizer = self.processor.tokenizer
         self.folder = checkpoint.folder
+        self.model_takes = forward_takes(class_of(checkpoint))
         self._takes_bare_prompts = checkpoint.family.takes_bare_prompts
         self._added = {str(token): number for number, token in self.tokenizer.added_tokens_decoder.items()}
         # the tokens where rows of features go; a processor may have others in the text that it expands
         self._item_tokens = {"image": hf.image_token(checkpoint, config, self.tokenizer)}
         video = getattr(config, "video_token_id", None)
         if video is not None and getattr(self.processor, "video_token", None) is not None:
-            self._item_tokens["video"] = str(self.tokenizer.convert_ids_to_tokens(int(video)))
+            token = str(self.tokenizer.convert_ids_to_tokens(int(video)))
+            if token != self._item_tokens["image"]:
+                self._item_tokens["video"] = token
         self._item_ids = {
             int(self.tokenizer.convert_tokens_to_ids(token)): ITEM_TYPES[kind]
             for kind, token in self._item_tokens.items()
@@ -150,6 +154,8 @@ class Prompter:
                 raise UsageError(f"the conversation shows {kind} where {one.name}, which is {one.kind}, was given")
         proof = self._proof(len(placeholders))
         ids, types = self._tokens(messages, placeholders, thinking=thinking)
+        beginning = proof.missing_beginning(ids)
+        ids, types = [*beginning, *ids], [*[0] * len(beginning), *types]
         return Prompt(ids, types, proof.token_types(self.processor, ids), list(placeholders))
 
     def _tokens(
