@@ -188,8 +188,8 @@ class SuffixCache(Cache):  # type: ignore[misc]
         total = self.length + new
         column = torch.arange(total, device=device)
         real = column >= torch.tensor(self.padding, device=device)[:, None]  # [B, s + new]
-        mine = torch.arange(self.length, total, device=device)[:, None]
-        return (real[:, None] & (column <= mine)) | (column == mine)  # padding sees itself: no row without a key
+        causal = column <= torch.arange(self.length, total, device=device)[:, None]  # [new, s + new]
+        return real[:, None] & causal
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""

@@ -76,7 +76,7 @@ def score_layout(
             columns[-1].append([last, *range(column, end)])
             column = end
     same = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
-    seen = (same.tril() & (part >= 0)[:, None, :]) | torch.eye(longest, dtype=torch.bool)  # padding sees itself
+    seen = same.tril() & (part >= 0)[:, None, :]
     places = (positions - torch.tensor(list(first))[:, None]).clamp(min=0)
     ids = torch.tensor([[0] * pad + row for pad, row in zip(padding, rows, strict=True)])
     return ScoreLayout(ids, positions, places, seen, padding, columns)
