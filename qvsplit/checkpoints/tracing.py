@@ -2,8 +2,9 @@
 
 The full model is built without memory for its parameters. `get_image_features` is called with what the checkpoint's own
 processor makes of small images, of one alone and of one that is cut into tiles; whatever tensor the call reads is stood
-in for by zeros that take no memory, and noted. Modules that hold none of the language model's tensors go to the encoder
-as a whole: an expert or a branch that no input here reached must not be missing.
+in for by zeros that take no memory, and noted. What it gives is fed back, up to the text decoder: what is read on that
+way is the language model's, too. Modules that hold none of the language model's tensors go to the encoder as a whole:
+an expert or a branch that no input here reached must not be missing.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoints.cache import cache_folder
 from qvsplit.checkpoints.families import Family, without_root
 from qvsplit.checkpoints.hf import load_config, load_processor, process_image, transformers_errors
-from qvsplit.checkpoints.model_class import class_of, image_features_of, output_problem, wanted_arguments
+from qvsplit.checkpoints.model_class import (
+    class_of,
+    forward_takes,
+    image_features_of,
+    output_problem,
+    wanted_arguments,
+)
 from qvsplit.errors import ModelError
 from qvsplit.runtime.atomic_files import written_whole
 
@@ -40,7 +47,7 @@ def traced_family(checkpoint: Checkpoint) -> Family:
     """
     import transformers
 
-    about = [checkpoint.config, sorted(checkpoint.files), transformers.__version__, "split 1"]
+    about = [checkpoint.config, sorted(checkpoint.files), transformers.__version__, "split 2"]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     entry = cache_folder() / "splits" / f"{key}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or not ours: traced again
@@ -69,10 +76,13 @@ def encoder_parts(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     """
     model = empty_model(checkpoint)
     read: set[str] = set()
+    language = set(_language_tensors(model))
     with transformers_errors(checkpoint, "cannot be split"):
         for size in TRACED_SIZES:
-            read |= _tensors_read(model, _processed(checkpoint, size))
-    language = set(_language_tensors(model))
+            processed, tokens = _processed(checkpoint, size)
+            found, output = _features_traced(model, processed)
+            read |= found
+            language |= _read_with_features(model, {**processed, **tokens}, output)
     if not read - language:
         raise ModelError(f"{checkpoint.folder} cannot be split: its get_image_features reads no tensor of its own")
     modules = list(_whole_modules("", model, read, language))
@@ -94,12 +104,18 @@ def empty_model(checkpoint: Checkpoint) -> Any:
         return model_class._from_config(config).eval().requires_grad_(False)
 
 
-def _processed(checkpoint: Checkpoint, size: tuple[int, int]) -> Mapping[str, Any]:
-    """Give what the checkpoint's processor makes of a grey image."""
+def _processed(checkpoint: Checkpoint, size: tuple[int, int]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Give what the checkpoint's processor makes of a grey image, and the tokens of the text that stands for it."""
+    import torch
     from PIL import Image
 
-    processed, _ = process_image(load_processor(checkpoint), Image.new("RGB", size, "grey"))
-    return processed
+    processor = load_processor(checkpoint)
+    processed, text = process_image(processor, Image.new("RGB", size, "grey"))
+    ids = list(processor.tokenizer(text)["input_ids"])
+    tokens = {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}
+    with suppress(TypeError):  # some would have to know more than the tokens, of models that take no types
+        tokens["mm_token_type_ids"] = processor.create_mm_token_type_ids([ids])
+    return processed, {name: torch.tensor(values) for name, values in tokens.items()}
 
 
 def _language_tensors(model: Any) -> Iterator[str]:
@@ -140,8 +156,49 @@ def _names_in_checkpoint(checkpoint: Checkpoint, parts: Iterable[str]) -> list[s
     return [name for name in sorted(checkpoint.files) if is_encoders(name)]
 
 
-def _tensors_read(model: Any, processed: Mapping[str, Any]) -> set[str]:
-    """Name the parameters and buffers that `get_image_features` reads."""
+def _features_traced(model: Any, processed: Mapping[str, Any]) -> tuple[set[str], Any]:
+    """Name the parameters and buffers that `get_image_features` reads, and give what it gives.
+
+    Raises:
+        ModelError: That cannot be stored, or it takes what the processor does not give.
+    """
+    import torch
+
+    features = image_features_of(model)
+    given = wanted_arguments(features, processed)
+    for name, value in given.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            given[name] = value.to(model.dtype)
+    with _noted(model) as read:
+        output = features(**given, return_dict=True)
+    if (problem := output_problem(output)) is not None:
+        raise ModelError(f"{type(model).__name__} models cannot be split: {problem}")
+    return read, output
+
+
+def _read_with_features(model: Any, prompt: Mapping[str, Any], output: Any) -> set[str]:
+    """Name what the full model reads of a prompt and an encoder's output before its text decoder begins."""
+
+    class Begun(Exception):
+        """The text decoder was called."""
+
+    def stop(*_: Any) -> None:
+        raise Begun
+
+    takes = forward_takes(type(model))
+    given = {name: value for name, value in prompt.items() if name in takes and "pixel" not in name}
+    handle = model.get_decoder().register_forward_pre_hook(stop)
+    try:
+        with _noted(model) as read, suppress(Begun):
+            model(**given, mm_encoder_outputs={"image": output})
+    finally:
+        handle.remove()
+    return read
+
+
+@contextmanager
+def _noted(model: Any) -> Iterator[set[str]]:
+    """Note the names of the parameters and buffers that are read inside the block, and stand in for them."""
     import torch
     from torch.overrides import TorchFunctionMode
     from torch.utils._pytree import tree_map
@@ -167,17 +224,9 @@ def _tensors_read(model: Any, processed: Mapping[str, Any]) -> set[str]:
     class Reads(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             # .dtype, .device and .shape of a parameter are looked at, not read
-            look = getattr(function, "__name__", "") == "__get__"
+            look = getattr(function, "__name__", "") in ("__get__", "is_floating_point")
             args, kwargs = tree_map(stand_in if look else note, (tuple(args), kwargs or {}))
             return function(*args, **kwargs)
 
-    features = image_features_of(model)
-    given = wanted_arguments(features, processed)
-    for name, value in given.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            given[name] = value.to(model.dtype)
     with torch.no_grad(), Reads():
-        output = features(**given, return_dict=True)
-    if (problem := output_problem(output)) is not None:
-        raise ModelError(f"{type(model).__name__} models cannot be split: {problem}")
-    return read
+        yield read
