@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sys
@@ -23,6 +24,8 @@ from tests.support.checkpoints import make_tiny
 from tests.support.extracting import OLD, PHOTOS, Ran, extractor
 from tests.support.fake_encoder import FakeModel
 from tests.support.fake_source import InThreadDecoders
+from tests.support.families import make_checkpoint
+from tests.support.families.reference import Reference
 from tests.support.full_model import FullModel
 from tests.support.photographs import photographs
 
@@ -49,6 +52,25 @@ def hub_checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-hub"
     make_tiny(folder, layout="hub", files=2)
     return folder
+
+
+@pytest.fixture(scope="session")
+def family_checkpoint(tmp_path_factory) -> Callable[[str], Path]:
+    """The tiny checkpoint of a family, made once. Read only."""
+
+    @functools.cache
+    def made(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("families") / name
+        make_checkpoint(name, folder)
+        return Path(folder)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def family_reference(family_checkpoint) -> Callable[[str], Reference]:
+    """The full model of a family's tiny checkpoint, loaded once by transformers alone."""
+    return functools.cache(lambda name: Reference(family_checkpoint(name)))
 
 
 @pytest.fixture(scope="session")

@@ -96,9 +96,11 @@ def empty_model(checkpoint: Checkpoint) -> Any:
 
     model_class = class_of(checkpoint)
     config = load_config(checkpoint)
-    if getattr(config, "is_encoder_decoder", False):
+    # some say it of their text config alone
+    if any(getattr(part, "is_encoder_decoder", False) for part in (config, config.get_text_config())):
         raise ModelError(
-            f"{checkpoint.folder} is an encoder-decoder, whose text encoder sees image and question at once"
+            f"{checkpoint.folder} cannot be split: it is an encoder-decoder, whose text encoder sees image and question"
+            " at once; name another checkpoint as `model`"
         )
     with transformers_errors(checkpoint), init_empty_weights(include_buffers=False):
         return model_class._from_config(config).eval().requires_grad_(False)

@@ -69,6 +69,11 @@ def small_images(sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
     return [Image.new("RGB", size, (90 + 20 * number, 120, 150)) for number, size in enumerate(sizes)]
 
 
+def template_options(processor: Any, *, thinking: bool) -> dict[str, bool]:
+    """Give the switch of reasoning where a chat template has one; transformers warns where it has none."""
+    return {"enable_thinking": thinking} if "enable_thinking" in str(processor.chat_template) else {}
+
+
 def prove(maker: PromptMaker, *, several: bool) -> Proof:
     """Hold prompts made from placeholders against the processor's own call.
 
@@ -97,7 +102,7 @@ def prove(maker: PromptMaker, *, several: bool) -> Proof:
                 "pixels"
             )
         shown_types = _types_shown(maker, theirs)
-        made = {"input_ids", "attention_mask", *shown_types, *alone[0][0]}
+        made = {"input_ids", "attention_mask", "labels", *shown_types, *alone[0][0]}  # labels are for training
         if missing := sorted((maker.model_takes & theirs.keys()) - made):
             raise ModelError(
                 f"{maker.folder} cannot be split: its model takes {' and '.join(missing)}, which cannot be made from a "
@@ -119,7 +124,7 @@ def processor_call(processor: Any, images: Sequence[Image.Image], question: str,
             return dict(
                 processor.apply_chat_template(
                     [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
-                    return_tensors="pt", enable_thinking=False,
+                    return_tensors="pt", **template_options(processor, thinking=False),
                 )
             )  # fmt: skip
         text = processor.image_token * len(images) + question

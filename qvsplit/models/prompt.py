@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -20,7 +21,7 @@ from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.model_class import class_of, forward_takes
 from qvsplit.errors import ModelError, StoreDamaged, UsageError
-from qvsplit.models.processor_proof import PROOF_SIZES, Proof, prove, small_images
+from qvsplit.models.processor_proof import PROOF_SIZES, Proof, prove, small_images, template_options
 from qvsplit.store.row import Row, Runs
 
 Grid = tuple[int, int, int]
@@ -29,6 +30,8 @@ Message = Mapping[str, Any]  # {"role": …, "content": text, or a list of {"typ
 ITEM_TYPES = {"image": 1, "video": 2}  # in `Prompt.item_types`; 0 is text
 MAX_PLACEHOLDER_TEXT = 1 << 20  # characters of plain text in one placeholder: timestamps, row marks
 _DIGITS = re.compile(r"\d+")
+# no tokenizer known to us does this; a silently different prompt would be worse than stopping
+_NO_PLAIN_TEXT = "{}: its tokenizer made control tokens of plain text; nothing was asked"
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class Prompter:
         longest_first = sorted(self._added, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._text_options: dict[bool, dict[str, Any]] = {}
+        self._takes_strings: dict[str, bool] = {}  # by role
         self._proofs: dict[bool, Proof] = {}  # of one image, and of several
 
     def ask(
@@ -167,8 +171,7 @@ class Prompter:
         side by side. The runs are laid out afterwards.
         """
         for text in _texts(messages):
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                raise UsageError("a question holds bytes that are not UTF-8; give it as UTF-8 text")
+            _check_characters(text)
         short: dict[str, list[str]] = {kind: [] for kind in ITEM_TYPES}
         counts: dict[str, list[int]] = {kind: [] for kind in ITEM_TYPES}
         for one in placeholders:
@@ -223,16 +226,21 @@ class Prompter:
         runs = [(piece, len([*same])) for piece, same in groupby(pieces)]
         text = "".join(piece if piece == token else piece * count for piece, count in runs)
         # of the whole text: two runs may join into a control token
-        self._check_control_tokens(one, {part for part in self._split.split(text) if part in self._added} - {token})
+        found = {part for part in self._split.split(text) if part in self._added} - {token}
+        self._check_control_tokens(one, found | {mark for mark in _marks() if mark in text})
         return text, [count for piece, count in runs if piece == token]
 
     def _check_control_tokens(self, one: Placeholder, tokens: set[str]) -> None:
-        foreign = sorted(t for t in tokens if _DIGITS.sub("#", t) not in self._own_control_tokens)
+        foreign = sorted(t for t in tokens if not t.isspace() and not self._is_own(t))
         if foreign:
             raise StoreDamaged(
                 f"the placeholder of {one.name} holds the control token {foreign[0]}, which stands for no {one.kind}; "
                 "the store was not written by qvsplit, or damaged"
             )
+
+    def _is_own(self, token: str) -> bool:
+        """Say whether the family's processor puts this control token into placeholders."""
+        return _DIGITS.sub("#", token) in self._own_control_tokens
 
     @cached_property
     def _own_control_tokens(self) -> frozenset[str]:
@@ -263,9 +271,12 @@ class Prompter:
         return str(filled)
 
     def _check_edges(self, text: str, edges: set[int]) -> None:
-        """Raise StoreDamaged where a placeholder and the text beside it join into a control token."""
+        """Raise StoreDamaged where a placeholder and the text beside it join into a control token.
+
+        Line breaks may join: some tokenizers have runs of them among their added tokens.
+        """
         for found in self._split.finditer(text):
-            if any(found.start() < edge < found.end() for edge in edges):
+            if not found.group().isspace() and any(found.start() < edge < found.end() for edge in edges):
                 raise StoreDamaged(
                     f"a placeholder joins into the control token {found.group()} with the text beside it; the store "
                     "was not written by qvsplit, or damaged"
@@ -273,9 +284,8 @@ class Prompter:
 
     def _without_marked(self, rendered: str) -> tuple[str, dict[str, str]]:
         """Put stand-ins in place of the control tokens that users wrote: processors look for image tokens in a text."""
-        from transformers.utils.chat_template_utils import _CONTROL_TOKEN_END, _CONTROL_TOKEN_START
-
-        fence = next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in rendered)
+        start, end = _marks()
+        fence = next(chr(c) for c in range(0xE000, 0x110000) if chr(c) not in rendered)
         marked: dict[str, str] = {}
 
         def hide(found: re.Match[str]) -> str:
@@ -283,21 +293,23 @@ class Prompter:
             marked[stand_in] = found.group()
             return stand_in
 
-        return re.sub(f"{_CONTROL_TOKEN_START}.*?{_CONTROL_TOKEN_END}", hide, rendered), marked
+        return re.sub(f"{start}.*?{end}", hide, rendered), marked
 
     # ---------------------------------------------------------------------------------------------------------- text
 
     @cached_property
     def _user_control_tokens(self) -> re.Pattern[str]:
-        """Match the control tokens that users may not write: special ones, and those that the chat template writes.
+        """Match the control tokens that users may not write.
 
-        Others are ordinary text to the full model, too: tokenizers have runs of blanks among their added tokens.
+        These are special ones, and those that the chat template or a placeholder writes. Others are ordinary text to
+        the full model, too: tokenizers have runs of blanks among their added tokens.
         """
         template = str(self.processor.chat_template)
         control = [
             token.content
             for token in self.tokenizer.added_tokens_decoder.values()
-            if token.special or (token.content in template and not token.content.isspace())
+            if token.special
+            or (not token.content.isspace() and (token.content in template or self._is_own(token.content)))
         ]
         control += [token for token in self._item_tokens.values() if token not in control]
         return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
@@ -326,17 +338,44 @@ class Prompter:
     def _render(self, messages: Sequence[Message], *, thinking: bool) -> str:
         if not self.processor.chat_template and self._takes_bare_prompts:
             return self._bare(messages)
+        return self._by_template([self._as_taken(message) for message in messages], thinking=thinking)
+
+    def _by_template(self, messages: Sequence[Message], *, thinking: bool = False) -> str:
+        options = template_options(self.processor, thinking=thinking)
         try:
             return str(
                 self.processor.apply_chat_template(
-                    [dict(message) for message in messages],
-                    add_generation_prompt=True,
-                    tokenize=False,
-                    enable_thinking=thinking,
+                    [dict(message) for message in messages], add_generation_prompt=True, tokenize=False, **options
                 )
             )
         except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
             raise ModelError(f"{self.folder} has no usable chat template ({error}); download it again") from None
+
+    def _as_taken(self, message: Message) -> Message:
+        """Give a message as the template takes it: many leave out, silently, a content that is a plain string.
+
+        Raises:
+            UsageError: It takes no text of this role.
+        """
+        role, content = message["role"], message["content"]
+        if not isinstance(content, str):
+            return message
+        if role not in self._takes_strings:
+            self._takes_strings[role] = self._tried_with_strings(role)
+        return message if self._takes_strings[role] else {**message, "content": _parts(content)}
+
+    def _tried_with_strings(self, role: str) -> bool:
+        said = "qvsplit"
+        for content in (said, _parts(said)):
+            tried: list[Message] = [{"role": role, "content": content}]
+            if role != "user":
+                tried.append({"role": "user", "content": _parts("?")})
+            if role == "assistant":
+                tried.insert(0, {"role": "user", "content": _parts("?")})
+            with suppress(ModelError):
+                if said in self._by_template(tried):
+                    return isinstance(content, str)
+        raise UsageError(f"{self.folder}: its chat template takes no {role} message")
 
     def _bare(self, messages: Sequence[Message]) -> str:
         """Give the items, then the text, as families take them whose checkpoints have no chat template."""
@@ -364,7 +403,11 @@ class Prompter:
         if chat_template_utils._CONTROL_TOKEN_START not in text:
             return list(self.tokenizer(text, **options)["input_ids"])
         before, behind = self._added_around(options)
-        return [*before, *chat_template_utils.encode_marked_chat(self.tokenizer, text), *behind]
+        try:
+            ids = chat_template_utils.encode_marked_chat(self.tokenizer, text)
+        except ValueError:
+            raise ModelError(_NO_PLAIN_TEXT.format(self.folder)) from None
+        return [*before, *ids, *behind]
 
     def _added_around(self, options: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """Give the tokens that the tokenizer adds before and behind a text, which what encodes marked text does not."""
@@ -378,8 +421,7 @@ class Prompter:
         ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         slipped = set(ids) & {number for token, number in self._added.items() if token in text}
         if slipped and self._user_control_tokens.search(text):
-            # no tokenizer known to us does this; a silently different prompt would be worse than stopping
-            raise ModelError(f"{self.folder}: its tokenizer made control tokens of plain text; nothing was asked")
+            raise ModelError(_NO_PLAIN_TEXT.format(self.folder))
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -424,6 +466,24 @@ def question_messages(question: str, kinds: Sequence[str], system: str | None = 
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     return messages
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def _check_characters(text: str) -> None:
+    """Raise UsageError for what is no text, and for the two private characters by which control tokens are marked."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UsageError("a question holds bytes that are not UTF-8; give it as UTF-8 text")
+    if any(mark in text for mark in _marks()):
+        raise UsageError("a question holds U+F0000 or U+F0001, which transformers keeps to itself; leave them out")
+
+
+def _marks() -> tuple[str, str]:
+    from transformers.utils.chat_template_utils import _CONTROL_TOKEN_END, _CONTROL_TOKEN_START
+
+    return _CONTROL_TOKEN_START, _CONTROL_TOKEN_END
 
 
 def _item_kinds(messages: Sequence[Message]) -> list[str]:

@@ -10,7 +10,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.support.families import FAMILIES, make_checkpoint
-from tests.support.families.reference import Reference
 from tests.support.photographs import photographs
 
 QUESTION = "What is in the picture?"
@@ -65,15 +64,16 @@ def images():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_tiny_checkpoint_loads_whole_has_the_hubs_names_and_looks_at_the_image(name, images, tmp_path):
-    make_checkpoint(name, tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
+def test_a_tiny_checkpoint_loads_whole_has_the_hubs_names_and_looks_at_the_image(
+    name, images, family_checkpoint, family_reference
+):
+    tensors = load_file(family_checkpoint(name) / "model.safetensors")
     begins = {key: [start for start in HUB[name] if key.startswith(start)] for key in tensors}
     assert {key: starts for key, starts in begins.items() if len(starts) != 1} == {}
     assert {starts[0] for starts in begins.values()} == set(HUB[name])
-    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 3e6
+    assert sum(file.stat().st_size for file in family_checkpoint(name).iterdir()) < 3e6
 
-    reference = Reference(tmp_path)
+    reference = family_reference(name)
     assert {what: keys for what, keys in reference.loading.items() if keys} == {}
     answers = [reference.answer([image], QUESTION) for image in images]
     assert len({tuple(answer) for answer in answers}) >= 2
@@ -86,9 +86,9 @@ def test_a_tiny_checkpoint_loads_whole_has_the_hubs_names_and_looks_at_the_image
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_experts_are_stored_as_the_hub_stores_them(name, tmp_path):
-    make_checkpoint(name, tmp_path)
-    shapes = {key: tuple(tensor.shape) for key, tensor in load_file(tmp_path / "model.safetensors").items()}
+def test_experts_are_stored_as_the_hub_stores_them(name, family_checkpoint):
+    tensors = load_file(family_checkpoint(name) / "model.safetensors")
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     assert {key.split(".0.mlp.")[1]: shape for key, shape in shapes.items() if ".layers.0.mlp.experts." in key} == EXPERTS[name]  # fmt: skip
 
 
@@ -108,22 +108,23 @@ def test_files_seed_and_dtype_are_as_asked_for(tmp_path):
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_an_omni_checkpoint_has_the_whole_models_config_and_the_thinkers_class_reads_its_part(tmp_path):
-    make_checkpoint("qwen2_5_omni", tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+def test_an_omni_checkpoint_has_the_whole_models_config_and_the_thinkers_class_reads_its_part(
+    family_checkpoint, family_reference
+):
+    folder = family_checkpoint("qwen2_5_omni")
+    config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "qwen2_5_omni"
     assert config["architectures"] == ["Qwen2_5OmniForConditionalGeneration"]
     assert {"thinker_config", "talker_config", "token2wav_config"} <= config.keys()
-    model = Reference(tmp_path).model
+    model = family_reference("qwen2_5_omni").model
     assert model.config.model_type == "qwen2_5_omni_thinker"
-    stored = load_file(tmp_path / "model.safetensors")["thinker.visual.blocks.0.attn.q.weight"]
+    stored = load_file(folder / "model.safetensors")["thinker.visual.blocks.0.attn.q.weight"]
     assert torch.equal(model.model.visual.blocks[0].attn.q.weight, stored)
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5", "glm4v"])
-def test_thinking_is_switched_off_by_an_empty_block_behind_the_turn_mark(name, images, tmp_path):
-    make_checkpoint(name, tmp_path)
-    reference = Reference(tmp_path)
+def test_thinking_is_switched_off_by_an_empty_block_behind_the_turn_mark(name, images, family_reference):
+    reference = family_reference(name)
     decode = reference.processor.tokenizer.decode
     on, off = (decode(reference.inputs(images[:1], QUESTION, **how).input_ids[0]) for how in ({}, {"enable_thinking": False}))  # fmt: skip
     assert off.rsplit("assistant", 1)[1].rstrip().endswith("</think>")
