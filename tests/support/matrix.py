@@ -1,0 +1,233 @@
+"""Every model family through the whole way, held against its full model: the rows of docs/models.md.
+
+    python -m tests.support.matrix [--write] [FAMILY …]
+
+makes each family's tiny checkpoint, runs it, and prints its row; `--write` puts the rows into docs/models.md. A test
+runs the same and holds them against what stands there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from qvsplit.answering.options import AskOptions
+from qvsplit.ask import Session, load_session
+from qvsplit.checkpoints.opening import open_checkpoint
+from qvsplit.errors import UsageError, WeightsError
+from qvsplit.extract import extract_files
+from qvsplit.models.encoder_output import output_tensors
+from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.weights import load_encoder_weights, load_language_model
+from tests.support.extracting import PHOTOS
+from tests.support.fake_source import InThreadDecoders
+from tests.support.families import FAMILIES, make_checkpoint
+from tests.support.families.reference import Reference
+
+DOCS = Path(__file__).parents[2] / "docs" / "models.md"
+NEW_TOKENS = 12
+SIZES = {"coffee.png": (300, 200), "chelsea.png": (140, 220), "rocket.jpg": (260, 180)}
+QUESTIONS = (
+    "What is in the picture?",
+    "Is it day or night?",
+    "How many people are there in the picture, and what do they do?",
+    "Colour?",
+    "Describe the picture in one sentence, and say where it may have been taken.",
+    "Is there a cat? Answer yes or no.",
+    "图片里有什么？",
+    "Read the text.",
+)
+REFUSED = "refused"
+SWITCHES = {"enable_thinking": False}  # of chat templates that have it
+
+
+def _lose(tensors: dict[str, torch.Tensor], name: str) -> None:
+    del tensors[name]
+
+
+def _leave_over(tensors: dict[str, torch.Tensor], name: str) -> None:
+    tensors[f"{name}.surplus"] = tensors[name].clone()
+
+
+def _misshape(tensors: dict[str, torch.Tensor], name: str) -> None:
+    tensors[name] = tensors[name].flatten()[1:].clone()
+
+
+WRONG = (_lose, _leave_over, _misshape)
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    """What came of one family. Each column is `identical of cases`, or says that it is refused."""
+
+    family: str
+    model_class: str
+    images: str
+    several_images: str
+    fan_out: str
+    prefixes: str
+    stored: str
+    strict: str
+    way: str
+
+    def __str__(self) -> str:
+        """Give the row of the table."""
+        return "| " + " | ".join(str(getattr(self, one.name)) for one in fields(self)) + " |"
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether every case of every column was identical, or is refused."""
+        return all(_is_whole(getattr(self, one.name)) for one in fields(self)[2:-1])
+
+
+def _is_whole(cell: str) -> bool:
+    counted = re.fullmatch(r"(\d+) of (\d+)", cell)
+    return cell == REFUSED or (counted is not None and counted[1] == counted[2] and counted[1] != "0")
+
+
+def matrix_row(name: str, folder: Path) -> MatrixRow:
+    """Make the tiny checkpoint of a family in the new `folder`, and run it through the whole way."""
+    make_checkpoint(name, folder / "model")
+    reference = Reference(folder / "model")
+    photos = folder / "photos"
+    photos.mkdir()
+    images = {}
+    for photo, size in SIZES.items():
+        path = (photos / photo).with_suffix(".png")
+        with Image.open(PHOTOS[photo]) as image:
+            image.convert("RGB").resize(size).save(path)
+        images[path.name] = Image.open(path).convert("RGB")
+    with mock.patch("qvsplit.pipeline.runner.DecoderPool", InThreadDecoders):
+        options = ExtractOptions(model=str(folder / "model"), kernels="reference")
+        extract_files([photos], out=folder / "store", options=options)
+    session = load_session(folder / "store", AskOptions(model=str(folder / "model"), max_new_tokens=NEW_TOKENS))
+    expected = {
+        (shown, question): reference.answer([images[shown]], question, new_tokens=NEW_TOKENS, **SWITCHES)
+        for shown in images
+        for question in QUESTIONS
+    }
+    first, *others = images
+    checkpoint = open_checkpoint(folder / "model", "both")
+    return MatrixRow(
+        family=name,
+        model_class=type(reference.model).__name__,
+        images=_count(_single(session, expected)),
+        several_images=_several(session, reference, images),
+        fan_out=_count(
+            answer.tokens == expected[first, answer.question] for answer in session.answers(first, QUESTIONS)
+        ),
+        prefixes=_count(
+            answer.tokens == expected[answer.rows[0].path, answer.question]
+            for answer in session.survey([[first], *([one] for one in others)], QUESTIONS)
+        ),
+        stored=_count(_stored(session, reference, images)),
+        strict=_count(_refusals(checkpoint.folder, folder / "wrong")),
+        way=type(session.engine.language._way).__name__,
+    )
+
+
+def _count(cases: Iterator[bool] | Sequence[bool]) -> str:
+    found = list(cases)
+    return f"{sum(found)} of {len(found)}"
+
+
+def _single(session: Session, expected: dict[tuple[str, str], list[int]]) -> Iterator[bool]:
+    """Ask one question at a time, each behind a prefix of its own."""
+    for (shown, question), tokens in expected.items():
+        if question in QUESTIONS[:2]:
+            session.engine.prefix_cache.clear()
+            yield session.answer(shown, question).tokens == tokens
+
+
+def _several(session: Session, reference: Reference, images: dict[str, Image.Image]) -> str:
+    one, other, third = images
+    found = []
+    for shown in ([one, other], [other, one], [third, one]):
+        for question in QUESTIONS[:2]:
+            tokens = reference.answer([images[name] for name in shown], question, new_tokens=NEW_TOKENS, **SWITCHES)
+            try:
+                found.append(session.answer(shown, question).tokens == tokens)
+            except UsageError as error:
+                assert "where others stand beside it" in str(error)
+                return REFUSED
+    return _count(found)
+
+
+def _stored(session: Session, reference: Reference, images: dict[str, Image.Image]) -> Iterator[bool]:
+    """Hold what was read back against the full model's own features, bit for bit."""
+    for name, image in images.items():
+        stored = session.store.features(session.store[name]).flat_torch()
+        own = {one.key: one.rows for one in output_tensors(reference.features(image))}
+        yield stored.keys() == own.keys() and all(torch.equal(stored[key], own[key]) for key in own)
+
+
+def _refusals(folder: Path, copy: Path) -> Iterator[bool]:
+    """Load each half of checkpoints of which one tensor is lost, left over or of another shape."""
+    for half, change in itertools.product(("encoder", "language"), WRONG):
+        shutil.copytree(folder, copy)
+        opened = open_checkpoint(copy, "both")
+        name = next(n for n in opened.tensor_names(half) if n.endswith("weight") and n in _of_one_half(opened))
+        tensors = load_file(copy / opened.files[name])
+        change(tensors, name)
+        save_file(tensors, copy / opened.files[name], metadata={"format": "pt"})
+        opened = open_checkpoint(copy, "both")
+        try:
+            if half == "encoder":
+                load_encoder_weights(opened, device=torch.device("cpu"), dtype=torch.float32)
+            else:
+                load_language_model(opened, dtype=torch.float32)
+            yield False
+        except WeightsError:
+            yield True
+        shutil.rmtree(copy)
+
+
+def _of_one_half(checkpoint: Any) -> set[str]:
+    return set(checkpoint.encoder_names) ^ set(checkpoint.language_names)
+
+
+# ------------------------------------------------------------------------------------------------------------- docs
+
+
+def rows_in_docs() -> dict[str, str]:
+    """The rows that docs/models.md has, by family."""
+    rows = re.findall(r"^\| (\w+) \| \w+ \| .*\|$", DOCS.read_text(), flags=re.M)
+    return {name: line for line in DOCS.read_text().splitlines() for name in rows if line.startswith(f"| {name} |")}
+
+
+def main() -> None:
+    """Run families, print their rows, and put them into the docs if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", default=list(FAMILIES))
+    parser.add_argument("--write", action="store_true", help="into docs/models.md")
+    told = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: dict[str, str] = {}
+    for name in told.families:
+        with tempfile.TemporaryDirectory() as folder:
+            rows[name] = str(matrix_row(name, Path(folder)))
+            print(rows[name], flush=True)
+    if told.write:
+        text = DOCS.read_text()
+        begin, end = "<!-- rows: python -m tests.support.matrix --write -->\n", "<!-- end of rows -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        kept = rows_in_docs() | rows
+        ordered = [kept[name] for name in FAMILIES if name in kept]
+        DOCS.write_text(before + begin + "\n".join(ordered) + "\n" + end + after)
+
+
+if __name__ == "__main__":
+    main()
