@@ -35,6 +35,7 @@ class Family:
         loose_tensors: Tensors of the encoder that belong to no such module. The language model has them, too.
         encoder_names: Names of the encoder's tensors in one checkpoint, where only a dry run knows them.
         ignored: Modules that are of neither half: a talker, an audio encoder.
+        stored_modules: What checkpoints call the encoder's modules, where that is otherwise.
         model_class: The full model's class in transformers, where that is not the one its `model_type` stands for.
         prefix: What of a prompt does not depend on what follows. "causal": everything; "blocks": everything, but an
             image's tokens see each other both ways, so that no image can be computed behind a prefix; "none": nothing,
@@ -53,6 +54,7 @@ class Family:
     loose_tensors: tuple[str, ...] = ()
     encoder_names: frozenset[str] | None = None
     ignored: tuple[str, ...] = ()
+    stored_modules: tuple[str, ...] = ()
     model_class: str | None = None
     prefix: Prefix = "none"
     takes_bare_prompts: bool = False
@@ -64,12 +66,14 @@ class Family:
 
     def is_encoders(self, name: str) -> bool:
         """Say whether the tensor that a checkpoint calls `name` is the encoder's."""
-        return name in self.encoder_names if self.encoder_names is not None else self.encoder_has(name)
+        if self.encoder_names is not None:
+            return name in self.encoder_names
+        return self.encoder_has(name) or _is_in(name, self.stored_modules)
 
     def is_language_models(self, name: str) -> bool:
         """Say whether the tensor that a checkpoint calls `name` is the language model's."""
         if self.encoder_names is None:
-            return self.language_model_has(name)
+            return self.language_model_has(name) and not _is_in(name, self.stored_modules)
         return name not in self.encoder_names or without_root(name) in self.loose_tensors
 
     @property
@@ -182,6 +186,48 @@ _LISTED = (
     Family("idefics3", ("vision_model", "connector"), prefix="causal"),
     Family("smolvlm", ("vision_model", "connector"), prefix="causal"),
     Family("minicpmv4_6", ("vision_tower", "merger"), prefix="causal"),
+    _projected("llava_next", "none", loose_tensors=("image_newline",)),
+    _projected("vipllava", "none"),
+    _projected("aya_vision", "none"),
+    _projected("cohere2_vision", "none"),
+    _projected("aria", "none"),
+    _projected("molmo2", "none", stored_modules=("vision_backbone",)),
+    _projected("qianfan_ocr", "none", stored_modules=("vision_model", "mlp1")),
+    _projected("perception_lm", "none"),
+    _projected("fast_vlm", "none"),
+    _projected("lfm3_vl", "none", max_aspect_ratio=200.0),
+    Family(
+        "step3p7", ("vision_model", "multi_modal_projector"), stored_modules=("vision_model", "vit_large_projector")
+    ),
+    Family("glm4v_moe", max_aspect_ratio=200.0),
+    Family("glm46v", max_aspect_ratio=200.0),
+    Family("glm_ocr", max_aspect_ratio=200.0),
+    Family("exaone4_5", max_aspect_ratio=200.0),
+    Family("paddleocr_vl", ("visual", "projector"), stored_modules=("visual", "mlp_AR"), max_aspect_ratio=200.0),
+    Family("video_llama_3", ("vision_model", "projector"), max_aspect_ratio=200.0),
+    Family(
+        "ernie4_5_vl_moe", ("vision_tower", "resampler_model"), max_aspect_ratio=200.0,
+        stored_modules=("vision_model", "resampler_model"),
+    ),
+    Family("kimi_k25", ("vision_tower", "mm_projector")),
+    Family("lighton_ocr", ("vision_encoder", "vision_projection")),
+    Family("minicpmv4_7", ("vision_tower", "merger")),
+    Family("minicpm_ocr", ("vision_tower", "merger")),
+    Family("gemma4", ("vision_tower", "embed_vision"), ignored=("audio_tower", "embed_audio")),
+    Family(  # the language model embeds its own text with a part of `embed_vision`
+        "gemma3n", ("vision_tower", "embed_vision.soft_embedding_norm"),
+        loose_tensors=("embed_vision.embedding_projection.weight",), ignored=("audio_tower",),
+    ),
+    Family("deepseek_vl", ("vision_model", "aligner")),
+    Family(
+        "deepseek_vl_hybrid",
+        ("high_res_vision_model", "high_res_vision_neck", "high_res_vision_proj", "vision_model", "aligner"),
+        loose_tensors=("high_res_vision_alpha",),
+    ),
+    Family(
+        "janus", ("vision_model", "aligner"),
+        ignored=("vqmodel", "generation_embeddings", "generation_aligner", "generation_head"),
+    ),
 )  # fmt: skip
 
 FAMILIES: Mapping[str, Family] = {family.model_type: family for family in _LISTED}

@@ -9,6 +9,7 @@ language.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -154,6 +155,13 @@ class TransformersEncoder:
         import numpy as np
 
         prepared = self.preparer.prepare(np.full((64, 64, 3), 128, np.uint8))
+        if prepared.grid_thw is not None:
+            by_grid = math.prod(prepared.grid_thw) // self.config.merge_size**2
+            if by_grid != prepared.n_tokens:
+                raise ModelError(
+                    f"{self.spec.checkpoint.folder} cannot be split: its image of a grid that makes {by_grid} tokens "
+                    f"has {prepared.n_tokens}, which no store can hold"
+                )
         output = self._features(prepared)
         return tuple(
             TensorSpec(

@@ -91,6 +91,8 @@ class Preparer:
         except Exception as error:
             if is_out_of_memory(error):
                 raise ItemError("does not fit into memory", "memory") from None
+            if isinstance(error, ValueError):  # of a family that is not listed, nobody knows which shapes it takes
+                raise ItemError(f"the model's processor refuses it: {' '.join(str(error).split())}") from None
             raise
 
     def _inputs(self, processed: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,9 +89,9 @@ def make_checkpoint(
 ) -> None:
     """A complete tiny checkpoint in `folder`. `files` 1 writes model.safetensors, more also an index."""
     if isinstance(family, str):
-        from tests.support.families import FAMILIES
+        from tests.support.families import ALL
 
-        family = FAMILIES[family]
+        family = ALL[family]
     logging.disable_progress_bar()
     tokenizer = family.tokenizer(family)
     config = family.config(tokenizer)

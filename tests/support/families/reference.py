@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from tests.support.families import FAMILIES
+from tests.support.families import ALL
 
 NEW_TOKENS = 12
 
@@ -26,7 +26,7 @@ class Reference:
     """
 
     def __init__(self, folder: Path) -> None:
-        family = FAMILIES[json.loads((folder / "config.json").read_text())["model_type"]]
+        family = ALL[json.loads((folder / "config.json").read_text())["model_type"]]
         self.processor = AutoProcessor.from_pretrained(folder)
         # attention is sdpa by default, except where the family cannot (Gemma 2)
         self.model, self.loading = family.cls().from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -65,7 +65,8 @@ class Reference:
 
     def features(self, image: Image.Image) -> Any:
         """What `get_image_features` gives for one image, fed as `generate` would feed it."""
-        takes = inspect.signature(self.model.base_model.get_image_features).parameters
+        features = self.model.base_model.get_image_features
+        takes = inspect.signature(features).parameters
         given = {name: value for name, value in self.inputs([image], "").items() if name in takes}
         with torch.inference_mode():
-            return self.model.get_image_features(**given, return_dict=True)
+            return features(**given, return_dict=True)
