@@ -23,7 +23,8 @@ from qvsplit.answering.options import MAX_NEW_TOKENS, AskOptions
 from qvsplit.answering.recorder import Origin, Recorder, prompt_hash
 from qvsplit.answering.requests import SKIPPED, PromptItems, Questioner
 from qvsplit.answering.survey import Recall, Survey, SurveyOptions
-from qvsplit.checkpoints.checkpoint import Checkpoint, choose_checkpoint, open_checkpoint
+from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.checkpoints.opening import choose_checkpoint, open_checkpoint
 from qvsplit.errors import StoreDamaged, UsageError
 from qvsplit.output.answer import Answer
 from qvsplit.output.table import Table
@@ -183,6 +184,13 @@ class Session:
             dtype=expected_dtype(self.checkpoint, self.options),
         )
         return Recorder(table, origin, {q.name: prompt_hash(q, self.options) for q in questions}, self.store.current)
+
+    def notes(self) -> list[str]:
+        """Say what a user should know of how answers are computed; what only the model says, once that is loaded."""
+        notes = [self.dtype_note()]
+        if isinstance(self.engine, LocalEngine) and self.engine.is_loaded:
+            notes.append(self.engine.language.note)
+        return [note for note in notes if note is not None]
 
     def dtype_note(self) -> str | None:
         """Say what a user should know where encoder and language model compute in different dtypes; None if not."""

@@ -231,7 +231,7 @@ def _converse(images: Images, options: AskOptions, outputs: Outputs, choices: st
     _require_items(items)
     with interrupts.at_once():  # only reading so far
         session = load_session(store, options)
-    _note_dtypes(session, quiet=outputs.quiet)
+    _say_notes(session, quiet=outputs.quiet)
     prompt_loop(session, items, _printer(selection, outputs, single=False), choices)
 
 
@@ -277,11 +277,11 @@ def _survey(store: Store, options: AskOptions, results: Results, table: Table | 
     with interrupts.at_once():  # only reading so far
         session = load_session(store, options, loaded=table is None)
     if table is None:
-        _note_dtypes(session, quiet=quiet)
+        _say_notes(session, quiet=quiet)
         run_survey(session, results)
     else:
         survey_into_table(session, results, table, whole_store=whole_store)
-        _note_dtypes(session, quiet=quiet)
+        _say_notes(session, quiet=quiet)
     results.warn(answers_are_json=options.json_schema is not None)
     return session.model
 
@@ -330,8 +330,7 @@ def _printer(selection: Selection, outputs: Outputs, *, single: bool) -> AnswerP
     return AnswerPrinter(as_json=outputs.as_json, single=single, one_root=len(roots) == 1, logprobs=outputs.logprobs)
 
 
-def _note_dtypes(session: Session, *, quiet: bool) -> None:
-    """Say where encoder and language model computed in different dtypes; no model is loaded to find out."""
-    note = session.dtype_note() if session.is_loaded and not quiet else None
-    if note:
+def _say_notes(session: Session, *, quiet: bool) -> None:
+    """Say what a user should know of how answers are computed; no model is loaded to find out."""
+    for note in session.notes() if session.is_loaded and not quiet else ():
         say_note(note)

@@ -37,7 +37,9 @@ class PrefixedQuestion:
 
 
 class Way(Protocol):
-    """How a model answers questions behind the beginning of a prompt."""
+    """How a model answers questions behind the beginning of a prompt. `name` says it in a few words."""
+
+    name: str
 
     @property
     def can_extend(self) -> bool:

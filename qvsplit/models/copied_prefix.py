@@ -50,6 +50,8 @@ class CachedPrefix:
 class CopiedPrefix:
     """The way of models whose cache transformers can copy, see `ways.py`."""
 
+    name = "copy its prefix"
+
     def __init__(self, forward: Forward, stops: Callable[[], Sequence[int]], *, can_extend: bool) -> None:
         self._forward = forward
         self._stops = stops

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoints import families
 from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.checkpoints.hf import quiet_transformers
 from qvsplit.errors import ModelError, OutOfMemory
 from qvsplit.models.asking import NOT_FINITE, Choices, PrefixedQuestion
 from qvsplit.models.decoding import AnswerRules, Constraint, Decoding, GrowingAnswer, logits_processors
@@ -67,7 +68,8 @@ class LanguageModel:
     Attributes:
         model: transformers' full class without its encoder.
         prompter: Questions to prompts, tokens to text.
-        note: One sentence for users where questions about an image do not share its prefix.
+        way: How questions about an image are answered, in a few words: see models/ways.py.
+        note: One sentence for users where these questions do not share the image's prefix.
     """
 
     def __init__(self, model: Any, prompter: Prompter, prefix: families.Prefix) -> None:
@@ -75,6 +77,7 @@ class LanguageModel:
         self.prompter = prompter
         self._forward = Forward(model)
         self._way, self.note = way_of(self._forward, prefix, lambda: sorted(self.stops))
+        self.way: str = self._way.name
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,7 +123,7 @@ class LanguageModel:
         if after is not None and list(after.input_ids) != prompt.input_ids[:known]:
             raise ValueError("the prompt does not begin with that prefix")
         self._check(prompt.item_types[known:end], features)
-        with torch.inference_mode(), _memory_errors(end):
+        with torch.inference_mode(), quiet_transformers(), _memory_errors(end):
             return self._way.prefill(prompt, features, after)
 
     def _check(self, types: Sequence[int], features: Sequence[Features]) -> None:
@@ -142,7 +145,7 @@ class LanguageModel:
 
         options = options or GenerateOptions()
         answers = [self._growing(number, one, decoding, options) for number, one in enumerate(questions)]
-        with torch.inference_mode(), _memory_errors(self.tokens(questions)):
+        with torch.inference_mode(), quiet_transformers(), _memory_errors(self.tokens(questions)):
             self._way.generate(questions, answers, options.is_cancelled)
         return [
             Generated(
@@ -171,7 +174,7 @@ class LanguageModel:
         """
         import torch
 
-        with torch.inference_mode(), _memory_errors(self.tokens(questions)):
+        with torch.inference_mode(), quiet_transformers(), _memory_errors(self.tokens(questions)):
             scores = self._way.score(questions, choices)
         return [self._not_finite() if mine is None else mine for mine in scores]
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from qvsplit.models.prompt import Placeholder
-
 PROOF_SIZES = ((160, 120), (500, 260))  # width and height: one that is small, one that families with tiles cut up
 TOKEN_TYPES = "token_type_ids"  # how the names end by which models take what a processor says of tokens
 MAX_BEGINNING = 1  # tokens: a BOS
@@ -55,11 +53,8 @@ class PromptMaker(Protocol):
     folder: Path
     model_takes: frozenset[str]
 
-    def proof_prompt(self, placeholders: Sequence[Placeholder], question: str) -> list[int]:
-        """Give the tokens of a question about items."""
-
-    def placeholder_of(self, text: str) -> Placeholder:
-        """Give the placeholder of an image that the processor stands for by `text`."""
+    def proof_prompt(self, texts: Sequence[str], question: str) -> list[int]:
+        """Give the tokens of a question about images; `texts` is what stands for each of them in a prompt."""
 
 
 def small_images(sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
@@ -86,7 +81,7 @@ def prove(maker: PromptMaker, *, several: bool) -> Proof:
     beginnings: set[tuple[int, ...]] = set()
     for images in shown:
         alone = [hf.process_image(maker.processor, image) for image in images]
-        ours = maker.proof_prompt([maker.placeholder_of(text) for _, text in alone], _QUESTION)
+        ours = maker.proof_prompt([text for _, text in alone], _QUESTION)
         theirs = processor_call(maker.processor, images, _QUESTION, where=maker.folder)
         ids = _flat(theirs["input_ids"])
         same = ids[-len(ours) :] == ours and len(ids) - len(ours) <= MAX_BEGINNING

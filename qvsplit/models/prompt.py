@@ -448,8 +448,9 @@ class Prompter:
         if said not in self._render(question_messages(said, []), thinking=False):
             raise ModelError(f"{self.folder}: its chat template rewrites what users say; qvsplit cannot use it exactly")
 
-    def proof_prompt(self, placeholders: Sequence[Placeholder], question: str) -> list[int]:
-        """Give the tokens of a question about items, without any proof that they are right."""
+    def proof_prompt(self, texts: Sequence[str], question: str) -> list[int]:
+        """Give the tokens of a question about images that stand as `texts`, without any proof that they are right."""
+        placeholders = [self.placeholder_of(text) for text in texts]
         messages = question_messages(question, [one.kind for one in placeholders])
         return self._tokens(messages, placeholders, thinking=False)[0]
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class SharedPrefix:
     """The way of models whose decoder's attention and recurrent layers are known, see `ways.py`."""
 
+    name = "share its prefix"
+
     def __init__(self, forward: Forward, stops: Callable[[], Sequence[int]], *, can_extend: bool) -> None:
         from qvsplit.kernels.shared_prefix_attention import ATTENTION
 

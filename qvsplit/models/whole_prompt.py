@@ -42,6 +42,8 @@ class UncomputedPrefix:
 class WholePrompt:
     """The way of all other models, see `ways.py`."""
 
+    name = "whole prompt"
+
     can_extend = False
 
     def __init__(self, forward: Forward, stops: Callable[[], Sequence[int]]) -> None:

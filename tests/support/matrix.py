@@ -134,7 +134,7 @@ def matrix_row(name: str, folder: Path) -> MatrixRow:
         ),
         stored=_count(_stored(session, reference, images)),
         strict=_count(_refusals(checkpoint.folder, folder / "wrong")),
-        way=type(session.engine.language._way).__name__,
+        way=session.engine.language.way,
     )
 
 
