@@ -52,11 +52,15 @@ def full_class(model_type: str, where: object, name: str | None = None) -> Any:
 
 def missing_part(model_class: Any) -> str | None:
     """Say what a class lacks that a split needs; None if nothing."""
+    from transformers import GenerationMixin
+
     inside = vars(inspect.getmodule(model_class)).values()  # the method may be of what is inside the class alone
     if not any(inspect.isclass(one) and hasattr(one, "get_image_features") for one in (model_class, *inside)):
         return "has no get_image_features"
     if "mm_encoder_outputs" not in forward_takes(model_class):
         return "takes no mm_encoder_outputs"
+    if not issubclass(model_class, GenerationMixin):
+        return "does not generate token by token"
     return None
 
 

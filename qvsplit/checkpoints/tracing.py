@@ -179,7 +179,15 @@ def _features_traced(model: Any, processed: Mapping[str, Any]) -> tuple[set[str]
 
 
 def _read_with_features(model: Any, prompt: Mapping[str, Any], output: Any) -> set[str]:
-    """Name what the full model reads of a prompt and an encoder's output before its text decoder begins."""
+    """Name what the full model reads of a prompt and an encoder's output before its text decoder begins.
+
+    Of the output it is given what a store keeps. Raises what the model does where it needs more.
+    """
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    kept = BaseModelOutputWithPooling(pooler_output=output.pooler_output)
+    if getattr(output, "deepstack_features", None) is not None:
+        kept["deepstack_features"] = output.deepstack_features
 
     class Begun(Exception):
         """The text decoder was called."""
@@ -192,7 +200,7 @@ def _read_with_features(model: Any, prompt: Mapping[str, Any], output: Any) -> s
     handle = model.get_decoder().register_forward_pre_hook(stop)
     try:
         with _noted(model) as read, suppress(Begun):
-            model(**given, mm_encoder_outputs={"image": output})
+            model(**given, mm_encoder_outputs={"image": kept})
     finally:
         handle.remove()
     return read

@@ -8,6 +8,7 @@ from PIL import Image
 
 import qvsplit
 from qvsplit.checkpoints import opening, tracing
+from qvsplit.checkpoints.model_class import full_class, missing_part
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ModelError
 from tests.support.families import ALL
@@ -102,6 +103,38 @@ def test_what_cannot_be_split_is_refused_in_a_sentence(name, family_checkpoint):
 def test_tokens_that_a_grid_does_not_make_are_refused_too(family_checkpoint):
     with pytest.raises(ModelError, match=r"cannot be split: its image of a grid that makes \d+ tokens has \d+, which"):
         qvsplit.load_encoder(family_checkpoint(MARKED), device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "missing"),
+    [
+        ("mllama", "has no get_image_features"),
+        ("florence2", "takes no mm_encoder_outputs"),
+        ("diffusion_gemma", "does not generate token by token"),
+    ],
+)
+def test_a_class_that_cannot_be_split_is_refused_by_what_it_lacks(model_type, missing):
+    with pytest.raises(ModelError, match=f"is a '{model_type}' model, which cannot be split: .* {missing}; name"):
+        full_class(model_type, "here")
+
+
+@pytest.mark.parametrize("model_type", ["chameleon", "dots3_note", "emu3", "janus", "got_ocr2"])
+def test_the_method_may_be_of_what_is_inside_the_class(model_type):
+    assert missing_part(full_class(model_type, "here")) is None
+
+
+def test_an_output_that_a_model_reads_more_of_than_a_store_keeps_is_refused(family_checkpoint, monkeypatch):
+    from transformers.models.llava.modeling_llava import LlavaModel
+
+    forward = LlavaModel.forward
+
+    def reading(self, *args, mm_encoder_outputs, **rest):
+        return mm_encoder_outputs["image"].router_logits or forward(self, *args, **rest)
+
+    monkeypatch.setattr(opening, "FAMILIES", {})
+    monkeypatch.setattr(LlavaModel, "forward", reading)
+    with pytest.raises(ModelError, match="cannot be split: .* has no attribute 'router_logits'"):
+        open_checkpoint(family_checkpoint("llava"), "both")
 
 
 def test_every_family_is_tried():
