@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
@@ -123,18 +127,39 @@ def test_the_method_may_be_of_what_is_inside_the_class(model_type):
     assert missing_part(full_class(model_type, "here")) is None
 
 
-def test_an_output_that_a_model_reads_more_of_than_a_store_keeps_is_refused(family_checkpoint, monkeypatch):
+def test_an_output_that_a_model_reads_more_of_than_a_store_keeps_is_refused(family_checkpoint, monkeypatch, tmp_path):
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
     from transformers.models.llava.modeling_llava import LlavaModel
 
-    forward = LlavaModel.forward
+    @dataclass
+    class WithMore(BaseModelOutputWithPooling):
+        router_logits: Any = None
+
+    features, forward = LlavaModel.get_image_features, LlavaModel.forward
+
+    @functools.wraps(features)
+    def giving(*args, **options):
+        return WithMore(**features(*args, **options))
 
     def reading(self, *args, mm_encoder_outputs, **rest):
         return mm_encoder_outputs["image"].router_logits or forward(self, *args, **rest)
 
     monkeypatch.setattr(opening, "FAMILIES", {})
+    monkeypatch.setattr(LlavaModel, "get_image_features", giving)
+    assert open_checkpoint(family_checkpoint("llava"), "both")
+    monkeypatch.setenv("QVSPLIT_CACHE", str(tmp_path))  # else the first is remembered
     monkeypatch.setattr(LlavaModel, "forward", reading)
     with pytest.raises(ModelError, match="cannot be split: .* has no attribute 'router_logits'"):
         open_checkpoint(family_checkpoint("llava"), "both")
+
+
+def test_an_image_that_a_processor_refuses_is_a_bad_item(family_checkpoint, monkeypatch):
+    monkeypatch.setattr(opening, "FAMILIES", {})  # else it is known which shapes it takes
+    with (
+        qvsplit.load_encoder(family_checkpoint("qwen2_5_vl"), device="cpu", dtype="float32") as encoder,
+        pytest.raises(qvsplit.ItemError, match="processor refuses it: absolute aspect ratio must be smaller than 200"),
+    ):
+        encoder.encode([Image.new("RGB", (4000, 10))])
 
 
 def test_every_family_is_tried():
