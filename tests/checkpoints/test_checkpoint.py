@@ -159,7 +159,9 @@ def test_unreadable_config(own):
 def test_unknown_architecture(own):
     config = json.loads((own / "config.json").read_text())
     (own / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    with pytest.raises(ModelError, match="'llama' model, for which transformers .* has no class that answers about images"):
+    with pytest.raises(
+        ModelError, match="'llama' model, for which transformers .* has no class that answers about images"
+    ):
         open_checkpoint(own, "encoder")
 
 

@@ -13,7 +13,7 @@ def test_a_family_is_identical_to_its_full_model(name, tmp_path):
     row = matrix_row(name, tmp_path)
     assert row.is_identical, row
     assert (row.several_images == REFUSED) == (name == "llava_onevision")
-    assert rows_in_docs()[name] == str(row)  # python -m tests.support.matrix --write
+    assert rows_in_docs()[name] == str(row)  # python -m tests.support.matrix write
 
 
 def test_the_docs_list_these_families_and_no_others():

@@ -1,8 +1,8 @@
 """Every model family through the whole way, held against its full model: the rows of docs/models.md.
 
-    python -m tests.support.matrix [--write] [FAMILY …]
+    python -m tests.support.matrix {print|write} [FAMILY …]
 
-makes each family's tiny checkpoint, runs it, and prints its row; `--write` puts the rows into docs/models.md. A test
+makes each family's tiny checkpoint, runs it, and prints its row; `write` puts the rows also into docs/models.md. A test
 runs the same and holds them against what stands there.
 """
 
@@ -210,8 +210,8 @@ def rows_in_docs() -> dict[str, str]:
 def main() -> None:
     """Run families, print their rows, and put them into the docs if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["print", "write"])
     parser.add_argument("families", nargs="*", default=list(FAMILIES))
-    parser.add_argument("--write", action="store_true", help="into docs/models.md")
     told = parser.parse_args()
     torch.set_num_threads(1)
     rows: dict[str, str] = {}
@@ -219,9 +219,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = str(matrix_row(name, Path(folder)))
             print(rows[name], flush=True)
-    if told.write:
+    if told.what == "write":
         text = DOCS.read_text()
-        begin, end = "<!-- rows: python -m tests.support.matrix --write -->\n", "<!-- end of rows -->"
+        begin, end = "<!-- rows: python -m tests.support.matrix write -->\n", "<!-- end of rows -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         kept = rows_in_docs() | rows

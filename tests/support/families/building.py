@@ -34,6 +34,7 @@ def make_tokenizer(family: TinyFamily) -> Any:
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in family.control_tokens])
     bpe.add_tokens([AddedToken(token, special=False, normalized=False) for token in family.plain_tokens])
     if family.adds_bos:
+        assert family.bos is not None
         bpe.post_processor = processors.TemplateProcessing(
             single=f"{family.bos} $A", pair=f"{family.bos} $A $B",
             special_tokens=[(family.bos, bpe.token_to_id(family.bos))],
