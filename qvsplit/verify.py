@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoints.opening import choose_checkpoint
 from qvsplit.errors import ConfigError, ItemError, QvsplitError, ShardDamaged, UsageError, some_of
-from qvsplit.runtime.dtypes import token_bytes
 from qvsplit.sources import images
 from qvsplit.sources.files import read
 from qvsplit.sources.source import Entry
@@ -302,6 +301,7 @@ def describe(store: Store) -> dict[str, Any]:
         "quarantined": [file.name for file in storage.list(layout.QUARANTINE)] if storage is not None else [],
         "rebuilding": storage is not None and bool(storage.list(layout.REBUILD)),
         "width": store.width,
+        "tensors": [spec.key for spec in store.tensors or ()],
         "model": store.provenance.model,
         "revision": store.provenance.revision,
         "device": store.provenance.device,
@@ -330,12 +330,11 @@ def _row_counts(store: Store) -> dict[str, int]:
 
 def _sizes(store: Store) -> dict[str, int]:
     """Give tokens of the current images, shards, their bytes on disk, and the bytes of their features uncompressed."""
-    assert store.config is not None
-    assert store.width is not None
+    assert store.token_bytes is not None
     stored_tokens = sum(shard.feature_tokens for shard in store.catalogue.shards)
     return {
         "tokens": store.catalogue.tokens(),
         "shards": len(store.catalogue.shards),
         "bytes": store.size(),
-        "raw_bytes": stored_tokens * token_bytes(store.config.storage_dtype, store.width),
+        "raw_bytes": stored_tokens * store.token_bytes,
     }

@@ -94,6 +94,12 @@ class Checkpoint:
         return width if isinstance(width, int) else None
 
     @property
+    def tensors_a_token(self) -> int:
+        """How many tensors the encoder gives, as config.json says: `pooler_output`, and levels of features if any."""
+        levels = self.vision_config.get("deepstack_visual_indexes")
+        return 1 + (len(levels) if isinstance(levels, list) else 0)
+
+    @property
     def vision_settings(self) -> Mapping[str, Any]:
         """Give what of config.json decides features.
 

@@ -90,6 +90,8 @@ def preview_lines(summary: Mapping[str, Any]) -> list[str]:
     preview = summary["preview"]
     if not preview or not preview["items"]:
         return lines
+    if preview["tokens"] is None:
+        return [*lines, "tokens, bytes and time unknown: the model's processor, which counts them, is not there"]
     parts = [plural(preview["tokens"], "token")]
     parts += [f"about {size(preview['bytes'])} on disk"] if preview["bytes"] is not None else []
     if preview["seconds"] is None:
@@ -129,7 +131,9 @@ def description_lines(description: Mapping[str, Any]) -> list[str]:
 
 
 def _facts(description: Mapping[str, Any]) -> dict[str, str]:
-    config = description["config"]
+    config, tensors = description["config"], description["tensors"]
+    widths = f"{len(tensors)} × {description['width']}" if len(tensors) > 1 else description["width"]
+    named = f" ({', '.join(tensors)})" if len(tensors) > 1 else ""
     share = description["bytes"] / description["raw_bytes"] if description["raw_bytes"] else 0
     images = f"{description['images']:,} ok ({description['copies']:,} by the features of another image)"
     rest = f"{description['failed']:,} failed, {description['deleted']:,} deleted"
@@ -137,19 +141,20 @@ def _facts(description: Mapping[str, Any]) -> dict[str, str]:
         rest += f", {description['without_features']:,} without features"
     return {
         "images": f"{images}, {rest}",
-        "tokens": f"{description['tokens']:,}, each {description['width']} values in {config['storage_dtype']}",
+        "tokens": f"{description['tokens']:,}, each {widths} values in {config['storage_dtype']}{named}",
         "size": f"{size(description['bytes'])} in {plural(description['shards'], 'shard')}, "
         f"{share:.3f} of the uncompressed features",
         "model": description["model"] + (f"@{description['revision']}" if description["revision"] else ""),
         "encoder": config["encoder"],
         "computed": f"in {config['compute_dtype']} on {description['device']}, stored as {config['storage_dtype']}",
-        "pixels": " to ".join(_number(config["processor"].get(name)) for name in ("min_pixels", "max_pixels")),
+        "pixels": _pixels(config["processor"]),
         "versions": ", ".join(f"{name} {version}" for name, version in description["versions"].items()),
     }
 
 
-def _number(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"
+def _pixels(processor: Mapping[str, Any]) -> str:
+    limits = [processor[name] for name in ("min_pixels", "max_pixels") if isinstance(processor.get(name), int)]
+    return " to ".join(f"{limit:,}" for limit in limits) or "as the model's processor resizes them"
 
 
 def _run_line(run: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.opening import choose_checkpoint, open_checkpoint
-from qvsplit.errors import ConfigError, some_of
+from qvsplit.errors import ConfigError, ModelError, StoreDamaged, some_of
 from qvsplit.models import encoder as models
 from qvsplit.models.encoder import EncoderSpec
 from qvsplit.pipeline.options import ExtractOptions
@@ -68,6 +69,7 @@ def load_devices(
     for one in loaded.values():
         summary.add_seconds(one.load_seconds)
     encoder = loaded[places[0]]
+    _check_readable(encoder.config, checkpoint)
     _check_config(encoder.config, encoder.tensors, own)
     budget = options.patch_budget or min(
         models.patch_budget(one, devices.free_memory(place)) // places.count(place) or 1
@@ -114,6 +116,16 @@ def _spec(
         max_pixels=limits.get("max_pixels") if options.max_pixels is None else options.max_pixels,
         kernels=options.kernels or (own.kernels if own else checkpoint.family.default_kernels),
     )
+
+
+def _check_readable(config: ExtractionConfig, checkpoint: Checkpoint) -> None:
+    """ModelError where a store under this extraction config could not be read: known before anything is encoded."""
+    try:
+        ExtractionConfig.from_json(json.loads(json.dumps(config.to_json())), str(checkpoint.folder))
+    except (StoreDamaged, ConfigError):
+        raise ModelError(
+            f"{checkpoint.folder} cannot be split: the settings of its image processor are none that a store can hold"
+        ) from None
 
 
 def _check_config(config: ExtractionConfig, tensors: tuple[TensorSpec, ...], own: StoreDeclares) -> None:

@@ -15,10 +15,12 @@ from contextlib import suppress
 from os import cpu_count
 from typing import Any
 
+from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.checkpoints.families import FAMILIES
 from qvsplit.checkpoints.opening import default_model, read_settings
 from qvsplit.errors import ItemError, ModelError
-from qvsplit.models.preparing import check_shape, load_processor
+from qvsplit.models.preparing import check_shape, load_preparer
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import Preview
 from qvsplit.runtime.devices import is_cuda
@@ -32,6 +34,7 @@ from qvsplit.store.store import Store
 # Bytes in a shard over raw bytes where the store has none yet: features of photographs (docs/decisions.md)
 _RATIO = {"float32": 0.87, "bfloat16": 0.70, "float16": 0.84, "int8": 0.90}
 _FORWARD_SHARE = 0.8  # of the rate of a matrix product that the encoder's forward reaches on a CPU
+_TRIED_SIZES = ((120, 160), (400, 900), (333, 111))  # height and width, on which a processor's own count is tried
 
 
 def preview(entries: Sequence[Entry], store: Store, storage: Storage, options: ExtractOptions) -> Preview:
@@ -53,16 +56,16 @@ def preview(entries: Sequence[Entry], store: Store, storage: Storage, options: E
         finally:
             decoders.close()
     sound = [count for count in counted if count is not None]
+    bad = len(counted) - len(sound)
+    if not estimate.counts_tokens:
+        return Preview(len(counted), bad, None, None, None, "")
     size = None
-    if estimate.width is not None:
-        raw = sum(sound) * token_bytes(estimate.storage_dtype, estimate.width)
-        size = round(raw * _ratio(store, estimate.storage_dtype))
+    if estimate.token_bytes is not None:
+        size = round(sum(sound) * estimate.token_bytes * _ratio(store, estimate.storage_dtype))
     seconds, by = _seconds_by_runs(storage, sum(sound)), "earlier runs"
     if seconds is None:
         seconds, by = estimate.seconds_by_arithmetic(sound), "arithmetic"
-    return Preview(
-        len(counted), len(counted) - len(sound), sum(sound), size, seconds, by if seconds is not None else ""
-    )
+    return Preview(len(counted), bad, sum(sound), size, seconds, by if seconds is not None else "")
 
 
 def resized(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -83,38 +86,58 @@ def resized(height: int, width: int, factor: int, min_pixels: int, max_pixels: i
 
 
 class _Estimate:
-    """The settings that decide how many tokens an image has: the store's, else the checkpoint's."""
+    """What decides how many tokens an image has, and their bytes: the store's settings, else the checkpoint's.
+
+    Attributes:
+        token_bytes: Bytes of one token before compression, of all its tensors; None where nothing says.
+    """
 
     def __init__(self, store: Store, options: ExtractOptions) -> None:
         self.options = options
-        self._loading = threading.Lock()  # sizes are measured in several threads
-        self._loaded: Any = None
+        self._counting = threading.Lock()  # sizes are measured in several threads
+        self._counter: _Counter | None = None
         own = None if options.rebuild else store.config
+        self._own: Mapping[str, Any] = own.processor if own is not None else {}
         made_with = store.provenance.model if store.provenance else ""
         name = made_with if own is not None else options.model or made_with or default_model()
         self.checkpoint: Checkpoint | None = None
         with suppress(ModelError):
             self.checkpoint = read_settings(name)
         if own is not None:
-            self.processor: Mapping[str, Any] = own.processor
-            self.width, self.storage_dtype = store.width, own.storage_dtype
+            self.family, self.processor = own.family, own.processor
+            self.token_bytes, self.storage_dtype = store.token_bytes, own.storage_dtype
             return
         if self.checkpoint is None:
             self.checkpoint = read_settings(name)  # says why it cannot be had
         low, high = self.checkpoint.pixel_limits
         high = min(high, self.checkpoint.family.default_max_pixels or high)
         limits = {"min_pixels": options.min_pixels or low, "max_pixels": options.max_pixels or high}
+        self.family = self.checkpoint.family.model_type
         self.processor = dict(self.checkpoint.processor_settings) | limits
-        self.width = self.checkpoint.width
         computed = options.dtype or ("bfloat16" if is_cuda(options.device) else "float32")
         self.storage_dtype = options.storage_dtype or computed
+        width, tensors = self.checkpoint.width, self.checkpoint.tensors_a_token
+        self.token_bytes = None if width is None else tensors * token_bytes(self.storage_dtype, width)
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether tokens can be counted: by settings that are listed for the family, else by the model's processor."""
+        return self._settings_suffice or self.checkpoint is not None
+
+    @property
+    def _settings_suffice(self) -> bool:
+        family = FAMILIES.get(self.family)
+        return family is not None and family.processor_settings is not None
 
     def tokens(self, width: int, height: int) -> int:
-        """Count those of an image of this size. ItemError where the processor refuses so slim a one."""
+        """Count those of an image of this size; 0 where nothing counts them.
+
+        ItemError where the processor refuses such a shape.
+        """
         if self.checkpoint is not None:
             check_shape(width, height, self.checkpoint.family)
-            if self.checkpoint.family.processor_settings is None:
-                return self._tokens_by_processor(self.checkpoint, width, height)
+        if not self._settings_suffice:
+            return 0 if self.checkpoint is None else self._tokens_by_processor(self.checkpoint, width, height)
         factor = int(self.processor["patch_size"]) * int(self.processor["merge_size"])
         tall, wide = resized(
             height, width, factor, int(self.processor["min_pixels"]), int(self.processor["max_pixels"])
@@ -123,12 +146,10 @@ class _Estimate:
 
     def _tokens_by_processor(self, checkpoint: Checkpoint, width: int, height: int) -> int:
         """Ask the checkpoint's own processor, which for a family without listed settings is all that knows."""
-        with self._loading:
-            if self._loaded is None:
-                low, high = self.options.min_pixels, self.options.max_pixels
-                self._loaded = load_processor(checkpoint, min_pixels=low, max_pixels=high)
-        counted = self._loaded._get_num_multimodal_tokens(image_sizes=[[height, width]])
-        return int(counted["num_image_tokens"][0])
+        with self._counting:
+            if self._counter is None:
+                self._counter = _Counter(checkpoint, self.options, self._own)
+            return self._counter.tokens(width, height)
 
     def seconds_by_arithmetic(self, tokens: Sequence[int]) -> float | None:
         """Divide the encoder's multiplications by the rate of a float32 product, timed now. None where not known."""
@@ -146,11 +167,47 @@ class _Estimate:
         return float(work) / (_matrix_rate() * _FORWARD_SHARE)
 
 
+class _Counter:
+    """Counts the tokens of images by their sizes, as a checkpoint's own processor would make them."""
+
+    def __init__(self, checkpoint: Checkpoint, options: ExtractOptions, own: Mapping[str, Any]) -> None:
+        low, high = (
+            own.get(name) if asked is None else asked
+            for name, asked in (("min_pixels", options.min_pixels), ("max_pixels", options.max_pixels))
+        )
+        self._preparer = load_preparer(checkpoint, hf.load_config(checkpoint), min_pixels=low, max_pixels=high)
+        self._known: dict[tuple[int, int], int] = {}
+        # some count marks as well, and some have no such method
+        self._is_fast = all(self._by_method(*size) == self._by_preparing(*size) for size in _TRIED_SIZES)
+
+    def tokens(self, width: int, height: int) -> int:
+        """Count those of an image of this size. ItemError where the processor refuses it."""
+        size = height, width
+        if size not in self._known:
+            counted = self._by_method(*size) if self._is_fast else None
+            self._known[size] = self._by_preparing(*size) if counted is None else counted
+        return self._known[size]
+
+    def _by_method(self, height: int, width: int) -> int | None:
+        """Ask the method that transformers has for this; None where it does not answer."""
+        try:
+            counted = self._preparer.processor._get_num_multimodal_tokens(image_sizes=[[height, width]])
+            return int(counted["num_image_tokens"][0])
+        except Exception:  # a method that nothing else depends on: then an image is prepared, which says what is wrong
+            return None
+
+    def _by_preparing(self, height: int, width: int) -> int:
+        """Prepare a grey image of this size."""
+        import numpy as np
+
+        return self._preparer.prepare(np.full((height, width, 3), 128, np.uint8)).n_tokens
+
+
 def _ratio(store: Store, dtype: str) -> float:
     raw = sum(shard.feature_tokens for shard in store.catalogue.shards)
-    if not raw or store.width is None or store.config is None or store.config.storage_dtype != dtype:
+    if not raw or store.token_bytes is None or store.config is None or store.config.storage_dtype != dtype:
         return _RATIO[dtype]
-    return store.size() / (raw * token_bytes(dtype, store.width))
+    return store.size() / (raw * store.token_bytes)
 
 
 def _seconds_by_runs(storage: Storage, tokens: int) -> float | None:

@@ -20,7 +20,8 @@ from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
 from qvsplit.sources.source import Entry
 from qvsplit.store.config import ExtractionConfig
-from qvsplit.store.features import Features, StoredTensor, TensorSpec, containers_of
+from qvsplit.store.features import POOLER_OUTPUT, Features, StoredTensor, TensorSpec, containers_of
+from qvsplit.store.shard_writer import size_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +118,9 @@ class Quantize:
 
     @errors_as_values
     def __call__(self, encoded: Encoded) -> Features:
-        """Give them as they are stored. An error if a value is beyond the range of the storage dtype."""
+        """Give them as they are stored; an error for values beyond the storage dtype's range, or too many for a row."""
+        if wrong := size_error(len(encoded.tensors[POOLER_OUTPUT]), self.tensors):
+            raise ItemError(f"{wrong}; try a smaller `max_pixels`, or a narrower `storage_dtype`")
         stored = {spec.key: StoredTensor(_stored(encoded.tensors[spec.key], spec.dtype), spec.dtype)
                   for spec in self.tensors}  # fmt: skip
         return Features(

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 class Preview:
     """What it would take to encode the items that are new. Copies and moves, not distinguished here, cost less.
 
-    `bytes` and `seconds` are None where there is nothing to go by.
+    `tokens`, `bytes` and `seconds` are None where there is nothing to go by.
     """
 
     items: int
     bad: int  # of them: those without a sound header
-    tokens: int
+    tokens: int | None
     bytes: int | None
     seconds: float | None
     seconds_by: str  # "earlier runs" or "arithmetic"

@@ -142,11 +142,12 @@ def _no_config(where: str) -> StoreDamaged:
 
 
 def _usable_processor(settings: Mapping[str, Any]) -> bool:
-    """Say whether what is read of a processor's settings is there: a family that merges patches has pixel limits."""
+    """Say whether what is read of a processor's settings can be: how patches merge, and pixel limits, both or none."""
     if "merge_size" not in settings:
         return True
-    numbers = [settings.get(name) for name in ("merge_size", "min_pixels", "max_pixels")]
-    return all(type(number) is int for number in numbers) and 1 <= settings["merge_size"] <= 64
+    limits = [settings[name] for name in ("min_pixels", "max_pixels") if name in settings]
+    numbers = [settings["merge_size"], *limits]
+    return len(limits) != 1 and all(type(number) is int for number in numbers) and 1 <= settings["merge_size"] <= 64
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -155,6 +155,7 @@ class Features:
         inputs: Other small inputs of the language model: name → dtype, shape, values.
         shapes: The tensors' shapes in the encoder's output, where these are not [n_tokens, width].
         containers: What the fields held in the encoder's output, where that was no list: see `TensorSpec`.
+        left_out: Names of tensors of the item that were not read: no language model takes it without them.
     """
 
     config: ExtractionConfig
@@ -164,6 +165,7 @@ class Features:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     containers: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32] | npt.NDArray[np.float16]:
         """Give the values of the tensor of this name, in the shape of the encoder's output; see `StoredTensor.numpy`.

@@ -121,23 +121,38 @@ class Shard:
         group = self._group_of(index)
         return self._rows_of(group)[index - self._group_starts[group]]
 
-    def features(self, index: int) -> Features:
-        """Give the features of row `index`, checked."""
+    def features(self, index: int, names: Collection[str] | None = None) -> Features:
+        """Give the features of row `index`, checked; with `names` only those tensors, and only their columns are read.
+
+        Raises:
+            KeyError: No tensor has such a name.
+        """
         row = self.row(index)
         group = self._group_of(index)
+        specs = self._specs(names)
+        kept = self._group_blobs[1] if self._group_blobs[0] == group else {}
         with self._damage(f"features of row {index} ({row.path})"):
-            columns = self._group_blobs[1] if self._group_blobs[0] == group else self._blobs(group)
-            blobs = {name: column[index - self._group_starts[group]].as_buffer() for name, column in columns.items()}
+            columns = kept | self._blobs(group, [spec for spec in specs if spec.column not in kept])
+            place = index - self._group_starts[group]
+            blobs = {spec.column: columns[spec.column][place].as_buffer() for spec in specs}
         if self._keeps_features:
             self._group_blobs = (group, columns)
-        return self._checked(row, index, blobs)
+        return self._checked(row, index, blobs, specs)
+
+    def _specs(self, names: Collection[str] | None) -> tuple[TensorSpec, ...]:
+        """Give what is declared of the tensors of these names, in order; of all if there are no names."""
+        if names is None:
+            return self.schema.tensors
+        if unknown := set(names) - {spec.key for spec in self.schema.tensors}:
+            raise KeyError(f"no tensor {min(unknown)!r}")
+        return tuple(spec for spec in self.schema.tensors if spec.key in names)
 
     def __iter__(self) -> Iterator[tuple[int, Row, Features | None]]:
         """Iterate over all rows with their features; each row group is read once."""
         for group, start in enumerate(self._group_starts):
             rows = self._rows_of(group)
             with self._damage(f"features, row group {group}"):
-                columns = self._blobs(group)
+                columns = self._blobs(group, self.schema.tensors)
             for offset, row in enumerate(rows):
                 index = start + offset
                 blobs = {name: column[offset].as_buffer() for name, column in columns.items()}
@@ -145,7 +160,7 @@ class Shard:
                     raise self._damaged(
                         f"row {index} ({row.path}): has_features is {row.has_features}, its features say otherwise"
                     )
-                yield index, row, self._checked(row, index, blobs) if row.has_features else None
+                yield index, row, self._checked(row, index, blobs, self.schema.tensors) if row.has_features else None
 
     # ------------------------------------------------------------------------------------------------- the file
 
@@ -284,15 +299,15 @@ class Shard:
 
     # --------------------------------------------------------------------------------------------- the features
 
-    def _blobs(self, group: int) -> dict[str, Any]:
-        """Read the columns of features of one row group.
+    def _blobs(self, group: int, specs: Sequence[TensorSpec]) -> dict[str, Any]:
+        """Read the columns of these tensors of one row group.
 
         A damaged page header can make a reader give fewer values without an error: they are counted.
         """
         count = self._metadata.row_group(group).num_rows
         tokens = sum(row.n_tokens or 0 for row in self._rows_of(group) if row.has_features)
         found = {}
-        for spec in self.schema.tensors:
+        for spec in specs:
             self._check_pages([group], [spec.column], tokens * spec.token_bytes + 16 * count + PAGE_SLACK)
             with self._open() as parquet:
                 parts = parquet.read_row_group(group, columns=[spec.column], use_threads=False).column(0)
@@ -302,23 +317,28 @@ class Shard:
             found[spec.column] = column
         return found
 
-    def _checked(self, row: Row, index: int, blobs: dict[str, Any]) -> Features:
+    def _checked(self, row: Row, index: int, blobs: dict[str, Any], specs: tuple[TensorSpec, ...]) -> Features:
         if not row.has_features:
             raise StoreDamaged(f"{self.where}: row {index} ({row.path}) holds no features of its own")
         try:
             if any(blob is None for blob in blobs.values()):
                 raise ValueError("has features, and a column without them")
-            check_features(row, {name: blob.size for name, blob in blobs.items()}, self.schema.tensors)
-            tensors = {spec.key: self._tensor(spec, row, blobs[spec.column]) for spec in self.schema.tensors}
-            shapes = row.shapes
-            if any(name not in tensors or math.prod(shape) != tensors[name].size for name, shape in shapes.items()):
-                raise ValueError("has a shape that its features do not have")
+            check_features(row, {name: blob.size for name, blob in blobs.items()}, specs)
+            tensors = {spec.key: self._tensor(spec, row, blobs[spec.column]) for spec in specs}
+            self._check_shapes(row)
             return Features(
-                self.config, tensors, row.grid_thw, row.placeholder_runs, row.inputs_by_name, shapes,
-                containers_of(self.schema.tensors),
+                self.config, tensors, row.grid_thw, row.placeholder_runs, row.inputs_by_name,
+                {name: shape for name, shape in row.shapes.items() if name in tensors}, containers_of(specs),
+                tuple(spec.key for spec in self.schema.tensors if spec not in specs),
             )  # fmt: skip
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"row {index} ({row.path}) {error}") from None
+
+    def _check_shapes(self, row: Row) -> None:
+        """ValueError where a shape is not that of a tensor of this row, read or not."""
+        sizes = {spec.key: (row.n_tokens or 0) * spec.width for spec in self.schema.tensors}
+        if any(math.prod(shape) != sizes.get(name) for name, shape in row.shapes.items()):
+            raise ValueError("has a shape that its features do not have")
 
     def _tensor(self, spec: TensorSpec, row: Row, blob: Any) -> StoredTensor:
         assert row.n_tokens is not None  # check_features has seen to it

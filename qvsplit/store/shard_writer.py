@@ -23,6 +23,17 @@ ROW_GROUP_ROWS = 256
 ZSTD_LEVEL = 1
 UNSYNCED_BYTES = 32 << 20  # written and not yet on the disk: a signal must not have to wait for much more
 MAX_VALUE_BYTES = 1 << 31  # a Parquet value ends there
+MAX_ROW_BYTES = 15 << 28  # of all tensors: with the columns of text less than a reader takes of a row group
+
+
+def size_error(n_tokens: int, tensors: tuple[TensorSpec, ...]) -> str | None:
+    """Say why no row holds the features of so many tokens; None if one does."""
+    for spec in tensors:
+        if (length := n_tokens * spec.token_bytes) >= MAX_VALUE_BYTES:
+            return f"has {length} bytes of {spec.key}, and a value of a shard ends at 2 GiB"
+    if (length := n_tokens * sum(spec.token_bytes for spec in tensors)) >= MAX_ROW_BYTES:
+        return f"has {length} bytes of features, and a row of a shard ends at 3.75 GiB"
+    return None
 
 
 def check_features(row: Row, lengths: Mapping[str, int], tensors: tuple[TensorSpec, ...]) -> None:
@@ -33,8 +44,8 @@ def check_features(row: Row, lengths: Mapping[str, int], tensors: tuple[TensorSp
         length, expected = lengths.get(spec.column, 0), row.n_tokens * spec.token_bytes
         if length != expected:
             raise ValueError(f"has {length} bytes of {spec.key} instead of {expected}")
-        if length >= MAX_VALUE_BYTES:
-            raise ValueError(f"has {length} bytes of {spec.key}, and a value of a shard ends at 2 GiB")
+    if wrong := size_error(row.n_tokens, tensors):
+        raise ValueError(wrong)
 
 
 class ShardWriter:

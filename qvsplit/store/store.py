@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from qvsplit.errors import ConfigError, ShardDamaged, ShardNotFound, StoreDamaged, UsageError, some_of
@@ -104,6 +104,11 @@ class Store:
         """Values a token of `pooler_output`."""
         schema = self._schema
         return schema.width if schema is not None else None
+
+    @property
+    def token_bytes(self) -> int | None:
+        """Bytes of one token before compression, of all tensors together."""
+        return None if self.tensors is None else sum(spec.token_bytes for spec in self.tensors)
 
     @property
     def provenance(self) -> Provenance | None:
@@ -204,14 +209,18 @@ class Store:
 
     # --------------------------------------------------------------------------------------------------- features
 
-    def features(self, row: Row | str | os.PathLike[str]) -> Features:
+    def features(self, row: Row | str | os.PathLike[str], names: str | Collection[str] | None = None) -> Features:
         """Give the checked features of an `ok` row, its own or those of the same bytes under another name.
+
+            store.features("coffee.png", ["pooler_output"])  # reads the column of that tensor alone
 
         Args:
             row: A row of this store, or what names one: see `__getitem__`.
+            names: Tensors, of which alone the columns are read and checked; None: all. No language model takes
+                features of which some were left out.
 
         Raises:
-            UsageError: The row has none: it failed, or was deleted.
+            UsageError: The row has none: it failed, or was deleted. Or a name is that of no tensor.
             StoreDamaged: They are in no shard, or in a damaged one.
         """
         if isinstance(row, str | os.PathLike):
@@ -221,6 +230,7 @@ class Store:
         if row.status != "ok" or row.content is None:
             reason = f" ({row.error})" if row.error else ""
             raise UsageError(f"{row.path} has no features: it is {row.status}{reason}")
+        names = self._tensor_names(names)
         if self._now is None:
             place = self.catalogue.home(row.content)
             if place is None:
@@ -229,20 +239,32 @@ class Store:
                     "again"
                 )
             try:
-                return self._features_at(place, row.content)
+                return self._features_at(place, row.content, names)
             except ShardNotFound:
                 if self._reopen is None:
                     raise
-        return self._features_now(row, row.content)
+        return self._features_now(row, row.content, names)
 
-    def _features_at(self, place: Place, content: Content) -> Features:
+    def _tensor_names(self, names: str | Collection[str] | None) -> Collection[str] | None:
+        """Give the names as a collection. UsageError if they are none, or that of no tensor of this store."""
+        if names is None or self.tensors is None:
+            return None
+        wanted = [names] if isinstance(names, str) else names
+        if not isinstance(wanted, Collection) or not wanted or not all(isinstance(name, str) for name in wanted):
+            raise arguments.wrong("names", names, "names of tensors")
+        there = [spec.key for spec in self.tensors]
+        if unknown := [name for name in wanted if name not in there]:
+            raise UsageError(f"names: {self.name} has no tensor {some_of(unknown)}; there are {', '.join(there)}")
+        return wanted
+
+    def _features_at(self, place: Place, content: Content, names: Collection[str] | None) -> Features:
         shard = self.shard(place[0])
         if shard.row(place[1]).content != content:
             what = f"row {place[1]} is not the one that it was"
             raise ShardDamaged(f"{shard.where} is damaged: {what}; {ADVICE}", shard.where, what)
-        return shard.features(place[1])
+        return shard.features(place[1], names)
 
-    def _features_now(self, row: Row, content: Content) -> Features:
+    def _features_now(self, row: Row, content: Content, names: Collection[str] | None) -> Features:
         """Give features whose shard has gone, as a compaction writes them anew; rows stay those that they were."""
         for _ in range(_ATTEMPTS):
             if self._now is None:
@@ -252,7 +274,7 @@ class Store:
             if place is None:
                 break
             try:
-                return self._now._features_at(place, content)
+                return self._now._features_at(place, content, names)
             except ShardNotFound:
                 self._now = None
         raise StoreDamaged(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from qvsplit.store import layout
 from qvsplit.store.opening import open_store
@@ -43,6 +44,25 @@ def test_advice_that_has_been_followed_is_not_given(run_cli, extract, some_photo
     said = run_cli("inspect", out)[1]
     assert "x.heic failed for a reason that has changed since; the next `qvsplit extract` tries it again" in said
     assert "pip install" not in said
+
+
+def test_a_store_of_several_tensors(run_cli, tmp_path):
+    rows.write_store(tmp_path, [rows.item("a.png", 6, levels=2)], declared=rows.schema(levels=2))
+    out = run_cli("inspect", tmp_path)[1]
+    tensors = ["pooler_output", "deepstack_features_0", "deepstack_features_1"]
+    assert f"tokens      6, each 3 × {rows.WIDTH} values in bfloat16 ({', '.join(tensors)})\n" in out
+    description = json.loads(run_cli("inspect", tmp_path, "--json")[1])
+    assert (description["tensors"], description["raw_bytes"]) == (tensors, 6 * 3 * rows.WIDTH * 2)
+
+
+def test_a_family_without_pixel_limits(run_cli, tmp_path):
+    config = rows.config(family="llava", processor={"crop_size": 336})
+    declared = replace(rows.schema(), config=config)
+    row, features = rows.item("a.png", 6, grid_thw=None)
+    rows.write_store(tmp_path, [(row, replace(features, config=config, grid_thw=None))], declared=declared)
+    out = run_cli("inspect", tmp_path)[1]
+    assert "pixels      as the model's processor resizes them\n" in out
+    assert f"tokens      6, each {rows.WIDTH} values in bfloat16\n" in out
 
 
 def test_a_single_shard(run_cli, small_store):

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from qvsplit.errors import ConfigError, ModelError, UsageError
-from qvsplit.models.encoder import TransformersEncoder
+from qvsplit.models import encoder as models
+from qvsplit.models.encoder import PatchEncoder
 from qvsplit.models.language import as_tensor
 from qvsplit.pipeline.devices import StoreDeclares, load_devices
 from qvsplit.pipeline.options import ExtractOptions
@@ -38,8 +39,8 @@ class OutOfMemory:
 def test_out_of_memory_halves_the_batch_and_in_the_end_fails_one_image(
     extract_with_model, some_photos, monkeypatch, out
 ):
-    forward = OutOfMemory(TransformersEncoder._forward, 1000)
-    monkeypatch.setattr(TransformersEncoder, "_forward", lambda encoder, batch: forward(encoder, batch))
+    forward = OutOfMemory(PatchEncoder._forward, 1000)
+    monkeypatch.setattr(PatchEncoder, "_forward", lambda encoder, batch: forward(encoder, batch))
     ran = extract_with_model(some_photos, patch_budget=100_000)
     rows = {row.path: row for row in open_store(out).rows}
     failed = {name for name, row in rows.items() if row.status == "failed"}
@@ -60,7 +61,7 @@ def test_memory_of_a_failed_forward_is_free_before_its_halves_run(extract_with_m
     """Else an image that fits alone would not fit beside what is left of the batch that did not."""
     alive: list[weakref.ref] = []
     held_over: list[int] = []
-    real = TransformersEncoder._forward
+    real = PatchEncoder._forward
 
     class Activations:
         pass
@@ -73,29 +74,29 @@ def test_memory_of_a_failed_forward_is_free_before_its_halves_run(extract_with_m
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, batch)
 
-    monkeypatch.setattr(TransformersEncoder, "_forward", forward)
+    monkeypatch.setattr(PatchEncoder, "_forward", forward)
     assert extract_with_model(some_photos, patch_budget=100_000).encoded == 4
     assert len(held_over) == 7
     assert set(held_over) == {0}
 
 
 def test_rows_that_are_not_finite_are_never_written(extract_with_model, some_photos, monkeypatch, out):
-    real = TransformersEncoder._forward
+    real = PatchEncoder._forward
 
     def spoiled(self, batch):
         rows = [one.clone() for one in real(self, batch)]
         rows[0][3, 5] = float("nan")
         return rows
 
-    monkeypatch.setattr(TransformersEncoder, "_forward", spoiled)
+    monkeypatch.setattr(PatchEncoder, "_forward", spoiled)
     assert extract_with_model(some_photos, patch_budget=100_000).failed == 1
     failed = [row for row in open_store(out).rows if row.status == "failed"]
     assert [row.error for row in failed] == ["the encoder gave values that are not finite in float32"]
 
 
 def test_values_beyond_the_storage_dtype_are_never_written(extract_with_model, some_photos, monkeypatch, out):
-    real = TransformersEncoder._forward
-    monkeypatch.setattr(TransformersEncoder, "_forward", lambda self, batch: [one * 1e6 for one in real(self, batch)])
+    real = PatchEncoder._forward
+    monkeypatch.setattr(PatchEncoder, "_forward", lambda self, batch: [one * 1e6 for one in real(self, batch)])
     assert extract_with_model(some_photos, storage_dtype="float16").failed == 4
     assert {row.error for row in open_store(out).rows} == {"has values beyond the range of float16"}
 
@@ -224,3 +225,12 @@ def test_other_library_versions_are_noted(checkpoint):
 def test_no_such_model(tmp_path):
     with pytest.raises(ModelError):
         loaded(tmp_path / "nowhere")
+
+
+def test_a_store_that_could_not_be_read_is_not_begun(extract_with_model, some_photos, monkeypatch, out):
+    """Settings of a processor go into the extraction config as its file has them."""
+    real = models.pixel_settings
+    monkeypatch.setattr(models, "pixel_settings", lambda *given: real(*given) | {"merge_size": [2, 2]})
+    with pytest.raises(ModelError, match="the settings of its image processor are none that a store can hold"):
+        extract_with_model(some_photos)
+    assert not out.exists()

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from random import Random
 
 import pytest
+from PIL import Image
 
 from qvsplit.errors import ModelError
-from qvsplit.pipeline.preview import resized
-from tests.support.extracting import add, add_bad, extractor, state
+from qvsplit.output.text import preview_lines
+from qvsplit.pipeline.preview import _RATIO, _Counter, resized
+from qvsplit.runtime.dtypes import token_bytes
+from qvsplit.store.opening import open_store
+from qvsplit.verify import describe
+from tests.support.extracting import OLD, PHOTOS, add, add_bad, extractor, state
+from tests.support.families import FAMILIES
 
 
 def test_a_dry_run_changes_nothing(extract_with_model, some_photos, out):
@@ -54,6 +61,73 @@ def test_a_new_store_needs_a_model_that_can_be_read(some_photos, tmp_path, out):
     with pytest.raises(ModelError):
         extractor(str(tmp_path / "nowhere"), out)(some_photos, dry_run=True)
     assert not out.exists()
+
+
+# ------------------------------------------------------------------------------------------------- other families
+
+
+def resize(folder, *sizes):
+    """Write a photograph in each of these sizes, not fresh."""
+    folder.mkdir(exist_ok=True)
+    for width, height in sizes:
+        with Image.open(PHOTOS["coffee.png"]) as image:
+            image.convert("RGB").resize((width, height)).save(folder / f"{width}x{height}.png")
+        os.utime(folder / f"{width}x{height}.png", OLD)
+    return folder
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_and_bytes_are_those_of_the_run_in_every_family(name, family_checkpoint, tmp_path, out):
+    """Some processors' own count has the marks between rows and tiles as well; some have no such count."""
+    folder = resize(tmp_path / "sizes", (160, 120), (900, 400), (45, 150))
+    extract = extractor(str(family_checkpoint(name)), out)
+    before = extract(folder, dry_run=True).preview
+    ran = extract(folder)
+    with open_store(out) as store:
+        levels = [spec for spec in store.tensors if spec.level is not None]
+        stored = sum(tensor.raw.nbytes for row in store for tensor in store.features(row).tensors.values())
+        assert describe(store)["raw_bytes"] == stored == ran.tokens * (1 + len(levels)) * token_bytes("float32", 64)
+        assert len(levels) == (2 if name in ("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe") else 0)
+    assert (before.items, before.bad, before.tokens) == (3, 0, ran.tokens)
+    assert before.bytes == round(stored * _RATIO["float32"])
+    resize(folder, (500, 500))
+    after = extract(folder, dry_run=True).preview
+    assert after.tokens == extract(folder).tokens
+    assert after.bytes == round(after.tokens * ran.bytes / ran.tokens)
+
+
+def test_the_stores_own_limits_count(family_checkpoint, tmp_path, out):
+    folder = resize(tmp_path / "sizes", (300, 200))
+    extract = extractor(str(family_checkpoint("qwen3_vl")), out)
+    extract(folder, max_pixels=10_000)
+    resize(folder, (600, 400))
+    before = extract(folder, dry_run=True).preview
+    assert before.tokens == extract(folder).tokens < 10_000 // 32**2
+
+
+def test_a_size_is_prepared_once(family_checkpoint, tmp_path, monkeypatch, out):
+    """Where a processor has no count of its own an image of that size is prepared, which takes a moment."""
+    prepared = []
+    real = _Counter._by_preparing
+    monkeypatch.setattr(_Counter, "_by_preparing", lambda *args: (prepared.append(args[1:]), real(*args))[1])
+    folder = resize(tmp_path / "sizes", (300, 200), (200, 300))
+    for copy in ("a.png", "b.png"):
+        shutil.copy2(folder / "300x200.png", folder / copy)
+    for name, tried in (("lfm2_vl", [(200, 300), (300, 200)]), ("gemma3", [])):
+        prepared.clear()
+        extractor(str(family_checkpoint(name)), out)(folder, dry_run=True)
+        assert sorted(size for size in prepared if size[0] in (200, 300)) == tried
+
+
+def test_of_a_store_whose_model_is_gone_tokens_may_be_unknown(family_checkpoint, tmp_path, out):
+    folder = resize(tmp_path / "sizes", (300, 200))
+    model = shutil.copytree(family_checkpoint("llava"), tmp_path / "model")
+    extractor(str(model), out)(folder)
+    shutil.rmtree(model)
+    resize(folder, (200, 200))
+    ran = extractor(None, out)(folder, dry_run=True)
+    assert (ran.preview.items, ran.preview.tokens, ran.preview.bytes, ran.preview.seconds) == (1, None, None, None)
+    assert preview_lines(ran.summary.to_json())[-1].startswith("tokens, bytes and time unknown: ")
 
 
 def test_the_rule_of_sizes_is_the_processors():

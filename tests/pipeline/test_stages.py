@@ -6,6 +6,7 @@ import functools
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,6 +143,22 @@ def test_a_value_beyond_the_storage_dtype_is_a_value_of_quantize(dtype):
     encoded = Encoded({POOLER_OUTPUT: torch.full((1, WIDTH), 1e5)}, (1, 2, 2), (("<|image_pad|>", 1),))
     result = quantize(encoded)
     assert (str(result) == "has values beyond the range of float16") is (dtype == "float16")
+
+
+@pytest.mark.parametrize("limit", ["MAX_VALUE_BYTES", "MAX_ROW_BYTES"])
+def test_more_features_than_a_row_has_are_a_value_of_quantize(monkeypatch, limit):
+    spec = FakeEncoder().tensors[0]
+    specs = (spec, *(replace(spec, name="deepstack_features", level=level) for level in range(2)))
+    encoded = Encoded({one.key: torch.ones((2, WIDTH)) for one in specs}, (1, 2, 4), (("<|image_pad|>", 2),))
+    quantize = Quantize(fake_config(), specs)
+    all_of_one, all_of_it = 2 * WIDTH * 4, 3 * 2 * WIDTH * 4
+    bound = all_of_one if limit == "MAX_VALUE_BYTES" else all_of_it
+    monkeypatch.setattr(f"qvsplit.store.shard_writer.{limit}", bound + 1)
+    assert len(quantize(encoded)) == 3
+    monkeypatch.setattr(f"qvsplit.store.shard_writer.{limit}", bound)
+    error = quantize(encoded)
+    assert isinstance(error, ItemError)
+    assert f"has {bound} bytes of " in str(error) and "try a smaller `max_pixels`" in str(error)
 
 
 def test_a_bug_is_no_value():

@@ -35,7 +35,8 @@ def test_a_value_that_is_unknown_was_made_by_a_newer_version(changes):
     "changes",
     [{"family": None}, {"encoder": 7}, {"kernels": []}, {"processor": []}, {"images": None},
      {"processor": rows.PROCESSOR | {"merge_size": 0}}, {"processor": rows.PROCESSOR | {"merge_size": True}},
-     {"processor": rows.PROCESSOR | {"min_pixels": "few"}}, {"processor": {"merge_size": 2, "min_pixels": 5}}],
+     {"processor": rows.PROCESSOR | {"min_pixels": "few"}}, {"processor": {"merge_size": 2, "min_pixels": 5}},
+     {"processor": {"merge_size": "2"}}, {"processor": {"merge_size": 65}}],
     ids=str,
 )  # fmt: skip
 def test_a_value_of_another_type_is_damage(changes):
@@ -53,6 +54,10 @@ def test_a_field_that_is_missing_is_damage():
 
 def test_a_family_that_merges_no_patches_needs_no_such_settings():
     assert read(processor={"size": [8, 8]}).merge_size == 1
+
+
+def test_a_family_that_merges_patches_may_have_no_pixel_limits():
+    assert read(processor={"merge_size": 2, "max_patches": 200}).merge_size == 2
 
 
 def test_differences_are_named_also_within_the_processor():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 from pathlib import Path
@@ -84,6 +85,78 @@ def test_reading_one_image_reads_a_small_row_group(tmp_path, monkeypatch):
     for index in (8, 0, 5):
         assert rows.raws(shard.features(index)) == rows.raws(pairs[index][1])
     assert read == [4, 0, 2]
+
+
+TENSORS = ["pooler_output", "deepstack_features_0", "deepstack_features_1"]
+
+
+@pytest.fixture
+def levels_file(tmp_path) -> Path:
+    """A shard of three large tensors an image."""
+    return rows.write_shard(tmp_path, NAME, [rows.item("a.png", 2000, levels=2)], rows.schema(levels=2)).path
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_only_the_columns_of_the_tensors_that_are_named_are_read(levels_file, monkeypatch, name):
+    shard = opened(levels_file)
+    whole = shard.features(0)
+    read: list[int] = []
+
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            data = super().read(size)
+            read.append(len(data))
+            return data
+
+    monkeypatch.setattr(LocalStorage, "open", lambda self, name: Counted(self.folder / name))
+    some = shard.features(0, [name])
+    assert rows.raws(some) == {name: rows.raws(whole)[name]}
+    assert some.left_out == tuple(other for other in TENSORS if other != name) and whole.left_out == ()
+    assert (some.placeholder, some.grid_thw, some.n_tokens) == (whole.placeholder, whole.grid_thw, 2000)
+    one = len(rows.raws(whole)[name])
+    assert 0.5 * one < sum(read) < 1.5 * one
+    read.clear()
+    shard.features(0)
+    assert sum(read) > 1.5 * one
+
+
+@pytest.mark.parametrize("damaged", TENSORS)
+def test_damage_in_a_column_that_is_not_asked_for_is_not_met_and_in_one_that_is_it_is(levels_file, damaged):
+    whole = rows.raws(opened(levels_file).features(0))
+    data = bytearray(levels_file.read_bytes())
+    page = fuzz.anatomy(bytes(data)).page("embeds" if damaged == "pooler_output" else damaged)
+    data[page.end - 9] ^= 1
+    levels_file.write_bytes(data)
+    others = [name for name in TENSORS if name != damaged]
+    assert rows.raws(opened(levels_file).features(0, others)) == {name: whole[name] for name in others}
+    for names in ([damaged], [damaged, others[0]], None):
+        with pytest.raises(ShardDamaged, match=r"features of row 0 \(a\.png\)"):
+            opened(levels_file).features(0, names)
+
+
+def test_tensors_that_are_named_are_checked_as_strictly(tmp_path, levels_file):
+    table = pq.read_table(levels_file)
+    short, none = (rows.changed(table, "deepstack_features_1", [value]) for value in (b"1234", None))
+    shaped = rows.changed(table, "media", [json.dumps({"shapes": {"pooler_output": [7, 8]}})])
+    for lie, message in ((short, "has 4 bytes"), (none, "a column without them"), (shaped, "shape")):
+        shard = forged(tmp_path / "x.parquet", lie)
+        with pytest.raises(ShardDamaged, match=message):
+            shard.features(0, ["deepstack_features_1"])
+    right = rows.changed(table, "media", [json.dumps({"shapes": {"pooler_output": [2, 1000, rows.WIDTH]}})])
+    assert opened(levels_file).features(0, ["deepstack_features_0"]).shapes == {}
+    assert forged(tmp_path / "x.parquet", right).features(0, ["deepstack_features_0"]).shapes == {}
+
+
+def test_a_row_group_that_is_kept_is_read_once_for_each_tensor(levels_file, monkeypatch):
+    shard = Shard(LocalStorage(levels_file.parent), NAME, keeps_features=True)
+    asked = []
+    real = Shard._blobs
+    monkeypatch.setattr(
+        Shard, "_blobs", lambda self, *given: (asked.append([one.key for one in given[1]]), real(self, *given))[1]
+    )
+    assert list(shard.features(0, ["pooler_output"])) == ["pooler_output"]
+    assert list(shard.features(0)) == TENSORS == list(shard.features(0))
+    assert asked == [["pooler_output"], TENSORS[1:], []]
 
 
 def test_any_parquet_reader_opens_a_shard(shard_file):

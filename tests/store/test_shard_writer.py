@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qvsplit.errors import DiskError
-from qvsplit.store import shard_writer
+from qvsplit.store import shard_reader, shard_writer
 from qvsplit.store.shard_reader import Shard
 from qvsplit.store.shard_writer import ShardWriter
 from qvsplit.store.storage import LocalStorage
@@ -76,6 +76,15 @@ def test_a_value_ends_at_two_gibibytes(monkeypatch):
     shard_writer.check_features(rows.row(tokens=4), {"embeds": 4 * 32}, rows.specs())
     with pytest.raises(ValueError, match="2 GiB"):
         shard_writer.check_features(rows.row(tokens=6), {"embeds": 6 * 32}, rows.specs())
+
+
+def test_a_row_of_all_tensors_is_no_more_than_a_reader_takes(tmp_path, monkeypatch):
+    assert shard_writer.MAX_ROW_BYTES + shard_reader.MAX_TEXT_BYTES <= shard_reader.MAX_GROUP_BYTES
+    monkeypatch.setattr(shard_writer, "MAX_ROW_BYTES", 3 * 6 * 32)
+    rows.write_shard(tmp_path, NAME, [rows.item("a.png", 4, levels=2)], rows.schema(levels=2))
+    with pytest.raises(ValueError, match=r"has 576 bytes of features, and a row of a shard ends at 3\.75 GiB"):
+        rows.write_shard(tmp_path, "b.parquet", [rows.item("a.png", 6, levels=2)], rows.schema(levels=2))
+    rows.write_shard(tmp_path, "c.parquet", [rows.item("a.png", 6, levels=1)], rows.schema(levels=1))
 
 
 def test_a_row_that_is_refused_leaves_the_others(tmp_path, writer):
@@ -158,5 +167,11 @@ def test_row_groups_are_small_by_bytes_and_by_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_writer, "ROW_GROUP_ROWS", 5)
     pairs = [rows.item(f"{i}.png", 20) for i in range(9)] + [(rows.failed(f"f{i}.png"), None) for i in range(12)]
     rows.write_shard(tmp_path, NAME, pairs)
-    found = pq.ParquetFile(tmp_path / NAME).metadata
-    assert [found.row_group(group).num_rows for group in range(found.num_row_groups)] == [2, 2, 2, 2, 5, 5, 3]
+    assert group_rows(tmp_path / NAME) == [2, 2, 2, 2, 5, 5, 3]
+    levels = [rows.item(f"{i}.png", 20, levels=1) for i in range(3)]
+    assert group_rows(rows.write_shard(tmp_path, "b.parquet", levels, rows.schema(levels=1)).path) == [1, 1, 1]
+
+
+def group_rows(file) -> list[int]:
+    found = pq.ParquetFile(file).metadata
+    return [found.row_group(group).num_rows for group in range(found.num_row_groups)]

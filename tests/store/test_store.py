@@ -117,6 +117,37 @@ def test_a_later_home_is_the_home():
     assert store.catalogue.home(content) == (2, 0)
 
 
+def test_tensors_are_read_by_their_names(tmp_path):
+    """Of a copy, and of what a compaction has written anew meanwhile, too."""
+    copied = rows.row("copy.png", sha256=rows.sha("a.png"), has_features=False)
+    declared = rows.schema(levels=2)
+    storage = rows.write_store(tmp_path, [rows.item("a.png", levels=2), (copied, None)], declared=declared)
+    store = open_store(tmp_path)
+    whole = rows.raws(store.features("a.png"))
+    both = ["deepstack_features_1", "pooler_output"]
+    for row in ("a.png", store["copy.png"]):
+        assert rows.raws(store.features(row, both)) == {name: whole[name] for name in both}
+        assert list(store.features(row, "deepstack_features_0")) == ["deepstack_features_0"]
+    os.rename(tmp_path / "shard-000001.parquet", tmp_path / "shard-000002.parquet")
+    assert rows.raws(store.features("copy.png", both)) == {name: whole[name] for name in both}
+    assert storage.list()
+
+
+@pytest.mark.parametrize(
+    "names", [["pooler_output", "embeds"], "embeds", ["deepstack_features_2"], ("", "pooler_output")]
+)
+def test_a_name_that_no_tensor_has_is_said_with_those_that_there_are(tmp_path, names):
+    rows.write_store(tmp_path, [rows.item("a.png", levels=2)], declared=rows.schema(levels=2))
+    with pytest.raises(UsageError, match="has no tensor .*; there are pooler_output, deepstack_features_0, deepstack_"):
+        open_store(tmp_path).features("a.png", names)
+
+
+@pytest.mark.parametrize("names", [[], 7, [7], b"embeds", iter(["pooler_output"])])
+def test_names_that_are_none_are_refused(folder, names):
+    with pytest.raises(UsageError, match="names: give names of tensors, not "):
+        open_store(folder).features("a.png", names)
+
+
 def test_named_tensors_are_read():
     declared = rows.schema("float32", levels=3)
     pairs = [rows.item(f"{n}.png", dtype="float32", levels=3) for n in range(3)]
