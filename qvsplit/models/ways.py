@@ -37,7 +37,18 @@ DECODERS: Mapping[str, str] = {
     "qwen2": SHARED,
     "qwen3": SHARED,
     "mistral": SHARED,
+    "ministral3": SHARED,
     "lfm2": SHARED,
+    "lfm3": SHARED,
+    "glm4v_moe_text": SHARED,
+    "glm_ocr_text": SHARED,
+    "aria_text": SHARED,
+    "cohere2": SHARED,
+    "exaone4": SHARED,
+    "paddleocr_vl_text": SHARED,
+    "step3p5": SHARED,
+    "deepseek_v3": COPIED,
+    "gpt_oss": COPIED,
 }
 
 # the layers that a shared prefix knows; windows are counted in tokens, whatever their positions

@@ -62,13 +62,14 @@ class WholePrompt:
         is_cancelled: Callable[[], bool],
     ) -> None:
         """Let one answer grow after the other."""
-        from transformers import LogitsProcessorList, StoppingCriteriaList
+        from transformers import GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
         for question, answer in zip(questions, answers, strict=True):
             steps = _Steps(answer, is_cancelled)
             with self._nothing_configured():
-                self._forward.model.generate(
-                    **self._inputs(question, 0), do_sample=False, num_beams=1,
+                # of GenerationMixin itself: a class's own generate may drop what chooses tokens here (Janus)
+                GenerationMixin.generate(
+                    self._forward.model, **self._inputs(question, 0), do_sample=False, num_beams=1,
                     max_new_tokens=answer.max_new_tokens, logits_processor=LogitsProcessorList([steps.choose]),
                     stopping_criteria=StoppingCriteriaList([steps.is_ended]),
                 )  # fmt: skip

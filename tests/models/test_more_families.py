@@ -30,7 +30,7 @@ MARKED = "hunyuan_vl"  # rows of features for the ends of an image's lines, too
 SPLIT = [name for name in MORE if name not in {*REFUSED, MARKED}]
 LISTED = [name for name in SPLIT if name not in VARIANTS]
 TIMM = {"gemma3n", "perception_lm", "fast_vlm"}  # transformers has timm make their encoders
-OWN_GENERATE = {"janus"}  # its `generate` leaves out what chooses tokens
+OWN_GENERATE: set[str] = set()
 SHARED = {
     "llava_next": {"image_newline"},
     "deepseek_vl_hybrid": {"model.high_res_vision_alpha"},

@@ -55,6 +55,20 @@ class Reference:
             )  # fmt: skip
         return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), torch.stack(out.logits)[:, 0]
 
+    def logprob(self, images: Sequence[Image.Image], question: str, tokens: Sequence[int], **template: Any) -> float:
+        """The log-probability of a whole answer: of its tokens, and of the end after them."""
+        inputs = self.inputs(images, question, **template)
+        asked, ends = inputs["input_ids"].shape[1], self.model.generation_config.eos_token_id
+        with torch.inference_mode():
+            out = self.model.generate(
+                **inputs, max_new_tokens=len(tokens) + 1, do_sample=False, temperature=None, top_p=None, top_k=None,
+                return_dict_in_generate=True, output_logits=True,
+                prefix_allowed_tokens_fn=lambda _, ids: [[*tokens, tokens[0]][len(ids) - asked]],
+            )  # fmt: skip
+        logs = torch.log_softmax(torch.stack(out.logits)[:, 0].double(), -1)
+        end = torch.logsumexp(logs[len(tokens), ends if isinstance(ends, list) else [ends]], 0)
+        return float(sum(logs[place, token] for place, token in enumerate(tokens)) + end)
+
     def answer(self, images: Sequence[Image.Image], question: str, *rest: Any, **options: Any) -> list[int]:
         """The tokens of a greedy answer."""
         return self.steps(images, question, *rest, **options)[0]
