@@ -208,6 +208,7 @@ class _Reference:
         self.store = store
         self.config = store.config
         self.model = load_full_model(checkpoint, dtype=dtype, device=choose_device(device))
+        self._attention = self.model.config.get_text_config()._attn_implementation  # transformers' own choice
         self.prefix = checkpoint.family.prefix
         self.prompter = Prompter(checkpoint)
         self.processor = self.prompter.processor
@@ -243,7 +244,8 @@ class _Reference:
         from qvsplit.models.encoder_output import output_tensors
         from qvsplit.models.processor_proof import processor_call
 
-        self.model.set_attn_implementation("sdpa")  # the reference is the one of transformers from end to end
+        # the reference is the one of transformers from end to end
+        self.model.set_attn_implementation({"text_config": self._attention})
         inputs = dict(processor_call(self.processor, [image], QUESTION, where=self.model.name_or_path))
         for name, value in inputs.items():
             if isinstance(value, torch.Tensor):

@@ -168,7 +168,6 @@ def load_full_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch
         model, info = class_of(checkpoint).from_pretrained(
             checkpoint.folder,
             dtype=dtype,
-            attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

@@ -13,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from os import cpu_count
+from types import SimpleNamespace
 from typing import Any
 
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.families import FAMILIES
 from qvsplit.checkpoints.opening import default_model, read_settings
-from qvsplit.errors import ItemError, ModelError
-from qvsplit.models.preparing import check_shape, load_preparer
+from qvsplit.errors import ItemError, ModelError, UsageError
+from qvsplit.models.preparing import check_shape, load_preparer, pixel_limits
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import Preview
 from qvsplit.runtime.devices import is_cuda
@@ -109,10 +110,12 @@ class _Estimate:
             return
         if self.checkpoint is None:
             self.checkpoint = read_settings(name)  # says why it cannot be had
-        low, high = self.checkpoint.pixel_limits
-        high = min(high, self.checkpoint.family.default_max_pixels or high)
-        limits = {"min_pixels": options.min_pixels or low, "max_pixels": options.max_pixels or high}
+        if options.kernels == "fused" and not self.checkpoint.family.fused_kernels:
+            raise UsageError(
+                f"there are no fused kernels for {self.checkpoint.family.model_type} models: leave `kernels` out"
+            )
         self.family = self.checkpoint.family.model_type
+        limits = _limits(self.checkpoint, options) if self._settings_suffice else {}
         self.processor = dict(self.checkpoint.processor_settings) | limits
         computed = options.dtype or ("bfloat16" if is_cuda(options.device) else "float32")
         self.storage_dtype = options.storage_dtype or computed
@@ -165,6 +168,19 @@ class _Estimate:
             patches = count * merge**2
             work += 2.0 * patches * (linear + 2 * depth * width * patches)
         return float(work) / (_matrix_rate() * _FORWARD_SHARE)
+
+
+def _limits(checkpoint: Checkpoint, options: ExtractOptions) -> dict[str, int]:
+    """Give the pixel limits that a run would have, by the checkpoint's files. UsageError as the run would raise it."""
+    settings, (low, high) = checkpoint.processor_settings, checkpoint.pixel_limits
+    processor = SimpleNamespace(
+        size={"shortest_edge": low, "longest_edge": high},
+        patch_size=settings["patch_size"],
+        merge_size=settings["merge_size"],
+    )
+    limits = pixel_limits(processor, checkpoint.family, options.min_pixels, options.max_pixels)
+    assert limits is not None, "a processor with these sizes has limits"
+    return {"min_pixels": limits[0], "max_pixels": limits[1]}
 
 
 class _Counter:

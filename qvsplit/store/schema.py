@@ -64,6 +64,9 @@ class ShardSchema:
         keys = [spec.key for spec in schema.tensors]
         if POOLER_OUTPUT not in keys or len(set(keys)) < len(keys):
             raise StoreDamaged(f"{where} declares no {POOLER_OUTPUT}, or a tensor twice")
+        levels = {spec.level for spec in schema.tensors} - {None}
+        if levels != set(range(len(levels))):
+            raise StoreDamaged(f"{where} declares levels of a tensor with a gap between them")
         if any(spec.key == POOLER_OUTPUT and spec.dtype != schema.config.storage_dtype for spec in schema.tensors):
             raise StoreDamaged(f"{where} declares {POOLER_OUTPUT} of another dtype than its extraction config")
         return schema

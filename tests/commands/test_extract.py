@@ -43,6 +43,32 @@ def test_a_dry_run_says_how_many(run_cli, four_photos, checkpoint, tmp_path):
     assert not (tmp_path / "e").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "exit_code", "said"),
+    [
+        ("llava", ("--kernels", "fused"), 2, "there are no fused kernels for llava models: leave --kernels out"),
+        (
+            "llava",
+            ("--max-pixels", "9999"),
+            2,
+            "the processor of llava models resizes to fixed sizes: leave --min-pixels",
+        ),
+        ("qwen3_vl", ("--max-pixels", "9"), 2, "--max-pixels must be at least 1024 (one token)"),
+        ("qwen2_vl", ("--max-pixels", "9"), 2, "--max-pixels must be at least 784 (one token)"),
+        ("ovis2", (), 3, "Ovis2ForConditionalGeneration models cannot be split: its get_image_features gives"),
+    ],
+)
+def test_what_a_family_cannot_is_one_line_of_a_run_and_of_a_dry_run(
+    run_cli, four_photos, family_checkpoint, tmp_path, name, options, exit_code, said
+):
+    words = ("extract", four_photos, "--model", family_checkpoint(name), "--out", tmp_path / "e", *options)
+    for how in ((), ("--dry-run",)):
+        code, out, line = run_cli(*words, *how)
+        assert (code, out, line.count("\n")) == (exit_code, "", 1)
+        assert line.startswith(f"qvsplit: {said}")
+        assert not (tmp_path / "e").exists()
+
+
 def test_the_bar_is_on_a_terminal(four_photos, checkpoint, tmp_path):
     words = ["extract", str(four_photos), "--model", str(checkpoint), "--out", str(tmp_path / "e")]
     shown = on_terminal(words, NO_COLOR="", TERM="xterm")

@@ -7,10 +7,12 @@ import os
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from qvsplit.store import codec, shard_reader
 from qvsplit.store.storage import LocalStorage
 from tests.support import rows
+from tests.support.extracting import extractor
 from tests.support.processes import run_process
 from tests.support.terminal import one_line
 
@@ -45,6 +47,28 @@ def test_verify_finds_features_that_are_not_the_models(run_cli, store, monkeypat
     code, _, said = run_cli("verify", store, "--sample", 2)
     assert code == 6
     assert "disagree" in said
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "internvl", "paligemma2"])
+def test_stores_of_other_families_agree_with_their_full_models(run_cli, some_photos, family_checkpoint, tmp_path, name):
+    """Several tensors; another shape; a text model that has no attention by torch's own function."""
+    extractor(str(family_checkpoint(name)), tmp_path / "e")(some_photos)
+    code, out, said = run_cli("verify", tmp_path / "e", "--sample", 2)
+    assert (code, said) == (0, "")
+    assert out.count(": same bits, same tokens\n") == 2
+
+
+def test_verify_finds_other_values_in_any_tensor(run_cli, some_photos, family_checkpoint, tmp_path, monkeypatch):
+    extractor(str(family_checkpoint("qwen3_vl")), tmp_path / "e")(some_photos)
+    real = shard_reader.Shard._tensor
+
+    def other(self, spec, row, blob):
+        tensor = real(self, spec, row, blob)
+        return replace(tensor, raw=tensor.raw[::-1].copy()) if spec.level == 1 else tensor
+
+    monkeypatch.setattr(shard_reader.Shard, "_tensor", other)
+    code, out, said = run_cli("verify", tmp_path / "e", "--sample", 1)
+    assert (code, "differs by" in out, "disagree" in said) == (6, True, True)
 
 
 def test_verify_says_when_an_image_cannot_be_compared(run_cli, some_photos, checkpoint, tmp_path):

@@ -21,7 +21,8 @@ from qvsplit.store.repair import damage_marks
 from qvsplit.store.shard_reader import Shard
 from qvsplit.store.shards import shard_files
 from qvsplit.store.storage import LocalStorage
-from tests.support.extracting import LATER, OLD, add, add_bad, contents, flip, shards, state
+from tests.support import rows
+from tests.support.extracting import LATER, OLD, add, add_bad, contents, extractor, flip, shards, state
 from tests.support.fake_source import InThreadDecoders
 from tests.support.processes import run_process
 
@@ -291,6 +292,54 @@ def test_what_failed_is_tried_again_behind_what_is_new(extract, some_photos):
     extract(some_photos)
     add(some_photos, "z.png")
     assert extract(some_photos, retry_failed=True, limit=1).new == 1
+
+
+# -------------------------------------------------------------------------------------------- several tensors
+
+
+def test_a_store_of_several_tensors_lives_as_any_other(family_checkpoint, some_photos, out, run_cli):
+    """Extracted, changed, compacted, made again, verified and purged: every tensor is what it was, or gone."""
+    extract = extractor(str(family_checkpoint("qwen3_vl")), out)
+
+    def held() -> dict[str, dict[str, bytes]]:
+        with open_store(out) as store:
+            return {row.path: rows.raws(store.features(row)) for row in store}
+
+    assert extract(some_photos).new == 4
+    first = held()
+    assert {tuple(one) for one in first.values()} == {("pooler_output", "deepstack_features_0", "deepstack_features_1")}
+    assert all(len(set(one.values())) == 3 for one in first.values())
+
+    shutil.copy2(some_photos / "coins.png", some_photos / "copy.png")
+    add(some_photos, "chelsea.png", "coffee.png", shift=33)
+    (some_photos / "rocket.jpg").unlink()
+    second = extract(some_photos, prune=True)
+    assert (second.copied, second.modified, second.deleted, second.encoded) == (1, 1, 1, 1)
+    changed = held()
+    assert changed == {
+        "coffee.png": first["coffee.png"], "coins.png": first["coins.png"], "copy.png": first["coins.png"],
+        "chelsea.png": changed["chelsea.png"],
+    }  # fmt: skip
+    assert all(changed["chelsea.png"][name] != value for name, value in first["chelsea.png"].items())
+
+    assert run_cli("compact", out)[0] == 0
+    assert len(shards(out)) == 1 and held() == changed
+    blobs = pq.read_table(shards(out)[0]).column("deepstack_features_1").to_pylist()
+    assert len([blob for blob in blobs if blob is not None]) == 3  # of the copy none, nor what was superseded
+    assert extract(some_photos, rebuild=True, prune=True).encoded == 3
+    assert held() == changed
+    code, said, _ = run_cli("verify", out, "--sample", 4)
+    assert (code, said.count("no damage"), said.count(": same bits, same tokens")) == (0, 1, 4)
+
+    assert run_cli("purge", "chelsea.png", "coins.png", "--embeds", out)[0] == 0
+    assert held() == {name: changed[name] for name in ("coffee.png", "copy.png")}
+    blobs = pq.read_table(shards(out)[0]).column("deepstack_features_1").to_pylist()
+    assert len([blob for blob in blobs if blob is not None]) == 2
+    (damaged,) = shards(out)
+    flip(damaged, 0.9)
+    assert run_cli("verify", out)[0] == 6
+    extract(some_photos)  # what was purged is still there, and encoded again as well
+    assert held() == changed
 
 
 # -------------------------------------------------------------------------------------------------- compact, purge

@@ -67,6 +67,7 @@ REFUSED = {4, 6}  # exit codes of ConfigError and StoreDamaged
 WIDTH = 8
 FILE = "shard-000001.parquet"
 KEPT = Path(__file__).resolve().parents[2] / "build" / "fuzz"
+LEVEL = "deepstack_features_1"
 I32, I64 = 2**31 - 1, 2**63 - 1
 
 Content = list[tuple[Row, dict[str, bytes] | None]]  # of a shard: its rows, each with the bytes of its features
@@ -527,6 +528,40 @@ def honest() -> pa.Table:
     return pq.read_table(io.BytesIO(seeds()[0].data))
 
 
+def levels() -> pa.Table:
+    """What the seed of three tensors holds."""
+    return pq.read_table(io.BytesIO(seeds()[3].data))
+
+
+def _level_values(change: Callable[[bytes], bytes | None]) -> pa.Table:
+    """A table whose first row's second level is another."""
+    return changed(LEVEL, [change(levels().column(LEVEL)[0].as_py())], levels())
+
+
+def _level_type(values: pa.Array) -> pa.Table:
+    table = levels()
+    return table.set_column(table.schema.get_field_index(LEVEL), LEVEL, values)
+
+
+def _level_declared(**fields: Any) -> pa.Table:
+    """A table whose second level is declared as another."""
+    table = levels()
+    content = json.loads(table.schema.metadata[METADATA_KEY])
+    content["tensors"][2].update(fields)
+    return table.replace_schema_metadata({METADATA_KEY: json.dumps(content).encode()})
+
+
+def _renamed(table: pa.Table, name: str, other: str) -> pa.Table:
+    renamed = table.rename_columns([other if one == name else one for one in table.schema.names])
+    return renamed.replace_schema_metadata(table.schema.metadata)
+
+
+def _infinite_first(raw: bytes) -> bytes:
+    spoiled = bytearray(raw)
+    spoiled[0], spoiled[len(raw) // 2] = 0x7F, 0x80  # the two planes of the first bfloat16
+    return bytes(spoiled)
+
+
 def changed(name: str, values: Sequence[Any], table: pa.Table | None = None) -> pa.Table:
     """Give a table with one column's first values replaced."""
     return rows.changed(honest() if table is None else table, name, values)
@@ -602,9 +637,7 @@ def _without(*path: str) -> pa.Table:
 
 
 def _infinite() -> pa.Table:
-    raw = np.frombuffer(_raw(), np.uint8).copy()
-    raw[0], raw[raw.size // 2] = 0x7F, 0x80  # the two planes of the first bfloat16
-    return _features(raw.tobytes())
+    return _features(_infinite_first(_raw()))
 
 
 def _not_utf_8(name: str) -> pa.Table:
@@ -714,6 +747,29 @@ LIES: dict[str, Callable[[], pa.Table]] = {
     "level negative": lambda: _tensors(lambda listed: [*listed, _level(listed[0], -1)]),
     "level true": lambda: _tensors(lambda listed: [*listed, _level(listed[0], True)]),
     "level without a column": lambda: _tensors(lambda listed: [*listed, _level(listed[0], 0)]),
+    "level short": lambda: _level_values(lambda raw: raw[:-1]),
+    "level long": lambda: _level_values(lambda raw: raw + b"\0\0"),
+    "level empty": lambda: _level_values(lambda raw: b""),
+    "level missing in a row": lambda: _level_values(lambda raw: None),
+    "level infinite": lambda: _level_values(_infinite_first),
+    "level of a row that denies features": lambda: changed(
+        "has_features", [False], changed("embeds", [None], levels())
+    ),
+    "level column missing": lambda: levels().drop_columns([LEVEL]),
+    "level column all null": lambda: changed(LEVEL, [None] * 6, levels()),
+    "level columns in another order": lambda: levels().select(
+        [*levels().schema.names[:-2], LEVEL, "deepstack_features_0"]
+    ),
+    "type of a level": lambda: _level_type(pa.array([1.0] * 6)),
+    "type of a level, of short binary": lambda: _level_type(levels().column(LEVEL).combine_chunks().cast(pa.binary())),
+    "level of another dtype": lambda: _level_declared(dtype="float32"),
+    "level of int8": lambda: _level_declared(dtype="int8"),
+    "level of another width": lambda: _level_declared(width=4),
+    "level declared twice": lambda: _level_declared(level=0, column="deepstack_features_0"),
+    "level of another column": lambda: _level_declared(column="deepstack_features_7"),
+    "level skipped": lambda: _renamed(
+        _level_declared(level=2, column="deepstack_features_2"), LEVEL, "deepstack_features_2"
+    ),
     "width zero": lambda: _tensor(width=0),
     "width negative": lambda: _tensor(width=-8),
     "width absurd": lambda: _tensor(width=10**30),
