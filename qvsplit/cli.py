@@ -40,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Encode images once, and ask any number of questions from the stored features.\n\n"
-    "`extract` loads only the vision encoder of Qwen2-VL and keeps the features of every image in Parquet; `ask` "
+    "`extract` loads only the vision encoder of a model and keeps the features of every image in Parquet; `ask` "
     "loads only the language model, and answers from the features with the same tokens as the full model.",
 )
 

@@ -60,15 +60,16 @@ def extract(
     max_pixels: Annotated[
         int | None,
         typer.Option(
-            help="Scale larger images down to this many pixels [default: 1003520, which is 1,280 "
-            "tokens, or the checkpoint's own limit if lower].",
+            help="Scale larger images down to this many pixels, where the model's processor has such a limit [default: "
+            "1,280 tokens of the Qwen-VL line, 1003520 pixels of Qwen2-VL, or the checkpoint's own limit if lower].",
             show_default=False,
         ),
     ] = None,
     min_pixels: Annotated[
         int | None,
         typer.Option(
-            help="Scale smaller images up to this many pixels [default: the checkpoint's own].",
+            help="Scale smaller images up to this many pixels, where there is such a limit [default: the checkpoint's "
+            "own].",
             show_default=False,
         ),
     ] = None,
@@ -87,8 +88,8 @@ def extract(
     kernels: Annotated[
         str | None,
         typer.Option(
-            help="fused, the fast forward pass, or reference, the one of transformers, to the bit [default: the "
-            "store's own, else fused].",
+            help="fused, the fast forward pass of Qwen2-VL, or reference, the one of transformers, to the bit "
+            "[default: the store's own, else fused where there is one].",
             show_default=False,
         ),
     ] = None,

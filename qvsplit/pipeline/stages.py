@@ -7,11 +7,12 @@ that several workers share is changed. The same stages run in the local runner a
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from qvsplit.errors import ItemError
+from qvsplit.errors import ItemError, some_of
 from qvsplit.models.encoder import Encoded, Encoder
 from qvsplit.models.preparing import ImagePreparer, Prepared
 from qvsplit.runtime.dtypes import DTYPE_BYTES
@@ -21,6 +22,7 @@ from qvsplit.sources.images import DecodedImage
 from qvsplit.sources.source import Entry
 from qvsplit.store.config import ExtractionConfig
 from qvsplit.store.features import POOLER_OUTPUT, Features, StoredTensor, TensorSpec, containers_of
+from qvsplit.store.row import MAX_JSON_BYTES
 from qvsplit.store.shard_writer import size_error
 
 if TYPE_CHECKING:
@@ -121,6 +123,8 @@ class Quantize:
         """Give them as they are stored; an error for values beyond the storage dtype's range, or too many for a row."""
         if wrong := size_error(len(encoded.tensors[POOLER_OUTPUT]), self.tensors):
             raise ItemError(f"{wrong}; try a smaller `max_pixels`, or a narrower `storage_dtype`")
+        if (length := len(json.dumps(encoded.inputs))) > MAX_JSON_BYTES:
+            raise ItemError(f"its {some_of(encoded.inputs)} have {length:,} bytes as JSON, more than a row holds")
         stored = {spec.key: StoredTensor(_stored(encoded.tensors[spec.key], spec.dtype), spec.dtype)
                   for spec in self.tensors}  # fmt: skip
         return Features(

@@ -83,6 +83,11 @@ class ExtractionConfig:
         """Patches along each side of the square that becomes one token; 1 for a family that has none."""
         return int(self.processor.get("merge_size", 1))
 
+    @property
+    def has_pixel_limits(self) -> bool:
+        """Whether the processor resizes between two numbers of pixels and merges patches: every image has a grid."""
+        return {"merge_size", "min_pixels", "max_pixels"} <= self.processor.keys()
+
     def differences(self, other: ExtractionConfig) -> list[str]:
         """List the fields in which `other` differs, each as `name: mine, not theirs`."""
         mine, theirs = _flat(self.to_json()), _flat(other.to_json())

@@ -6,6 +6,7 @@ Standard library only.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,6 +19,7 @@ STATUSES = ("ok", "failed", "deleted")
 KINDS = ("image", "video")
 MAX_JSON_BYTES = 64 * 1024  # of `inputs`, and of `media`
 MAX_RUNS = 1 << 16  # in one placeholder
+INPUT_DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
 
 Key = tuple[str, str]  # root and path: what names an item in a store
 Content = tuple[str, int]  # sha256 and part: what names features
@@ -86,7 +88,10 @@ class Row:
     @property
     def inputs_by_name(self) -> Mapping[str, Any]:
         """Other small inputs of the language model: name → dtype, shape, values. ValueError as for a placeholder."""
-        return _json_object(self.inputs, "inputs")
+        inputs = _json_object(self.inputs, "inputs")
+        if not all(map(_is_input, inputs.values())):
+            raise ValueError("has inputs that are no tensors")
+        return inputs
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -143,6 +148,18 @@ def _json_object(text: str | None, name: str) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"has {name} that are no JSON object")
     return content
+
+
+def _is_input(value: Any) -> bool:
+    if (
+        not isinstance(value, dict)
+        or value.keys() != {"dtype", "shape", "values"}
+        or value["dtype"] not in INPUT_DTYPES
+    ):
+        return False
+    values, shape = value["values"], value["shape"]
+    sound = isinstance(values, list) and all(isinstance(one, int | float) and not abs(one) >= 1 << 63 for one in values)
+    return sound and (shape == [] or _is_shape(shape)) and math.prod(shape) == len(values)
 
 
 def _is_shape(shape: Any) -> bool:
@@ -207,8 +224,8 @@ def _number_error(row: Row) -> str | None:
 
 def grid_error(row: Row, config: ExtractionConfig) -> str | None:
     """Say why grid and tokens of an `ok` row do not belong together; None if they do."""
-    if row.grid_thw is None:  # as in families whose processor merges no patches
-        return "is ok, but lacks a grid" if "merge_size" in config.processor else None
+    if row.grid_thw is None:
+        return "is ok, but lacks a grid" if config.has_pixel_limits else None
     t, h, w = row.grid_thw
     merge = config.merge_size
     if min(t, h, w) < 1 or h % merge or w % merge:

@@ -417,7 +417,7 @@ def test_what_fails_in_a_device_worker_is_raised_behind_the_results_before_it(de
     third = bytes.fromhex(digest("002.png")[:6])
 
     def on_encode(batch):
-        if bytes(batch[0].pixels[0].tolist()) == third:
+        if bytes(batch[0].values["pixels"][0].tolist()) == third:
             raise ModelError("the encoder is broken")
 
     runner = LocalRunner(RunnerOptions(), Loader(on_encode, workers=devices), lambda content: False)

@@ -161,6 +161,14 @@ def test_more_features_than_a_row_has_are_a_value_of_quantize(monkeypatch, limit
     assert f"has {bound} bytes of " in str(error) and "try a smaller `max_pixels`" in str(error)
 
 
+def test_more_inputs_than_a_row_has_are_a_value_of_quantize():
+    quantize = Quantize(fake_config(), FakeEncoder().tensors)
+    pooling = {"image_token_pooling": {"dtype": "int64", "shape": [3000, 4], "values": [12345] * 12_000}}
+    encoded = Encoded({POOLER_OUTPUT: torch.ones((2, WIDTH))}, (1, 2, 4), (("<|image_pad|>", 2),), pooling)
+    error = quantize(encoded)
+    assert isinstance(error, ItemError) and "its image_token_pooling have 84," in str(error)
+
+
 def test_a_bug_is_no_value():
     with pytest.raises(AttributeError):
         Prepare(FakePreparer())("no array")

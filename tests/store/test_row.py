@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from qvsplit.store import row as row_module
@@ -105,7 +107,39 @@ def test_inputs_that_are_no_json_object_are_refused(text):
 
 
 def test_inputs_come_back_by_name():
-    assert rows.row(inputs='{"second_per_grid_ts": {"dtype": "float32"}}').inputs_by_name == {
-        "second_per_grid_ts": {"dtype": "float32"}
+    inputs = {
+        "second_per_grid_ts": {"dtype": "float32", "shape": [1], "values": [0.5]},
+        "image_sizes": {"dtype": "int64", "shape": [1, 2], "values": [120, 160]},
+        "flag": {"dtype": "bool", "shape": [], "values": [True]},
     }
+    assert rows.row(inputs=json.dumps(inputs)).inputs_by_name == inputs
     assert rows.row(inputs=None).inputs_by_name == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"dtype": "load"}, {"dtype": []}, {"dtype": None}, {"shape": [3]}, {"shape": []}, {"shape": [-1, -2]},
+     {"shape": [1, True]}, {"shape": 2}, {"shape": [2, 1 << 40]}, {"values": "ab"}, {"values": [1, "2"]},
+     {"values": [[1, 2]]}, {"values": None}, {"values": [1, 1 << 63]}, {"more": 1}],
+    ids=str,
+)  # fmt: skip
+def test_inputs_that_are_no_tensors_are_refused(changes):
+    one = {"dtype": "int64", "shape": [1, 2], "values": [120, 160]}
+    assert rows.row(inputs=json.dumps({"x": one})).inputs_by_name == {"x": one}
+    for wrong in (one | changes, None, [], "int64", {}):
+        with pytest.raises(ValueError, match="has inputs that are no tensors"):
+            _ = rows.row(inputs=json.dumps({"x": wrong})).inputs_by_name
+
+
+def test_an_image_has_a_grid_where_the_processor_has_pixel_limits_and_may_have_one_elsewhere():
+    whole, none = rows.row(), rows.row(grid_thw=None)
+    limits = rows.PROCESSOR
+    for processor, without in (
+        (limits, "lacks a grid"),
+        ({"merge_size": 2, "max_patches": 9}, None),
+        ({"size": 3}, None),
+    ):
+        config = rows.config(processor=processor)
+        wrong = row_module.row_error(none, config)
+        assert wrong is None if without is None else without in wrong
+    assert row_module.row_error(whole, rows.config(processor={"merge_size": 2})) is None

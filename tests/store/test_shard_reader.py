@@ -24,6 +24,7 @@ from qvsplit.store.storage import LocalStorage
 from tests.support import fuzz, rows
 
 NAME = "shard-000001.parquet"
+SECONDS = {"second_per_grid_ts": {"dtype": "float32", "shape": [1], "values": [0.5]}}
 
 
 def opened(file: Path) -> Shard:
@@ -63,13 +64,13 @@ def test_rows_and_features_come_back_bit_for_bit(tmp_path, dtype, levels):
 def test_every_column_comes_back(tmp_path):
     clip = rows.row(
         "c.mp4", part=3, start=1.5, end=3.25, generation=1 << 40, kind="video", duration=9.5, version="etag-1",
-        taken_at="2020-02-02T02:02:02", warnings="one; two", inputs='{"second_per_grid_ts":{}}', media='{"fps": 2}',
+        taken_at="2020-02-02T02:02:02", warnings="one; two", inputs=json.dumps(SECONDS), media='{"fps": 2}',
         error=None, mtime_ns=-5,
     )  # fmt: skip
     failed = rows.failed("d.png", sha256=None, error_kind="timeout", mtime_ns=None, version=None)
     shard = rows.write_shard(tmp_path, NAME, [(clip, rows.features(6)), (failed, None), (rows.deleted("e"), None)])
     assert shard.rows == [clip, failed, rows.deleted("e")]
-    assert shard.features(0).inputs == {"second_per_grid_ts": {}}
+    assert shard.features(0).inputs == SECONDS
 
 
 def test_reading_one_image_reads_a_small_row_group(tmp_path, monkeypatch):

@@ -651,6 +651,11 @@ def _not_utf_8(name: str) -> pa.Table:
     )
 
 
+def _input(**fields: Any) -> pa.Table:
+    one = {"dtype": "int64", "shape": [1, 2], "values": [3, 4]} | fields
+    return changed("inputs", [json.dumps({"image_sizes": one})])
+
+
 def _nested(depth: int) -> bytes:
     content = json.loads(honest().schema.metadata[METADATA_KEY])
     content["provenance"] = "HERE"
@@ -817,6 +822,10 @@ LIES: dict[str, Callable[[], pa.Table]] = {
     "placeholder of 70,000 runs": lambda: changed("placeholder", ["[" + '["x",1],' * 70_000 + '["x",1]]']),
     "inputs not JSON": lambda: changed("inputs", ["{"]),
     "inputs a list": lambda: changed("inputs", ["[]"]),
+    "inputs of no tensors": lambda: changed("inputs", ['{"image_sizes": [1, 2]}']),
+    "inputs of a dtype that is none": lambda: _input(dtype="load"),
+    "inputs of another shape": lambda: _input(shape=[1, 3]),
+    "inputs of texts": lambda: _input(values=["1", "2"]),
     "inputs deeply nested": lambda: changed("inputs", ['{"x": ' + "[" * 60_000]),
     "inputs of 70 kB": lambda: changed("inputs", ['{"x": "' + "x" * 70_000 + '"}']),
     "inputs of 70 kB in few letters": lambda: changed("inputs", ['{"x": "' + "猫" * 24_000 + '"}']),
@@ -854,6 +863,7 @@ ODD: dict[str, Callable[[], pa.Table]] = {
     "processor of another family": lambda: changed(
         "grid_thw", [None, None, None], described(lambda content: content["config"].update(processor={"size": [8, 8]}))
     ),
+    "inputs of a family": _input,
     "placeholder of a copy": lambda: changed("placeholder", [rows.row().placeholder, None, "none of mine"]),
 }
 
