@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from tests.support.every_model import further
 from tests.support.families import FAMILIES
 from tests.support.matrix import REFUSED, SPLIT, matrix_row, rows_in_docs
-
-EVERY = "QVSPLIT_EVERY_MODEL"
-further = pytest.mark.skipif(not os.environ.get(EVERY), reason=f"takes minutes: set {EVERY}=1; docs/models.md has them")
 
 
 @pytest.mark.parametrize("name", [name if name in FAMILIES else pytest.param(name, marks=further) for name in SPLIT])

@@ -15,6 +15,7 @@ from qvsplit.checkpoints import opening, tracing
 from qvsplit.checkpoints.model_class import full_class, missing_part
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ModelError
+from tests.support.every_model import further
 from tests.support.families import ALL
 from tests.support.families.more import MORE, VARIANTS
 from tests.support.photographs import photographs
@@ -61,6 +62,7 @@ def rows_of(tensors) -> torch.Tensor:
     return torch.cat([tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors])
 
 
+@further
 @pytest.mark.parametrize("name", SPLIT)
 def test_features_prompts_and_answers_are_the_full_models_own(name, images, checkpoint_of, family_reference):
     folder = checkpoint_of(name)

@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
+from tests.support.every_model import further
 from tests.support.families.building import make_checkpoint
 from tests.support.families.more import MORE
 from tests.support.photographs import photographs
@@ -69,6 +70,7 @@ def images():
     return [Image.open(path).convert("RGB").resize((300, 200)) for path in photographs()[:2]]
 
 
+@further
 @pytest.mark.parametrize("name", MORE)
 def test_a_tiny_checkpoint_loads_whole_has_the_hubs_names_and_looks_at_the_image(name, images, tmp_path):
     if name in TIMM:

@@ -41,17 +41,14 @@ from tests.support.families import ALL, make_checkpoint
 from tests.support.families.reference import Reference
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
-NEW_TOKENS = 12
+NEW_TOKENS = 10
 SIZES = {"coffee.png": (300, 200), "chelsea.png": (140, 220), "rocket.jpg": (260, 180)}
 QUESTIONS = (
     "What is in the picture?",
     "Is it day or night?",
     "How many people are there in the picture, and what do they do?",
     "Colour?",
-    "Describe the picture in one sentence, and say where it may have been taken.",
-    "Is there a cat? Answer yes or no.",
     "图片里有什么？",
-    "Read the text.",
 )
 NEEDS_TIMM = {"gemma3n", "perception_lm", "fast_vlm"}
 SPLIT = [name for name, one in ALL.items() if one.model_type in LISTED and name not in NEEDS_TIMM]
