@@ -289,6 +289,10 @@ class FeatureSession:
 
     def _shown(self, features: Features | Sequence[Features]) -> tuple[Questioner, PromptItems]:
         given = [one for one, _ in each(features, "features", Features, _FEATURES)]
+        for number, one in enumerate(given):
+            if one.left_out or POOLER_OUTPUT not in one.tensors:
+                left = ", ".join(one.left_out) or POOLER_OUTPUT
+                raise UsageError(f"features[{number}]: {left} was not read; give Store.features(row) without names")
         evidence = {self._evidence(one) for one in given}
         rows = self._reader.hold(given)
         return Questioner(self.engine, self.options, ", ".join(sorted(evidence))), PromptItems(rows)

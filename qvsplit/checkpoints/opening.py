@@ -100,6 +100,7 @@ def _local_folder(model: str) -> Path | None:
 
 
 def _from_folder(folder: Path, *, name: str, revision: str | None) -> Checkpoint:
+    read_json(folder / "config.json")  # a folder without one is no model, whatever else it lacks
     return _with_family(folder, name, revision, tensor_files(folder))
 
 

@@ -32,10 +32,12 @@ class Proof:
     Attributes:
         types: How each of its token types comes about, by name: "items", by its own method; "text", all 0.
         beginning: The tokens that it puts in front of what the chat template gives, where they are not there yet.
+        inputs: The names of the small inputs that it gives the model for an image, beside tokens and their types.
     """
 
     types: Mapping[str, str]
     beginning: tuple[int, ...] = ()
+    inputs: frozenset[str] = frozenset()
 
     def token_types(self, processor: Any, ids: Sequence[int]) -> dict[str, list[int]]:
         """Give the types of a prompt's tokens, by the names of the model's inputs."""
@@ -79,6 +81,7 @@ def prove(maker: PromptMaker, *, several: bool) -> Proof:
     shown = [small_images(PROOF_SIZES)] if several else [[image] for image in small_images(PROOF_SIZES)]
     types: dict[str, str] = {}
     beginnings: set[tuple[int, ...]] = set()
+    inputs: set[str] = set()
     for images in shown:
         alone = [hf.process_image(maker.processor, image) for image in images]
         ours = maker.proof_prompt([text for _, text in alone], _QUESTION)
@@ -104,7 +107,9 @@ def prove(maker: PromptMaker, *, several: bool) -> Proof:
                 "prompt's tokens"
             )
         types |= shown_types
-    return Proof(types, *beginnings)
+        inputs |= {name for name in maker.model_takes & alone[0][0].keys() if "pixel" not in name}
+    (beginning,) = beginnings
+    return Proof(types, beginning, frozenset(inputs))
 
 
 def processor_call(processor: Any, images: Sequence[Image.Image], question: str, *, where: object) -> Mapping[str, Any]:

@@ -29,6 +29,11 @@ Message = Mapping[str, Any]  # {"role": …, "content": text, or a list of {"typ
 
 ITEM_TYPES = {"image": 1, "video": 2}  # in `Prompt.item_types`; 0 is text
 MAX_PLACEHOLDER_TEXT = 1 << 20  # characters of plain text in one placeholder: timestamps, row marks
+# inputs of a model that are never one item's
+NEVER_INPUTS = frozenset({
+    "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels", "use_cache",
+    "cache_position", "mm_encoder_outputs", "mm_token_type_ids", "token_type_ids", "logits_to_keep",
+})  # fmt: skip
 _DIGITS = re.compile(r"\d+")
 # no tokenizer known to us does this; a silently different prompt would be worse than stopping
 _NO_PLAIN_TEXT = "{}: its tokenizer made control tokens of plain text; nothing was asked"
@@ -157,6 +162,8 @@ class Prompter:
             if kind != one.kind:
                 raise UsageError(f"the conversation shows {kind} where {one.name}, which is {one.kind}, was given")
         proof = self._proof(len(placeholders))
+        for one in placeholders:
+            _check_inputs(one, proof)
         ids, types = self._tokens(messages, placeholders, thinking=thinking)
         beginning = proof.missing_beginning(ids)
         ids, types = [*beginning, *ids], [*[0] * len(beginning), *types]
@@ -458,6 +465,17 @@ class Prompter:
         """Give the placeholder of an image that the processor stands for by `text`."""
         token = self._item_tokens["image"]
         return Placeholder(((text, 1),), text.count(token))
+
+
+def _check_inputs(one: Placeholder, proof: Proof) -> None:
+    """Raise StoreDamaged for inputs that the processor gives for no image: a store must not set what a model takes."""
+    # what a processor gives for a video is not proved: only what no processor gives is refused
+    foreign = one.inputs.keys() - proof.inputs if one.kind == "image" else one.inputs.keys() & NEVER_INPUTS
+    if foreign:
+        raise StoreDamaged(
+            f"the row of {one.name} holds the input {min(foreign)}, which this model's processor gives for no "
+            f"{one.kind}; the store was not written by qvsplit, or damaged"
+        )
 
 
 def question_messages(question: str, kinds: Sequence[str], system: str | None = None) -> list[Message]:

@@ -217,7 +217,7 @@ def another_encoder(tmp, store, model, photos):
 def another_width(tmp, store, model, photos):
     other = Path(shutil.copytree(model, tmp / "wide"))
     config = json.loads((other / "config.json").read_text())
-    config["vision_config"]["hidden_size"] = 256
+    config["text_config"]["hidden_size"] = 256
     (other / "config.json").write_text(json.dumps(config))
     return ["ask", "--embeds", store, "--model", other, "What?"], 4, "hidden_size: 128, not 256"
 

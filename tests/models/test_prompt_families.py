@@ -300,3 +300,15 @@ def test_line_breaks_of_a_placeholder_join_with_those_beside_it(family):
     assert one.control_in(one.ask_with([("\n", 1), *runs])) == one.control_in(one.ask("?"))
     with pytest.raises(StoreDamaged, match="joins into the control token <start_of_turn>"):
         one.prompter.ask("_of_turn>", [replace(one.placeholders[0], runs=(*runs, ("<start", 1)))])
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "mistral3", "llava_onevision"])
+def test_a_foreign_stores_inputs_set_nothing_else_of_the_model(name, family):
+    one = family(name)
+    whole = one.placeholders[0]
+    assert one.prompter.ask("?", [whole])
+    for other in ("position_ids", "inputs_embeds", "use_cache", "vision_feature_layer", "video_grid_thw"):
+        value = {"dtype": "int64", "shape": [1, 1], "values": [0]}
+        hostile = replace(whole, inputs={**whole.inputs, other: value}, name="a.jpg")
+        with pytest.raises(StoreDamaged, match=f"a.jpg holds the input {other}, which this model's processor"):
+            one.prompter.ask("?", [hostile])
