@@ -265,7 +265,7 @@ class _Reference:
 
         prompt = self.prompter.ask(QUESTION, [Placeholder.from_row(row)])
         language = LanguageModel(self.model, self.prompter, self.prefix)
-        question = PrefixedQuestion(language.prefill(prompt, [features]), prompt.input_ids[prompt.prefix_tokens :])
+        question = PrefixedQuestion.of(prompt, language.prefill(prompt, [features]))
         (completion,) = language.generate([question], Decoding(max_new_tokens=NEW_TOKENS))
         return list(completion.tokens)
 

@@ -204,8 +204,7 @@ class LocalEngine:
                 completions.append(_failed(one.request, prefix, one.prompt))
             else:
                 ready.append(one)
-                types = {n: t[one.prompt.prefix_tokens :] for n, t in one.prompt.token_types.items()}
-                questions.append(PrefixedQuestion(prefix, one.suffix, one.request.seed, types))
+                questions.append(PrefixedQuestion.of(one.prompt, prefix, one.request.seed))
         if ready:
             answer = self._score if ready[0].choices else self._generate
             completions += answer(ready, questions, on_text)

@@ -35,6 +35,13 @@ class PrefixedQuestion:
     seed: int = 0
     types: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, prompt: Prompt, prefix: Beginning, seed: int = 0) -> PrefixedQuestion:
+        """Give what stands in a prompt behind its last item."""
+        end = prompt.prefix_tokens
+        types = {name: values[end:] for name, values in prompt.token_types.items()}
+        return cls(prefix, prompt.input_ids[end:], seed, types)
+
 
 class Way(Protocol):
     """How a model answers questions behind the beginning of a prompt. `name` says it in a few words."""

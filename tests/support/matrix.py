@@ -34,6 +34,7 @@ from qvsplit.extract import extract_files
 from qvsplit.models.encoder_output import output_tensors
 from qvsplit.models.prompt import question_messages
 from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.verify import check_items
 from qvsplit.weights import load_encoder_weights, load_language_model
 from tests.support.extracting import PHOTOS
 from tests.support.fake_source import InThreadDecoders
@@ -192,7 +193,9 @@ def _scored(session: Session, reference: Reference, images: dict[str, Image.Imag
 
 
 def _stored(session: Session, reference: Reference, images: dict[str, Image.Image]) -> Iterator[bool]:
-    """Hold what was read back against the full model's own features, bit for bit."""
+    """Hold what was read back against the full model's own features, bit for bit; and as `verify --sample` does it."""
+    for check in check_items(session.store, list(session.store)):
+        yield check.same_bits and check.same_tokens
     for name, image in images.items():
         stored = session.store.features(session.store[name]).flat_torch()
         own = {one.key: one.rows for one in output_tensors(reference.features(image))}
