@@ -100,8 +100,7 @@ def grid_of(width: int, height: int) -> tuple[int, int]:
 def patches_of(images: torch.Tensor) -> torch.Tensor:
     """uint8 [pictures, height, width, 3] to float32 [pictures, patches, 3 · 14 · 14], normalised, in merge order."""
     mean, std = (
-        torch.tensor(PROCESSOR_SETTINGS[name].default, device=images.device)
-        for name in ("image_mean", "image_std")
+        torch.tensor(PROCESSOR_SETTINGS[name].default, device=images.device) for name in ("image_mean", "image_std")
     )
     count, height, width, _ = images.shape
     pixels = (images.float() / 255 - mean) / std
