@@ -13,12 +13,14 @@ import torch
 from safetensors import safe_open
 
 from qvsplit import weights
+from qvsplit.answering.evidence import check_features
 from qvsplit.ask import AskOptions, load_session
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ConfigError, ModelError, WeightsError
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store
+from tests.support import rows
 from tests.support.checkpoints import edit, files_of, make_tiny, scale_language_model
 from tests.support.full_model import QUESTIONS, FullModel, upright_rgb
 
@@ -225,3 +227,11 @@ def test_a_quantised_checkpoint_without_its_library_says_which(own, method, libr
     (own / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=library):
         weights.load_language_model(open_checkpoint(own, "language"), dtype=None)
+
+
+def test_a_store_of_another_family_is_refused_for_that_alone(family_checkpoint):
+    """Of another family everything else differs as well: a list of settings would hide the reason."""
+    checkpoint = open_checkpoint(family_checkpoint("gemma3"), "language")
+    with pytest.raises(ConfigError) as caught:
+        check_features(rows.config(), 64, checkpoint)
+    assert "(family: qwen2_vl, not gemma3)" in str(caught.value)

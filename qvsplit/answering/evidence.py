@@ -91,6 +91,8 @@ def _check_fit(config: ExtractionConfig, width: int | None, checkpoint: Checkpoi
     merge = checkpoint.vision_settings.get("spatial_merge_size")
     if merge is not None:
         pairs["merge_size"] = (config.merge_size, merge)
+    if config.family != checkpoint.family.model_type:
+        pairs = {"family": pairs["family"]}  # of another family everything else differs as well
     wrong = [f"{name}: {mine}, not {theirs}" for name, (mine, theirs) in pairs.items() if mine != theirs]
     if wrong:
         verb = "do not fit" if what.endswith("s") else "does not fit"
