@@ -15,7 +15,6 @@ from qvsplit.ask import AskOptions, load_session
 from qvsplit.checkpoints.opening import DEMO_FOLDER, open_checkpoint
 from qvsplit.extract import extract_files
 from qvsplit.models.encoder import EncoderSpec, load_encoder
-from qvsplit.models.language import as_tensor
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store
 from tests.support.checkpoints import make_tiny
@@ -156,8 +155,8 @@ def test_what_is_read_back_is_what_the_encoder_gave_bit_for_bit(tmp_path, checkp
     for row in store:
         expected = encoded(encoder, [prepared(encoder, upright_rgb(some_photos / row.path))])[0]
         stored = store.features(row).tensors["pooler_output"]
-        assert as_tensor(stored).dtype == expected.dtype
-        assert torch.equal(as_tensor(stored), expected)
+        assert stored.torch().dtype == expected.dtype
+        assert torch.equal(stored.torch(), expected)
         assert np.array_equal(stored.numpy(), expected.float().numpy() if dtype == "bfloat16" else expected.numpy())
 
 
@@ -230,7 +229,7 @@ def test_a_stored_dtype_narrower_than_computed_is_rounded_once(tmp_path, checkpo
     encoder = encoder_of(checkpoint)
     for row in store:
         expected = encoded(encoder, [prepared(encoder, upright_rgb(some_photos / row.path))])[0].to(torch.bfloat16)
-        assert torch.equal(as_tensor(store.features(row)), expected)
+        assert torch.equal(store.features(row).flat_torch()["pooler_output"], expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -230,7 +230,6 @@ class LocalEngine:
         from qvsplit.models.language import GenerateOptions
 
         decoding = replace(batch[0].request.decoding, marks=self.marks)
-        decode = self.language.prompter.decode
         options = GenerateOptions(
             constraint=self._constraint(decoding),
             on_text=(lambda number, text: on_text(batch[number].request.id, text)) if on_text else None,
@@ -239,7 +238,7 @@ class LocalEngine:
         return [
             Completion(
                 one.request.id, done.text, tuple(done.tokens), len(one.prompt.input_ids), done.finish_reason,
-                error=done.error, reasoning=self.marks.read(one.prompt.input_ids, done.tokens, decode).reasoning,
+                error=done.error, reasoning=done.reasoning,
             )
             for one, done in zip(batch, self.language.generate(questions, decoding, options), strict=True)
         ]  # fmt: skip

@@ -73,9 +73,15 @@ class Checkpoint:
         return bool(names) and all((self.folder / name).is_file() for name in names)
 
     @property
+    def _model_config(self) -> Mapping[str, Any]:
+        """The config of the full model: of an Omni checkpoint the thinker's part."""
+        config: Mapping[str, Any] = self.config.get("thinker_config", self.config)
+        return config
+
+    @property
     def vision_config(self) -> Mapping[str, Any]:
         """Give the `vision_config` of config.json."""
-        section = self.config.get("thinker_config", self.config).get("vision_config")
+        section = self._model_config.get("vision_config")
         return section if isinstance(section, dict) else {}
 
     @property
@@ -89,8 +95,7 @@ class Checkpoint:
     @property
     def width(self) -> int | None:
         """Values a token that the language model takes, as config.json says; None where it does not."""
-        config = self.config.get("thinker_config", self.config)
-        width = config.get("text_config", config).get("hidden_size")
+        width = self._model_config.get("text_config", self._model_config).get("hidden_size")
         return width if isinstance(width, int) else None
 
     @property
@@ -108,7 +113,7 @@ class Checkpoint:
         """
         if self.family.vision_settings is not None:
             return settings_of(self.vision_config, self.family.vision_settings)
-        config = self.config.get("thinker_config", self.config)
+        config = self._model_config
         beside = {
             name: value
             for name, value in config.items()

@@ -65,7 +65,7 @@ def read_settings(model: str) -> Checkpoint:
         folder = fetch_small_files(model, None)
     if folder is None:
         raise ModelError(f"no model folder at {model}; give a folder with config.json, or a hub name")
-    return _with_family(folder, model, model.partition("@")[2] or None, {})
+    return _with_family(folder, model, model.partition("@")[2] or None, read_json(folder / "config.json"), {})
 
 
 def default_model() -> str:
@@ -100,13 +100,14 @@ def _local_folder(model: str) -> Path | None:
 
 
 def _from_folder(folder: Path, *, name: str, revision: str | None) -> Checkpoint:
-    read_json(folder / "config.json")  # a folder without one is no model, whatever else it lacks
-    return _with_family(folder, name, revision, tensor_files(folder))
+    config = read_json(folder / "config.json")  # first: a folder without one is no model, whatever else it lacks
+    return _with_family(folder, name, revision, config, tensor_files(folder))
 
 
-def _with_family(folder: Path, name: str, revision: str | None, files: Mapping[str, str]) -> Checkpoint:
+def _with_family(
+    folder: Path, name: str, revision: str | None, config: Mapping[str, Any], files: Mapping[str, str]
+) -> Checkpoint:
     """Give a checkpoint with what is known of its family; of one that is not listed a dry run says it."""
-    config: Mapping[str, Any] = read_json(folder / "config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError(f"{folder / 'config.json'} names no model_type; is it a model folder?")

@@ -77,9 +77,10 @@ def encoder_parts(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     model = empty_model(checkpoint)
     read: set[str] = set()
     language = set(_language_tensors(model))
+    processor = load_processor(checkpoint)
     with transformers_errors(checkpoint, "cannot be split"):
         for size in TRACED_SIZES:
-            processed, tokens = _processed(checkpoint, size)
+            processed, tokens = _processed(processor, size)
             found, output = _features_traced(model, processed)
             read |= found
             language |= _read_with_features(model, {**processed, **tokens}, output)
@@ -106,12 +107,11 @@ def empty_model(checkpoint: Checkpoint) -> Any:
         return model_class._from_config(config).eval().requires_grad_(False)
 
 
-def _processed(checkpoint: Checkpoint, size: tuple[int, int]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+def _processed(processor: Any, size: tuple[int, int]) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """Give what the checkpoint's processor makes of a grey image, and the tokens of the text that stands for it."""
     import torch
     from PIL import Image
 
-    processor = load_processor(checkpoint)
     processed, text = process_image(processor, Image.new("RGB", size, "grey"))
     ids = list(processor.tokenizer(text)["input_ids"])
     tokens = {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}

@@ -55,12 +55,7 @@ class CopiedPrefix:
     def __init__(self, forward: Forward, stops: Callable[[], Sequence[int]], *, can_extend: bool) -> None:
         self._forward = forward
         self._stops = stops
-        self._can_extend = can_extend
-
-    @property
-    def can_extend(self) -> bool:
-        """Whether further items can be computed behind a beginning."""
-        return self._can_extend
+        self.can_extend = can_extend  # whether further items can be computed behind a beginning
 
     def prefill(self, prompt: Prompt, features: Sequence[Features], after: Beginning | None) -> CachedPrefix:
         """Compute the prompt up to its last item into a cache of one row."""

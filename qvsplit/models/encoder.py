@@ -19,9 +19,17 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.model_class import image_features_of, wanted_arguments
-from qvsplit.errors import ItemError, ModelError, UsageError
+from qvsplit.errors import ItemError, ModelError
 from qvsplit.models.encoder_output import OutputTensor, output_tensors
-from qvsplit.models.preparing import ImagePreparer, PatchPreparer, Prepared, Preparer, load_preparer, pixel_settings
+from qvsplit.models.preparing import (
+    ImagePreparer,
+    PatchPreparer,
+    Prepared,
+    Preparer,
+    check_kernels,
+    load_preparer,
+    pixel_settings,
+)
 from qvsplit.runtime.devices import dtype_name, has_bfloat16_units, is_out_of_memory
 from qvsplit.sources.images import IMAGE_POLICY
 from qvsplit.store.config import ExtractionConfig
@@ -359,8 +367,7 @@ def load_encoder(spec: EncoderSpec) -> TransformersEncoder:
     import torch
 
     family = spec.checkpoint.family
-    if spec.kernels == "fused" and not family.fused_kernels:
-        raise UsageError(f"there are no fused kernels for {family.model_type} models: leave `kernels` out")
+    check_kernels(spec.kernels, family)
     began = [time.perf_counter()]
     preparer = load_preparer(
         spec.checkpoint, hf.load_config(spec.checkpoint), min_pixels=spec.min_pixels, max_pixels=spec.max_pixels

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from qvsplit.runtime.tensors import as_torch
-from qvsplit.store.features import DEEPSTACK_FEATURES, POOLER_OUTPUT, Features, StoredTensor
+from qvsplit.store.features import DEEPSTACK_FEATURES, LIST, POOLER_OUTPUT, Features
 
 if TYPE_CHECKING:
     import torch
@@ -176,38 +175,24 @@ def encoder_outputs(items: Sequence[Placeholder], features: Sequence[Features]) 
         by_kind.setdefault(one.kind, []).append(its)
     outputs = {}
     for kind, of_kind in by_kind.items():
-        output = BaseModelOutputWithPooling(pooler_output=_field(of_kind, POOLER_OUTPUT))
-        levels = [name for name in of_kind[0].tensors if name.startswith(DEEPSTACK_FEATURES)]
+        containers, tensors = of_kind[0].containers, [its.torch() for its in of_kind]
+        fields = {name: _field([one[name] for one in tensors], containers.get(name, LIST)) for name in tensors[0]}
+        output = BaseModelOutputWithPooling(pooler_output=fields[POOLER_OUTPUT])
+        levels = [name for name in fields if name.startswith(DEEPSTACK_FEATURES)]
         if levels:
             levels.sort(key=lambda name: int(name.rpartition("_")[2]))
-            output["deepstack_features"] = [_field(of_kind, name) for name in levels]
+            output["deepstack_features"] = [fields[name] for name in levels]
         outputs[kind] = output
     return outputs
 
 
-def _field(items: Sequence[Features], name: str) -> Any:
+def _field(tensors: list[torch.Tensor], container: str) -> Any:
     """Put one field of all items together: one tensor, or a list or tuple with one an item."""
     import torch
 
-    container = items[0].containers.get(name, "list")
-    tensors = [_as_encoded(one, name) for one in items]
     if container == "tensor":
         return torch.cat(tensors)
     return tuple(tensors) if container == "tuple" else tensors
-
-
-def _as_encoded(features: Features, name: str) -> torch.Tensor:
-    tensor = as_tensor(features.tensors[name])
-    return tensor.reshape(features.shapes[name]) if name in features.shapes else tensor
-
-
-def as_tensor(stored: StoredTensor | Features) -> torch.Tensor:
-    """Give a stored tensor, or the `pooler_output` of features, as torch's: [n_tokens, width], on the CPU, bit for bit.
-
-    The dtype is the stored one; of int8 it is float32: whole numbers times their token's scale.
-    """
-    tensor = stored.tensors[POOLER_OUTPUT] if isinstance(stored, Features) else stored
-    return as_torch(tensor.numpy() if tensor.dtype == "int8" else tensor.raw, tensor.dtype)
 
 
 def _parameters(function: Any) -> frozenset[str]:

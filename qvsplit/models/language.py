@@ -20,7 +20,6 @@ from qvsplit.errors import ModelError, OutOfMemory
 from qvsplit.models.asking import NOT_FINITE, Choices, PrefixedQuestion
 from qvsplit.models.decoding import AnswerRules, Constraint, Decoding, GrowingAnswer, logits_processors
 from qvsplit.models.forward import Forward
-from qvsplit.models.forward import as_tensor as as_tensor
 from qvsplit.models.prompt import Prompt, Prompter
 from qvsplit.models.ways import way_of
 from qvsplit.runtime.devices import dtype_name, is_out_of_memory
@@ -38,13 +37,15 @@ class Generated:
     """Answer tokens without the prompt's, their text, and why they end.
 
     `stop`: the model said so, or a stop string came, which the text ends before; `length`: no more were allowed;
-    `cancelled`: the caller said so; `error`: the model computed no numbers, and `error` says so.
+    `cancelled`: the caller said so; `error`: the model computed no numbers, and `error` says so. `reasoning` is what
+    the model thought before it answered.
     """
 
     tokens: list[int]
     text: str
     finish_reason: str
     error: ModelError | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class LanguageModel:
         return [
             Generated(
                 one.tokens, one.text, one.finish_reason or "length",
-                self._not_finite() if one.finish_reason == NOT_FINITE else None,
+                self._not_finite() if one.finish_reason == NOT_FINITE else None, one.reasoning,
             )
             for one in answers
         ]  # fmt: skip

@@ -248,6 +248,12 @@ def pixel_settings(image_processor: Any, checkpoint: Checkpoint) -> dict[str, An
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
+def check_kernels(kernels: str | None, family: Family) -> None:
+    """UsageError for fused kernels of a family that has none."""
+    if kernels == "fused" and not family.fused_kernels:
+        raise UsageError(f"there are no fused kernels for {family.model_type} models: leave `kernels` out")
+
+
 def check_shape(width: int, height: int, family: Family) -> None:
     """ItemError for an image slimmer than the processor takes."""
     long, short = max(width, height), min(width, height)

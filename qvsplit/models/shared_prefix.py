@@ -33,12 +33,7 @@ class SharedPrefix:
         forward.model.set_attn_implementation({"text_config": ATTENTION})
         self._forward = forward
         self._stops = stops
-        self._can_extend = can_extend
-
-    @property
-    def can_extend(self) -> bool:
-        """Whether further items can be computed behind a beginning."""
-        return self._can_extend
+        self.can_extend = can_extend  # whether further items can be computed behind a beginning
 
     def prefill(self, prompt: Prompt, features: Sequence[Features], after: Beginning | None) -> Prefix:
         """Compute keys, values and states of the prompt up to its last item."""

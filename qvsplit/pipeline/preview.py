@@ -20,8 +20,8 @@ from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.families import FAMILIES
 from qvsplit.checkpoints.opening import default_model, read_settings
-from qvsplit.errors import ItemError, ModelError, UsageError
-from qvsplit.models.preparing import check_shape, load_preparer, pixel_limits
+from qvsplit.errors import ItemError, ModelError
+from qvsplit.models.preparing import check_kernels, check_shape, load_preparer, pixel_limits
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import Preview
 from qvsplit.runtime.devices import is_cuda
@@ -110,10 +110,7 @@ class _Estimate:
             return
         if self.checkpoint is None:
             self.checkpoint = read_settings(name)  # says why it cannot be had
-        if options.kernels == "fused" and not self.checkpoint.family.fused_kernels:
-            raise UsageError(
-                f"there are no fused kernels for {self.checkpoint.family.model_type} models: leave `kernels` out"
-            )
+        check_kernels(options.kernels, self.checkpoint.family)
         self.family = self.checkpoint.family.model_type
         limits = _limits(self.checkpoint, options) if self._settings_suffice else {}
         self.processor = dict(self.checkpoint.processor_settings) | limits

@@ -139,6 +139,12 @@ class StoredTensor:
             words = words.astype(np.uint32) << 16
         return words.view(np.float16) if self.dtype == "float16" else words.view(np.float32)
 
+    def torch(self) -> Any:
+        """Give the values as torch's, [n_tokens, width], on the CPU: bit for bit as stored, int8 in float32."""
+        from qvsplit.runtime.tensors import as_torch
+
+        return as_torch(self.numpy() if self.dtype == "int8" else self.raw, self.dtype)
+
 
 @dataclass(frozen=True)
 class Features:
@@ -198,12 +204,7 @@ class Features:
 
     def flat_torch(self) -> dict[str, Any]:
         """Give every tensor as `torch` does, but as it is stored: [n_tokens, width]."""
-        from qvsplit.runtime.tensors import as_torch
-
-        return {
-            name: as_torch(stored.numpy() if stored.dtype == "int8" else stored.raw, stored.dtype)
-            for name, stored in self.tensors.items()
-        }
+        return {name: stored.torch() for name, stored in self.tensors.items()}
 
     def __repr__(self) -> str:
         """Say what it holds."""

@@ -13,7 +13,6 @@ from PIL import Image
 from qvsplit.errors import ConfigError, ModelError, UsageError
 from qvsplit.models import encoder as models
 from qvsplit.models.encoder import PatchEncoder
-from qvsplit.models.language import as_tensor
 from qvsplit.pipeline.devices import StoreDeclares, load_devices
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import Summary
@@ -162,7 +161,7 @@ def test_int8_is_near_what_was_computed_and_goes_on_as_int8(extract_with_model, 
         stored = small.features(small.current(*row.key)).tensors["pooler_output"]
         scale = np.abs(one).max(axis=1, keepdims=True) / 127
         assert (np.abs(one - stored.numpy()) <= scale * 0.501).all()
-        assert torch.equal(as_tensor(stored), torch.from_numpy(stored.numpy()))
+        assert torch.equal(stored.torch(), torch.from_numpy(stored.numpy()))
     before = by_path(tmp_path / "small")
     assert run_cli("compact", tmp_path / "small")[0] == 0
     assert by_path(tmp_path / "small") == before

@@ -261,6 +261,11 @@ def rewrite(folder: Path, *, files: int, prefix: str = "hub") -> None:
     `model.visual.` and `model.`.
     """
     tensors = {_named(name, prefix): tensor for name, tensor in _tensors(folder)}
+    save_tensors(folder, tensors, files)
+
+
+def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], files: int) -> None:
+    """Write the tensors of `folder` anew, cut into `files` files; 1 is model.safetensors, more have an index."""
     for old in folder.glob("model*.safetensors*"):
         old.unlink()
     if files == 1:

@@ -232,8 +232,7 @@ def _of_one_half(checkpoint: Any) -> set[str]:
 
 def rows_in_docs() -> dict[str, str]:
     """The rows that docs/models.md has, by family."""
-    rows = re.findall(r"^\| (\w+) \| \w+ \| .*\|$", DOCS.read_text(), flags=re.M)
-    return {name: line for line in DOCS.read_text().splitlines() for name in rows if line.startswith(f"| {name} |")}
+    return {row[1]: row[0] for row in re.finditer(r"^\| (\w+) \| \w+ \| .*\|$", DOCS.read_text(), flags=re.M)}
 
 
 def main() -> None:

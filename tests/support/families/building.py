@@ -6,7 +6,6 @@ Real classes, real processors and the hub's names of tensors; only the sizes and
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from tests.support.checkpoints import CORPUS
+from tests.support.checkpoints import CORPUS, save_tensors
 
 
 def make_tokenizer(family: TinyFamily) -> Any:
@@ -31,6 +30,11 @@ def make_tokenizer(family: TinyFamily) -> Any:
     bpe.train_from_iterator(
         (CORPUS,), trainers.BpeTrainer(vocab_size=360, initial_alphabet=alphabet, show_progress=False)
     )
+    return with_family_tokens(bpe, family)
+
+
+def with_family_tokens(bpe: Tokenizer, family: TinyFamily, **more: Any) -> Any:
+    """The tokenizer with the family's tokens, template and, where the family has it so, a BOS in front of every text."""
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in family.control_tokens])
     bpe.add_tokens([AddedToken(token, special=False, normalized=False) for token in family.plain_tokens])
     if family.adds_bos:
@@ -41,7 +45,7 @@ def make_tokenizer(family: TinyFamily) -> Any:
         )  # fmt: skip
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=family.bos, eos_token=family.eos[0], pad_token=family.pad,
-        extra_special_tokens=dict(family.named_tokens), chat_template=family.template,
+        extra_special_tokens=dict(family.named_tokens), chat_template=family.template, **more,
     )  # fmt: skip
 
 
@@ -109,7 +113,7 @@ def make_checkpoint(
     prefix = f"{family.section}." if family.section else ""
     tensors = family.to_hub(load_file(folder / "model.safetensors"))
     others = {name: tensor.to(getattr(torch, dtype)) for name, tensor in family.other_tensors().items()}
-    _save_tensors(folder, {prefix + name: tensor for name, tensor in tensors.items()} | others, files)
+    save_tensors(folder, {prefix + name: tensor for name, tensor in tensors.items()} | others, files)
     processor = family.processor(tokenizer)
     processor.chat_template = family.template
     processor.save_pretrained(folder)
@@ -138,18 +142,3 @@ def generation_config(family: TinyFamily, tokenizer: Any) -> Any:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.convert_tokens_to_ids(list(family.eos)),
         pad_token_id=tokenizer.pad_token_id, do_sample=True, temperature=2.0, top_k=50, top_p=1.0,
     )  # fmt: skip
-
-
-def _save_tensors(folder: Path, tensors: dict[str, torch.Tensor], files: int) -> None:
-    if files == 1:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    (folder / "model.safetensors").unlink()
-    names = sorted(tensors)
-    weight_map: dict[str, str] = {}
-    for part in range(files):
-        file_name = f"model-{part + 1:05d}-of-{files:05d}.safetensors"
-        mine = names[part * len(names) // files : (part + 1) * len(names) // files]
-        save_file({name: tensors[name] for name in mine}, folder / file_name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(mine, file_name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tests.support.checkpoints import CORPUS
-from tests.support.families.building import TinyFamily
+from tests.support.families.building import TinyFamily, with_family_tokens
 
 SIGLIP = {
     "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -47,7 +46,7 @@ def gemma_tokenizer(family: TinyFamily) -> Any:
     bpe.normalizer = normalizers.Replace(" ", "▁")
     bpe.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return _finished(bpe, family)
+    return with_family_tokens(bpe, family, unk_token="<unk>")
 
 
 def llama_tokenizer(family: TinyFamily) -> Any:
@@ -57,7 +56,7 @@ def llama_tokenizer(family: TinyFamily) -> Any:
     bpe.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
     )
-    return _finished(bpe, family)
+    return with_family_tokens(bpe, family, unk_token="<unk>")
 
 
 def _pieces(first: tuple[str, ...]) -> Tokenizer:
@@ -73,21 +72,6 @@ def _pieces(first: tuple[str, ...]) -> Tokenizer:
     vocab = {piece: number for number, piece in enumerate([*first, *(f"<0x{n:02X}>" for n in range(256)), *learnt])}
     merges = [tuple(merge) for merge in model["merges"]]
     return Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-
-
-def _finished(bpe: Tokenizer, family: TinyFamily) -> Any:
-    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in family.control_tokens])
-    bpe.add_tokens([AddedToken(token, special=False, normalized=False) for token in family.plain_tokens])
-    if family.adds_bos:
-        assert family.bos is not None
-        bpe.post_processor = processors.TemplateProcessing(
-            single=f"{family.bos} $A", pair=f"{family.bos} $A $B",
-            special_tokens=[(family.bos, bpe.token_to_id(family.bos))],
-        )  # fmt: skip
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, unk_token="<unk>", bos_token=family.bos, eos_token=family.eos[0], pad_token=family.pad,
-        extra_special_tokens=dict(family.named_tokens), chat_template=family.template,
-    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ gemma3, paligemma
