@@ -240,7 +240,7 @@ class _Reference:
         """Give the full model's features, each [n_tokens, width], and the tokens of its answer."""
         import torch
 
-        from qvsplit.checkpoints.model_class import image_features_of, wanted_arguments
+        from qvsplit.checkpoints.model_class import features_of, wanted_arguments
         from qvsplit.models.encoder_output import output_tensors
         from qvsplit.models.processor_proof import processor_call
 
@@ -250,7 +250,7 @@ class _Reference:
         for name, value in inputs.items():
             if isinstance(value, torch.Tensor):
                 inputs[name] = value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
-        encode = image_features_of(self.model)
+        encode = features_of(self.model, "image")
         with torch.inference_mode():
             output = output_tensors(encode(**wanted_arguments(encode, inputs), return_dict=True))
             answer = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, **GREEDY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
@@ -114,6 +115,38 @@ def process_image(
     return processed, texts[0]
 
 
+def process_video(
+    processor: Any, frames: Any, metadata: Any, *, later: Mapping[str, Any] | None = None
+) -> tuple[Mapping[str, Any], str]:
+    """Have a processor prepare one clip as it would for a prompt of its own.
+
+    Args:
+        processor: The checkpoint's.
+        frames: Those that were sampled, uint8 [frames, 3, height, width].
+        metadata: transformers' `VideoMetadata`, with the `frames_indices` of these frames. Not changed.
+        later: Settings of the video processor for this call.
+
+    Returns:
+        All that its video processor gives, as tensors, and the text that stands for the clip in a prompt.
+
+    Raises:
+        ModelError: The processor makes no such text.
+    """
+    name = type(processor).__name__
+    if getattr(processor, "video_token", None) is None or getattr(processor, "video_processor", None) is None:
+        raise ModelError(f"{name} has no video processor or no video token")
+    merged = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs, return_tensors="pt")
+    own = {"video_metadata": [copy.deepcopy(metadata)], "do_sample_frames": False, "return_metadata": True}
+    options = merged["videos_kwargs"] | own | dict(later or {})
+    try:
+        processed, texts = processor._process_videos([frames], **options)
+    except NotImplementedError:
+        texts = []
+    if len(texts) != 1:
+        raise ModelError(f"{name} gives no text that stands for a video")
+    return {key: value for key, value in processed.items() if key != "video_metadata"}, texts[0]
+
+
 def image_token(checkpoint: Checkpoint, config: Any, tokenizer: Any) -> str:
     """Give the token that stands in a prompt where one row of features goes. ModelError if there is none."""
     number = getattr(config, "image_token_id", None)
@@ -123,3 +156,12 @@ def image_token(checkpoint: Checkpoint, config: Any, tokenizer: Any) -> str:
             f"{checkpoint.folder} names no image token that its tokenizer has; it cannot be split, or download it again"
         )
     return str(token)
+
+
+def video_token(config: Any, processor: Any) -> str | None:
+    """Give the token that stands in a prompt where one row of a video's features goes; None where there is none."""
+    number = getattr(config, "video_token_id", None)
+    if number is None or getattr(processor, "video_token", None) is None:
+        return None
+    token = processor.tokenizer.convert_ids_to_tokens(int(number))
+    return None if token is None else str(token)

@@ -79,17 +79,25 @@ def wanted_arguments(function: Callable[..., Any], processed: Mapping[str, Any])
     return {name: processed[name] for name in inspect.signature(function).parameters if name in processed}
 
 
-def image_features_of(model: Any) -> Callable[..., Any]:
-    """Give the method `get_image_features` that names its arguments, of what is inside the full model or of itself.
+def features_of(model: Any, kind: str) -> Callable[..., Any]:
+    """Give the method `get_image_features` or `get_video_features` that names its arguments.
 
-    What is inside comes first, as in transformers' `generate`: the method outside may name fewer arguments.
+    It is of what is inside the full model or of itself. What is inside comes first, as in transformers' `generate`: the
+    method outside may name fewer arguments.
+
+    Args:
+        model: The full model, or its encoder.
+        kind: `image` or `video`.
+
+    Raises:
+        ModelError: There is none.
     """
     for owner in (getattr(model, model.base_model_prefix, None), getattr(model, "model", None), model):
-        method = getattr(owner, "get_image_features", None)
+        method = getattr(owner, f"get_{kind}_features", None)
         if method is not None and "args" not in inspect.signature(method).parameters:
             found: Callable[..., Any] = method
             return found
-    raise ModelError(f"{type(model).__name__} has no get_image_features that names its arguments")
+    raise ModelError(f"{type(model).__name__} has no get_{kind}_features that names its arguments")
 
 
 def output_problem(output: Any) -> str | None:

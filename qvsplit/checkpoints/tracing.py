@@ -21,7 +21,7 @@ from qvsplit.checkpoints.hf import load_config, load_processor, process_image, t
 from qvsplit.checkpoints.model_class import (
     class_of,
     forward_takes,
-    image_features_of,
+    features_of,
     output_problem,
     wanted_arguments,
 )
@@ -166,7 +166,7 @@ def _features_traced(model: Any, processed: Mapping[str, Any]) -> tuple[set[str]
     """
     import torch
 
-    features = image_features_of(model)
+    features = features_of(model, "image")
     given = wanted_arguments(features, processed)
     for name, value in given.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
-from qvsplit.checkpoints.model_class import image_features_of, wanted_arguments
+from qvsplit.checkpoints.model_class import features_of, wanted_arguments
 from qvsplit.errors import ItemError, ModelError
 from qvsplit.models.encoder_output import OutputTensor, output_tensors
 from qvsplit.models.preparing import (
@@ -226,7 +226,7 @@ class TransformersEncoder:
         import torch
 
         self._check_cancelled()
-        features = image_features_of(self.weights.model)
+        features = features_of(self.weights.model, "image")
         given = wanted_arguments(features, prepared.values)
         for name, value in given.items():
             if isinstance(value, torch.Tensor):

@@ -37,12 +37,14 @@ class FileInfo:
         size: Bytes that were read.
         mtime_ns: Its modification time before it was read, within 64 bits.
         version: `mtime_ns` as text; None where the file is too fresh for its stat to be trusted, or changed meanwhile.
+        kind: `image` or `video`, by its first bytes.
     """
 
     sha256: str
     size: int
     mtime_ns: int
     version: str | None
+    kind: str = "image"
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ class ExtractionConfig:
         storage_dtype: One of these, or int8.
         images: How a file becomes an upright RGB image (sources/images.py, sources/pixels.py).
         kernels: The forward pass: "reference", transformers' own, or "fused" (kernels/).
+        videos: How a file becomes sampled frames, and what the video processor makes of them (docs/format.md); None
+            where no video was encoded.
     """
 
     family: str
@@ -47,6 +49,7 @@ class ExtractionConfig:
     storage_dtype: str
     images: Mapping[str, str]
     kernels: str
+    videos: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give it as it stands in a shard's metadata."""
