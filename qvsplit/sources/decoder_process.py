@@ -2,24 +2,36 @@
 
 Messages on the socket are JSON behind their length in four bytes, little-endian. The parent asks:
 
-    {"do": "read", "root", "path", "size"}   → {"sha256", "size", "mtime_ns", "version"}; the child keeps the bytes
-    {"do": "measure"}                        → {"measured": [width, height]}, by the header alone
-    {"do": "decode"}                         → {"claims": [width, height]}, then the child waits for
-    {"do": "go on"}                          → {"decoded": [width, height], "taken_at", "format", "memory"}, and a
-                                               descriptor of memory that holds the RGB pixels
+    {"do": "read", "file", "size", "gifs_are_videos"}
+                             → {"sha256", "size", "mtime_ns", "version", "kind"}; the child keeps the bytes of an image,
+                               and a video open
+    {"do": "measure"}        → {"measured": [width, height]}, by the header alone
+    {"do": "decode"}         → {"claims": [width, height]}, then the child waits for
+    {"do": "go on"}          → {"decoded": [width, height], "taken_at", "format", "memory"}, and a descriptor of memory
+                               that holds the RGB pixels
+    {"do": "scan"}           → {"scanned": a VideoInfo's fields, "memory"}
+    {"do": "frames", "indices"}
+                             → {"frames": [width, height]}, and descriptors of two buffers of memory that hold one
+                               frame each; then, for each frame,
+    {"do": "next"}           → {"buffer": the one that it is in, "memory"}. The child decodes one frame ahead, and
+                               writes into a buffer again once the frame after the one in it was asked for
 
-`measure` and `decode` are of the bytes that were read last. Instead of an answer comes {"error", "kind"} for a bad
-file, {"not_found"} for one that no longer exists, {"bug"} for what nobody expected.
+`measure` and `decode` are of the image that was read last, `scan` and `frames` of the video. Instead of an answer comes
+{"error", "kind"} for a bad file, {"not_found"} for one that no longer exists, {"bug"} for what nobody expected. While a
+video is read, scanned or decoded, {"progress"} comes before the answer, every half second while anything advances.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import mmap
 import os
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,9 +42,15 @@ from qvsplit.runtime.memory import peak_memory
 from qvsplit.sources.source import Entry
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from PIL import Image
 
+    from qvsplit.sources.files import OpenVideo
+    from qvsplit.sources.videos import Scan
+
 MEMORY_BYTES = 4 << 30  # beyond what the decoder takes itself: several copies of the largest image there may be
+PROGRESS_SECONDS = 0.5
 _STRIP_BYTES = 16 << 20
 
 T = TypeVar("T")
@@ -57,12 +75,15 @@ def main(descriptor: int, seconds: float) -> None:
 
 
 class _Child:
-    """What the child does with the parent's messages, and the bytes of the file that it has read last."""
+    """What the child does with the parent's messages, and the file that it has read last."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self.connection = connection
         self.seconds = seconds
         self.data = b""
+        self.video: OpenVideo | None = None
+        self.scanned: Scan | None = None
+        self.progress_at = 0.0
 
     def serve(self) -> None:
         """Answer messages until the other end is closed."""
@@ -70,6 +91,9 @@ class _Child:
             "read": self._read,
             "measure": self._measure,
             "decode": self._decode,
+            "scan": self._scan,
+            "frames": self._frames,
+            "next": lambda message: None,  # asked for before the parent had heard that there are no more
         }
         while True:
             try:
@@ -90,22 +114,32 @@ class _Child:
                 signal.alarm(0)
 
     def _read(self, message: dict[str, Any]) -> None:
-        from qvsplit.sources import files
+        from qvsplit.sources import files, videos
 
-        self.data = b""  # before the next file is in memory
-        file = files.read(Entry("", message["file"], message["size"], None, None), message["file"])
+        self._forget()  # before the next file is in memory
+        entry = Entry("", message["file"], message["size"], None, None)
+        kind_of = functools.partial(videos.kind_of, gifs_are_videos=message["gifs_are_videos"])
+        file, self.video = files.read_either(
+            entry, message["file"], head_bytes=videos.HEAD_BYTES, kind_of=kind_of, on_progress=self._tell_progress
+        )
         self.data = file.data
-        identity = {"sha256": file.sha256, "size": file.size, "mtime_ns": file.mtime_ns, "version": file.version}
-        send(self.connection, identity)
+        send(self.connection, dataclasses.asdict(file.info))
+
+    def _forget(self) -> None:
+        if self.video is not None:
+            self.video.stream.close()
+        self.data, self.video, self.scanned = b"", None, None
 
     def _measure(self, message: dict[str, Any]) -> None:
         from qvsplit.sources import images
 
+        self._expect_image()
         send(self.connection, {"measured": images.measure(self.data)})
 
     def _decode(self, message: dict[str, Any]) -> None:
         from qvsplit.sources import images
 
+        self._expect_image()
         image, metadata = images.decode_with_metadata(self.data, on_size=self._wait_for_leave)
         with _shared_memory() as shared:
             _write_pixels(image, shared)
@@ -113,15 +147,93 @@ class _Child:
             send(self.connection, decoded | {"memory": peak_memory()})
             socket.send_fds(self.connection, [b"p"], [shared.fileno()])
 
-    def _wait_for_leave(self, width: int, height: int) -> None:
-        """Tell the parent the size that the header claims; wait, for however long, until the memory may be taken."""
+    def _expect_image(self) -> None:
+        if self.video is not None:
+            raise ItemError("is a video, not an image")
+
+    def _scan(self, message: dict[str, Any]) -> None:
+        _, scanned = self._scanned()
+        send(self.connection, {"scanned": dataclasses.asdict(scanned.info), "memory": peak_memory()})
+
+    def _scanned(self) -> tuple[OpenVideo, Scan]:
+        """Give the open video, scanned, at the latest now."""
+        from qvsplit.sources import videos
+
+        video = self.video
+        if video is None:
+            raise ItemError("is an image, not a video")
+        if self.scanned is None:
+            scanned = videos.scan(videos.FileView(video.stream.fileno()), self._tell_progress)
+            video.check_unchanged()
+            self.scanned = scanned
+        return video, self.scanned
+
+    def _frames(self, message: dict[str, Any]) -> None:
+        """Decode one frame ahead of the one that was asked for last; see the top of this file."""
+        import numpy as np
+
+        from qvsplit.sources import videos
+
+        video, scanned = self._scanned()
+        info, indices = scanned.info, message["indices"]
+        buffers = self._send_buffers(info.width, info.height)
+        view, asked = videos.FileView(video.stream.fileno()), 0
+        for number, frame in enumerate(videos.frames(view, scanned, indices, self._tell_progress)):
+            while asked < number:
+                self._wait_for_parent()
+                asked += 1
+            np.copyto(buffers[number % 2], frame)
+            video.check_unchanged()
+            send(self.connection, {"buffer": number % 2, "memory": peak_memory()})
+        while asked < len(indices):
+            self._wait_for_parent()
+            asked += 1
+
+    def _send_buffers(self, width: int, height: int) -> list[npt.NDArray[np.uint8]]:
+        """Make memory for two frames that the parent sees, too; it goes with the arrays."""
+        import numpy as np
+
+        arrays = []
+        with _shared_memory() as first, _shared_memory() as second:
+            for shared in (first, second):
+                try:
+                    os.truncate(shared.fileno(), width * height * 3)
+                    mapped = mmap.mmap(shared.fileno(), width * height * 3)
+                except OSError:
+                    raise MemoryError from None
+                arrays.append(np.frombuffer(mapped, np.uint8).reshape(height, width, 3))
+            send(self.connection, {"frames": [width, height], "memory": peak_memory()})
+            socket.send_fds(self.connection, [b"f"], [first.fileno(), second.fileno()])
+        return arrays
+
+    def _tell_progress(self) -> None:
+        """Tell the parent, now and then, that the work advances."""
+        now = time.monotonic()
+        if now - self.progress_at < PROGRESS_SECONDS:
+            return
+        self.progress_at = now
+        self._set_alarm()
         try:
-            send(self.connection, {"claims": [width, height]})
+            send(self.connection, {"progress": True})
+        except OSError:
+            raise SystemExit from None
+
+    def _wait_for_parent(self) -> None:
+        """Wait, for however long, for the message that lets the work go on."""
+        try:
             signal.alarm(0)
             receive(self.connection)
             self._set_alarm()
         except (EOFError, OSError):
             raise SystemExit from None
+
+    def _wait_for_leave(self, width: int, height: int) -> None:
+        """Tell the parent the size that the header claims; wait, for however long, until the memory may be taken."""
+        try:
+            send(self.connection, {"claims": [width, height]})
+        except OSError:
+            raise SystemExit from None
+        self._wait_for_parent()
 
     def _set_alarm(self) -> None:
         signal.alarm(int(2 * self.seconds) + 30)  # should the parent be gone, and nobody watch the clock
@@ -142,7 +254,7 @@ def _write_pixels(image: Image.Image, shared: Any) -> None:
 def _shared_memory() -> Any:
     """Open a file without a name, in memory where the system has such files."""
     if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("qvsplit-pixels"), "wb")
+        return os.fdopen(os.memfd_create("qvsplit-pixels"), "w+b")
     return tempfile.TemporaryFile()
 
 

@@ -1,8 +1,9 @@
 """Local folders as a source: the walk, one listing a folder. Standard library only.
 
-Links are followed, and a folder that was met before, by whatever name, is not entered again. A walk over folders that
-are known by their digest keeps nothing but their numbers: doing nothing over 100,000 files costs their stats and little
-more.
+A walk takes a file by its name alone, but for those that are named as TypeScript's are: those it takes if they begin as
+MPEG transport streams do, so that a source tree is no list of failed videos. Links are followed, and a folder that was
+met before, by whatever name, is not entered again. A walk over folders that are known by their digest keeps nothing but
+their numbers: doing nothing over 100,000 files costs their stats and little more.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 from qvsplit.errors import UsageError, escaped
@@ -28,12 +30,22 @@ from qvsplit.sources.source import (
     listing_digest,
     local_file,
 )
+from qvsplit.sources.videos import HEAD_BYTES, is_transport_stream
 
-# What a walk takes for an image, by the end of its name. A file named on the command line is tried whatever its name.
-SUFFIXES = frozenset({
+# What a walk takes for an image or a video, by the end of its name. A file named on the command line is tried whatever
+# its name.
+IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
     ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".mpo",
 })  # fmt: skip
+VIDEO_SUFFIXES = frozenset({
+    ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".3gp", ".3g2", ".ts", ".mts", ".m2ts", ".flv", ".mpg",
+    ".mpeg", ".vob", ".wmv", ".asf", ".ogv", ".mxf",
+})  # fmt: skip
+SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+# Those of TypeScript, too. To look into such a file takes as long as a few stats; there are thousands in a source tree
+# and few among videos, so that it costs nothing where there are none.
+_TYPESCRIPT_SUFFIXES = frozenset({".ts", ".mts"})
 # What the system says of everything on a disk that is not there any more
 _DISK_GONE = frozenset({
     errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT,
@@ -50,6 +62,7 @@ class LocalFolders:
         roots: Those that the store has already, as the file system has them: what lies within one is stored under it,
             so that an item has one name however it was come by. Else a folder is the root of what is below it, and a
             single file's parent is that file's.
+        suffixes: The ends of the names, in lower case, of what is taken in a walk.
         on_note: Called with a line for each folder that cannot be read, and each other store that is left out.
 
     Raises:
@@ -62,6 +75,7 @@ class LocalFolders:
         *,
         out: str = "",
         roots: frozenset[str] = frozenset(),
+        suffixes: Set[str] = SUFFIXES,
         on_note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._starts = starts_of(paths)
@@ -69,6 +83,7 @@ class LocalFolders:
         self._unreadable: list[str] = []  # folders that could not be listed
         self._out = out
         self._roots = roots
+        self._suffixes = suffixes
         self._on_note = on_note
         self._empty: list[str] = []
 
@@ -79,7 +94,7 @@ class LocalFolders:
 
     def list(self, known_digests: Mapping[Folder, str]) -> Iterator[Listing]:
         """Walk; folders and files are sorted by name, each is met once."""
-        walk = _Walk(self._roots, known_digests, self._out, self._on_note)
+        walk = _Walk(self._roots, known_digests, self._out, self._suffixes, self._on_note)
         self._empty, self._unreadable = [], walk.unreadable
         for start in self._folders:
             found, walk.met_again = 0, False
@@ -163,13 +178,19 @@ class _Walk:
     """The folders entered so far, and what was met in them."""
 
     def __init__(
-        self, roots: frozenset[str], digests: Mapping[Folder, str], out: str, on_note: Callable[[str], None]
+        self,
+        roots: frozenset[str],
+        digests: Mapping[Folder, str],
+        out: str,
+        suffixes: Set[str],
+        on_note: Callable[[str], None],
     ) -> None:
         self.met_again = False
         self.unreadable: list[str] = []
         self._roots = roots
         self._digests = digests
         self._out = out
+        self._suffixes = suffixes
         self._on_note = on_note
         self._met: set[tuple[int, int]] = set()
 
@@ -200,7 +221,7 @@ class _Walk:
                 self.met_again = True
                 return None
             self._met.add((own.st_dev, own.st_ino))
-            folders, lines = _entries(at)
+            folders, lines = _entries(at, self._suffixes)
         except OSError as error:
             self._note_unreadable(folder, error)
             return None
@@ -227,14 +248,31 @@ class _Walk:
             own = os.stat(folder)
         except OSError:
             return False
-        return _is_wanted(name) and (own.st_dev, own.st_ino) in self._met
+        suffix = _suffix(name)
+        if name.startswith(".") or suffix not in self._suffixes or (own.st_dev, own.st_ino) not in self._met:
+            return False
+        return suffix not in _TYPESCRIPT_SUFFIXES or _may_be_video(os.path.join(folder, name))
 
 
-def _is_wanted(name: str) -> bool:
-    return not name.startswith(".") and name[name.rfind(".") :].lower() in SUFFIXES
+def _suffix(name: str) -> str:
+    return name[name.rfind(".") :].lower()
 
 
-def _entries(at: int) -> tuple[list[str] | None, list[str]]:
+def _may_be_video(file: str, at: int | None = None) -> bool:
+    """Tell whether a file begins as a transport stream does; so does one that cannot be read: reading will tell."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=at)
+    except OSError:
+        return True
+    try:
+        return is_transport_stream(os.read(descriptor, HEAD_BYTES))
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _entries(at: int, suffixes: Set[str]) -> tuple[list[str] | None, list[str]]:
     """Read the folder open as `at`: the names of the folders in it, None where it is a store, and a line an item."""
     folders: list[str] = []
     lines: list[str] = []
@@ -249,7 +287,7 @@ def _entries(at: int) -> tuple[list[str] | None, list[str]]:
                     continue
             except OSError:  # a link that leads to itself counts by its name
                 pass
-            if name[name.rfind(".") :].lower() in SUFFIXES:
+            if (suffix := _suffix(name)) in suffixes:
                 try:
                     status = entry.stat()
                 except OSError as error:
@@ -257,6 +295,8 @@ def _entries(at: int) -> tuple[list[str] | None, list[str]]:
                         raise  # no item's fault
                     if _exists(name, at):
                         lines.append(f"{name}\0{UNKNOWN_LINE}")
+                    continue
+                if suffix in _TYPESCRIPT_SUFFIXES and stat.S_ISREG(status.st_mode) and not _may_be_video(name, at):
                     continue
                 line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
                 lines.append(line if _is_readable(status, name, at) else line + UNREADABLE)
