@@ -26,7 +26,7 @@ class PreparedRequest:
     def prefix_key(self) -> PrefixKey:
         """What names the prompt's beginning up to its last item.
 
-        The tokens too: a template may put text before the images, and then every question has its own prefix.
+        The tokens too: a template may put text before the items, and then every question has its own prefix.
         """
         return self.request.features, tuple(self.prompt.input_ids[: self.prompt.prefix_tokens])
 
@@ -71,9 +71,13 @@ def _too_long(prompt: Prompt, most: int, context: int) -> str:
     if question > shown:
         return f"{lengths}; ask a shorter question: this one takes {question:,}"
     if items == 1:
-        return f"{lengths}; {prompt.placeholders[0].name} takes {shown:,}: extract it with a lower `max_pixels`"
+        one = prompt.placeholders[0]
+        how = "in shorter clips, by `clip_seconds`" if one.kind == "video" else "with a lower `max_pixels`"
+        return f"{lengths}; {one.name} takes {shown:,}: extract it {how}"
     fitting = bisect_right(range(1, items), most - question, key=lambda number: len(prompt.upto(number).input_ids))
-    return f"{lengths}; {fitting:,} of its {items:,} images would fit: ask about fewer together"
+    kinds = {one.kind for one in prompt.placeholders}
+    what = f"{kinds.pop()}s" if len(kinds) == 1 else "images and videos"
+    return f"{lengths}; {fitting:,} of its {items:,} {what} would fit: ask about fewer together"
 
 
 def within_budget(prepared: Iterable[PreparedRequest], token_budget: int) -> Iterator[list[PreparedRequest]]:

@@ -1,8 +1,8 @@
 """The Engine door: requests go in, completions come out. Nobody looks behind it.
 
-A request names images by the content of their features and holds the conversation as messages: never token ids, pixels
-or tensors. Requests and completions can be pickled. How requests are batched, what is computed once for several of
-them, and how memory is kept is the engine's own.
+A request names images and videos by the content of their features and holds the conversation as messages: never token
+ids, pixels or tensors. Requests and completions can be pickled. How requests are batched, what is computed once for
+several of them, and how memory is kept is the engine's own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from qvsplit.models.decoding import Decoding
 
 __all__ = ["Completion", "Decoding", "Engine", "FeatureRef", "Message", "Request"]
 
-Message = Mapping[str, Any]  # {"role": …, "content": text, or a list of {"type": "image"} and {"type": "text", …}}
+# {"role": …, "content": text, or a list of {"type": "image"}, {"type": "video"} and {"type": "text", …}}
+Message = Mapping[str, Any]
 
 
 class FeatureRef(NamedTuple):

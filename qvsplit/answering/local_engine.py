@@ -1,6 +1,6 @@
 """The Engine on this machine: transformers' language model behind shared prefixes.
 
-A prompt up to its last image is computed once, as a prefix; the questions behind it, and those behind other prefixes,
+A prompt up to its last item is computed once, as a prefix; the questions behind it, and those behind other prefixes,
 share batches up to a budget of tokens. The last prefixes stay cached for the next call. Where memory does not suffice
 for a batch it is halved. What is wrong with one request, or with the features it names, is that request's error.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qvsplit.store.features import Features
     from qvsplit.store.row import Row
 
-TOKEN_BUDGET = {"cpu": 1 << 14, "cuda": 1 << 17}  # in one batch, an image's once: 0.9 GB on a 2B in float32
+TOKEN_BUDGET = {"cpu": 1 << 14, "cuda": 1 << 17}  # in one batch, an item's once: 0.9 GB on a 2B in float32
 PREFIX_CACHE_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}
 
 Prefixes = dict[PrefixKey, "Beginning | QvsplitError"]
@@ -272,7 +272,7 @@ class LocalEngine:
         cached = self.prefix_cache.get(key)
         if cached is not None:
             return cached
-        shares = 0 < shared < len(features) and self.language.can_extend
+        shares = 0 < shared < len(features) and self.language.can_extend and prompt.begins_with(shared)
         after = self._prefix(prompt.upto(shared), features[:shared]) if shares else None
         new = [self._reader.features(ref) for ref in features[shared if shares else 0 :]]
         prefix = self.language.prefill(prompt, new, after=after)

@@ -23,7 +23,7 @@ ERROR = "error"
 
 @dataclass(frozen=True)
 class PromptItems:
-    """The images of one prompt, in order; the first `shared` of them begin others' prompts too."""
+    """The items of one prompt, in order; the first `shared` of them begin others' prompts too."""
 
     rows: tuple[Row, ...]
     shared: int = 0
@@ -95,7 +95,7 @@ class Questioner:
 
     def _request(self, place: int, items: PromptItems, question: Question) -> Request:
         if not items.rows:
-            raise UsageError("no image to ask about")
+            raise UsageError("no image or video to ask about")
         if not question.text.strip():
             raise UsageError("an empty question")
         for row in items.rows:

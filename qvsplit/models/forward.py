@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from qvsplit.errors import StoreDamaged, some_of
+from qvsplit.runtime.devices import is_out_of_memory
 from qvsplit.store.features import DEEPSTACK_FEATURES, LIST, POOLER_OUTPUT, Features
 
 if TYPE_CHECKING:
@@ -90,6 +92,10 @@ class Forward:
             self.hidden(ids, positions, cache, **given)
         return following if following is not None else seen[0] if seen else end
 
+    def check_positions(self, prompt: Prompt) -> None:
+        """Raise StoreDamaged where the model's rule finds no positions for the items of a prompt."""
+        self._rope_positions(prompt, prompt.prefix_tokens)
+
     def _only_taken(self, given: Mapping[str, Any]) -> dict[str, Any]:
         takes = _parameters(type(self.model.model).forward)
         return {name: value for name, value in given.items() if name in takes}
@@ -115,6 +121,9 @@ class Forward:
         The latter is what the model's own rule gives a token that stands there. `end` plus `rope_deltas`, which is one
         more than the largest position, is another behind a video that has more frames than rows and columns.
         None for a model that has but one kind of position.
+
+        Raises:
+            StoreDamaged: The grids of the items are not those that their tokens have.
         """
         import torch
 
@@ -126,7 +135,16 @@ class Forward:
         small = small_inputs(prompt.placeholders, self.device) | token_types(types, self.device)
         given |= {ROPE_NAMES.get(name, name): value for name, value in small.items()}
         takes = _parameters(self._rope_index)
-        positions, _ = self._rope_index(**{name: value for name, value in given.items() if name in takes})
+        try:
+            positions, _ = self._rope_index(**{name: value for name, value in given.items() if name in takes})
+        except Exception as error:  # each family's rule fails in another way where grids and tokens differ
+            if is_out_of_memory(error):
+                raise
+            names = some_of([one.name for one in prompt.placeholders])
+            raise StoreDamaged(
+                f"the model finds no positions for {names}: placeholder and grid do not belong together; the store was "
+                "not written by qvsplit, or damaged"
+            ) from error
         return positions[:, :, :end], int(positions[0, 0, end])
 
 
@@ -191,7 +209,9 @@ def _field(tensors: list[torch.Tensor], container: str) -> Any:
     import torch
 
     if container == "tensor":
-        return torch.cat(tensors)
+        # [1, tokens, width] each, of videos: those of several lengths make one row
+        by_tokens = len({one.shape[1:] for one in tensors}) > 1 and all(len(one) == 1 for one in tensors)
+        return torch.cat(tensors, 1 if by_tokens else 0)
     return tuple(tensors) if container == "tuple" else tensors
 
 

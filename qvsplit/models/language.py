@@ -69,8 +69,8 @@ class LanguageModel:
     Attributes:
         model: transformers' full class without its encoder.
         prompter: Questions to prompts, tokens to text.
-        way: How questions about an image are answered, in a few words: see models/ways.py.
-        note: One sentence for users where these questions do not share the image's prefix.
+        way: How questions about an item are answered, in a few words: see models/ways.py.
+        note: One sentence for users where these questions do not share the item's prefix.
     """
 
     def __init__(self, model: Any, prompter: Prompter, prefix: families.Prefix) -> None:
@@ -132,7 +132,7 @@ class LanguageModel:
         tensors = [tensor for one in features for tensor in one.tensors.values()]
         expected, rows = sum(map(bool, types)), sum(one.n_tokens for one in features)
         if rows != expected:
-            raise ValueError(f"{expected} image tokens in the prompt, {rows} rows of features")
+            raise ValueError(f"{expected} tokens of items in the prompt, {rows} rows of features")
         if any(tensor.width != width for tensor in tensors):
             raise ValueError(f"features {[tensor.width for tensor in tensors]} wide, the model is {width} wide")
 
@@ -198,7 +198,7 @@ def _memory_errors(tokens: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"a prompt of {tokens:,} tokens does not fit into memory beside the model; ask fewer images together, or "
+            f"a prompt of {tokens:,} tokens does not fit into memory beside the model; ask fewer items together, or "
             "try another `device` or a narrower `dtype`"
         ) from None
 

@@ -1,15 +1,16 @@
-"""A question about images to tokens, as the checkpoint's own processor would give them on the pixels.
+"""A question about images and videos to tokens, as the checkpoint's own processor would give them on the pixels.
 
-Each image's placeholder, as it is stored beside its features, takes the place of the template's own image token; no
-pixels and no code per family are needed. Before the first prompt, and before the first of several images, that is
-proved on small images against the processor's own call: a family whose prompts cannot be rebuilt so is refused. User
-text is only ever text: whatever it contains (`<|image_pad|>`, `<|im_end|>`), its tokens are ordinary ones; and a stored
-placeholder may hold no control token but those that its own processor puts there.
+Each item's placeholder, as it is stored beside its features, takes the place of the template's own token for it; no
+pixels and no code per family are needed. Before the first prompt of each kind (an image, a video, several, both
+together) that is proved on small items against the processor's own call: a family whose prompts cannot be rebuilt so is
+refused. User text is only ever text: whatever it contains (`<|image_pad|>`, `<|im_end|>`), its tokens are ordinary
+ones; and a stored placeholder may hold no control token but those that its own processor puts there.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,19 +22,24 @@ from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.model_class import class_of, forward_takes
 from qvsplit.errors import ModelError, StoreDamaged, UsageError
-from qvsplit.models.processor_proof import PROOF_SIZES, Proof, prove, small_images, template_options
+from qvsplit.models.processor_proof import (
+    KINDS,
+    Proof,
+    process,
+    prove,
+    samples,
+    small_images,
+    takes_videos,
+    template_options,
+)
 from qvsplit.store.row import Row, Runs
 
 Grid = tuple[int, int, int]
-Message = Mapping[str, Any]  # {"role": …, "content": text, or a list of {"type": "image"} and {"type": "text", …}}
+# {"role": …, "content": text, or a list of {"type": "image"}, {"type": "video"} and {"type": "text", …}}
+Message = Mapping[str, Any]
 
 ITEM_TYPES = {"image": 1, "video": 2}  # in `Prompt.item_types`; 0 is text
 MAX_PLACEHOLDER_TEXT = 1 << 20  # characters of plain text in one placeholder: timestamps, row marks
-# inputs of a model that are never one item's
-NEVER_INPUTS = frozenset({
-    "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels", "use_cache",
-    "cache_position", "mm_encoder_outputs", "mm_token_type_ids", "token_type_ids", "logits_to_keep",
-})  # fmt: skip
 _DIGITS = re.compile(r"\d+")
 # no tokenizer known to us does this; a silently different prompt would be worse than stopping
 _NO_PLAIN_TEXT = "{}: its tokenizer made control tokens of plain text; nothing was asked"
@@ -96,6 +102,14 @@ class Prompt:
         """Give the grids of the items of this kind, in order."""
         return [one.grid_thw for one in self.placeholders if one.kind == kind and one.grid_thw is not None]
 
+    def begins_with(self, items: int) -> bool:
+        """Say whether the first `items` come before all others in the text, too: some templates put images first."""
+        first, wanted = self.placeholders[:items], Counter[int]()
+        for one in first:
+            wanted[ITEM_TYPES[one.kind]] += one.n_tokens
+        shown = [kind for kind in self.item_types if kind]
+        return Counter(shown[: wanted.total()]) == wanted
+
     def upto(self, items: int) -> Prompt:
         """Give the prompt's beginning, up to the end of its item number `items`, counted from one."""
         wanted = sum(one.n_tokens for one in self.placeholders[:items])
@@ -113,25 +127,19 @@ class Prompter:
         self.processor = hf.load_processor(checkpoint)
         self.tokenizer = self.processor.tokenizer
         self.folder = checkpoint.folder
-        self.model_takes = forward_takes(class_of(checkpoint))
+        self._model_class = class_of(checkpoint)
+        self.model_takes = forward_takes(self._model_class)
         self._takes_bare_prompts = checkpoint.family.takes_bare_prompts
         self._added = {str(token): number for number, token in self.tokenizer.added_tokens_decoder.items()}
         # the tokens where rows of features go; a processor may have others in the text that it expands
-        self._item_tokens = {"image": hf.image_token(checkpoint, config, self.tokenizer)}
-        video = getattr(config, "video_token_id", None)
-        if video is not None and getattr(self.processor, "video_token", None) is not None:
-            token = str(self.tokenizer.convert_ids_to_tokens(int(video)))
-            if token != self._item_tokens["image"]:
-                self._item_tokens["video"] = token
-        self._item_ids = {
-            int(self.tokenizer.convert_tokens_to_ids(token)): ITEM_TYPES[kind]
-            for kind, token in self._item_tokens.items()
-        }
+        self._image_token = hf.image_token(checkpoint, config, self.tokenizer)
+        self._configured_video_token = hf.video_token(config, self.processor)
         longest_first = sorted(self._added, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._text_options: dict[bool, dict[str, Any]] = {}
         self._takes_strings: dict[str, bool] = {}  # by role
-        self._proofs: dict[bool, Proof] = {}  # of one image, and of several
+        self._own: dict[str, frozenset[str]] = {}  # by kind of item
+        self._proofs: dict[tuple[int, int], Proof] = {}  # by how many images and videos a prompt shows
 
     def ask(
         self, question: str, placeholders: Sequence[Placeholder], *, system: str | None = None, thinking: bool = False
@@ -151,17 +159,19 @@ class Prompter:
             thinking: Whether the model may think first, where its chat template has a switch for that.
 
         Raises:
-            UsageError: Items and conversation differ, or the family takes no several images together.
-            ModelError: This model's prompts cannot be made without pixels.
+            UsageError: Items and conversation differ, or the family does not take such items together.
+            ModelError: This model's prompts cannot be made without pixels, or it answers about no videos.
             StoreDamaged: A placeholder is not one that its processor makes.
         """
         kinds = _item_kinds(messages)
         if len(kinds) != len(placeholders):
-            raise UsageError(f"the conversation shows {len(kinds)} images, and {len(placeholders)} were given")
+            raise UsageError(
+                f"the conversation shows {len(kinds)} images and videos, and {len(placeholders)} were given"
+            )
         for kind, one in zip(kinds, placeholders, strict=True):
             if kind != one.kind:
                 raise UsageError(f"the conversation shows {kind} where {one.name}, which is {one.kind}, was given")
-        proof = self._proof(len(placeholders))
+        proof = self._proof(kinds)
         for one in placeholders:
             _check_inputs(one, proof)
         ids, types = self._tokens(messages, placeholders, thinking=thinking)
@@ -179,8 +189,8 @@ class Prompter:
         """
         for text in _texts(messages):
             _check_characters(text)
-        short: dict[str, list[str]] = {kind: [] for kind in ITEM_TYPES}
-        counts: dict[str, list[int]] = {kind: [] for kind in ITEM_TYPES}
+        short: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        counts: dict[str, list[int]] = {one.kind: [] for one in placeholders}
         for one in placeholders:
             text, runs = self._shortened(one)
             short[one.kind].append(text)
@@ -188,22 +198,52 @@ class Prompter:
         rendered = self._render(self._marked(messages), thinking=thinking)
         text = self._with_placeholders(rendered, short)
         ids = self._encode(text, begins_with_bos=self._begins_with_bos(rendered))
-        return self._laid_out(ids, {ITEM_TYPES[kind]: iter(runs) for kind, runs in counts.items()})
+        return self._laid_out(ids, {kind: iter(runs) for kind, runs in counts.items()})
 
-    def _laid_out(self, ids: Sequence[int], counts: Mapping[int, Iterator[int]]) -> tuple[list[int], list[int]]:
+    def _laid_out(self, ids: Sequence[int], counts: Mapping[str, Iterator[int]]) -> tuple[list[int], list[int]]:
         """Repeat every item's token as often as its run has it. ModelError if there are more or fewer than runs."""
+        kinds = {self._id_of(token): "image" for token in self._item_tokens}
+        kinds |= {self._id_of(self._item_token(kind)): kind for kind in counts}
         laid: list[int] = []
         types: list[int] = []
         for token in ids:
-            kind = self._item_ids.get(token, 0)
-            count = next(counts[kind], 0) if kind else 1
+            kind = kinds.get(token)
+            count = 1 if kind is None else next(counts[kind], 0) if kind in counts else 0
             laid += [token] * count
-            types += [kind] * count
+            types += [0 if kind is None else ITEM_TYPES[kind]] * count
             if not count:
-                raise ModelError(f"{self.folder}: its chat template or tokenizer shows more images than were given")
-        if any(next(rest, None) is not None for rest in counts.values()):
-            raise ModelError(f"{self.folder}: its chat template or tokenizer shows fewer images than were given")
+                raise ModelError(f"{self.folder}: its chat template or tokenizer shows more items than were given")
+        for kind, rest in counts.items():
+            if next(rest, None) is not None:
+                raise ModelError(f"{self.folder}: its chat template or tokenizer shows fewer {kind}s than were given")
         return laid, types
+
+    @property
+    def _item_tokens(self) -> set[str]:
+        """The tokens of which config.json says that rows of features go there."""
+        return {token for token in (self._image_token, self._configured_video_token) if token is not None}
+
+    def _item_token(self, kind: str) -> str:
+        """Give the token that stands where one row of the features of such an item goes. ModelError if none does."""
+        return self._image_token if kind == "image" else self._video_token
+
+    @cached_property
+    def _video_token(self) -> str:
+        """That of videos: some families show their frames as images. ModelError: the model answers about no videos."""
+        if not takes_videos(self._model_class):
+            raise ModelError(
+                f"{self.folder} cannot answer about videos: {self._model_class.__name__} of transformers has no "
+                "get_video_features; ask about images, or name another checkpoint as `model`"
+            )
+        (clip, *_) = samples("video")
+        _, text = process(self.processor, clip, where=self.folder)
+        for token in (self._configured_video_token, self._image_token):
+            if token is not None and token in text:
+                return token
+        raise ModelError(f"{self.folder} cannot answer about videos: its processor shows one without any of its tokens")
+
+    def _id_of(self, token: str) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(token))
 
     # -------------------------------------------------------------------------------------------------- placeholders
 
@@ -213,9 +253,7 @@ class Prompter:
         A store may come from anywhere: what it says must not end a turn or begin another. StoreDamaged for control
         tokens that the family's processor puts into no placeholder, or a wrong count.
         """
-        token = self._item_tokens.get(one.kind)
-        if token is None:
-            raise StoreDamaged(f"{one.name} is {one.kind}, and {self.folder} has no token for that")
+        token = self._item_token(one.kind)
         pieces: list[str] = []
         rows = characters = 0
         for text, count in one.runs:
@@ -227,8 +265,8 @@ class Prompter:
             pieces += parts * count
         if rows != one.n_tokens or characters > MAX_PLACEHOLDER_TEXT:
             raise StoreDamaged(
-                f"the placeholder of {one.name} does not have the {one.n_tokens:,} image tokens of its features; the "
-                "store was not written by qvsplit, or damaged"
+                f"the placeholder of {one.name} does not have the {one.n_tokens:,} {one.kind} tokens of its features; "
+                "the store was not written by qvsplit, or damaged"
             )
         runs = [(piece, len([*same])) for piece, same in groupby(pieces)]
         text = "".join(piece if piece == token else piece * count for piece, count in runs)
@@ -238,42 +276,42 @@ class Prompter:
         return text, [count for piece, count in runs if piece == token]
 
     def _check_control_tokens(self, one: Placeholder, tokens: set[str]) -> None:
-        foreign = sorted(t for t in tokens if not t.isspace() and not self._is_own(t))
+        foreign = sorted(t for t in tokens if not t.isspace() and not self._is_own(t, one.kind))
         if foreign:
             raise StoreDamaged(
                 f"the placeholder of {one.name} holds the control token {foreign[0]}, which stands for no {one.kind}; "
                 "the store was not written by qvsplit, or damaged"
             )
 
-    def _is_own(self, token: str) -> bool:
-        """Say whether the family's processor puts this control token into placeholders."""
-        return _DIGITS.sub("#", token) in self._own_control_tokens
+    def _is_own(self, token: str, kind: str) -> bool:
+        """Say whether the family's processor puts this control token into placeholders of this kind."""
+        return _DIGITS.sub("#", token) in self._own_control_tokens(kind)
 
-    @cached_property
-    def _own_control_tokens(self) -> frozenset[str]:
-        """The control tokens that the processor puts into placeholders, numbers in them as `#`: rows and columns."""
-        texts = [hf.process_image(self.processor, image)[1] for image in small_images(PROOF_SIZES)]
-        found = {part for text in texts for part in self._split.split(text) if part in self._added}
-        return frozenset(_DIGITS.sub("#", token) for token in found)
+    def _own_control_tokens(self, kind: str) -> frozenset[str]:
+        """Give the control tokens that the processor puts there, numbers in them as `#`: rows and columns."""
+        if kind not in self._own:
+            texts = [process(self.processor, item, where=self.folder)[1] for item in samples(kind)]
+            found = {part for text in texts for part in self._split.split(text) if part in self._added}
+            self._own[kind] = frozenset(_DIGITS.sub("#", token) for token in found)
+        return self._own[kind]
 
     def _with_placeholders(self, rendered: str, texts: Mapping[str, list[str]]) -> str:
         """Put each item's text in place of the template's token for it, as the processor does it."""
-        processor, images = self.processor, texts["image"]
+        processor, shown = self.processor, dict(texts)
         filled = rendered
-        if images:  # some processors change the text by where its images stand
+        if any(shown.values()):  # some processors change the text by where its items stand
             hidden, marked = self._without_marked(rendered)
-            _, (filled, *_), *_ = processor.prepare_inputs_layout(
-                images=small_images([(8, 8)] * len(images)), text=[hidden]
-            )
+            images = small_images([(8, 8)] * len(shown["image"])) or None
+            _, (filled, *_), *_ = processor.prepare_inputs_layout(images=images, text=[hidden])
             for stand_in, token in marked.items():
                 filled = filled.replace(stand_in, token)
             if hasattr(processor, "_prepend_local_ids") and processor.default_use_image_id:
-                token = processor.image_token
-                images = processor._prepend_local_ids([token * len(images)], images, token)
+                for kind, token in (("image", processor.image_token), ("video", processor.video_token)):
+                    shown[kind] = processor._prepend_local_ids([token * len(shown[kind])], shown[kind], token)
         try:
-            (filled, *_), (places, *_) = processor.get_text_with_replacements([filled], images, texts["video"])
+            (filled, *_), (places, *_) = processor.get_text_with_replacements([filled], shown["image"], shown["video"])
         except StopIteration:
-            raise ModelError(f"{self.folder}: its chat template shows more images than were given") from None
+            raise ModelError(f"{self.folder}: its chat template shows more items than were given") from None
         self._check_edges(filled, {edge for place in places for edge in place["new_span"]})
         return str(filled)
 
@@ -316,10 +354,17 @@ class Prompter:
             token.content
             for token in self.tokenizer.added_tokens_decoder.values()
             if token.special
-            or (not token.content.isspace() and (token.content in template or self._is_own(token.content)))
+            or (not token.content.isspace() and (token.content in template or self._is_any_own(token.content)))
         ]
-        control += [token for token in self._item_tokens.values() if token not in control]
+        control += [token for token in self._item_tokens if token not in control]
         return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+
+    def _is_any_own(self, token: str) -> bool:
+        if self._is_own(token, "image"):
+            return True
+        with suppress(ModelError):  # of a model that answers about no videos
+            return bool(self._video_token) and self._is_own(token, "video")
+        return False
 
     def _marked(self, messages: Sequence[Message]) -> list[Message]:
         """Mark the control tokens in users' texts, so that they are tokenized as text."""
@@ -438,16 +483,23 @@ class Prompter:
 
     # --------------------------------------------------------------------------------------------------------- proof
 
-    def _proof(self, items: int) -> Proof:
-        """Give the proof that prompts with one item, or with several, are the processor's own. Raises if they are not.
+    def _proof(self, kinds: Sequence[str]) -> Proof:
+        """Give the proof that prompts which show such items are the processor's own. Raises if they are not.
 
-        UsageError where only several are not: the family prepares an image in another way where others stand beside it.
+        UsageError where only several are not: the family prepares an item in another way where others stand beside it.
         """
-        several = items > 1
-        if several not in self._proofs:
+        count = Counter(kinds)
+        images, videos = min(count["image"], 2), min(count["video"], 2)
+        if (images, videos) not in self._proofs:
             self._check_template()
-            self._proofs[several] = prove(self, several=several)
-        return self._proofs[several]
+            if videos and self._video_token == self._image_token and images:
+                raise UsageError(
+                    f"{self.folder}: its model cannot tell videos from images in one prompt; ask about images or about "
+                    "videos"
+                )
+            # without any item, what is said of tokens is what is said beside an image
+            self._proofs[images, videos] = prove(self, images or int(not videos), videos)
+        return self._proofs[images, videos]
 
     def _check_template(self) -> None:
         """Raise ModelError for a chat template that changes what users say, but for blanks around it."""
@@ -455,23 +507,23 @@ class Prompter:
         if said not in self._render(question_messages(said, []), thinking=False):
             raise ModelError(f"{self.folder}: its chat template rewrites what users say; qvsplit cannot use it exactly")
 
-    def proof_prompt(self, texts: Sequence[str], question: str) -> list[int]:
-        """Give the tokens of a question about images that stand as `texts`, without any proof that they are right."""
-        placeholders = [self.placeholder_of(text) for text in texts]
+    def proof_prompt(self, shown: Sequence[tuple[str, str]], question: str) -> list[int]:
+        """Give the tokens of a question about items, of each its kind and text, without any proof that they are right.
+
+        ModelError: The model answers about no videos.
+        """
+        placeholders = [self.placeholder_of(text, kind) for kind, text in shown]
         messages = question_messages(question, [one.kind for one in placeholders])
         return self._tokens(messages, placeholders, thinking=False)[0]
 
-    def placeholder_of(self, text: str) -> Placeholder:
-        """Give the placeholder of an image that the processor stands for by `text`."""
-        token = self._item_tokens["image"]
-        return Placeholder(((text, 1),), text.count(token))
+    def placeholder_of(self, text: str, kind: str = "image") -> Placeholder:
+        """Give the placeholder of an item that the processor stands for by `text`."""
+        return Placeholder(((text, 1),), text.count(self._item_token(kind)), kind=kind, name=f"a small {kind}")
 
 
 def _check_inputs(one: Placeholder, proof: Proof) -> None:
-    """Raise StoreDamaged for inputs that the processor gives for no image: a store must not set what a model takes."""
-    # what a processor gives for a video is not proved: only what no processor gives is refused
-    foreign = one.inputs.keys() - proof.inputs if one.kind == "image" else one.inputs.keys() & NEVER_INPUTS
-    if foreign:
+    """Raise StoreDamaged for inputs that no such item has by the processor: a store must not set what a model takes."""
+    if foreign := one.inputs.keys() - proof.inputs.get(one.kind, frozenset()):
         raise StoreDamaged(
             f"the row of {one.name} holds the input {min(foreign)}, which this model's processor gives for no "
             f"{one.kind}; the store was not written by qvsplit, or damaged"

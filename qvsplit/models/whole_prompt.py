@@ -51,8 +51,9 @@ class WholePrompt:
         self._stops = stops
 
     def prefill(self, prompt: Prompt, features: Sequence[Features], after: Beginning | None) -> UncomputedPrefix:
-        """Keep what goes into the model."""
+        """Keep what goes into the model. StoreDamaged where placeholders and grids do not belong together."""
         assert after is None
+        self._forward.check_positions(prompt)
         return UncomputedPrefix(tuple(prompt.input_ids[: prompt.prefix_tokens]), prompt, tuple(features))
 
     def generate(

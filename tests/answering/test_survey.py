@@ -90,7 +90,7 @@ def test_a_question_that_is_empty_and_no_image_at_all():
     _, answers = survey(dogs, [Question(" ")], ITEMS[:1])
     assert [a.error for a in answers] == ["an empty question"]
     _, answers = survey(dogs, [Question("What?")], [PromptItems(())])
-    assert [a.error for a in answers] == ["no image to ask about"]
+    assert [a.error for a in answers] == ["no image or video to ask about"]
 
 
 def test_what_is_known_is_not_asked_again():

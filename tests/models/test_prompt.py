@@ -101,7 +101,7 @@ def test_a_question_that_is_not_utf8_is_refused(prompter):
 
 def test_images_and_grids_must_agree_in_number(prompter):
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
-    with pytest.raises(UsageError, match="shows 1 images, and 2 were given"):
+    with pytest.raises(UsageError, match="shows 1 images and videos, and 2 were given"):
         prompter.chat(chat, [ONE, ONE])
 
 

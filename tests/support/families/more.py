@@ -27,7 +27,7 @@ from tests.support.families.others import (
     text_config,
 )
 from tests.support.families.others import minicpm_config as minicpm
-from tests.support.families.qwen import MROPE, TEMPLATE_GLM, limits
+from tests.support.families.qwen import MROPE, TEMPLATE_GLM, limits, small_videos
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 HEADLESS = SIGLIP | {"vision_use_head": False}
@@ -37,9 +37,10 @@ SQUARE = {"height": 28, "width": 28}
 
 
 def chat(
-    turn: str, image: str, end: str, answer: str, *, first: str = "", default_system: str = "", trim: bool = False
-) -> str:
-    """A template of the usual form: `turn` may use `message.role`; images stand where they stand in the content."""
+    turn: str, image: str, end: str, answer: str, *, first: str = "", default_system: str = "", trim: bool = False,
+    video: str = "",
+) -> str:  # fmt: skip
+    """A template of the usual form: `turn` may use `message.role`; items stand where they stand in the content."""
     text = "part.text | trim" if trim else "part.text"
     return (
         first
@@ -50,6 +51,7 @@ def chat(
         + "{%- if message.content is string -%}{{- message.content -}}{%- else -%}"
         + "{%- for part in message.content -%}"
         + "{%- if part.type == 'image' -%}{{- " + image + " -}}"
+        + ("{%- elif part.type == 'video' -%}{{- " + video + " -}}" if video else "")
         + "{%- elif part.type == 'text' -%}{{- " + text + " -}}{%- endif -%}"
         + "{%- endfor -%}{%- endif -%}{{- " + end + " -}}{%- endfor -%}"
         + "{%- if add_generation_prompt -%}{{- " + answer + " -}}{%- endif -%}\n"
@@ -67,10 +69,10 @@ def images_first(turn: str, end: str, answer: str) -> str:
     )  # fmt: skip
 
 
-def chatml(image: str, *, system: str = "", first: str = "") -> str:
+def chatml(image: str, *, system: str = "", first: str = "", video: str = "") -> str:
     """Qwen's turn marks."""
     return chat(
-        r"'<|im_start|>' + message.role + '\n'", image, r"'<|im_end|>\n'", r"'<|im_start|>assistant\n'", first=first,
+        r"'<|im_start|>' + message.role + '\n'", image, r"'<|im_end|>\n'", r"'<|im_start|>assistant\n'", first=first, video=video,
         default_system="{{- '<|im_start|>system\\n" + system + "<|im_end|>\\n' -}}" if system else "",
     )  # fmt: skip
 
@@ -193,8 +195,8 @@ def gemma4_config(tokenizer: Any) -> Any:
     text = text_config(
         tokenizer, "gemma4_text", num_hidden_layers=6, sliding_window=16,
         layer_types=["sliding_attention", "full_attention"] * 3, global_head_dim=32, num_kv_shared_layers=2,
-        hidden_size_per_layer_input=8, vocab_size_per_layer_input=len(tokenizer) + 1, vocab_size=len(tokenizer) + 1,
-        final_logit_softcapping=30.0, use_bidirectional_attention="vision",
+        hidden_size_per_layer_input=8, vocab_size_per_layer_input=len(tokenizer), final_logit_softcapping=30.0,
+        use_bidirectional_attention="vision",
     )  # fmt: skip
     vision = {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -203,7 +205,7 @@ def gemma4_config(tokenizer: Any) -> Any:
     }  # fmt: skip
     return tf.Gemma4Config(
         text_config=text, vision_config=vision, audio_config=None, image_token_id=number("<|image|>"),
-        boi_token_id=number("<|image>"), eoi_token_id=number("<image|>"), video_token_id=len(tokenizer),
+        boi_token_id=number("<|image>"), eoi_token_id=number("<image|>"), video_token_id=number("<|video|>"),
     )  # fmt: skip
 
 
@@ -217,12 +219,12 @@ def gemma4_processor(tokenizer: Any) -> Any:
 GEMMA4 = TinyFamily(
     "gemma4", "Gemma4ForConditionalGeneration", gemma4_config, gemma4_processor,
     chat(r"'<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\n'", r"'\n\n<|image|>\n\n'",
-         r"'<turn|>\n'", r"'<|turn>model\n'", first="{{- bos_token -}}", trim=True),
+         r"'<turn|>\n'", r"'<|turn>model\n'", first="{{- bos_token -}}", trim=True, video=r"'\n\n<|video|>\n\n'"),
     ("<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>", "<|audio>",
-     "<audio|>", "<|audio|>"),
+     "<audio|>", "<|audio|>", "<|video|>"),
     ("<eos>", "<turn|>"), "<pad>", "<bos>", adds_bos=True, plain_tokens=LINE_BREAKS, tokenizer=gemma_tokenizer,
     named_tokens={"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>",
-                  "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"},
+                  "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>", "video_token": "<|video|>"},
     scales={"embed_tokens": 0.1},
 )  # fmt: skip
 
@@ -387,12 +389,13 @@ def video_llama_config(tokenizer: Any) -> Any:
 
 def video_llama_processor(tokenizer: Any) -> Any:
     images = tf.VideoLlama3ImageProcessor(size={"shortest_edge": 4 * 14**2, "longest_edge": 40 * 14**2})
-    return tf.VideoLlama3Processor(images, tokenizer, tf.VideoLlama3VideoProcessor())
+    return tf.VideoLlama3Processor(images, tokenizer, tf.VideoLlama3VideoProcessor(size=limits(14)))
 
 
 VIDEO_LLAMA_3 = TinyFamily(
     "video_llama_3", "VideoLlama3ForConditionalGeneration", video_llama_config, video_llama_processor,
-    chatml(r"'<image>\n'", system="You are a helpful assistant."), (END, START, STOP, "<image>", "<video>"), (STOP,), END,
+    chatml(r"'<image>\n'", system="You are a helpful assistant.", video=r"'<video>\n'"),
+    (END, START, STOP, "<image>", "<video>"), (STOP,), END,
     named_tokens={"image_token": "<image>", "video_token": "<video>"},
 )  # fmt: skip
 
@@ -575,7 +578,9 @@ MINICPM_OCR = dataclasses.replace(
 
 # ------------------------------------------------------------------------------------------------- lfm3_vl, exaone4_5
 
-QWEN_VISION = chatml("'<|vision_start|><|image_pad|><|vision_end|>'")
+QWEN_VISION = chatml(
+    "'<|vision_start|><|image_pad|><|vision_end|>'", video="'<|vision_start|><|video_pad|><|vision_end|>'"
+)
 QWEN_TOKENS = (END, START, STOP, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
@@ -598,7 +603,7 @@ def lfm3_config(tokenizer: Any) -> Any:
 
 def lfm3_processor(tokenizer: Any) -> Any:
     images = tf.Qwen2VLImageProcessor(patch_size=14, size=limits(14))
-    return tf.Lfm3VlProcessor(images, tokenizer, Qwen3VLVideoProcessor(patch_size=14))
+    return tf.Lfm3VlProcessor(images, tokenizer, small_videos(Qwen3VLVideoProcessor, 14))
 
 
 def exaone_config(tokenizer: Any) -> Any:
@@ -616,7 +621,7 @@ def exaone_config(tokenizer: Any) -> Any:
 
 def exaone_processor(tokenizer: Any) -> Any:
     images = tf.Qwen2VLImageProcessor(patch_size=14, size=limits(14))
-    return tf.Exaone4_5_Processor(images, tokenizer, Qwen2VLVideoProcessor(patch_size=14))
+    return tf.Exaone4_5_Processor(images, tokenizer, small_videos(Qwen2VLVideoProcessor, 14))
 
 
 LFM3_VL = TinyFamily(
@@ -707,7 +712,7 @@ def ernie_config(tokenizer: Any) -> Any:
 
 def ernie_processor(tokenizer: Any) -> Any:
     images = tf.Ernie4_5_VLMoeImageProcessor(size=limits(14))
-    videos = tf.Ernie4_5_VLMoeVideoProcessor(draw_on_frames=False)  # drawing needs a font file
+    videos = tf.Ernie4_5_VLMoeVideoProcessor(draw_on_frames=False, size=limits(14))  # drawing needs a font file
     return tf.Ernie4_5_VLMoeProcessor(images, tokenizer, videos)
 
 
@@ -715,7 +720,8 @@ ERNIE4_5_VL_MOE = TinyFamily(
     "ernie4_5_vl_moe", "Ernie4_5_VLMoeForConditionalGeneration", ernie_config, ernie_processor,
     chat("'User: ' if message.role == 'user' else ''",
          "'Picture 1:<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>'", r"'\n'", "'Assistant: '",
-         first="{{- '<|begin_of_sentence|>' -}}"),
+         first="{{- '<|begin_of_sentence|>' -}}",
+         video="'Video 1:<|VIDEO_START|><|VIDEO_PLACEHOLDER|><|VIDEO_END|>'"),
     ("<unk>", "<s>", "</s>", "<|begin_of_sentence|>", "<|end_of_sentence|>", "<|IMAGE_PLACEHOLDER|>", "<|IMAGE_START|>",
      "<|IMAGE_END|>", "<|VIDEO_PLACEHOLDER|>", "<|VIDEO_START|>", "<|VIDEO_END|>"),
     ("</s>",), "<unk>", "<s>", tokenizer=llama_tokenizer,
@@ -758,7 +764,7 @@ KIMI_K25 = TinyFamily(
     "kimi_k25", "Kimi_K25ForConditionalGeneration", kimi_config, kimi_processor,
     chat("'<|im_' + message.role + '|>' + message.role + '<|im_middle|>'",
          "'<|media_begin|>image<|media_content|><|media_pad|><|media_end|>'", "'<|im_end|>'",
-         "'<|im_assistant|>assistant<|im_middle|>'"),
+         "'<|im_assistant|>assistant<|im_middle|>'", video="'<|kimi_k25_video_placeholder|>'"),
     ("[BOS]", "[EOS]", "[PAD]", "<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>",
      "<|media_begin|>", "<|media_content|>", "<|media_end|>", "<|media_pad|>", "<|kimi_k25_video_placeholder|>"),
     ("<|im_end|>", "[EOS]"), "[PAD]",
@@ -785,11 +791,12 @@ def molmo_config(tokenizer: Any) -> Any:
 
 def molmo_processor(tokenizer: Any) -> Any:
     images = tf.Molmo2ImageProcessor(size=SQUARE, patch_size=7, max_crops=4, overlap_margins=[1, 1])
-    return tf.Molmo2Processor(images, tf.Molmo2VideoProcessor(), tokenizer)
+    return tf.Molmo2Processor(images, tf.Molmo2VideoProcessor(size=SQUARE, patch_size=7), tokenizer)
 
 
 MOLMO2 = TinyFamily(
-    "molmo2", "Molmo2ForConditionalGeneration", molmo_config, molmo_processor, chatml("'<|image|>'"),
+    "molmo2", "Molmo2ForConditionalGeneration", molmo_config, molmo_processor,
+    chatml("'<|image|>'", video="'<|video|>'"),
     (END, START, STOP, "<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<low_res_im_start>", "<im_low>",
      "<frame_start>", "<frame_end>", "<|image|>", "<|video|>"),
     (STOP,), END, named_tokens={"image_token": "<|image|>", "video_token": "<|video|>"},

@@ -194,7 +194,7 @@ def processor(processor_class: Any, *, patch: int, video: Any = Qwen2VLVideoProc
 
     def make(tokenizer: Any) -> Any:
         images = tf.Qwen2VLImageProcessor(patch_size=patch, size=limits(patch))
-        return processor_class(images, tokenizer, video(patch_size=patch))
+        return processor_class(images, tokenizer, small_videos(video, patch))
 
     return make
 
@@ -203,9 +203,16 @@ def omni_processor(processor_class: Any, *, patch: int) -> Callable[[Any], Any]:
     def make(tokenizer: Any) -> Any:
         images = tf.Qwen2VLImageProcessor(patch_size=patch, size=limits(patch))
         audio = tf.WhisperFeatureExtractor(feature_size=AUDIO["num_mel_bins"])
-        return processor_class(images, Qwen2VLVideoProcessor(patch_size=patch), audio, tokenizer)
+        return processor_class(images, small_videos(Qwen2VLVideoProcessor, patch), audio, tokenizer)
 
     return make
+
+
+def small_videos(video_class: Any, patch: int) -> Any:
+    """A video processor whose frames have 4 to 60 tokens; Qwen3-VL's counts the pixels of all frames."""
+    frames = 64 if video_class is Qwen3VLVideoProcessor else 1
+    least, most = limits(patch).values()
+    return video_class(patch_size=patch, size={"shortest_edge": least, "longest_edge": frames * most})
 
 
 def glm4v_processor(tokenizer: Any) -> Any:

@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoProcessor
+from transformers.video_utils import VideoMetadata
 
 from tests.support.families import ALL
 
 NEW_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Sampled frames of a video, uint8 [frames, 3, height, width], and which they are."""
+
+    frames: torch.Tensor
+    metadata: VideoMetadata
+
+
+def noise_clip(seed: int, frames: int = 4, width: int = 96, height: int = 64, *, every: int = 3) -> Clip:
+    """A clip of random pixels, of which every so many frames are shown, at 7.5 frames a second."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (frames, 3, height, width), dtype=np.uint8)
+    total = frames * every
+    metadata = VideoMetadata(
+        total_num_frames=total, fps=7.5, duration=total / 7.5, width=width, height=height,
+        frames_indices=list(range(0, total, every)),
+    )  # fmt: skip
+    return Clip(torch.from_numpy(pixels), metadata)
+
+
+Item = Image.Image | Clip
+
+
+def shown_item(item: Item) -> dict[str, Any]:
+    """An item as a part of a conversation."""
+    return {"type": "video", "video": item.frames} if isinstance(item, Clip) else {"type": "image", "image": item}
 
 
 class Reference:
@@ -32,22 +63,23 @@ class Reference:
         self.model, self.loading = family.cls().from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         self.model.eval()
 
-    def inputs(self, images: Sequence[Image.Image], question: str, system: str | None = None, **template: Any) -> Any:
-        """Everything `generate` takes, made by the processor of the images and the question behind them."""
-        content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
+    def inputs(self, items: Sequence[Item], question: str, system: str | None = None, **template: Any) -> Any:
+        """Everything `generate` takes, made by the processor of images and clips and the question behind them."""
+        content = [*map(shown_item, items), {"type": "text", "text": question}]
         chat: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
             chat.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         return self.processor.apply_chat_template(
-            chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, **template
-        )
+            chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
+            processor_kwargs=clip_options(items), **template,
+        )  # fmt: skip
 
     def steps(
-        self, images: Sequence[Image.Image], question: str, system: str | None = None, new_tokens: int = NEW_TOKENS,
+        self, items: Sequence[Item], question: str, system: str | None = None, new_tokens: int = NEW_TOKENS,
         **template: Any,
     ) -> tuple[list[int], torch.Tensor]:  # fmt: skip
         """The tokens of a greedy answer, and the logits of each, [steps, vocabulary]."""
-        inputs = self.inputs(images, question, system, **template)
+        inputs = self.inputs(items, question, system, **template)
         with torch.inference_mode():
             out = self.model.generate(
                 **inputs, max_new_tokens=new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
@@ -55,9 +87,9 @@ class Reference:
             )  # fmt: skip
         return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), torch.stack(out.logits)[:, 0]
 
-    def logprob(self, images: Sequence[Image.Image], question: str, tokens: Sequence[int], **template: Any) -> float:
+    def logprob(self, items: Sequence[Item], question: str, tokens: Sequence[int], **template: Any) -> float:
         """The log-probability of a whole answer: of its tokens, and of the end after them."""
-        inputs = self.inputs(images, question, **template)
+        inputs = self.inputs(items, question, **template)
         asked, ends = inputs["input_ids"].shape[1], self.model.generation_config.eos_token_id
         with torch.inference_mode():
             out = self.model.generate(
@@ -69,18 +101,25 @@ class Reference:
         end = torch.logsumexp(logs[len(tokens), ends if isinstance(ends, list) else [ends]], 0)
         return float(sum(logs[place, token] for place, token in enumerate(tokens)) + end)
 
-    def answer(self, images: Sequence[Image.Image], question: str, *rest: Any, **options: Any) -> list[int]:
+    def answer(self, items: Sequence[Item], question: str, *rest: Any, **options: Any) -> list[int]:
         """The tokens of a greedy answer."""
-        return self.steps(images, question, *rest, **options)[0]
+        return self.steps(items, question, *rest, **options)[0]
 
-    def logits(self, images: Sequence[Image.Image], question: str, *rest: Any, **options: Any) -> torch.Tensor:
+    def logits(self, items: Sequence[Item], question: str, *rest: Any, **options: Any) -> torch.Tensor:
         """The logits of the first token of an answer, [vocabulary]."""
-        return self.steps(images, question, *rest, **options, new_tokens=1)[1][0]
+        return self.steps(items, question, *rest, **options, new_tokens=1)[1][0]
 
-    def features(self, image: Image.Image) -> Any:
-        """What `get_image_features` gives for one image, fed as `generate` would feed it."""
-        features = self.model.base_model.get_image_features
+    def features(self, item: Item) -> Any:
+        """What `get_image_features` or `get_video_features` gives for one item, fed as `generate` would feed it."""
+        kind = "video" if isinstance(item, Clip) else "image"
+        features = getattr(self.model.base_model, f"get_{kind}_features")
         takes = inspect.signature(features).parameters
-        given = {name: value for name, value in self.inputs([image], "").items() if name in takes}
+        given = {name: value for name, value in self.inputs([item], "").items() if name in takes}
         with torch.inference_mode():
             return features(**given, return_dict=True)
+
+
+def clip_options(items: Sequence[Item]) -> dict[str, Any]:
+    """What a processor is told of the clips: copies, for some lengthen a clip's list of frames."""
+    metadata = [copy.deepcopy(item.metadata) for item in items if isinstance(item, Clip)]
+    return {"videos_kwargs": {"video_metadata": metadata, "do_sample_frames": False}} if metadata else {}
