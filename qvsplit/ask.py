@@ -1,4 +1,4 @@
-"""Answer questions about stored images, or from features at hand: the public calls. Wires features and engine together.
+"""Answer questions about stored items, or from features at hand: the public calls. Wires features and engine together.
 
 Nothing is asked until the features are shown to come from the checkpoint's own encoder (answering/evidence.py). The
 language model is loaded alone.
@@ -27,6 +27,7 @@ from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.opening import choose_checkpoint, open_checkpoint
 from qvsplit.errors import StoreDamaged, UsageError
 from qvsplit.output.answer import Answer
+from qvsplit.output.names import shown_name
 from qvsplit.output.table import Table
 from qvsplit.runtime import arguments
 from qvsplit.store.config import ExtractionConfig
@@ -106,10 +107,11 @@ class Session:
         return isinstance(self.engine, LocalEngine) and self.engine.is_loaded
 
     def answer(self, rows: Rows, question: Asked, *, on_text: Callable[[str], None] | None = None) -> Answer:
-        """Answer one question about one image, or about several shown together in this order.
+        """Answer one question about one image or video, or about several shown together in this order.
 
         Args:
-            rows: A row of the store, its name, or several of these.
+            rows: A row of the store, its name, or several of these. A video in several parts is named with the part:
+                `film.mp4#1`.
             question: Text, or a question with choices.
             on_text: Hears the answer's text as it grows.
 
@@ -119,7 +121,7 @@ class Session:
         return _answer(self._questioner, self._shown(rows), a_question(question), on_text)
 
     def answers(self, rows: Rows, questions: Iterable[Asked]) -> list[Answer]:
-        """Answer many questions about one image, or about several shown together: one prefill for all.
+        """Answer many questions about one image or video, or about several shown together: one prefill for all.
 
         Raises:
             QvsplitError: One of them could not be answered. `survey` gives the other answers nevertheless.
@@ -167,9 +169,9 @@ class Session:
             try:
                 return self.store[name]
             except KeyError:
-                raise UsageError(f"{place}: {self.store.name} has no image named {name}") from None
+                raise UsageError(f"{place}: {self.store.name} has no item named {name}") from None
         if named.status == "ok" and self.store.home(named.content) is None:
-            raise UsageError(f"{place}: {named.path} is of another store; give a row of {self.store.name}")
+            raise UsageError(f"{place}: {shown_name(named)} is of another store; give a row of {self.store.name}")
         return named
 
     def recorder(self, table: Table, questions: Sequence[Question]) -> Recorder:
@@ -177,9 +179,12 @@ class Session:
         from qvsplit.checkpoints.fingerprint import canonical_json, language_fingerprint
 
         assert self.store.config is not None
+        configs = replace(self.store.config, videos=None), self.store.config
+        of_images, of_videos = (hashlib.sha256(canonical_json(one.to_json())).hexdigest() for one in configs)
         origin = Origin(
             model=self.model,
-            config=hashlib.sha256(canonical_json(self.store.config.to_json())).hexdigest(),
+            config=of_images,  # answers about images stay known when videos are added to their store
+            video_config=of_videos,
             weights=language_fingerprint(self.checkpoint),
             dtype=expected_dtype(self.checkpoint, self.options),
         )
@@ -260,7 +265,7 @@ class FeatureSession:
         *,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Answer one question about one image, or about several shown together in this order.
+        """Answer one question about one image or video, or about several shown together in this order.
 
         The rows of the answer have the names `image 1`, `image 2` …: features have no file.
 
@@ -277,7 +282,7 @@ class FeatureSession:
         return _answer(*self._shown(features), asked, on_text)
 
     def answers(self, features: Features | Sequence[Features], questions: Iterable[Asked]) -> list[Answer]:
-        """Answer many questions about one image, or about several shown together: one prefill for all.
+        """Answer many questions about one image or video, or about several shown together: one prefill for all.
 
         Raises:
             ConfigError: As `answer` does.
@@ -342,7 +347,7 @@ def load_session(
     options = _options(options, model=model, device=device, dtype=dtype)
     opened = _opened(store)
     if opened.provenance is None:
-        raise UsageError("store: there are no rows in it; extract images into it first")
+        raise UsageError("store: there are no rows in it; extract images or videos into it first")
     checkpoint = choose_checkpoint(
         options.model, "language", own=opened.provenance.model, revision=opened.provenance.revision
     )

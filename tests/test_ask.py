@@ -68,13 +68,59 @@ def test_a_selection_of_nothing_is_one(on_disk):
         select(on_disk, ["none.jpg"])
     with pytest.raises(UsageError, match=r"`image` gone\.jpg: gone\.jpg has been deleted from /photos"):
         select(on_disk, ["gone.jpg"])
-    with pytest.raises(UsageError, match="holds no image that can be asked"):
+    with pytest.raises(UsageError, match="holds no item that can be asked about"):
         select(stored((rows.deleted("gone.jpg"), None)))
     with pytest.raises(UsageError, match="matches 3 of the store's 3 images, not 1"):
         select(on_disk, ["?.jpg"], only=1)
     with pytest.raises(UsageError, match=r"matches 0 of .*, not 1; in/bad\.jpg has failed: is empty"):
         select(on_disk, ["bad.jpg"], only=1)
     assert paths(select(on_disk, ["c.jpg"], only=1)) == (["in/c.jpg"], [])
+
+
+@pytest.fixture
+def with_videos():
+    """An image, a video in two parts, and one that failed."""
+    parts = [
+        rows.item("film.mp4", kind="video", part=part, start=10.0 * part, end=10.0 * part + 10, duration=20.0)
+        for part in range(2)
+    ]
+    return stored(rows.item("a.jpg"), *parts, (rows.failed("torn.mp4", kind="video"), None))
+
+
+def test_a_video_is_selected_whole_or_by_a_part(with_videos):
+    def parts(*names: str, **more) -> list[str]:
+        return [one.name for one in select(with_videos, names, **more).rows]
+
+    assert parts() == ["a.jpg", "film.mp4#0", "film.mp4#1"]
+    assert parts("film.mp4") == parts("*.mp4") == ["film.mp4#0", "film.mp4#1"]
+    assert parts("film.mp4#1") == parts("film.mp4#1", only=1) == ["film.mp4#1"]
+    assert parts("film.mp4#1 (0:10 to 0:20)") == ["film.mp4#1"]  # as it is printed
+    with pytest.raises(UsageError, match=r"none\.jpg matches none of the store's 1 image and 2 clips of 1 video"):
+        parts("none.jpg")
+    with pytest.raises(UsageError, match=r"film\.mp4 matches 2 of .*, not 1; it is a video in several parts: give one, "
+                                         r"such as film\.mp4#0 \(0:00 to 0:10\)"):  # fmt: skip
+        parts("film.mp4", only=1)
+
+
+def test_the_config_of_videos_decides_answers_about_videos_alone(with_videos, checkpoint):
+    from dataclasses import replace
+
+    from qvsplit.checkpoints.opening import open_checkpoint
+
+    def origin(**videos):
+        session = Session(with_videos, FakeEngine(), checkpoint=open_checkpoint(checkpoint, "language"))
+        session.store = _Configured(with_videos, replace(with_videos.config, videos=videos or None))
+        made_by = session.recorder(None, [])._origin
+        return made_by.config, made_by.video_config
+
+    (without, _), (slow, slow_videos), (fast, fast_videos) = origin(), origin(fps=1.0), origin(fps=2.0)
+    assert without == slow == fast
+    assert slow_videos != fast_videos
+
+
+class _Configured:
+    def __init__(self, store, config):
+        self.config, self.current = config, store.current
 
 
 def test_one_answers_error_is_raised(store):
@@ -141,9 +187,9 @@ def test_rows_are_given_by_name_too(store):
     assert [answer.rows for answer in session.answers("b.jpg", ["What?", "Where?"])] == [(ROWS[1],)] * 2
     shown = [answer.rows for answer in session.survey(["a.jpg", ROWS[1], ["a.jpg", "b.jpg"]], ["What?"])]
     assert shown == [(ROWS[0],), (ROWS[1],), (ROWS[0], ROWS[1])]
-    with pytest.raises(UsageError, match="rows: memory has no image named none.jpg"):
+    with pytest.raises(UsageError, match="rows: memory has no item named none.jpg"):
         session.answer("none.jpg", "What?")
-    with pytest.raises(UsageError, match=r"rows\[1\]: memory has no image named none.jpg"):
+    with pytest.raises(UsageError, match=r"rows\[1\]: memory has no item named none.jpg"):
         list(session.survey([["a.jpg", "none.jpg"]], ["What?"]))
 
 

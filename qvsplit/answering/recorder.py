@@ -13,17 +13,18 @@ from qvsplit.answering.checks import Question
 from qvsplit.answering.options import AskOptions
 from qvsplit.answering.requests import CANCELLED, ERROR, SKIPPED, PromptItems, judged
 from qvsplit.output.answer import Answer
-from qvsplit.output.table import Key, Table
+from qvsplit.output.table import Key, Table, key_parts
 from qvsplit.store.row import Row
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What decides answers beside images and prompts.
+    """What decides answers beside items and prompts.
 
     Attributes:
         model: As it was named; for people.
-        config: Hash of the store's extraction config.
+        config: Hash of the store's extraction config, but for what it says of videos.
+        video_config: Hash of all of it; for prompts with a video.
         weights: Fingerprint of the language model.
         dtype: What it computes in.
     """
@@ -32,6 +33,7 @@ class Origin:
     config: str
     weights: str
     dtype: str
+    video_config: str = ""
 
 
 class Recorder:
@@ -94,7 +96,7 @@ class Recorder:
         has_text = answer.finish_reason not in (SKIPPED, ERROR)
         return {
             "root": _joined([row.root for row in answer.rows]), "path": _joined([row.path for row in answer.rows]),
-            "sha256": key.sha256, "id": answer.name, "question": answer.question,
+            "sha256": key.sha256, **_items(answer.rows), "id": answer.name, "question": answer.question,
             "answer": answer.text if has_text else None, "reasoning": answer.reasoning or None,
             "probability": answer.probability,
             "flagged": answer.flagged, "level": answer.level, "probabilities": _plain(answer.probabilities),
@@ -105,16 +107,19 @@ class Recorder:
         }  # fmt: skip
 
     def drop_stale(self) -> None:
-        """Drop answers about images that are deleted, or have other bytes by now."""
+        """Drop answers about items that are deleted, or have other bytes by now."""
         self._table.keep(lambda record: not _is_stale(record, self._current))
 
     def _key(self, rows: Sequence[Row], name: str) -> Key:
-        contents = "+".join(_content_name(row) for row in rows)
-        return Key(contents, self._hashes[name], self._origin.config, self._origin.weights, self._origin.dtype)
+        origin = self._origin
+        contents = "+".join(row.sha256 or "" for row in rows)
+        config = origin.video_config if any(row.kind == "video" for row in rows) else origin.config
+        parts = key_parts([row.part for row in rows])
+        return Key(contents, self._hashes[name], config, origin.weights, origin.dtype, parts)
 
 
 def prompt_hash(question: Question, options: AskOptions) -> str:
-    """Hash what decides an answer beside image, config and model: the prompt, the choices, the decoding."""
+    """Hash what decides an answer beside items, config and model: the prompt, the choices, the decoding."""
     digest_input: dict[str, Any] = {"question": question.text, "system": options.system}
     if question.choices is not None:
         digest_input["choices"] = {choice: list(spellings) for choice, spellings in question.spellings.items()}
@@ -127,9 +132,13 @@ def prompt_hash(question: Question, options: AskOptions) -> str:
     return hashlib.sha256(json.dumps(digest_input, sort_keys=True).encode()).hexdigest()
 
 
-def _content_name(row: Row) -> str:
-    """Name the row's content: the file's hash, and which part of it where that is not the first."""
-    return (row.sha256 or "") + (f"#{row.part}" if row.part else "")
+def _items(rows: Sequence[Row]) -> dict[str, Any]:
+    """Give what is known of one item, in columns of their own, or of several, as a list."""
+    of_each = [{name: getattr(row, name) for name in ("kind", "part", "start", "end")} for row in rows]
+    if len(rows) == 1:
+        return of_each[0] | {"items": None}
+    items = [{"root": row.root, "path": row.path} | one for row, one in zip(rows, of_each, strict=True)]
+    return dict.fromkeys(("kind", "part", "start", "end")) | {"items": items}
 
 
 def _is_stale(record: Mapping[str, Any], current: Callable[[str, str], Row | None]) -> bool:
@@ -137,7 +146,7 @@ def _is_stale(record: Mapping[str, Any], current: Callable[[str, str], Row | Non
     roots, paths = (_parts(record[name], len(contents)) for name in ("root", "path"))
     for root, path, content in zip(roots, paths, contents, strict=False):
         row = current(root, path)
-        if row is not None and (row.status != "ok" or row.sha256 != content.partition("#")[0]):
+        if row is not None and (row.status != "ok" or row.sha256 != content):
             return True
     return False
 

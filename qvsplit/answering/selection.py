@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qvsplit.errors import UsageError
-from qvsplit.output.text import plural
+from qvsplit.output.names import count_rows, shown_name, without_time_span
 from qvsplit.store.row import Row
 from qvsplit.store.store import Store
 
@@ -25,11 +25,13 @@ class Selection:
 def select(store: Store, names: Sequence[str] = (), *, only: int | None = None) -> Selection:
     """Choose the rows that `names` name or, as globs, match, by path or by file name; all without names.
 
+    The name of a video names all its parts, `film.mp4#1` one of them. What `output.names.shown_name` gives is a name.
+
     Raises:
         UsageError: There are none, neither sound nor failed; or another number of sound ones than `only`.
     """
     if names:
-        found = {(row.key, row.part): row for name in names for row in store.matching(name)}
+        found = {(row.key, row.part): row for name in names for row in _matching(store, name)}
         chosen = [found[key] for key in sorted(found)]
         rows = [row for row in chosen if row.status == "ok"]
         failed = [row for row in chosen if row.status == "failed"]
@@ -37,12 +39,20 @@ def select(store: Store, names: Sequence[str] = (), *, only: int | None = None) 
         chosen, rows, failed = [], list(store), list(store.rows_with_status("failed"))
     named = " ".join(names)
     if only is not None and len(rows) != only:
-        why = "".join(f"; {row.path} has failed: {row.error}" for row in failed[:1])
-        raise UsageError(f"{named} matches {len(rows)} of the store's {plural(len(store), 'image')}, not {only}{why}")
+        why = "".join(f"; {shown_name(row)} has failed: {row.error}" for row in failed[:1])
+        if len({row.key for row in rows}) == only:
+            why = f"; it is a video in several parts: give one, such as {shown_name(rows[0])}"
+        raise UsageError(f"{named} matches {len(rows)} of the store's {count_rows(store)}, not {only}{why}")
     if not rows and not failed and chosen:
-        raise UsageError(f"`image` {named}: {chosen[0].path} has been deleted from {chosen[0].root}")
+        raise UsageError(f"`image` {named}: {shown_name(chosen[0])} has been deleted from {chosen[0].root}")
     if not rows and not failed and names:
-        raise UsageError(f"`image` {named} matches none of the store's {plural(len(store), 'image')}")
+        raise UsageError(f"`image` {named} matches none of the store's {count_rows(store)}")
     if not rows and not failed:
-        raise UsageError("the store holds no image that can be asked; `qvsplit inspect` says what is in it")
+        raise UsageError("the store holds no item that can be asked about; `qvsplit inspect` says what is in it")
     return Selection(rows, failed)
+
+
+def _matching(store: Store, name: str) -> list[Row]:
+    """Give the rows of a name, also of one that was printed with the seconds of a part."""
+    rows = store.matching(name)
+    return rows or store.matching(without_time_span(name))

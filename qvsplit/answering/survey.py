@@ -13,7 +13,7 @@ from qvsplit.answering.requests import CANCELLED, SKIPPED, PromptItems, Question
 from qvsplit.errors import QvsplitError, UsageError
 from qvsplit.output.answer import Answer
 
-PROMPT_TOKENS = 64  # of a prompt's prefix beside its images', about
+PROMPT_TOKENS = 64  # of a prompt's prefix beside its items', about
 Recall = Callable[[PromptItems, Question], Answer | None]
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Images:
-    """Which images of which stores are asked about, and how they stand in the prompts."""
+class Items:
+    """Which images and videos of which stores are asked about, and how they stand in the prompts."""
 
     places: Sequence[str]
     globs: Sequence[str]
@@ -43,8 +43,8 @@ def ask(
         list[str] | None,
         typer.Argument(
             metavar="QUESTION",
-            help="Asked about every image. Without any, questions are read from the pipe, one a line, or typed one by "
-            "one on a terminal.",
+            help="Asked about every image and video. Without any, questions are read from the pipe, one a line, or "
+            "typed one by one on a terminal.",
             show_default=False,
         ),
     ] = None,
@@ -78,15 +78,18 @@ def ask(
     image: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB", help="Only images whose path or name matches; may be repeated.", show_default=False
+            metavar="GLOB",
+            help="Only images and videos whose path or name matches; film.mp4#2 is one part of a video. May be "
+            "repeated.",
+            show_default=False,
         ),
     ] = None,
     together: Annotated[
-        bool, typer.Option("--together", help="Put all selected images into one prompt, in order of path.")
+        bool, typer.Option("--together", help="Put all selected items into one prompt, in order of path and part.")
     ] = False,
     compare: Annotated[
         str | None,
-        typer.Option(metavar="REF", help="Put each image into one prompt behind this one.", show_default=False),
+        typer.Option(metavar="REF", help="Put each item into one prompt behind this one.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -104,7 +107,7 @@ def ask(
         str | None,
         typer.Option(
             metavar="LEVEL",
-            help="Exit with 8 if a check of this level or above was flagged (info, warn or block), or if an image "
+            help="Exit with 8 if a check of this level or above was flagged (info, warn or block), or if an item "
             "could not be checked.",
             show_default=False,
         ),
@@ -171,22 +174,22 @@ def ask(
 ) -> None:
     """Answer questions from a store.
 
-    Every question is asked about every selected image, from its stored features. Only the language model is loaded,
-    and an image's part of the prompt is computed once for all its questions. Answers are greedy by default, and the
-    same as those of the full model, token for token. With --out or --report they go there, and to stdout only with
-    --json.
+    Every question is asked about every selected item, an image, a video or a part of one, from its stored features.
+    Only the language model is loaded, and an item's part of the prompt is computed once for all its questions. Answers
+    are greedy by default, and the same as those of the full model, token for token. With --out or --report they go
+    there, and to stdout only with --json.
     """
     from qvsplit.answering.schema import read_schema
     from qvsplit.ask import AskOptions
 
     outputs = Outputs(out, report, fail_on, logprobs, as_json, quiet)
-    images = Images(embeds or [DEFAULT_STORE], image or [], together, compare)
+    chosen = Items(embeds or [DEFAULT_STORE], image or [], together, compare)
     if json_schema is not None and stop:
         raise UsageError("--stop would cut what --json-schema promises; leave one out")
     choices = choices and as_text(choices, "--choices")
     system = system and as_text(system, "--system")
     sources = QuestionSources(questions or [], questions_file, checks_file, choices)
-    _check_combinations(outputs, images, typed=sources.are_typed)
+    _check_combinations(outputs, chosen, typed=sources.are_typed)
     asked = [] if sources.are_typed else read_questions(sources)
     if fail_on is not None and not any(question.flag for question in asked):
         raise UsageError("--fail-on needs --checks FILE with a check that has a flag")
@@ -198,12 +201,12 @@ def ask(
         token_budget=token_budget, thinking=thinking,
     )  # fmt: skip
     if sources.are_typed:
-        _converse(images, options, outputs, choices)
+        _converse(chosen, options, outputs, choices)
     else:
-        _ask_all(images, asked, options, outputs, single=checks_file is None)
+        _ask_all(chosen, asked, options, outputs, single=checks_file is None)
 
 
-def _check_combinations(outputs: Outputs, images: Images, *, typed: bool) -> None:
+def _check_combinations(outputs: Outputs, chosen: Items, *, typed: bool) -> None:
     """UsageError for options that exclude each other."""
     from qvsplit.output.verdicts import check_level
 
@@ -212,22 +215,23 @@ def _check_combinations(outputs: Outputs, images: Images, *, typed: bool) -> Non
             check_level(outputs.fail_on)
         except UsageError as error:
             raise UsageError(f"--fail-on {error}") from None
-    if images.together and images.reference is not None:
+    if chosen.together and chosen.reference is not None:
         raise UsageError("--together and --compare: choose one")
     if typed and any(value is not None for value in (outputs.table, outputs.report, outputs.fail_on)):
         raise UsageError("--out, --report and --fail-on need questions: on the command line, in a file or in a pipe")
 
 
-def _converse(images: Images, options: AskOptions, outputs: Outputs, choices: str | None) -> None:
+def _converse(chosen: Items, options: AskOptions, outputs: Outputs, choices: str | None) -> None:
     """Answer questions that are typed one by one."""
     from qvsplit.ask import load_session
     from qvsplit.commands.prompt_loop import prompt_loop
+    from qvsplit.output.names import shown_name
     from qvsplit.output.verdicts import failure_reason
 
-    store = open_with_progress(*images.places, quiet=outputs.quiet)
-    selection, items = _select(store, images)
+    store = open_with_progress(*chosen.places, quiet=outputs.quiet)
+    selection, items = _select(store, chosen)
     for row in selection.failed:
-        say(f"failed: {escaped(row.path)} {failure_reason(row)}")
+        say(f"failed: {escaped(shown_name(row))} {failure_reason(row)}")
     _require_items(items)
     with interrupts.at_once():  # only reading so far
         session = load_session(store, options)
@@ -236,18 +240,18 @@ def _converse(images: Images, options: AskOptions, outputs: Outputs, choices: st
 
 
 def _ask_all(
-    images: Images, questions: Sequence[Question], options: AskOptions, outputs: Outputs, *, single: bool
+    chosen: Items, questions: Sequence[Question], options: AskOptions, outputs: Outputs, *, single: bool
 ) -> None:
-    """Ask all questions about all images, and end with the exit code that the answers call for."""
+    """Ask all questions about all items, and end with the exit code that the answers call for."""
     table = _checked_outputs(outputs)
-    store = open_with_progress(*images.places, quiet=outputs.quiet)
-    selection, items = _select(store, images)
+    store = open_with_progress(*chosen.places, quiet=outputs.quiet)
+    selection, items = _select(store, chosen)
     plan = SurveyPlan(items, questions, selection.failed)
     single = single and len(items) * len(questions) == 1 and not selection.failed
     results = Results(plan, outputs, _printer(selection, outputs, single=single))
     facts = {"store": store.name}
     if items:
-        whole_store = all(os.path.isdir(place) for place in images.places)
+        whole_store = all(os.path.isdir(place) for place in chosen.places)
         facts = {"model": _survey(store, options, results, table, whole_store=whole_store)} | facts
     else:
         results.add_failed()
@@ -302,24 +306,24 @@ def _end(results: Results) -> None:
 
 def _require_items(items: Sequence[PromptItems]) -> None:
     if not items:
-        raise UsageError("none of the selected images can be asked about; all of them have failed")
+        raise UsageError("none of the selected images and videos can be asked about; all of them have failed")
 
 
-def _select(store: Store, images: Images) -> tuple[Selection, list[PromptItems]]:
-    """Give the selected images, and how they stand in the prompts."""
+def _select(store: Store, chosen: Items) -> tuple[Selection, list[PromptItems]]:
+    """Give the selected items, and how they stand in the prompts."""
     from qvsplit.answering.selection import select
     from qvsplit.ask import PromptItems
 
-    selection = select(store, images.globs)
+    selection = select(store, chosen.globs)
     rows = selection.rows
-    if images.together:
+    if chosen.together:
         return selection, [PromptItems(tuple(rows))] if rows else []
-    if images.reference is None:
+    if chosen.reference is None:
         return selection, [PromptItems((row,)) for row in rows]
-    (reference,) = select(store, [images.reference], only=1).rows
+    (reference,) = select(store, [chosen.reference], only=1).rows
     items = [PromptItems((reference, row), shared=1) for row in rows if row != reference]
     if not items and not selection.failed:
-        raise UsageError(f"--compare {images.reference}: there is no other image to compare it with")
+        raise UsageError(f"--compare {chosen.reference}: there is no other item to compare it with")
     return selection, items
 
 

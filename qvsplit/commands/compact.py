@@ -20,7 +20,7 @@ def compact(
 ) -> None:
     """Tidy a store.
 
-    Merges small shards, and drops superseded rows and the features of deleted images. Nothing is encoded again, and
+    Merges small shards, and drops superseded rows and the features of deleted items. Nothing is encoded again, and
     no answer changes; it may be killed at any moment. Needs as much free disk space as it rewrites.
     """
     from qvsplit.store import compact as library

@@ -1,4 +1,4 @@
-"""Questions typed one by one on a terminal; the model and the prefixes of the images stay in memory."""
+"""Questions typed one by one on a terminal; the model and the prefixes of the items stay in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from qvsplit.commands.questions import as_text, with_choices_of
 from qvsplit.commands.survey import answer_one
 from qvsplit.errors import QvsplitError, UsageError
-from qvsplit.output.text import plural, say
+from qvsplit.output.names import count_rows
+from qvsplit.output.text import say
 from qvsplit.runtime import interrupts
 from qvsplit.runtime.interrupts import Terminated
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 def prompt_loop(session: Session, items: Sequence[PromptItems], printer: AnswerPrinter, choices: str | None) -> None:
     """Answer until an empty line or Ctrl-D. Ctrl-C stops the answer that is being generated."""
-    images = plural(sum(len(one.rows) for one in items), "image")
-    say(f"{images}; type a question, or an empty line to end")
+    shown = count_rows(row for one in items for row in one.rows)
+    say(f"{shown}; type a question, or an empty line to end")
     while text := _typed():
         try:
             _answer(session, items, printer, as_text(text, "the question"), choices)

@@ -1,4 +1,4 @@
-"""`qvsplit purge`: remove images from a store, and from the disk."""
+"""`qvsplit purge`: remove images and videos from a store, and from the disk."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from qvsplit.output.text import print_json, purged_lines, say
 
 def purge(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH", help="An image, a folder, or a path as the store has it.")
+        list[str], typer.Argument(metavar="PATH", help="An image, a video, a folder, or a path as the store has it.")
     ],
     embeds: Annotated[str, typer.Option(metavar="STORE", help="The store's folder.")] = DEFAULT_STORE,
     wait: Wait = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove images from a store for good.
+    """Remove images and videos from a store for good.
 
     Their rows and features, superseded ones too, are removed from the disk. Tables and reports that were written from
     the store are not changed. The next `extract` encodes a file that still exists again.

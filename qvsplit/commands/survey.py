@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import QvsplitError, escaped, size, some_of
 from qvsplit.output.levels import CHOICE_MASS_LOW
+from qvsplit.output.names import count_rows, shown_name
 from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import plural, say
 from qvsplit.output.verdicts import ItemVerdict, failure_reason, verdict_on_answers, verdict_on_failed
@@ -44,6 +45,13 @@ class SurveyPlan:
     def has_checks(self) -> bool:
         """Whether any answer can be flagged."""
         return any(question.flag for question in self.questions)
+
+    @property
+    def counted(self) -> str:
+        """How many items are asked about: `3 images and 2 videos`; prompts where several stand in one."""
+        if any(len(items.rows) > 1 for items in self.items):
+            return plural(len(self.items), "prompt")
+        return count_rows(items.rows[0] for items in self.items)
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class Results:
         named = self.plan.has_checks or not self.outputs.quiet  # cron mails every line; without checks it is no news
         for row in self.plan.failed:
             if named:
-                say(f"failed: {escaped(row.path)} {failure_reason(row)}")
+                say(f"failed: {escaped(shown_name(row))} {failure_reason(row)}")
             self._add_verdict(verdict_on_failed(row))
 
     def add(self, answers: Sequence[Answer]) -> None:
@@ -108,7 +116,7 @@ class Results:
         for name, number in self._low_choice_mass.items():
             if number:
                 say(
-                    f"{name}: for {number:,} of {plural(len(self.plan.items), 'image')} the model would hardly have "
+                    f"{name}: for {number:,} of {self.plan.counted} the model would hardly have "
                     "given any of the choices by itself, and their probabilities mean little; spell them as it does "
                     "(docs/checks.md)"
                 )
@@ -127,9 +135,9 @@ def _say_errors(answers: Sequence[Answer]) -> None:
     for answer in answers:
         if answer.error is not None:
             questions.setdefault(answer.error, []).append(answer.name)
-    paths = some_of((escaped(row.path) for row in answers[0].rows), 3)
+    items = some_of((escaped(shown_name(row)) for row in answers[0].rows), 3)
     for error, names in questions.items():
-        say(f"not answered: {paths}: {', '.join(map(_shortened, names))}: {on_command_line(error)}")
+        say(f"not answered: {items}: {', '.join(map(_shortened, names))}: {on_command_line(error)}")
 
 
 def _shortened(question: str) -> str:
@@ -217,10 +225,11 @@ def write_page(file: Path, results: Results, facts: dict[str, str]) -> None:
     from qvsplit.output.report import write_report
 
     failed = results.plan.failed
-    images = len(results.plan.items) + len(failed)
+    rows = {(row.key, row.part): row for items in results.plan.items for row in items.rows}
+    rows |= {(row.key, row.part): row for row in failed}
     with ProgressBar(shown=is_terminal(sys.stderr) and not results.outputs.quiet) as progress:
-        progress.start("thumbnails", images)
+        progress.start("thumbnails", len(rows))
         facts = facts | {"asked": time.strftime("%Y-%m-%d %H:%M")}
         write_report(file, results.answers, failed=failed, title=file.stem, facts=facts, on_item=progress.advance)
     if not results.outputs.quiet:
-        say(f"{escaped(str(file))}: {plural(images, 'image')}, {size(file.stat().st_size)}")
+        say(f"{escaped(str(file))}: {count_rows(rows.values())}, {size(file.stat().st_size)}")

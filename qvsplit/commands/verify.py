@@ -21,7 +21,7 @@ def verify(
     store: StoreArgument = None,
     embeds: StoreOption = None,
     sample: Annotated[
-        int, typer.Option(min=0, help="Also encode this many images again with the full model, and compare.")
+        int, typer.Option(min=0, help="Also encode this many images and videos again with the full model, and compare.")
     ] = 0,
     model: Model = None,
     device: Device = None,
@@ -32,8 +32,8 @@ def verify(
 
     Exit code 6 if anything is not as it was written.
 
-    With --sample N and the full checkpoint, N images are encoded again by the full model: their features, and its
-    answer, must be those of the store.
+    With --sample N and the full checkpoint, N items, images or videos, are encoded again by the full model: their
+    features, and its answer, must be those of the store.
     """
     from qvsplit import verify as library
     from qvsplit.store.shards import shard_paths

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qvsplit.output.levels import DEFAULT_LEVEL, ERROR, verdict
+from qvsplit.output.names import names_of
 from qvsplit.store.row import Row
 
 
@@ -22,7 +23,7 @@ class Answer:
     log-probability of each as a whole answer, and `probabilities` the same normalised over them.
 
     Attributes:
-        rows: The images it is about, in their order.
+        rows: The images and videos it is about, in their order; of a video in several parts, which of them.
         question: The question.
         text: The answer; empty for one that was skipped or failed, or cut before the model had done thinking.
         tokens: Its tokens, those of the reasoning included, without the prompt's.
@@ -77,7 +78,7 @@ class Answer:
         return math.fsum(map(math.exp, self.logprobs.values())) if self.logprobs else None
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as the commands print it in JSON: `path`, or `paths` where images were asked about together."""
+        """Give it as the commands print it in JSON: `path`, or `paths` where items were asked about together."""
         record = names_of(self.rows) | ({"id": self.id} if self.id else {})
         record |= {"question": self.question, "answer": self.text}
         if self.reasoning:
@@ -99,15 +100,8 @@ class Answer:
         }
 
 
-def names_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """Name the images of one prompt as `Answer.to_json` does."""
-    if len(rows) == 1:
-        return {"path": rows[0].path, "root": rows[0].root}
-    return {"paths": [row.path for row in rows], "roots": [row.root for row in rows]}
-
-
 def verdict_on(answers: Iterable[Answer]) -> str:
-    """Give the verdict that all answers about one image come to: the gravest level flagged, ERROR where one failed."""
+    """Give the verdict that all answers about one item come to: the gravest level flagged, ERROR where one failed."""
     levels = [ERROR if answer.error is not None else answer.level or DEFAULT_LEVEL
               for answer in answers if answer.flagged or answer.error is not None]  # fmt: skip
     return verdict(levels)

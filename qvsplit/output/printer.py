@@ -1,7 +1,7 @@
 """Answers and verdicts on stdout: streamed on a terminal, JSON Lines, or tab-separated lines for a pipe.
 
-In tab-separated lines a path is the image's own (`errors.escaped`); in every other field each run of blanks, tabs and
-line ends is one blank.
+In tab-separated lines a path is the file's own (`errors.escaped`), with the part and its seconds where that is one of a
+video; in every other field each run of blanks, tabs and line ends is one blank.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qvsplit.errors import escaped, printable
+from qvsplit.output.names import shown_name
 from qvsplit.output.text import bold, print_json
 from qvsplit.runtime.streams import is_terminal
 
@@ -86,4 +87,4 @@ class AnswerPrinter:
         return scores if any(scores[1:]) else scores[:1]
 
     def _name(self, row: Row) -> str:
-        return escaped(row.path if self._one_root else f"{row.root}/{row.path}")
+        return escaped(shown_name(row, with_root=not self._one_root))

@@ -1,8 +1,8 @@
-"""Answers as one HTML page for people: images, answers, filters, sorting.
+"""Answers as one HTML page for people: images, frames of videos, answers, filters, sorting.
 
 The page is one file that loads nothing from anywhere: images are thumbnails within it, and its policy lets nothing but
 its own script and style run. It appears under its name whole or not at all. It grows on disk as answers come; in
-memory are the texts of the answers and a few images. Knows nothing of models: no torch.
+memory are the texts of the answers and a few pictures. Knows nothing of models: no torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qvsplit.output.answer import Answer
-    from qvsplit.store.row import Row
+    from qvsplit.store.row import Key, Row
 
 MARK = b'<meta name="generator" content="qvsplit">'
 # What an answer's third number says, added up
@@ -54,11 +54,11 @@ def write_report(
 
     Args:
         file: Ends in .html; a file that is there is replaced only if it is such a page.
-        answers: Consecutive answers about the same images are one card.
+        answers: Consecutive answers about the same items are one card; each part of a video is an item of its own.
         title: The page's heading.
         facts: Lines below it: where the answers come from.
         failed: Items that could not be encoded. Each is a card with the verdict `error`, ahead of the others.
-        on_item: Called with the path of each image once its thumbnail, or the reason why there is none, is known.
+        on_item: Called with the name of each item once its thumbnail, or the reason why there is none, is known.
 
     Raises:
         UsageError: No page can be at `file`.
@@ -79,10 +79,10 @@ def write_report(
                 cards.add_failed(row, thumbnails.number(row))
             for answer in answers:
                 cards.add(answer, [thumbnails.number(row) for row in answer.rows])
-            images = thumbnails.finish()
+            items = thumbnails.finish()
         write(between)
         write('<script type="application/json" id="data">')
-        for part in cards.to_json(title, facts, images):
+        for part in cards.to_json(title, facts, items):
             write(part)
         write("</script>")
         write(after)
@@ -148,22 +148,22 @@ class _Cards:
         self._questions: dict[tuple[str, str], int] = {}
         self._choices: list[dict[str, int]] = []  # per question: each choice's number
         self._cards: list[str] = []
-        self._keys: list[tuple[str, str]] = []  # of the images of the card that is open
-        self._images: Sequence[int] = ()
+        self._keys: list[tuple[Key, int]] = []  # of the items of the card that is open, each with its part
+        self._items: Sequence[int] = ()
         self._answers: list[list[Any]] = []
         self._levels: list[str] | None = None  # of what was flagged or failed; None where nothing could be
 
-    def add_failed(self, row: Row, image: int) -> None:
+    def add_failed(self, row: Row, item: int) -> None:
         """Add a card for an item that could not be encoded."""
         reason = self._number(failure_reason(row))
-        self._cards.append(_json([[image], VERDICTS.index(ERROR), [], reason]))
+        self._cards.append(_json([[item], VERDICTS.index(ERROR), [], reason]))
 
-    def add(self, answer: Answer, images: Sequence[int]) -> None:
-        """Add one answer about the images of these numbers: to the open card, or to a new one if they are others."""
-        keys = [row.key for row in answer.rows]
+    def add(self, answer: Answer, items: Sequence[int]) -> None:
+        """Add one answer about the items of these numbers: to the open card, or to a new one if they are others."""
+        keys = [(row.key, row.part) for row in answer.rows]
         if keys != self._keys:
             self._close()
-            self._keys, self._images = keys, images
+            self._keys, self._items = keys, items
         question = self._questions.setdefault((answer.id, answer.question), len(self._questions))
         if question == len(self._choices):
             self._choices.append({})
@@ -201,10 +201,10 @@ class _Cards:
         if not self._answers:
             return
         number = -1 if self._levels is None else VERDICTS.index(verdict(self._levels))
-        self._cards.append(_json([self._images, number, self._answers]))
+        self._cards.append(_json([self._items, number, self._answers]))
         self._answers, self._levels = [], None
 
-    def to_json(self, title: str, facts: Mapping[str, str], images: Sequence[Sequence[Any]]) -> Iterator[str]:
+    def to_json(self, title: str, facts: Mapping[str, str], items: Sequence[Sequence[Any]]) -> Iterator[str]:
         """Give all of it as JSON that can stand in a page, in parts."""
         self._close()
         content = {
@@ -216,7 +216,7 @@ class _Cards:
                 for (id, question), choices in zip(self._questions, self._choices, strict=True)
             ],
             "texts": list(self._texts),
-            "images": images,
+            "items": items,
         }
         yield _json(content)[:-1] + ',"cards":['
         for number, card in enumerate(self._cards):

@@ -2,7 +2,8 @@
 
 While questions are asked, every record goes to a journal beside the file first, so that a killed run loses no answer
 that was finished; at the end, and after an interruption, the file is written anew and put in place whole. A record is
-found again by what decided it: the images' bytes, the prompt, the extraction config and the model. Needs no torch.
+found again by what decided it: the bytes of the items, which part of each, the prompt, the extraction config and the
+model. Needs no torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +25,18 @@ from qvsplit.runtime import interrupts
 from qvsplit.runtime.atomic_files import disk_errors, sync_folder, written_whole
 
 Record = dict[str, Any]
+_Place = tuple[str, str, tuple[int, ...], str]
 
 # Column and kind. `json` is a list or an object: itself in JSON Lines, JSON text elsewhere, but for Parquet's tokens.
 COLUMNS: Mapping[str, str] = {
-    "root": "text", "path": "text", "sha256": "text", "id": "text", "question": "text", "answer": "text",
-    "reasoning": "text", "probability": "float", "flagged": "bool", "level": "text", "probabilities": "json",
-    "logprobs": "json", "choice_mass": "float", "tokens": "json", "prompt_tokens": "int", "finish_reason": "text",
-    "error": "text", "config": "text", "prompt_hash": "text", "model": "text", "weights": "text", "dtype": "text",
-    "encoder_check": "text", "time": "text",
+    "root": "text", "path": "text", "sha256": "text", "kind": "text", "part": "int", "start": "float", "end": "float",
+    "items": "json", "id": "text", "question": "text", "answer": "text", "reasoning": "text", "probability": "float",
+    "flagged": "bool", "level": "text", "probabilities": "json", "logprobs": "json", "choice_mass": "float",
+    "tokens": "json", "prompt_tokens": "int", "finish_reason": "text", "error": "text", "config": "text",
+    "prompt_hash": "text", "model": "text", "weights": "text", "dtype": "text", "encoder_check": "text",
+    "time": "text",
 }  # fmt: skip
-_ADDED = ("reasoning",)  # columns that tables of before lack
+_ADDED = ("kind", "part", "start", "end", "items", "reasoning")  # columns that tables of before lack
 NO_ANSWER = ("skipped", "error")  # finish reasons of records that answer nothing
 FORMATS = (".parquet", ".csv", ".jsonl")
 SYNC_SECONDS = 5
@@ -43,20 +46,24 @@ _REQUIRED = ("root", "path", "sha256", "id", "question", "finish_reason", "confi
 
 @dataclass(frozen=True)
 class Key:
-    """What decides an answer: which bytes, prompt, extraction config, weights and dtype."""
+    """What decides an answer: which bytes, prompt, extraction config, weights, dtype and parts of videos.
+
+    `parts` has one an item; it is empty where all are 0.
+    """
 
     sha256: str
     prompt_hash: str
     config: str
     weights: str
     dtype: str | None
+    parts: tuple[int, ...] = ()
 
 
 class Table:
     """The answers in one file, open for reading and adding. Use it in a `with` block: the end writes the file.
 
-    Records are the newest by (root, path, id), in the order in which they first came. UsageError for a file that is
-    no such table, StoreInUse while another process has it open, StoreDamaged for a journal that was tampered with,
+    Records are the newest by (root, path, part, id), in the order in which they first came. UsageError for a file that
+    is no such table, StoreInUse while another process has it open, StoreDamaged for a journal that was tampered with,
     DiskError where nothing can be written.
     """
 
@@ -69,7 +76,7 @@ class Table:
             raise UsageError(f"`out` {file}: no folder at {file.parent}")
         self.file = file = Path(os.path.realpath(file))
         self.journal = file.with_name(f".{file.name}.journal")
-        self._records: dict[tuple[str, str, str], Record] = {}
+        self._records: dict[_Place, Record] = {}
         self._known: dict[Key, Record] = {}
         self._changed = False
         self._stream: IO[bytes] | None = None
@@ -112,11 +119,11 @@ class Table:
         return iter(self._records.values())
 
     def find(self, key: Key) -> Record | None:
-        """The newest record that `key` decided, whatever image's name and id it stands under."""
+        """The newest record that `key` decided, whatever item's name and id it stands under."""
         return self._known.get(key)
 
     def put(self, record: Record) -> None:
-        """Add `record`, over an older one of its root, path and id; one that says the same is left as it is.
+        """Add `record`, over an older one of its root, path, part and id; one that says the same is left as it is.
 
         From here on it survives a killed process; a power cut may cost the last seconds' records.
         """
@@ -141,13 +148,26 @@ class Table:
 
     def _add(self, record: Record) -> None:
         self._records[_place(record)] = record
-        key = Key(record["sha256"], record["prompt_hash"], record["config"], record["weights"], record["dtype"])
+        decided = (record[name] for name in ("sha256", "prompt_hash", "config", "weights", "dtype"))
+        key = Key(*decided, parts=_parts(record))
         if record["finish_reason"] not in NO_ANSWER:
             self._known[key] = record
 
 
-def _place(record: Record) -> tuple[str, str, str]:
-    return record["root"], record["path"], record["id"]
+def _place(record: Record) -> _Place:
+    return record["root"], record["path"], _parts(record), record["id"]
+
+
+def _parts(record: Record) -> tuple[int, ...]:
+    """Give the part of each item; none where all are 0, as in tables of before."""
+    if (items := record.get("items")) is not None:
+        return key_parts([item["part"] for item in items])
+    return key_parts([record.get("part") or 0])
+
+
+def key_parts(parts: Sequence[int]) -> tuple[int, ...]:
+    """Give `Key.parts` of these."""
+    return tuple(parts) if any(parts) else ()
 
 
 # -------------------------------------------------------------------------------------------------------- journal
@@ -217,6 +237,7 @@ def _checked(row: Any) -> Record:
         raise ValueError(f"without {missing[0]}")
     record = {name: row.get(name) for name in COLUMNS}
     wrong = [name for name, kind in COLUMNS.items() if not _is_of_kind(record[name], kind)]
+    wrong += [] if _are_items(record["items"]) else ["items"]
     if wrong or (record["finish_reason"] == "scored" and not _are_logprobs(record["logprobs"])):
         raise ValueError(f"its {wrong[0] if wrong else 'logprobs'} is of the wrong kind")
     return record
@@ -231,6 +252,12 @@ def _is_of_kind(value: Any, kind: str) -> bool:
 
 def _are_logprobs(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(one, int | float) for one in value.values())
+
+
+def _are_items(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and all(isinstance(one, dict) and type(one.get("part")) is int for one in value)
+    )
 
 
 def _check_columns(names: list[str]) -> None:

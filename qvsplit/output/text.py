@@ -35,8 +35,17 @@ def print_json(value: Any) -> None:
 
 
 def plural(number: int, singular: str, many: str = "") -> str:
-    """Give `1 image`, `2 images`, `1,000 images`."""
+    """Give `1 item`, `2 items`, `1,000 items`."""
     return f"{number:,} {singular if number == 1 else many or singular + 's'}"
+
+
+def counted_items(images: int, videos: int, clips: int) -> str:
+    """Give `3 images and 12 clips of 2 videos`; what is zero is left out, and clips where each is a whole video."""
+    parts = [plural(images, "image")] if images or not videos else []
+    if videos:
+        of_videos = plural(videos, "video")
+        parts.append(of_videos if clips == videos else f"{plural(clips, 'clip')} of {of_videos}")
+    return " and ".join(parts)
 
 
 def counted(counts: Mapping[str, int]) -> str:
@@ -66,6 +75,10 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     what = counted({name: summary[key] for key, name in _SUMMARY_COUNTS.items()})
     nothing = f"0 of {summary['to_read']:,} done" if summary["interrupted"] else "nothing to do"
     lines = [f"{what or nothing} in {summary['seconds']:.1f} s; {escaped(summary['store'])}"]
+    if summary["videos"]:
+        clips = f", {plural(summary['clips'], 'clip')}" if summary["clips"] != summary["videos"] else ""
+        videos = f"{plural(summary['videos'], 'video')} of {summary['encoded']:,} encoded"
+        lines.append(f"{videos}: {duration(summary['video_seconds'])} of video{clips}")
     if summary["encoded"]:
         lines.append(
             f"{plural(summary['tokens'], 'token')}, {size(summary['bytes'])} written; "
@@ -74,7 +87,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if summary["stopped"]:
         lines.append(f"stopped by `{summary['stopped'].replace('-', '_')}`; run the same command again to continue")
     if summary["not_found"]:
-        files = plural(summary["not_found"], "image of the store was", "images of the store were")
+        files = plural(summary["not_found"], "item of the store was", "items of the store were")
         lines.append(f"{files} not found; `prune=True` marks {_them(summary['not_found'])} as deleted")
     return lines
 
@@ -84,9 +97,9 @@ def preview_lines(summary: Mapping[str, Any]) -> list[str]:
     known = f"{summary['unchanged']:,} are known and unchanged"
     if summary["failed_before"]:
         known += f", {summary['failed_before']:,} failed before and are unchanged"
-    lines = [f"{summary['to_read']:,} of {plural(summary['found'], 'image')} would be read, {known}"]
+    lines = [f"{summary['to_read']:,} of {plural(summary['found'], 'item')} would be read, {known}"]
     if summary["not_found"]:
-        lines.append(plural(summary["not_found"], "image of the store was", "images of the store were") + " not found")
+        lines.append(plural(summary["not_found"], "item of the store was", "items of the store were") + " not found")
     preview = summary["preview"]
     if not preview or not preview["items"]:
         return lines
@@ -99,7 +112,7 @@ def preview_lines(summary: Mapping[str, Any]) -> list[str]:
     else:
         by = "by earlier runs" if preview["seconds_by"] == "earlier runs" else "a rough estimate by arithmetic"
         parts.append(f"about {duration(preview['seconds'])} ({by})")
-    lines.append(f"at most {', '.join(parts)}; copies and moved images cost almost nothing")
+    lines.append(f"at most {', '.join(parts)}; copies and moved items cost almost nothing")
     if preview["bad"]:
         lines.append(f"{preview['bad']:,} of them would fail: the header cannot be read")
     return lines
@@ -135,12 +148,15 @@ def _facts(description: Mapping[str, Any]) -> dict[str, str]:
     widths = f"{len(tensors)} × {description['width']}" if len(tensors) > 1 else description["width"]
     named = f" ({', '.join(tensors)})" if len(tensors) > 1 else ""
     share = description["bytes"] / description["raw_bytes"] if description["raw_bytes"] else 0
-    images = f"{description['images']:,} ok ({description['copies']:,} by the features of another image)"
+    items = counted_items(description["images"], description["videos"], description["clips"])
+    if description["videos"]:
+        items += f" ({duration(description['video_seconds'])} of video)"
+    items += f" ok ({description['copies']:,} by the features of another)"
     rest = f"{description['failed']:,} failed, {description['deleted']:,} deleted"
     if description["without_features"]:
         rest += f", {description['without_features']:,} without features"
     return {
-        "images": f"{images}, {rest}",
+        "items": f"{items}, {rest}",
         "tokens": f"{description['tokens']:,}, each {widths} values in {config['storage_dtype']}{named}",
         "size": f"{size(description['bytes'])} in {plural(description['shards'], 'shard')}, "
         f"{share:.3f} of the uncompressed features",
@@ -178,10 +194,10 @@ def compacted_line(done: Mapping[str, Any], place: str) -> str:
 
 def purged_lines(done: Mapping[str, Any], place: str) -> Iterable[str]:
     """Say what `purge` did to the store at `place`: first what happened, then what a user should know of it."""
-    images, before, after = plural(done["purged"], "image"), size(done["bytes_before"]), size(done["bytes_after"])
-    yield f"{images} purged; {before} → {after}; {escaped(place)}"
+    items, before, after = plural(done["purged"], "item"), size(done["bytes_before"]), size(done["bytes_after"])
+    yield f"{items} purged; {before} → {after}; {escaped(place)}"
     if done["shared"]:
-        yield f"{done['shared']:,} of them: features kept, because other images of the store have the same bytes"
+        yield f"{done['shared']:,} of them: features kept, because other items of the store have the same bytes"
     if done["still_there"]:
         yield f"{done['still_there']:,} of them: the file still exists, and the next extract would encode it again"
     if done["removed_rebuild"]:

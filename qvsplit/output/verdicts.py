@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.errors import UsageError
-from qvsplit.output.answer import Answer, names_of, verdict_on
+from qvsplit.output.answer import Answer, verdict_on
 from qvsplit.output.levels import ERROR, LEVELS, VERDICTS
+from qvsplit.output.names import names_of
 
 if TYPE_CHECKING:
     from qvsplit.store.row import Row

@@ -55,6 +55,9 @@ class Summary:
     deleted: int = 0  # marked by this run; a moved file's old name is not counted
     not_found: int = 0  # rows whose file was not found, left as they are
     repaired: int = 0  # damaged shards that were quarantined
+    videos: int = 0  # of the encoded: those that are videos
+    clips: int = 0  # rows of these: one a video, or one a part of it
+    video_seconds: float = 0.0  # of these
     tokens: int = 0
     bytes: int = 0  # of shards written
     shards: int = 0

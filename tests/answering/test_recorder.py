@@ -60,6 +60,72 @@ def test_other_bytes_or_another_part_of_them_are_another_answer(table):
     assert mine.recall(PromptItems((row("a.jpg", part=1),)), CHECK) is None
 
 
+def part(number: int, path: str = "film.mp4"):
+    start = 10.0 * number
+    return row(path, sha256="f" * 64, kind="video", part=number, start=start, end=start + 10, duration=30.0)
+
+
+def test_parts_of_one_file_are_two_subjects(table, tmp_path):
+    mine = recorder(table, video_config="videos")
+    parts = [PromptItems((part(number),)) for number in range(2)]
+    mine.put(replace(SCORED, rows=parts[0].rows))
+    assert mine.recall(parts[0], CHECK) is not None
+    assert mine.recall(parts[1], CHECK) is None
+    mine.put(replace(SCORED, rows=parts[1].rows, text="yes", logprobs={"yes": -0.1, "no": -3.0}))
+    assert [mine.recall(one, CHECK).text for one in parts] == ["no", "yes"]
+    assert mine.recall(PromptItems((part(1, "copy.mp4"),)), CHECK).text == "yes"
+    names = ("path", "sha256", "kind", "part", "start", "end", "items", "answer")
+    assert [tuple(record[name] for name in names) for record in table] == [
+        ("film.mp4", "f" * 64, "video", 0, 0.0, 10.0, None, "no"),
+        ("film.mp4", "f" * 64, "video", 1, 10.0, 20.0, None, "yes"),
+    ]
+    with Table(tmp_path / "again.parquet") as other:
+        for record in table:
+            other.put(record)
+    with Table(tmp_path / "again.parquet") as other:
+        again = recorder(other, video_config="videos")
+        assert [again.recall(one, CHECK).text for one in parts] == ["no", "yes"]
+
+
+def test_of_items_shown_together_each_is_named(table):
+    mine = recorder(table)
+    pairs = [PromptItems((part(0), part(number), row("a.jpg"))) for number in (1, 2)]
+    mine.put(replace(SCORED, rows=pairs[0].rows))
+    assert mine.recall(pairs[0], CHECK) is not None
+    assert mine.recall(pairs[1], CHECK) is None
+    mine.put(replace(SCORED, rows=pairs[1].rows))
+    first, second = table
+    assert (first["kind"], first["part"], first["start"], first["path"]) == (
+        None, None, None, '["film.mp4", "film.mp4", "a.jpg"]'
+    )  # fmt: skip
+    assert first["items"] == [
+        {"root": "/photos", "path": "film.mp4", "kind": "video", "part": 0, "start": 0.0, "end": 10.0},
+        {"root": "/photos", "path": "film.mp4", "kind": "video", "part": 1, "start": 10.0, "end": 20.0},
+        {"root": "/photos", "path": "a.jpg", "kind": "image", "part": 0, "start": None, "end": None},
+    ]
+    assert [item["part"] for item in second["items"]] == [0, 2, 0]
+
+
+def test_answers_about_images_stay_known_when_videos_are_added_to_their_store(table):
+    recorder(table, video_config="none").put(SCORED)
+    recorder(table, video_config="none").put(replace(SCORED, rows=(part(0),)))
+    later = recorder(table, video_config="two frames a second")
+    assert later.recall(ITEMS, CHECK) is not None
+    assert later.recall(PromptItems((part(0),)), CHECK) is None
+    assert later.recall(PromptItems((row("a.jpg"), part(0))), CHECK) is None
+
+
+def test_answers_about_a_part_go_when_its_file_has_other_bytes(table):
+    mine = recorder(table, current=lambda root, path: part(0))
+    for number in range(2):
+        mine.put(replace(SCORED, rows=(part(number),)))
+    mine.drop_stale()
+    assert len(table) == 2
+    other = recorder(table, current=lambda root, path: replace(part(0), sha256="e" * 64))
+    other.drop_stale()
+    assert len(table) == 0
+
+
 def test_an_answer_that_failed_is_recorded_and_asked_again(table):
     failed = replace(SCORED, text="", flagged=None, level=None, logprobs=None, probabilities=None,
                      finish_reason="error", error="no memory")  # fmt: skip

@@ -17,7 +17,7 @@ def test_compact_says_what_it_did(run_cli, store):
 def test_purge_takes_the_store_as_an_option(run_cli, store, four_photos):
     code, out, said = run_cli("purge", four_photos / "coins.png", "--embeds", store)
     assert (code, out) == (0, "")
-    assert said.startswith("qvsplit: 1 image purged; ")
+    assert said.startswith("qvsplit: 1 item purged; ")
     assert "qvsplit: 1 of them: the file still exists" in said
     assert sorted(row.path for row in open_store(store)) == ["chelsea.png", "coffee.png", "rocket.jpg"]
     code, out, said = run_cli("purge", "coffee.png", "--embeds", store, "--json")

@@ -32,14 +32,14 @@ def test_extract_says_what_it_did(run_cli, some_photos, checkpoint, tmp_path):
     } <= summary.keys()  # fmt: skip
     assert run_cli(*words, "--quiet") == (0, "", "")
     assert run_cli(*words, "--dry-run")[1].startswith(
-        "0 of 5 images would be read, 4 are known and unchanged, 1 failed"
+        "0 of 5 items would be read, 4 are known and unchanged, 1 failed"
     )
 
 
 def test_a_dry_run_says_how_many(run_cli, four_photos, checkpoint, tmp_path):
     code, out, _ = run_cli("extract", four_photos, "--model", checkpoint, "--out", tmp_path / "e", "--dry-run")
     assert code == 0
-    assert out.startswith("4 of 4 images would be read, 0 are known and unchanged\nat most 969 tokens, about ")
+    assert out.startswith("4 of 4 items would be read, 0 are known and unchanged\nat most 969 tokens, about ")
     assert not (tmp_path / "e").exists()
 
 

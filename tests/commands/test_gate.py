@@ -67,7 +67,7 @@ def test_also_when_nothing_else_is_selected(ask_store, words):
 def test_without_the_gate_that_nothing_could_be_asked_is_an_error(ask_store):
     code, out, said = ask_store([TORN])
     assert (code, out) == (2, f"torn.jpg\tverdict\terror\t{REASON}\n")
-    assert said.splitlines()[-1].startswith("qvsplit: none of the selected images can be asked about")
+    assert said.splitlines()[-1].startswith("qvsplit: none of the selected images and videos can be asked about")
 
 
 def test_without_the_gate_a_failed_image_is_named_and_the_others_are_answered(ask_store):

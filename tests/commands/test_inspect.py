@@ -14,7 +14,7 @@ from tests.support.terminal import on_terminal
 def test_inspect(run_cli, small_store, checkpoint):
     code, out, _ = run_cli("inspect", small_store)
     assert code == 0
-    assert "images      4 ok (0 by the features of another image), 0 failed, 0 deleted" in out
+    assert "items       4 images ok (0 by the features of another), 0 failed, 0 deleted" in out
     assert str(checkpoint) in out
     description = json.loads(run_cli("inspect", small_store, "--json")[1])
     assert (description["images"], description["config"]["compute_dtype"], description["width"]) == (4, "float32", 128)
@@ -24,7 +24,7 @@ def test_inspect(run_cli, small_store, checkpoint):
 
 def test_what_failed_and_why(run_cli, postcards):
     _, out, _ = run_cli("inspect", postcards)
-    assert "13 ok (1 by the features of another image), 1 failed, 0 deleted" in out
+    assert "13 images ok (1 by the features of another), 1 failed, 0 deleted" in out
     assert "failed      torn.jpg is a JPEG file that is cut off or damaged" in out
     assert "run         20" in out
     assert "12 encoded, 1 copied, 1 failed in " in out
@@ -44,6 +44,22 @@ def test_advice_that_has_been_followed_is_not_given(run_cli, extract, some_photo
     said = run_cli("inspect", out)[1]
     assert "x.heic failed for a reason that has changed since; the next `qvsplit extract` tries it again" in said
     assert "pip install" not in said
+
+
+def test_videos_are_counted_with_their_clips_and_seconds(run_cli, tmp_path):
+    parts = [
+        rows.item("film.mp4", kind="video", part=part, start=50.0 * part, end=50.0 * part + 50, duration=150.0)
+        for part in range(3)
+    ]
+    whole = rows.item("whole.mp4", kind="video", duration=30.0)
+    rows.write_store(tmp_path, [rows.item("a.png"), *parts, whole, (rows.failed("torn.mp4", kind="video"), None)])
+    code, out, _ = run_cli("inspect", tmp_path)
+    assert code == 0
+    first = "items       1 image and 4 clips of 2 videos (3 min of video) ok (0 by the features of another), 1 failed"
+    assert out.startswith(first)
+    description = json.loads(run_cli("inspect", tmp_path, "--json")[1])
+    counts = {name: description[name] for name in ("images", "videos", "clips", "video_seconds", "failed")}
+    assert counts == {"images": 1, "videos": 2, "clips": 4, "video_seconds": 180.0, "failed": 1}
 
 
 def test_a_store_of_several_tensors(run_cli, tmp_path):

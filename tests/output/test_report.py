@@ -57,7 +57,7 @@ def test_texts_cannot_leave_their_place(tmp_path):
     data = data_of(page)
     shown = hostile.replace("\0", "\\x00").replace("\u2028\u2029\u202e\udc80", "\\u2028\\u2029\\u202e\\udc80")
     assert data["title"] == shown and data["facts"] == [[shown, shown]] and shown in data["texts"]
-    assert data["images"][0][0] == shown and data["questions"][0][1] == shown
+    assert data["items"][0][0] == shown and data["questions"][0][1] == shown
 
 
 def test_a_page_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -157,14 +157,14 @@ def test_what_is_not_the_bytes_that_were_answered_about_is_not_shown(tmp_path, s
     files["coffee"].write_bytes(edited)
     files["coins"].write_bytes(b"shorter")
     page = written(tmp_path / "page.html", [generated(row, "What?", "x") for row in [*rows, video]])
-    why = {Path(image[0]).stem: image[3] for image in data_of(page)["images"]}
+    why = {Path(image[0]).stem: image[3] for image in data_of(page)["items"]}
     assert why == {
         "chelsea": "was not found",
         "coffee": "has changed since it was encoded",
         "coins": "has changed since it was encoded",
         "rocket": "",
         "broken": "is a JPEG file that is cut off or damaged",
-        "film": "is a video",
+        "film": "was not found",
     }
     assert len(thumbnails_of(page)) == 1
 
@@ -177,7 +177,7 @@ def test_equal_bytes_are_in_the_page_once_and_rows_once(tmp_path, some_photos):
     page = written(tmp_path / "page.html", [generated(rows, q, "x") for rows in shown for q in ("a", "b")])
     data = data_of(page)
     assert len(thumbnails_of(page)) == 3
-    assert [(p[0], p[2]) for p in data["images"]] == [
+    assert [(p[0], p[2]) for p in data["items"]] == [
         ("coffee.png", 0), ("coins.png", 1), ("copy.png", 0), ("rocket.jpg", 2)
     ]  # fmt: skip
     assert [(card[0], len(card[2])) for card in data["cards"]] == [([0], 2), ([1], 2), ([2], 2), ([0, 3, 0], 2)]
@@ -192,7 +192,7 @@ def test_thumbnails_come_in_blocks_in_their_order(tmp_path):
     assert page.read_text().count('class="thumbnails">') == 2
     reds = [Image.open(io.BytesIO(data)).convert("RGB").getpixel((4, 4))[0] for data in thumbnails_of(page)]
     assert all(abs(red - number) <= 6 for number, red in enumerate(reds))
-    assert [image[2] for image in data_of(page)["images"]] == list(range(len(rows)))
+    assert [image[2] for image in data_of(page)["items"]] == list(range(len(rows)))
 
 
 # ------------------------------------------------------------------------------------------------------- in the data
@@ -240,9 +240,9 @@ def test_what_could_not_be_checked_never_reads_as_pass(tmp_path):
     page = written(tmp_path / "page.html", answers, failed=[failed_row("torn.jpg", "is cut off")])
     data = data_of(page)
     assert [data["verdicts"][card[1]] for card in data["cards"]] == ["error", "error", "error", "pass"]
-    assert [data["images"][card[0][0]][0] for card in data["cards"]] == ["torn.jpg", "a.jpg", "b.jpg", "c.jpg"]
+    assert [data["items"][card[0][0]][0] for card in data["cards"]] == ["torn.jpg", "a.jpg", "b.jpg", "c.jpg"]
     assert data["cards"][0][2] == [] and data["texts"][data["cards"][0][3]] == "is cut off"
-    assert data["images"][0][3] == "is cut off"  # in place of a thumbnail
+    assert data["items"][0][3] == "is cut off"  # in place of a thumbnail
     failed = data["cards"][1][2][1]
     assert (failed[2], data["texts"][failed[1]], len(failed)) == (report.FAILED, "the features are damaged", 3)
 

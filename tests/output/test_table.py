@@ -110,6 +110,10 @@ RECORDS = [
     record("e.jpg", "check", flagged=False),
     record("f.jpg", answer=None, finish_reason="error", error="its features are damaged", tokens=[]),
     record("g.jpg", answer="", finish_reason="length", reasoning="Is it\na cat?"),
+    *(record("film.mp4", kind="video", part=part, start=10.0 * part, end=10.0 * part + 7.5) for part in range(2)),
+    *(record('["film.mp4", "film.mp4"]', root='["/r", "/r"]', sha256=f"{'ab' * 32}+{'ab' * 32}", items=[
+        {"root": "/r", "path": "film.mp4", "kind": "video", "part": part, "start": 0.0, "end": 7.5}
+        for part in (0, other)]) for other in range(2)),
 ]  # fmt: skip
 
 
@@ -135,10 +139,11 @@ def test_what_is_put_is_read_again_to_the_bit(tmp_path, suffix):
         assert [one["answer"] for one in table][:2] == ["no", ""]
 
 
+@pytest.mark.parametrize("added", [("reasoning",), ("kind", "part", "start", "end", "items", "reasoning")])
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_table_of_before_there_was_reasoning_is_read(tmp_path, suffix, monkeypatch):
+def test_a_table_of_before_there_were_some_columns_is_read(tmp_path, suffix, added, monkeypatch):
     file = tmp_path / f"answers{suffix}"
-    before = {name: kind for name, kind in COLUMNS.items() if name != "reasoning"}
+    before = {name: kind for name, kind in COLUMNS.items() if name not in added}
     with monkeypatch.context() as patch:
         patch.setattr(table_module, "COLUMNS", before)
         with Table(file) as table:

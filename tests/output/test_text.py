@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from qvsplit.output.text import compacted_line, duration, plural, preview_lines, purged_lines, summary_lines
+from qvsplit.output.text import (
+    compacted_line,
+    counted_items,
+    duration,
+    plural,
+    preview_lines,
+    purged_lines,
+    summary_lines,
+)
 from qvsplit.pipeline.summary import Preview, Summary
 
 
@@ -37,8 +45,23 @@ def test_a_summary_has_the_words_of_the_field():
         "1 failed again, 1 failed before, 1 disappeared, 1 deleted, 2 remaining in 1.5 s; embeds",
         "1 token, 2.0 kB written; read 0.0 kB of weights, peak memory 0.0 kB",
         "stopped by `limit`; run the same command again to continue",
-        "1 image of the store was not found; `prune=True` marks it as deleted",
+        "1 item of the store was not found; `prune=True` marks it as deleted",
     ]
+
+
+def test_a_summary_says_what_was_video():
+    done = Summary(encoded=5, new=5, videos=2, clips=7, video_seconds=720.0, seconds=1.0, store="e")
+    assert summary_lines(done.to_json())[1] == "2 videos of 5 encoded: 12 min of video, 7 clips"
+    done = Summary(encoded=1, new=1, videos=1, clips=1, video_seconds=45.0, seconds=1.0, store="e")
+    assert summary_lines(done.to_json())[1] == "1 video of 1 encoded: 45 s of video"
+    assert not any("video" in line for line in summary_lines(Summary(encoded=5, seconds=1.0, store="e").to_json()))
+
+
+def test_items_are_counted_by_kind():
+    assert counted_items(0, 0, 0) == "0 images"
+    assert counted_items(1, 0, 0) == "1 image"
+    assert counted_items(0, 1, 1) == "1 video"
+    assert counted_items(2, 1, 12) == "2 images and 12 clips of 1 video"
 
 
 def test_a_summary_of_nothing():
@@ -52,10 +75,10 @@ def test_a_preview():
         found=3, to_read=2, unchanged=1, not_found=2, preview=Preview(2, 1, 900, 1_000_000, 95.0, "arithmetic")
     )
     assert preview_lines(would.to_json()) == [
-        "2 of 3 images would be read, 1 are known and unchanged",
-        "2 images of the store were not found",
+        "2 of 3 items would be read, 1 are known and unchanged",
+        "2 items of the store were not found",
         "at most 900 tokens, about 1.00 MB on disk, about 2 min (a rough estimate by arithmetic); copies and moved "
-        "images cost almost nothing",
+        "items cost almost nothing",
         "1 of them would fail: the header cannot be read",
     ]
     unknown = Summary(found=1, to_read=1, preview=Preview(1, 0, 9, None, None, ""))
@@ -73,8 +96,8 @@ def test_compact_and_purge():
     assert compacted_line(done, "embeds") == "3 → 1 shard, 3.00 MB → 2.00 MB, 1 old row dropped; embeds"
     done |= {"purged": 2, "shared": 1, "still_there": 0, "removed_quarantined": 1, "removed_rebuild": True}
     assert list(purged_lines(done, "embeds")) == [
-        "2 images purged; 3.00 MB → 2.00 MB; embeds",
-        "1 of them: features kept, because other images of the store have the same bytes",
+        "2 items purged; 3.00 MB → 2.00 MB; embeds",
+        "1 of them: features kept, because other items of the store have the same bytes",
         "an unfinished rebuild, which may have held them, was removed",
         "1 quarantined shard, which may have held them, was removed",
     ]

@@ -1,0 +1,67 @@
+"""How rows are named and counted where people and programs read of them: with the part of a video. Rows only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qvsplit.output.text import counted_items
+from qvsplit.store.row import Row
+
+_TIME_SPAN = re.compile(r" \([0-9:.]+ to [0-9:.]+\)$")
+
+
+def timestamp(seconds: float) -> str:
+    """Give seconds of a video as `0:10`, `1:02:05` or, where they are not whole, `0:07.5`."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{rest // 10:02d}" + (f".{rest % 10}" if rest % 10 else "")
+    return f"{hours}:{minutes:02d}:{shown}" if hours else f"{minutes}:{shown}"
+
+
+def time_span(row: Row) -> str:
+    """Give the seconds of a part, `0:10 to 0:20`; nothing for an image or a whole video."""
+    if row.start is None or row.end is None:
+        return ""
+    return f"{timestamp(row.start)} to {timestamp(row.end)}"
+
+
+def shown_name(row: Row, *, with_root: bool = False) -> str:
+    """Give the name of a row for people: its path, and which part of a video: `a.mp4#1 (0:10 to 0:20)`.
+
+    What it gives, `answering.selection.select` takes.
+    """
+    name = f"{row.root}/{row.name}" if with_root else row.name
+    span = time_span(row)
+    return f"{name} ({span})" if span else name
+
+
+def without_time_span(name: str) -> str:
+    """Give a name that `shown_name` gave without the seconds."""
+    return _TIME_SPAN.sub("", name)
+
+
+def names_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """Name the items of one prompt for programs: `path` and `root`, or `paths` and `roots` where there are several.
+
+    Where any of them is a video, also `kind`, `part`, `start` and `end`, or `kinds`, `parts`, `starts` and `ends`.
+    """
+    fields = ["path", "root"]
+    if any(row.kind == "video" for row in rows):
+        fields += ["kind", "part", "start", "end"]
+    if len(rows) == 1:
+        return {name: getattr(rows[0], name) for name in fields}
+    return {f"{name}s": [getattr(row, name) for row in rows] for name in fields}
+
+
+def count_rows(rows: Iterable[Row]) -> str:
+    """Give `3 images`, `2 videos`, `12 clips of 1 video`, or `3 images and 2 videos`."""
+    images, clips, videos = 0, 0, set()
+    for row in rows:
+        images += row.kind != "video"
+        clips += row.kind == "video"
+        if row.kind == "video":
+            videos.add(row.key)
+    return counted_items(images, len(videos), clips)
