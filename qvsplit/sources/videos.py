@@ -244,7 +244,7 @@ def _opened(file: FileView, threads: int = THREADS) -> Iterator[tuple[InputConta
     stream = None
     file.seek(0)
     try:
-        with av.open(file, mode="r", options=options) as container:
+        with av.open(file, mode="r", options=options, metadata_errors="replace") as container:
             stream = _video_stream(container)
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             stream.thread_count = threads
@@ -305,7 +305,11 @@ def _bad_clip(error: Exception, file: FileView, head: bytes, stream: VideoStream
             return _cut_off(_missing_bytes(file))
         if all(name != b"moov" for name, _ in _boxes(file)):
             return ItemError(f"is {article} {container} file without its index (moov): writing it was never finished")
-    return ItemError(f"is {article} {container} file that is {'cut off or ' if stream is None else ''}damaged")
+    if stream is None:
+        return ItemError(f"is {article} {container} file that is cut off or damaged")
+    if codec is not None and not pixels:  # no size is known where the decoder has refused it
+        return ItemError(f"is {article} {container} file that is damaged, or has frames of over {MAX_PIXELS:,} pixels")
+    return ItemError(f"is {article} {container} file that is damaged")
 
 
 def _has_room(pixels: int) -> bool:
@@ -506,10 +510,8 @@ class _Reader:
             self._sought = True
 
     def _next_from(self, target: int, index: int) -> VideoFrame:
-        for frame in self._decoder:
+        while (frame := self._next()) is not None:
             self._converter.check(frame)
-            if self._sought and frame.is_corrupt:
-                raise _NotWhereSought
             place = self._decoded if self._scan.in_order else frame.pts
             self._decoded += 1
             if place is None or place < target:
@@ -518,10 +520,23 @@ class _Reader:
                 raise _NotWhereSought
             self._place = place
             return frame
-        if self._sought:
-            raise _NotWhereSought
         count = self._scan.info.n_frames
         raise ItemError(f"ends early: its frame {index + 1:,} of {count:,} cannot be decoded")
+
+
+    def _next(self) -> VideoFrame | None:
+        """Decode one frame. Nothing that goes wrong behind a place that was sought is the clip's fault yet."""
+        import av
+
+        try:
+            frame = next(self._decoder, None)
+        except av.error.FFmpegError:
+            if self._sought:
+                raise _NotWhereSought from None
+            raise
+        if self._sought and (frame is None or frame.is_corrupt):
+            raise _NotWhereSought
+        return frame
 
 
 def _decoded(container: InputContainer, stream: VideoStream, on_progress: Progress) -> Iterator[VideoFrame]:
