@@ -209,9 +209,7 @@ def _field(tensors: list[torch.Tensor], container: str) -> Any:
     import torch
 
     if container == "tensor":
-        # [1, tokens, width] each, of videos: those of several lengths make one row
-        by_tokens = len({one.shape[1:] for one in tensors}) > 1 and all(len(one) == 1 for one in tensors)
-        return torch.cat(tensors, 1 if by_tokens else 0)
+        return torch.cat(tensors)
     return tuple(tensors) if container == "tuple" else tensors
 
 

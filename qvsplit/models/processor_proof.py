@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    Item: TypeAlias = "Image.Image | Clip"
+    Item: TypeAlias = "Image.Image | SampledClip"
 
 KINDS = ("image", "video")
 PROOF_SIZES = ((160, 120), (500, 260))  # width and height: one that is small, one that families with tiles cut up
@@ -36,7 +36,7 @@ _QUESTION = "What is in the picture?"
 
 
 @dataclass(frozen=True)
-class Clip:
+class SampledClip:
     """Frames of a video that were sampled.
 
     Attributes:
@@ -89,7 +89,7 @@ def small_images(sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
     return [Image.new("RGB", size, (90 + 20 * number, 120, 150)) for number, size in enumerate(sizes)]
 
 
-def small_clips(shapes: Sequence[tuple[int, int, int]]) -> list[Clip]:
+def small_clips(shapes: Sequence[tuple[int, int, int]]) -> list[SampledClip]:
     """Make grey clips of so many frames of these widths and heights."""
     import torch
     from transformers.video_utils import VideoMetadata
@@ -101,13 +101,13 @@ def small_clips(shapes: Sequence[tuple[int, int, int]]) -> list[Clip]:
             frames_indices=list(range(0, 2 * frames, 2)),
         )  # fmt: skip
         pixels = torch.full((frames, 3, height, width), 90 + 20 * number, dtype=torch.uint8)
-        clips.append(Clip(pixels, metadata))
+        clips.append(SampledClip(pixels, metadata))
     return clips
 
 
 def kind_of(item: Item) -> str:
     """Say whether an item is an `image` or a `video`."""
-    return "video" if isinstance(item, Clip) else "image"
+    return "video" if isinstance(item, SampledClip) else "image"
 
 
 def samples(kind: str) -> Sequence[Item]:
@@ -128,7 +128,7 @@ def process(processor: Any, item: Item, *, where: object) -> tuple[Mapping[str, 
     Raises:
         ModelError: It makes no such text, or refuses a clip that others take; `where` says whose it is.
     """
-    if not isinstance(item, Clip):
+    if not isinstance(item, SampledClip):
         return hf.process_image(processor, item)
     try:
         with hf.quiet_transformers():
@@ -242,14 +242,16 @@ def processor_call(processor: Any, items: Sequence[Item], question: str, *, wher
 
 
 def _call(processor: Any, items: Sequence[Item], question: str) -> Mapping[str, Any]:
-    clips = [item for item in items if isinstance(item, Clip)]
+    clips = [item for item in items if isinstance(item, SampledClip)]
     options: dict[str, Any] = {}
     if clips:  # copies: some processors lengthen a clip's list of frames
         metadata = [copy.deepcopy(clip.metadata) for clip in clips]
-        options["videos_kwargs"] = {"video_metadata": metadata, "do_sample_frames": False}
+        options["videos_kwargs"] = {"video_metadata": metadata, "do_sample_frames": False} | _rate(processor)
     if processor.chat_template:
         shown = [
-            {"type": "video", "video": item.frames} if isinstance(item, Clip) else {"type": "image", "image": item}
+            {"type": "video", "video": item.frames}
+            if isinstance(item, SampledClip)
+            else {"type": "image", "image": item}
             for item in items
         ]
         with hf.quiet_transformers():
@@ -261,10 +263,17 @@ def _call(processor: Any, items: Sequence[Item], question: str) -> Mapping[str, 
                 )
             )  # fmt: skip
     text = "".join(getattr(processor, f"{kind_of(item)}_token") for item in items) + question
-    images = [item for item in items if not isinstance(item, Clip)]
+    images = [item for item in items if not isinstance(item, SampledClip)]
     given: dict[str, Any] = {"images": images or None, "videos": [clip.frames for clip in clips] or None}
     with hf.quiet_transformers():
         return dict(processor(text=[text], return_tensors="pt", **given, **options))
+
+
+def _rate(processor: Any) -> dict[str, Any]:
+    """Give the frames a second that a processor must be told: an Omni's does not read them off its settings."""
+    from transformers.processing_utils import OmniModalProcessorMixin
+
+    return {"fps": processor.video_processor.fps} if isinstance(processor, OmniModalProcessorMixin) else {}
 
 
 def _types_shown(maker: PromptMaker, theirs: Mapping[str, Any]) -> dict[str, str]:

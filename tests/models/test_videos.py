@@ -193,8 +193,12 @@ def test_sessions_answer_about_rows_of_clips(name, split):
         assert answer.tokens == one.expected(items_of(shown), answer.question), (shown, answer.question)
 
 
-def test_a_wrong_row_is_its_own_error(split):
+@pytest.mark.parametrize("way", [None, "whole"])
+def test_a_wrong_row_is_its_own_error(way, split, family_checkpoint, family_reference, monkeypatch):
     one = split("qwen3_vl")
+    if way is not None:
+        one = own("qwen3_vl", family_checkpoint, family_reference)
+        one.__dict__["language"] = with_way(one, way, monkeypatch)
     session = one.session(ITEMS)
     good, wrong = session.store.rows[0], session.store.rows[1]
     t, h, w = wrong.grid_thw

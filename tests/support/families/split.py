@@ -27,8 +27,7 @@ from qvsplit.models import language
 from qvsplit.models.asking import PrefixedQuestion
 from qvsplit.models.decoding import Decoding
 from qvsplit.models.language import LanguageModel
-from qvsplit.models.processor_proof import Clip as ClipOfProof
-from qvsplit.models.processor_proof import process
+from qvsplit.models.processor_proof import SampledClip, process
 from qvsplit.models.prompt import Placeholder, Prompter
 from qvsplit.store.features import Features
 from qvsplit.store.row import placeholder_json
@@ -68,7 +67,7 @@ class Split:
     def _made(self, item: Item) -> Placeholder:
         kind, processor = kind_of(item), self.prompter.processor
         if isinstance(item, Clip):
-            given, text = process(processor, ClipOfProof(item.frames, item.metadata), where=self.checkpoint.folder)
+            given, text = process(processor, SampledClip(item.frames, item.metadata), where=self.checkpoint.folder)
         else:
             given, text = hf.process_image(processor, item)
         grid = given.get(f"{kind}_grid_thw")
