@@ -51,7 +51,7 @@ def _row(features: Features, number: int) -> Row:
     """Give a row as a store would have it. It has no file: its name is its place, its hash that of its content."""
     specs = {name: (tensor.dtype, list(tensor.raw.shape)) for name, tensor in features.tensors.items()}
     row = Row(
-        root="", path=f"image {number + 1}", sha256=_content_hash(features),
+        root="", path=f"{features.kind} {number + 1}", kind=features.kind, sha256=_content_hash(features),
         size=sum(tensor.raw.nbytes for tensor in features.tensors.values()), status="ok", grid_thw=features.grid_thw,
         n_tokens=features.n_tokens, placeholder=placeholder_json(features.placeholder),
         inputs=json.dumps(features.inputs, sort_keys=True), has_features=True,
@@ -69,7 +69,7 @@ def _content_hash(features: Features) -> str:
     import numpy as np
 
     digest = hashlib.sha256()
-    about = [features.config.to_json(), features.grid_thw, features.placeholder, dict(features.inputs)]
+    about = [features.config.to_json(), features.kind, features.grid_thw, features.placeholder, dict(features.inputs)]
     digest.update(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(features.tensors.items()):
         digest.update(json.dumps([name, tensor.dtype, tensor.raw.shape]).encode())
