@@ -1,4 +1,7 @@
-"""The vision encoder alone, without a store: the public call from images to features. Wires decoding and encoder."""
+"""The vision encoder alone, without a store: the public call from images and videos to features.
+
+Wires decoding and encoder.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,18 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ItemError, ItemNotFound, UsageError
 from qvsplit.models import encoder as models
-from qvsplit.models.encoder import EncoderSpec, TransformersEncoder
+from qvsplit.models.encoder import Clips, EncoderSpec, TransformersEncoder
+from qvsplit.models.preparing import Prepared
+from qvsplit.models.sampling import VideoOptions
 from qvsplit.pipeline.options import ExtractOptions, check_options
-from qvsplit.pipeline.stages import Quantize
+from qvsplit.pipeline.parts import Parts
+from qvsplit.pipeline.stages import JoinSlices, PrepareClips, Quantize
 from qvsplit.runtime import arguments, devices
+from qvsplit.runtime.names import stored_name
 from qvsplit.sources import images as decoding
+from qvsplit.sources.decoder import DecoderPool
 from qvsplit.sources.pixels import upright_rgb
+from qvsplit.sources.source import Entry
 from qvsplit.store.config import ExtractionConfig
 from qvsplit.store.features import Features
 
@@ -46,6 +55,7 @@ class ImageEncoder:
         self.config: ExtractionConfig = encoder.config
         self._spec: EncoderSpec = encoder.spec
         self._quantize = Quantize(encoder.config, encoder.tensors)
+        self._clips: Clips | None = None
         self._encoder: TransformersEncoder | None = encoder
         self._module: Any = None
 
@@ -74,11 +84,48 @@ class ImageEncoder:
             raise arguments.wrong(place, image, _AN_IMAGE)
         name = f"{place} ({image})" if isinstance(image, str | PathLike) else place
         try:
-            prepared = encoder.prepare(_pixels(image, place))
-            encoded = [_sound(one) for one in encoder.encode([*prepared])]
-            return _sound(self._quantize(encoder.join(encoded)))
+            prepared = encoder.preparer.prepare(_pixels(image, place))
+            return self._encoded(encoder, prepared)
         except ItemError as error:
             raise ItemError(f"{name}: {error}", error.kind) from None
+
+    def _encoded(self, encoder: TransformersEncoder, prepared: Prepared) -> Features:
+        (one,) = encoder.encode([prepared])
+        return _sound(self._quantize(_sound(one)))
+
+    def encode_video(self, video: str | PathLike[str]) -> list[Features]:
+        """Encode the frames of a video that are sampled as `load_encoder` was told: one `Features`, or one a clip.
+
+            (features,) = encoder.encode_video("clip.mp4")
+
+        Args:
+            video: The path of a file.
+
+        Raises:
+            ItemError: It cannot be read or encoded.
+            ModelError: The model takes no videos.
+        """
+        encoder = self._open()
+        name = arguments.a_path("video", video, "the path of a video")
+        folder, file = path.split(path.abspath(name))
+        entry = Entry(stored_name(folder), stored_name(file), 0, None, None)
+        if self._clips is None:
+            self._clips = encoder.load_clips()
+        join = JoinSlices(self._clips.config, encoder.tensors)
+        pool = DecoderPool(gifs_are_videos=True)
+        stage = PrepareClips(pool, self._clips.preparer, encoder.tensors, models.PATCH_BUDGET_CPU)
+        parts = Parts(join, None)
+        try:
+            info = pool.mine().read(entry)
+            if info.kind != "video":
+                raise ItemError("is no video; `encode` takes images")
+            for clip, prepared in stage(entry, info, pool.mine().scan(entry, info)):
+                parts.add(self._encoded(encoder, prepared), clip)
+            return [part.features for part in parts.finish()]
+        except ItemError as error:
+            raise ItemError(f"{name}: {error}", error.kind) from None
+        finally:
+            pool.close()
 
     @property
     def module(self) -> Any:
@@ -134,6 +181,7 @@ def load_encoder(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     kernels: str | None = None,
+    videos: VideoOptions | None = None,
 ) -> ImageEncoder:
     """Load the vision encoder of a checkpoint, and nothing else of it.
 
@@ -148,6 +196,7 @@ def load_encoder(
         max_pixels: Larger images are scaled down to this many pixels; by default 1,003,520, or the checkpoint's own
             limit if lower.
         kernels: `fused`, the fast forward pass, or `reference`, transformers' own, to the bit; by default `fused`.
+        videos: How `encode_video` looks at videos; by default at 2 frames a second, at most 768 of them.
 
     Raises:
         UsageError: An argument is wrong.
@@ -162,7 +211,7 @@ def load_encoder(
     chosen = devices.choose_dtype(dtype, place, checkpoint.stored_dtype("encoder"))
     spec = EncoderSpec(
         checkpoint, str(place), devices.dtype_name(chosen), min_pixels=min_pixels, max_pixels=max_pixels,
-        kernels=kernels or checkpoint.family.default_kernels,
+        kernels=kernels or checkpoint.family.default_kernels, videos=videos or VideoOptions(),
     )  # fmt: skip
     return ImageEncoder(models.load_encoder(spec))
 

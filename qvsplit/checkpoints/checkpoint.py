@@ -93,6 +93,15 @@ class Checkpoint:
         return read_json(self.folder / "preprocessor_config.json", optional=True)
 
     @property
+    def video_processor_config(self) -> Mapping[str, Any]:
+        """Give the video processor's settings, from the file that transformers reads them from; empty if none has."""
+        nested = read_json(self.folder / "processor_config.json", optional=True).get("video_processor")
+        if isinstance(nested, dict):
+            return nested
+        own = read_json(self.folder / "video_preprocessor_config.json", optional=True)
+        return own or read_json(self.folder / "preprocessor_config.json", optional=True)
+
+    @property
     def width(self) -> int | None:
         """Values a token that the language model takes, as config.json says; None where it does not."""
         width = self._model_config.get("text_config", self._model_config).get("hidden_size")

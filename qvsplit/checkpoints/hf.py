@@ -132,16 +132,17 @@ def process_video(
     Raises:
         ModelError: The processor makes no such text.
     """
+    from transformers.processing_utils import OmniModalProcessorMixin
+
     name = type(processor).__name__
     if getattr(processor, "video_token", None) is None or getattr(processor, "video_processor", None) is None:
         raise ModelError(f"{name} has no video processor or no video token")
     merged = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs, return_tensors="pt")
     own = {"video_metadata": [copy.deepcopy(metadata)], "do_sample_frames": False, "return_metadata": True}
     options = merged["videos_kwargs"] | own | dict(later or {})
-    try:
-        processed, texts = processor._process_videos([frames], **options)
-    except NotImplementedError:
-        texts = []
+    if isinstance(processor, OmniModalProcessorMixin):  # whose method wants the settings of all kinds
+        options = merged | {"videos_kwargs": options | {"fps": getattr(processor.video_processor, "fps", None)}}
+    processed, texts = processor._process_videos([frames], **options)
     if len(texts) != 1:
         raise ModelError(f"{name} gives no text that stands for a video")
     return {key: value for key, value in processed.items() if key != "video_metadata"}, texts[0]

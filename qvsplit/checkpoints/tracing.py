@@ -20,8 +20,8 @@ from qvsplit.checkpoints.families import Family, without_root
 from qvsplit.checkpoints.hf import load_config, load_processor, process_image, transformers_errors
 from qvsplit.checkpoints.model_class import (
     class_of,
-    forward_takes,
     features_of,
+    forward_takes,
     output_problem,
     wanted_arguments,
 )

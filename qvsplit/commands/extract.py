@@ -1,4 +1,4 @@
-"""`qvsplit extract`: bring a store up to date with the images of some folders."""
+"""`qvsplit extract`: bring a store up to date with the images and videos of some folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def extract(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Folders and files of images.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, and files of images and videos.")],
     out: Annotated[
         str,
         typer.Option(
@@ -93,6 +93,50 @@ def extract(
             show_default=False,
         ),
     ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames of a video that are looked at, a second [default: 2].", show_default=False),
+    ] = None,
+    max_frames: Annotated[
+        int | None,
+        typer.Option(help="At most so many frames of one clip [default: 768].", show_default=False),
+    ] = None,
+    num_frames: Annotated[
+        int | None,
+        typer.Option(help="So many frames of every clip, in place of --fps.", show_default=False),
+    ] = None,
+    video_max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            help="Scale larger frames of a video down to this many pixels [default: those of 768 tokens, or the "
+            "checkpoint's own limit if lower].",
+            show_default=False,
+        ),
+    ] = None,
+    video_max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Scale the frames of a clip down until it makes at most this many tokens [default: 12288, or the "
+            "checkpoint's own limit if lower].",
+            show_default=False,
+        ),
+    ] = None,
+    clip_seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Cut videos into clips of so many seconds, each with a row of its own, so that questions can be asked "
+            "of every clip; 0 leaves them whole.",
+            show_default=False,
+        ),
+    ] = None,
+    gif: Annotated[
+        str | None,
+        typer.Option(help="What a GIF is: image, its first frame, or video [default: image].", show_default=False),
+    ] = None,
+    no_video: Annotated[
+        bool, typer.Option("--no-video", help="Leave videos out; those in the store stay as they are.")
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -115,7 +159,10 @@ def extract(
     item_timeout: Annotated[
         float,
         typer.Option(
-            min=0.1, metavar="SECONDS", help="An image that takes longer than this to read, or to decode, has failed."
+            min=0.1,
+            metavar="SECONDS",
+            help="An image that takes longer than this to read, or to decode, has failed; so has a video that makes no "
+            "progress for so long.",
         ),
     ] = 60.0,
     checksum: Annotated[
@@ -138,11 +185,11 @@ def extract(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode images and keep their features.
+    """Encode images and videos and keep their features.
 
-    Every image under PATH that the store does not know is encoded once. Only the vision encoder is loaded, and only
-    if there is something new. An image that cannot be read becomes a failed row, and the run continues; exit code 1
-    says that images failed which had not failed before.
+    Every image and video under PATH that the store does not know is encoded once. Only the vision encoder is loaded,
+    and only if there is something new. A file that cannot be read becomes a failed row, and the run continues; exit
+    code 1 says that files failed which had not failed before.
     """
     from qvsplit.extract import extract_files
     from qvsplit.pipeline.options import ExtractOptions
@@ -151,7 +198,9 @@ def extract(
     give_back_freed_memory()
     options = ExtractOptions(
         model=model, device=device, dtype=dtype, storage_dtype=storage_dtype, min_pixels=min_pixels,
-        max_pixels=max_pixels, workers=workers, patch_budget=patch_budget, kernels=kernels, prune=prune,
+        max_pixels=max_pixels, workers=workers, patch_budget=patch_budget, kernels=kernels, videos=not no_video,
+        fps=fps, max_frames=max_frames, num_frames=num_frames, video_max_pixels=video_max_pixels,
+        video_max_tokens=video_max_tokens, clip_seconds=clip_seconds, gif=gif, prune=prune,
         retry_failed=retry_failed, checksum=checksum, rebuild=rebuild, wait=wait, limit=limit,
         item_timeout=item_timeout, dry_run=dry_run,
         max_runtime=None if max_runtime is None else parse_duration(max_runtime, "--max-runtime"),

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 # Options of the commands that have the same name in Python, with - for _
 OPTIONS = frozenset({
-    "checksum", "choices", "compare", "device", "dry_run", "dtype", "embeds", "fail_on", "image", "item_timeout",
-    "json_schema", "kernels", "limit", "logprobs", "max_new_tokens", "max_pixels", "max_runtime", "min_pixels",
-    "model", "out", "patch_budget", "prune", "quiet", "rebuild", "report", "retry_failed", "sample", "seed", "stop",
-    "storage_dtype", "system", "temperature", "thinking", "together", "token_budget", "top_k", "top_p",
-    "unchecked_encoder", "wait", "workers",
+    "checksum", "choices", "clip_seconds", "compare", "device", "dry_run", "dtype", "embeds", "fail_on", "fps", "gif",
+    "image", "item_timeout", "json_schema", "kernels", "limit", "logprobs", "max_frames", "max_new_tokens",
+    "max_pixels", "max_runtime", "min_pixels", "model", "num_frames", "out", "patch_budget", "prune", "quiet",
+    "rebuild", "report", "retry_failed", "sample", "seed", "stop", "storage_dtype", "system", "temperature",
+    "thinking", "together", "token_budget", "top_k", "top_p", "unchecked_encoder", "video_max_pixels",
+    "video_max_tokens", "wait", "workers",
 })  # fmt: skip
 _OPTION = re.compile(r"`([a-z]\w*)(?:=([^`]+))?`")
 
@@ -37,6 +38,8 @@ def say_note(line: str) -> None:
 
 def _flag(match: re.Match[str]) -> str:
     name, value = match.groups()
+    if (name, value) == ("videos", "False"):
+        return "--no-video"
     if name not in OPTIONS:
         return match[0]
     flag = f"--{name.replace('_', '-')}"

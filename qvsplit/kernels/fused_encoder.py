@@ -1,6 +1,7 @@
 """Run the encoder's forward pass, written for speed. transformers' own module is the reference, also in tests.
 
-In: pixels of one temporal slice, uint8 or float [patches, channels·patch²], and one grid (t, h, w) an image. Out:
+In: pixels of one temporal slice of images, float [patches, channels·patch²], or of both of clips [patches,
+channels·temporal·patch²], and one grid (t, h, w) an item. Out:
 merged tokens [Σ t·h·w / merge², hidden_size]. The same sums in another order: in float32 within 1e-5 of the
 reference, relative. Rows of this forward pass have `fused` in their extraction config's `kernels`.
 
@@ -47,7 +48,9 @@ class FusedEncoder:
         self.packed = self.device.type == "cpu" and can_pack(self.dtype)
         self.slices = module.patch_embed.in_channels, module.patch_embed.temporal_patch_size
         self.folded = self.dtype == torch.float32  # in fewer bits the sum of two weights would be rounded once more
-        self.embed = self._layer(_patch_embedding(module, folded=self.folded))
+        whole, folded = _patch_embeddings(module)
+        self.embed = self._layer(whole)
+        self.embed_still = self._layer(folded) if self.folded else None
         self.blocks = [self._block(block) for block in module.blocks]
         merger = module.merger
         self.last_norm, activation = merger.ln_q, merger.mlp[1]
@@ -56,10 +59,19 @@ class FusedEncoder:
         self.merge_act = None if fused else activation
         self.merge_out = self._layer(_take(merger.mlp, "2"))
 
-    def __call__(self, pixels: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
-        """Encode all images; their tokens come one behind the other. Shapes: see the module's docstring."""
+    def __call__(self, pixels: torch.Tensor, grids: Sequence[Grid], *, still: bool = True) -> torch.Tensor:
+        """Encode all items; their tokens come one behind the other. Shapes: see the module's docstring.
+
+        Args:
+            pixels: Of `still` images one temporal slice, as both are alike; else of clips, both.
+            grids: One an item.
+            still: Whether the items are images.
+        """
         with torch.inference_mode():
-            x = self.embed(pixels if self.folded else all_slices(pixels, *self.slices))  # [patches, width]
+            if still and self.embed_still is not None:
+                x = self.embed_still(pixels)  # [patches, width]
+            else:
+                x = self.embed(all_slices(pixels, *self.slices) if still else pixels)
             cos, sin = self._rotary(grids)
             heads = x.new_empty(3, self.heads, len(x), x.shape[1] // self.heads)  # queries, keys, values
             for block in self.blocks:
@@ -155,10 +167,13 @@ def _runs_of_one_size(heads: torch.Tensor, grids: Sequence[Grid]) -> list[tuple[
     return [(part, number) for part, (_, number) in zip(parts, runs, strict=True)]
 
 
-def _patch_embedding(module: Any, *, folded: bool) -> nn.Linear:
-    """Give the convolution, whose kernel is its stride, as a matrix product; `folded` of one of two equal slices."""
+def _patch_embeddings(module: Any) -> tuple[nn.Linear, nn.Linear]:
+    """Give the convolution, whose kernel is its stride, as a matrix product: whole, and of one of two equal slices."""
     weight = _take(module.patch_embed, "proj").weight  # [width, channels, temporal, patch, patch]
-    weight = weight.sum(2) if folded else weight
+    return _linear(weight), _linear(weight.sum(2))
+
+
+def _linear(weight: torch.Tensor) -> nn.Linear:
     linear = nn.Linear(1, 1, bias=False)
     linear.weight = nn.Parameter(weight.flatten(1), requires_grad=False)
     return linear

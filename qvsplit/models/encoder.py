@@ -1,9 +1,9 @@
 """The Encoder door, and its implementations: the vision encoder of a checkpoint, loaded alone.
 
-In: upright RGB images. Between: `Prepared`, what the AutoProcessor makes of one, to the bit. Out: named tensors
-[n_tokens, width] an item, in the compute dtype. With kernels "reference" that is exactly what the full model's own
-encoder gives for the same batch, with "fused" (kernels/) the same within rounding. Knows nothing of files, rows or
-language.
+In: upright RGB images, and sampled frames of clips. Between: `Prepared`, what the AutoProcessor makes of one, to the
+bit; of a clip several temporal slices. Out: named tensors [n_tokens, width] of each, in the compute dtype. With kernels
+"reference" that is exactly what the full model's own encoder gives for the same batch, with "fused" (kernels/) the same
+within rounding. Knows nothing of files, rows or language.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.model_class import features_of, wanted_arguments
 from qvsplit.errors import ItemError, ModelError
+from qvsplit.models.clips import ClipPreparer, load_clip_preparer
 from qvsplit.models.encoder_output import OutputTensor, output_tensors
 from qvsplit.models.preparing import (
     ImagePreparer,
@@ -30,16 +31,15 @@ from qvsplit.models.preparing import (
     load_preparer,
     pixel_settings,
 )
+from qvsplit.models.sampling import VideoOptions
 from qvsplit.runtime.devices import dtype_name, has_bfloat16_units, is_out_of_memory
 from qvsplit.sources.images import IMAGE_POLICY
 from qvsplit.store.config import ExtractionConfig
-from qvsplit.store.features import POOLER_OUTPUT, TensorSpec
+from qvsplit.store.features import LIST, POOLER_OUTPUT, TensorSpec
 from qvsplit.store.row import Runs
 from qvsplit.weights import EncoderWeights, load_encoder_weights
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import torch
 
     from qvsplit.kernels.fused_encoder import FusedEncoder
@@ -60,11 +60,11 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder gave for one item: features in the compute dtype, on the encoder's device.
+    """What an encoder gave for one image or slice of a clip: features in the compute dtype, on the encoder's device.
 
     Attributes:
         tensors: By the names of the model's output, each [n_tokens, width].
-        grid_thw, placeholder, inputs: As `Prepared` had them.
+        grid_thw, placeholder, inputs, kind: As `Prepared` had them.
         shapes: The tensors' shapes in the model's output, where these are not [n_tokens, width].
     """
 
@@ -73,10 +73,11 @@ class Encoded:
     placeholder: Runs
     inputs: Mapping[str, Any] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    kind: str = "image"
 
 
 class Encoder(Protocol):
-    """What makes features of images."""
+    """What makes features of images and clips."""
 
     @property
     def config(self) -> ExtractionConfig:
@@ -90,17 +91,27 @@ class Encoder(Protocol):
     def preparer(self) -> ImagePreparer:
         """What prepares an image for it; picklable, so that it can be done elsewhere."""
 
-    def prepare(self, image: npt.NDArray[np.uint8]) -> Iterator[Prepared]:
-        """Prepare an image [height, width, 3]; a clip gives several temporal slices. Raises ItemError."""
-
     def encode(self, batch: Sequence[Prepared]) -> Sequence[Encoded | ItemError]:
         """Encode; an item that is bad gives an ItemError in its place."""
 
-    def join(self, slices: Sequence[Encoded]) -> Encoded:
-        """Join the temporal slices of one item."""
+    def load_clips(self) -> Clips:
+        """Load what clips need beside the encoder. ModelError where the model takes no videos."""
 
     def cancel(self) -> None:
         """Have an `encode` in another thread end soon, and every later one at once: they raise Cancelled."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What clips need beside the encoder.
+
+    Attributes:
+        preparer: What prepares a clip; picklable.
+        config: The extraction config of their features.
+    """
+
+    preparer: ClipPreparer
+    config: ExtractionConfig
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,7 @@ class EncoderSpec:
     min_pixels: int | None = None  # None: see `preparing.pixel_limits`
     max_pixels: int | None = None
     kernels: str = "fused"
+    videos: VideoOptions = field(default_factory=VideoOptions)
 
 
 class TransformersEncoder:
@@ -178,14 +190,35 @@ class TransformersEncoder:
             for one in output
         )
 
-    def prepare(self, image: npt.NDArray[np.uint8]) -> Iterator[Prepared]:
-        """Prepare an image [height, width, 3]."""
-        yield self.preparer.prepare(image)
+    def load_clips(self) -> Clips:
+        """Load the video processor, and try it with this encoder on a small clip.
 
-    def join(self, slices: Sequence[Encoded]) -> Encoded:
-        """Give the only slice that an image has."""
-        (only,) = slices
-        return only
+        Raises:
+            ModelError: The model takes no videos, or none that can be stored beside its images.
+            UsageError: Limits that its processor does not have.
+        """
+        preparer = load_clip_preparer(self.spec.checkpoint, self.preparer, self.spec.videos)
+        with hf.transformers_errors(self.spec.checkpoint, "takes no videos"):
+            whole, slices = preparer.trial()
+            output = self._features(whole)
+        specs = {(spec.key, spec.width) for spec in self.tensors}
+        rows = {len(one.rows) for one in output}
+        if {(one.key, int(one.rows.shape[1])) for one in output} != specs or rows != {whole.n_tokens}:
+            raise ModelError(f"{self.spec.checkpoint.family.model_type} models take no videos that can be stored")
+        preparer = replace(preparer, in_slices=bool(slices) and self._gives_the_same(output, slices))
+        containers = {one.key: one.container for one in output}
+        videos = {**preparer.settings, "in_slices": preparer.in_slices, "containers": containers}
+        return Clips(preparer, replace(self.config, videos=videos))
+
+    def _gives_the_same(self, output: Sequence[OutputTensor], slices: Sequence[Prepared]) -> bool:
+        """Say whether the slices of a clip have the features of the whole: no frame attends to those of another."""
+        import torch
+
+        parts = [{one.key: one.rows for one in self._features(prepared)} for prepared in slices]
+        return all(
+            torch.allclose(torch.cat([part[one.key] for part in parts]), one.rows, rtol=0, atol=_close(one.rows))
+            for one in output
+        )
 
     def cancel(self) -> None:
         """Have `encode` end soon."""
@@ -212,21 +245,21 @@ class TransformersEncoder:
         wrong = [one for one in output if len(one.rows) != prepared.n_tokens]
         if wrong:
             raise ModelError(
-                f"the encoder gave {len(wrong[0].rows):,} rows of {wrong[0].name} for an image of "
+                f"the encoder gave {len(wrong[0].rows):,} rows of {wrong[0].name} for an item of "
                 f"{prepared.n_tokens:,} tokens; {self.spec.checkpoint.folder} cannot be split"
             )
         if not all(bool(torch.isfinite(one.rows).all()) for one in output):
             return _not_finite(self.dtype)
         return Encoded(
             {one.key: one.rows for one in output}, prepared.grid_thw, prepared.placeholder, prepared.inputs,
-            {one.key: one.shape for one in output if one.shape is not None},
+            {one.key: one.shape for one in output if one.shape is not None}, prepared.kind,
         )  # fmt: skip
 
     def _features(self, prepared: Prepared) -> list[OutputTensor]:
         import torch
 
         self._check_cancelled()
-        features = features_of(self.weights.model, "image")
+        features = features_of(self.weights.model, prepared.kind)
         given = wanted_arguments(features, prepared.values)
         for name, value in given.items():
             if isinstance(value, torch.Tensor):
@@ -312,31 +345,44 @@ class PatchEncoder(TransformersEncoder):
             middle = len(batch) // 2
             return self.encode(batch[:middle]) + self.encode(batch[middle:])
         return [
-            Encoded({POOLER_OUTPUT: one}, item.grid_thw, item.placeholder, item.inputs)
+            Encoded({POOLER_OUTPUT: one}, item.grid_thw, item.placeholder, item.inputs, kind=item.kind)
             if bool(torch.isfinite(one).all())
             else _not_finite(one.dtype)
             for item, one in zip(batch, rows, strict=True)
         ]
 
+    def _features(self, prepared: Prepared) -> list[OutputTensor]:
+        return [OutputTensor(POOLER_OUTPUT, self._forward([prepared])[0], LIST)]
+
     def _forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
+        """Give the rows of each, images in one pass and slices of clips in another."""
+        rows: dict[int, torch.Tensor] = {}
+        for kind in dict.fromkeys(one.kind for one in batch):
+            numbers = [number for number, one in enumerate(batch) if one.kind == kind]
+            rows |= zip(numbers, self._forward_of_one_kind([batch[number] for number in numbers]), strict=True)
+        return [rows[number] for number in range(len(batch))]
+
+    def _forward_of_one_kind(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
         import torch
 
         self._check_cancelled()
         # images of one size side by side have one attention call; the reference sees the batch as it comes
         order = sorted(range(len(batch)), key=lambda n: batch[n].patches) if self._fused else [*range(len(batch))]
         batch = [batch[number] for number in order]
-        # [Σ t·h·w, channels·patch²]; an image alone is not copied
-        every = [prepared.values["pixels"] for prepared in batch]
+        of_images = batch[0].kind == "image"
+        # [Σ t·h·w, channels·patch²], of a clip both temporal slices; one alone is not copied
+        every = [prepared.values["pixels" if of_images else "pixel_values_videos"] for prepared in batch]
         pixels = torch.cat(every) if len(batch) > 1 else every[0]
         counts = [prepared.n_tokens for prepared in batch]
         with torch.inference_mode():
-            values = self.preparer.normalised(pixels.to(self.device))
+            values = self.preparer.normalised(pixels.to(self.device)) if of_images else pixels.to(self.device)
+            grids = [_grid(prepared) for prepared in batch]
             if self._fused is not None:
-                merged = self._fused(values.to(self.dtype), [_grid(prepared) for prepared in batch])
+                merged = self._fused(values.to(self.dtype), grids, still=of_images)
             else:
-                grid = torch.tensor([_grid(prepared) for prepared in batch])  # [images, 3]
+                grid = torch.tensor(grids)  # [items, 3]
                 # cast as the full model does: `pixel_values.type(visual.dtype)`
-                full = self._all_slices(values).to(self.dtype)
+                full = (self._all_slices(values) if of_images else values).to(self.dtype)
                 merged = self.weights.module(full, grid_thw=grid.to(self.device)).pooler_output
         if tuple(merged.shape) != (sum(counts), self.width):
             raise ModelError(f"the encoder gave {list(merged.shape)} instead of {[sum(counts), self.width]}")
@@ -355,6 +401,13 @@ def _needs_memory(prepared: Prepared, device: torch.device) -> ItemError:
 
 def _not_finite(dtype: torch.dtype) -> ItemError:
     return ItemError(f"the encoder gave values that are not finite in {dtype_name(dtype)}")
+
+
+def _close(rows: torch.Tensor) -> float:
+    """Give the difference that another order of sums may make: some units in the last place of the largest value."""
+    import torch
+
+    return float(64 * torch.finfo(rows.dtype).eps * rows.abs().max())
 
 
 def _raise_if_set(cancelled: threading.Event) -> None:

@@ -5,7 +5,7 @@ A preparer is picklable: it holds the processor and a few numbers, no weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,15 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One image, ready for the encoder.
+    """One image, or one temporal slice of a clip, ready for the encoder.
 
     Attributes:
         values: What the processor made of it, by name.
         n_tokens: Tokens that the encoder makes of it.
         patches: How large it is, to bound what is computed at once: t·h·w, where there is such a grid.
-        placeholder: The text that stands for it in a prompt, as runs of (text, count).
+        placeholder: The text that stands for the item in a prompt, as runs of (text, count): for the image, or for the
+            whole clip, in its first slice; empty in the others.
         grid_thw: Patches in time, height and width, where the family has such a grid.
-        inputs: Other small inputs of the language model: name → dtype, shape, values.
+        inputs: Other small inputs of the language model: name → dtype, shape, values; likewise of the item.
+        kind: `image` or `video`.
     """
 
     values: Mapping[str, Any]
@@ -43,6 +45,7 @@ class Prepared:
     placeholder: Runs
     grid_thw: tuple[int, int, int] | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "image"
 
 
 class ImagePreparer(Protocol):
@@ -80,8 +83,8 @@ class Preparer:
         n_tokens = text.count(self.image_token)
         return Prepared(
             dict(processed),
-            n_tokens, t * h * w or n_tokens, self._runs(text), (t, h, w) if grid is not None else None,
-            self._inputs(processed),
+            n_tokens, t * h * w or n_tokens, runs_of(text, self.image_token), (t, h, w) if grid is not None else None,
+            small_inputs_of(processed, self.language_model_takes, {"image_grid_thw"}),
         )  # fmt: skip
 
     def _processed(self, image: npt.NDArray[np.uint8], **later: bool) -> tuple[Mapping[str, Any], str]:
@@ -94,29 +97,6 @@ class Preparer:
             if isinstance(error, ValueError):  # of a family that is not listed, nobody knows which shapes it takes
                 raise ItemError(f"the model's processor refuses it: {' '.join(str(error).split())}") from None
             raise
-
-    def _inputs(self, processed: Mapping[str, Any]) -> dict[str, Any]:
-        """Give what the language model takes beside features and grid, where it is small: no pixels, no masks of them.
-
-        ItemError where it does not fit into a row.
-        """
-        import torch
-
-        inputs: dict[str, Any] = {}
-        for name in sorted(self.language_model_takes & processed.keys()):
-            if "pixel" in name or name == "image_grid_thw":
-                continue
-            values = torch.as_tensor(processed[name])
-            inputs[name] = {"dtype": str(values.dtype).removeprefix("torch."), "shape": list(values.shape)}
-            if values.numel() * 2 > MAX_JSON_BYTES:
-                raise ItemError(f"its {name} has {values.numel():,} values, more than a row holds")
-            inputs[name]["values"] = values.flatten().tolist()
-        return inputs
-
-    def _runs(self, placeholder: str) -> Runs:
-        """Shorten a placeholder to runs: 1,280 image tokens are one."""
-        parts = placeholder.replace(self.image_token, f"\0{self.image_token}\0").split("\0")
-        return tuple((text, len(list(run))) for text, run in groupby(part for part in parts if part))
 
 
 @dataclass(frozen=True)
@@ -138,7 +118,9 @@ class PatchPreparer(Preparer):
         values = processed["pixel_values"]  # [patches, channels·temporal·patch²]
         slices = values.view(len(values), self.in_channels, self.temporal_patch_size, -1)
         pixels = slices[:, :, 0].reshape(len(values), -1)
-        return Prepared({"pixels": pixels}, text.count(self.image_token), t * h * w, self._runs(text), (t, h, w))
+        return Prepared(
+            {"pixels": pixels}, text.count(self.image_token), t * h * w, runs_of(text, self.image_token), (t, h, w)
+        )
 
     @property
     def normalises(self) -> bool:
@@ -160,6 +142,37 @@ class PatchPreparer(Preparer):
             for value in (image_processor.image_mean, image_processor.image_std)
         )
         return pixels.view(len(pixels), self.in_channels, -1).float().sub_(mean).div_(deviation).flatten(1)
+
+
+def small_inputs_of(processed: Mapping[str, Any], taken: frozenset[str], left_out: Collection[str]) -> dict[str, Any]:
+    """Give what the language model takes beside features and grid, where it is small: no pixels, no masks of them.
+
+    Args:
+        processed: What a processor made of one item.
+        taken: The names of what the full model's forward takes.
+        left_out: Names that stand elsewhere.
+
+    Raises:
+        ItemError: It does not fit into a row.
+    """
+    import torch
+
+    inputs: dict[str, Any] = {}
+    for name in sorted((processed.keys() & taken) - set(left_out)):
+        if "pixel" in name:
+            continue
+        values = torch.as_tensor(processed[name])
+        inputs[name] = {"dtype": str(values.dtype).removeprefix("torch."), "shape": list(values.shape)}
+        if values.numel() * 2 > MAX_JSON_BYTES:
+            raise ItemError(f"its {name} has {values.numel():,} values, more than a row holds")
+        inputs[name]["values"] = values.flatten().tolist()
+    return inputs
+
+
+def runs_of(placeholder: str, token: str) -> Runs:
+    """Shorten a placeholder to runs: 1,280 tokens `token` are one."""
+    parts = placeholder.replace(token, f"\0{token}\0").split("\0")
+    return tuple((text, len(list(run))) for text, run in groupby(part for part in parts if part))
 
 
 def load_preparer(checkpoint: Checkpoint, config: Any, *, min_pixels: int | None, max_pixels: int | None) -> Preparer:

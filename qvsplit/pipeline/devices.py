@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.opening import choose_checkpoint, open_checkpoint
-from qvsplit.errors import ConfigError, ModelError, StoreDamaged, some_of
+from qvsplit.errors import ConfigError, ItemError, ModelError, StoreDamaged, some_of
 from qvsplit.models import encoder as models
-from qvsplit.models.encoder import EncoderSpec
-from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.models.clips import other_reader
+from qvsplit.models.encoder import Clips, EncoderSpec
+from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
 from qvsplit.pipeline.runner import Devices, DeviceWorker
 from qvsplit.pipeline.stages import Encode, Prepare, Quantize
 from qvsplit.pipeline.summary import Summary, Timer
@@ -90,9 +91,30 @@ def load_devices(
             "made faster and is half as large, and its features differ by that dtype's rounding"
         )
     return Loaded(
-        Devices(encoder, Prepare(encoder.preparer), workers, budget),
+        Devices(encoder, Prepare(encoder.preparer), workers, budget, encoder.tensors),
         ShardSchema(encoder.config, encoder.tensors, (provenance,)),
     )
+
+
+def load_clips(loaded: Loaded, own: StoreDeclares) -> Clips | ItemError:
+    """Load what videos need beside the encoder; an ItemError says why none can be encoded in this run.
+
+    Raises:
+        ConfigError: The store's videos were encoded under other settings.
+        UsageError: Limits that the model's processor does not have.
+    """
+    try:
+        clips = loaded.devices.encoder.load_clips()
+    except ModelError as error:
+        return ItemError(f"is a video: {error}; `videos=False` leaves videos out")
+    before, now = own.config.videos if own.config else None, clips.config.videos
+    if before is not None and now is not None and (reader := other_reader(now, before)) is not None:
+        return ItemError(
+            f"is a video, and the store's others were read by {reader}: install that, or make the store again with "
+            "`rebuild=True`", "reader-missing",
+        )  # fmt: skip
+    _check_config(clips.config, loaded.schema.tensors, own)
+    return clips
 
 
 def _checkpoint(options: ExtractOptions, provenance: Provenance | None) -> Checkpoint:
@@ -115,6 +137,7 @@ def _spec(
         min_pixels=limits.get("min_pixels") if options.min_pixels is None else options.min_pixels,
         max_pixels=limits.get("max_pixels") if options.max_pixels is None else options.max_pixels,
         kernels=options.kernels or (own.kernels if own else checkpoint.family.default_kernels),
+        videos=video_options(with_videos_of(own, options)),
     )
 
 

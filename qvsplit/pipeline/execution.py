@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from qvsplit.errors import DiskError
-from qvsplit.pipeline.devices import Loaded, StoreDeclares, load_devices
-from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.errors import DiskError, ItemError
+from qvsplit.models.encoder import Clips
+from qvsplit.pipeline.devices import Loaded, StoreDeclares, load_clips, load_devices
+from qvsplit.pipeline.options import ExtractOptions, with_videos_of
 from qvsplit.pipeline.plan import Cures, Plan
 from qvsplit.pipeline.record import RowRecorder
-from qvsplit.pipeline.runner import Devices, LocalRunner, RunnerOptions
+from qvsplit.pipeline.runner import Devices, Load, LocalRunner, RunnerOptions
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
 from qvsplit.runtime import interrupts
 from qvsplit.runtime.clock import active_seconds
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.sources.decoder import Fetch
 from qvsplit.sources.source import local_file
+from qvsplit.store import layout
 from qvsplit.store.lock import Lock
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.storage import Storage
@@ -80,8 +82,12 @@ class Execution:
         """
         options = self._options
         deadline = None if options.max_runtime is None else active_seconds() + options.max_runtime
-        bounds = RunnerOptions(options.workers, options.limit, deadline, options.item_timeout, self._target.fetch)
-        runner = LocalRunner(bounds, self._load, self.recorder.holds)
+        bounds = RunnerOptions(
+            options.workers, options.limit, deadline, options.item_timeout, self._target.fetch, options.videos,
+            with_videos_of(self._target.store.config, options).gif == "video",
+            self._target.storage.local_path(layout.STAGING),
+        )  # fmt: skip
+        runner = LocalRunner(bounds, Load(self._load, self._load_clips), self.recorder.holds)
         self._summary.remaining = self._summary.to_read
         try:
             with closing(runner.run(self._plan.to_read)) as results:
@@ -112,14 +118,31 @@ class Execution:
         if self._loaded is None:
             with held_back():
                 self._end_shard()  # then nothing is at stake while libraries and weights are loaded
-            store = self._target.store
-            own = StoreDeclares(self._target.storage.location, store.config, store.tensors, store.provenance)
             with Timer(self._summary.stages, "load"), interrupts.at_once():
-                self._loaded = load_devices(self._options, own, self._summary, self._callbacks.on_note)
-            if self._writer is not None:  # its next shards have rows of this encoder
-                self._writer.schema = self._loaded.schema
-            self.schema = self._loaded.schema
+                self._loaded = load_devices(self._options, self._own(), self._summary, self._callbacks.on_note)
+            self._set_schema(self._loaded.schema)  # its next shards have rows of this encoder
         return self._loaded.devices
+
+    def _load_clips(self) -> Clips | ItemError:
+        """Load what videos need beside the encoder; from here on shards declare how they were looked at."""
+        self._load()
+        assert self._loaded is not None
+        with Timer(self._summary.stages, "load"):
+            clips = load_clips(self._loaded, self._own())
+        if not isinstance(clips, ItemError):
+            with held_back():
+                self._end_shard()
+            self._set_schema(replace(self._loaded.schema, config=clips.config))
+        return clips
+
+    def _set_schema(self, schema: ShardSchema) -> None:
+        self.schema = schema
+        if self._writer is not None:
+            self._writer.schema = schema
+
+    def _own(self) -> StoreDeclares:
+        store = self._target.store
+        return StoreDeclares(self._target.storage.location, store.config, store.tensors, store.provenance)
 
     def _opened_writer(self) -> StoreWriter:
         """Open the writer; a first row without features, too, must say under which extraction config it was made."""

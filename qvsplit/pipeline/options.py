@@ -7,14 +7,22 @@ from os import PathLike, fspath
 from typing import Any
 
 from qvsplit.errors import ConfigError, UsageError, some_of
+from qvsplit.models.sampling import FPS, MAX_FRAMES, Sampling, VideoOptions
 from qvsplit.runtime import arguments
 from qvsplit.runtime.dtypes import DTYPE_BYTES, STORAGE_DTYPES
 from qvsplit.sources.decoder import ITEM_SECONDS
 from qvsplit.store.config import KERNELS, ExtractionConfig, Provenance
 
 SHORTEST_ITEM_SECONDS = 0.1
-_TEXTS = ("model", "device", "dtype", "storage_dtype", "kernels")
-_FLAGS = ("prune", "retry_failed", "checksum", "rebuild", "wait", "dry_run")
+MAX_SAMPLED = 8_000  # frames of one clip: their numbers go into its row
+GIFS = ("image", "video")
+# options of videos → their names in the extraction config's `videos`
+VIDEO_OPTIONS = {
+    "fps": "fps", "max_frames": "max_frames", "num_frames": "num_frames", "video_max_pixels": "max_pixels",
+    "video_max_tokens": "max_tokens", "clip_seconds": "clip_seconds", "gif": "gif",
+}  # fmt: skip
+_TEXTS = ("model", "device", "dtype", "storage_dtype", "kernels", "gif")
+_FLAGS = ("videos", "prune", "retry_failed", "checksum", "rebuild", "wait", "dry_run")
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,14 @@ class ExtractOptions:
         workers: Threads that read, each with a decoder process of its own.
         patch_budget: Patches in one forward pass.
         kernels: The forward pass: "reference" or "fused".
+        videos: Take videos as well; else a walk leaves them out.
+        fps: Frames of a video that are looked at, a second.
+        max_frames: At most so many of one clip.
+        num_frames: So many of every clip, whatever its length, in place of `fps`.
+        video_max_pixels: Larger frames are scaled down to this many pixels.
+        video_max_tokens: Frames are scaled down until a clip makes at most this many tokens.
+        clip_seconds: Cut videos into clips of so many seconds, each with a row of its own; 0 leaves them whole.
+        gif: Whether a GIF is an "image", its first frame, or a "video".
         prune: Mark items deleted whose file no longer exists.
         retry_failed: Try again what failed before.
         checksum: Read every file again, whatever its size and version say.
@@ -54,6 +70,14 @@ class ExtractOptions:
     workers: int | None = None
     patch_budget: int | None = None
     kernels: str | None = None
+    videos: bool = True
+    fps: float | None = None
+    max_frames: int | None = None
+    num_frames: int | None = None
+    video_max_pixels: int | None = None
+    video_max_tokens: int | None = None
+    clip_seconds: float | None = None
+    gif: str | None = None
     prune: bool = False
     retry_failed: bool = False
     checksum: bool = False
@@ -82,11 +106,32 @@ def check_options(options: ExtractOptions) -> None:
     for name in ("workers", "patch_budget", "limit", "min_pixels", "max_pixels"):
         if getattr(options, name) is not None:
             arguments.check_number(name, getattr(options, name), least=1)
+    _check_videos(options)
     if options.max_runtime is not None:
         arguments.check_number("max_runtime", options.max_runtime, least=0, whole=False)
     arguments.check_number("item_timeout", options.item_timeout, least=SHORTEST_ITEM_SECONDS, whole=False)
     if options.checksum and (options.limit is not None or options.max_runtime is not None):
         raise UsageError("`checksum` reads everything again: `limit` or `max_runtime` would end it at the same place")
+
+
+def _check_videos(options: ExtractOptions) -> None:
+    for name in ("max_frames", "num_frames"):
+        if (number := getattr(options, name)) is not None:
+            arguments.check_number(name, number, least=1)
+            if number > MAX_SAMPLED:
+                raise UsageError(
+                    f"`{name}` must be at most {MAX_SAMPLED}; `clip_seconds` cuts a video into several clips"
+                )
+    for name in ("video_max_pixels", "video_max_tokens"):
+        if getattr(options, name) is not None:
+            arguments.check_number(name, getattr(options, name), least=1)
+    for name, least in (("fps", 0.001), ("clip_seconds", 0)):
+        if getattr(options, name) is not None:
+            arguments.check_number(name, getattr(options, name), least=least, whole=False)
+    if options.gif is not None:
+        arguments.check_one_of("gif", options.gif, GIFS)
+    if options.fps is not None and options.num_frames is not None:
+        raise UsageError("`fps` and `num_frames` say the same in two ways: give one of them")
 
 
 def check_against(options: ExtractOptions, config: ExtractionConfig, store: str) -> None:
@@ -98,6 +143,9 @@ def check_against(options: ExtractOptions, config: ExtractionConfig, store: str)
         "`min_pixels`": (options.min_pixels, config.processor.get("min_pixels")),
         "`max_pixels`": (options.max_pixels, config.processor.get("max_pixels")),
     }
+    if config.videos is not None:
+        for name, own_name in VIDEO_OPTIONS.items():
+            asked[f"`{name}`"] = (getattr(options, name), config.videos.get(own_name) or _nothing(name))
     wrong = [f"{name} {wanted} instead of {own}" for name, (wanted, own) in asked.items() if wanted not in {None, own}]
     if wrong:
         raise ConfigError(
@@ -106,12 +154,35 @@ def check_against(options: ExtractOptions, config: ExtractionConfig, store: str)
         )
 
 
+def _nothing(name: str) -> int | None:
+    """Give how a caller asks for none: of clips, 0 seconds."""
+    return 0 if name == "clip_seconds" else None
+
+
+def with_videos_of(config: ExtractionConfig | None, options: ExtractOptions) -> ExtractOptions:
+    """Give `options`, and where they leave open how videos are looked at, what the store says of that."""
+    if config is None or config.videos is None:
+        return options
+    own: dict[str, Any] = {name: config.videos.get(own_name) for name, own_name in VIDEO_OPTIONS.items()}
+    if options.fps is not None or options.num_frames is not None:
+        own["fps"] = own["num_frames"] = None
+    return replace(options, **{name: value for name, value in own.items() if getattr(options, name) is None})
+
+
+def video_options(options: ExtractOptions) -> VideoOptions:
+    """Give what the encoder has to know of videos."""
+    sampling = Sampling(
+        options.fps or FPS, options.max_frames or MAX_FRAMES, options.num_frames, options.clip_seconds or None
+    )
+    return VideoOptions(sampling, options.video_max_pixels, options.video_max_tokens, options.gif or GIFS[0])
+
+
 def like(config: ExtractionConfig, provenance: Provenance, options: ExtractOptions) -> ExtractOptions:
     """Give `options`, and where they leave it open what the store was made with."""
     model = provenance.model if provenance.revision is None else f"{provenance.model}@{provenance.revision}"
     storage = None if config.storage_dtype == config.compute_dtype else config.storage_dtype
     return replace(
-        options,
+        with_videos_of(config, options),
         model=options.model or model,
         dtype=options.dtype or config.compute_dtype,
         storage_dtype=options.storage_dtype or storage,

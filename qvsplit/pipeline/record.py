@@ -1,4 +1,4 @@
-"""Results to rows: each item of a run is written once, counted once and reported once.
+"""Results to rows: each item of a run is written once, all its parts together, counted once and reported once.
 
 Rows go to the writer as soon as they are known, in any order.
 """
@@ -6,24 +6,25 @@ Rows go to the writer as soon as they are known, in any order.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from qvsplit.errors import ItemError, ItemNotFound
+from qvsplit.pipeline.parts import Part
 from qvsplit.pipeline.plan import Catalogue, Change, Cures, Plan, classify
-from qvsplit.pipeline.runner import Result
+from qvsplit.pipeline.runner import Known, Result
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.store.features import Features
-from qvsplit.store.row import Content, Key, Row, deleted_row, placeholder_json
+from qvsplit.store.row import Content, Key, Row, deleted_row, item_row, placeholder_json
 
 
 class Writer(Protocol):
     """What rows are written to."""
 
-    def append(self, row: Row, features: Features | None = None) -> Row:
-        """Append a row; gives it as it was written."""
+    def append_item(self, parts: Iterable[tuple[Row, Features | None]]) -> list[Row]:
+        """Append all rows of one item, by part; gives them as they were written."""
 
 
 class RowRecorder:
@@ -39,7 +40,7 @@ class RowRecorder:
         cures: What the run could read, and under which limits.
 
     Attributes:
-        written: The rows of this run, by item.
+        written: The rows of this run that stand for their items, by item.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class RowRecorder:
         self._summary = summary
         self._callbacks = callbacks
         self._cures = cures
-        self._homes: dict[Content, Row] = {}  # content encoded by this run
+        self._homes: dict[Content, list[Row]] = {}  # the rows, by part, of contents encoded by this run
         self._waiting: dict[Content, list[Result]] = {}  # items of the same bytes as one that is in flight
         self._failed: dict[Content, ItemError] = {}
         self._absent: dict[Content, list[Row]] = {}  # rows whose file does not exist: where moves come from
@@ -74,13 +75,14 @@ class RowRecorder:
         return content in self._homes or self._catalogue.holds(content)
 
     def current(self, key: Key) -> Row | None:
-        """Give an item's row as it is now."""
+        """Give the row that stands for an item as it is now."""
         return self.written.get(key) or self._catalogue.current(*key)
 
-    def _home(self, content: Content | None) -> Row | None:
+    def _home_rows(self, content: Content | None) -> Sequence[Row]:
+        """Give the rows, by part, that hold the features of a file's content."""
         if content is None:
-            return None
-        return self._homes.get(content) or self._catalogue.home(content)
+            return []
+        return self._homes.get(content) or self._catalogue.home_rows(content[0])
 
     def take(self, result: Result) -> None:
         """Write the row of one result, and of those that waited for its features."""
@@ -94,7 +96,7 @@ class RowRecorder:
             if content is not None:
                 self._failed[content] = outcome
             self._fail(result, outcome)
-        elif isinstance(outcome, Features):
+        elif outcome is not None and not isinstance(outcome, Known):
             self._add(result, outcome)
             for one in self._released(content):
                 self._refer(one)
@@ -120,9 +122,32 @@ class RowRecorder:
 
     # -------------------------------------------------------------------------------------------------- the rows
 
-    def _add(self, result: Result, features: Features) -> None:
+    def _add(self, result: Result, parts: Sequence[Part]) -> None:
         """Write an item that was encoded."""
         change = self._change(result, held=False)
+        rows = ((self._encoded_row(result, part), part.features) for part in parts)
+        with held_back():  # the rows and their count are one
+            written = self._write(rows)
+            row = written[0]
+            assert row.content is not None
+            self._homes[row.content] = written
+            self._count(row, parts)
+            self._summary.new += change == "new"
+            self._summary.modified += change == "modified"
+            self._summary.re_encoded += change == "re-encoded"
+            self._summary.remaining -= 1
+        self._callbacks.on_item(row.path)
+
+    def _count(self, row: Row, parts: Sequence[Part]) -> None:
+        self._summary.encoded += 1
+        self._summary.tokens += sum(part.features.n_tokens for part in parts)
+        if row.kind == "video":
+            self._summary.videos += 1
+            self._summary.clips += len(parts)
+            self._summary.video_seconds += row.duration or 0.0
+
+    def _encoded_row(self, result: Result, part: Part) -> Row:
+        features, clip = part.features, part.clip
         row = replace(
             self._row(result),
             status="ok",
@@ -130,20 +155,12 @@ class RowRecorder:
             n_tokens=features.n_tokens,
             placeholder=placeholder_json(features.placeholder),
             inputs=json.dumps(features.inputs, sort_keys=True),
-            media=_media(result, features),
+            media=_media(result, part),
             has_features=True,
         )
-        with held_back():  # the row and its count are one
-            row = self._write(row, features)
-            assert row.content is not None
-            self._homes[row.content] = row
-            self._summary.encoded += 1
-            self._summary.tokens += features.n_tokens
-            self._summary.new += change == "new"
-            self._summary.modified += change == "modified"
-            self._summary.re_encoded += change == "re-encoded"
-            self._summary.remaining -= 1
-        self._callbacks.on_item(row.path)
+        if clip is None:
+            return row
+        return replace(row, part=clip.part, start=clip.start, end=clip.end, warnings="; ".join(clip.flags) or None)
 
     def _refer(self, result: Result) -> None:
         """Write an item whose features are there already, under its own or another name."""
@@ -151,22 +168,26 @@ class RowRecorder:
         if change == "metadata changed":
             self._refresh(result)
             return
-        home = self._home(result.content)
-        assert home is not None
-        row = replace(
-            self._row(result), status="ok", width=home.width, height=home.height, taken_at=home.taken_at,
-            grid_thw=home.grid_thw, n_tokens=home.n_tokens, placeholder=home.placeholder, inputs=home.inputs,
-            media=home.media, warnings=home.warnings,
-        )  # fmt: skip
+        row = self._row(result)
+        rows = [
+            replace(
+                row, status="ok", part=home.part, start=home.start, end=home.end, kind=home.kind, width=home.width,
+                height=home.height, duration=home.duration, taken_at=home.taken_at, grid_thw=home.grid_thw,
+                n_tokens=home.n_tokens, placeholder=home.placeholder, inputs=home.inputs, media=home.media,
+                warnings=home.warnings,
+            )
+            for home in self._home_rows(result.content)
+        ]  # fmt: skip
+        assert rows, "what is known has a home"
         with held_back():
             if change == "moved":
                 # the old name first: should the run die in between, the next one still finds the file new
                 assert row.content is not None
                 old = self._absent[row.content].pop(0)
-                self._write(deleted_row(old, self._generation))
+                self._delete(old)
                 self._moved.add(old.key)
                 self._summary.not_found -= 1
-            self._write(row)
+            self._write((one, None) for one in rows)
             self._summary.moved += change == "moved"
             self._summary.copied += change == "copied"
             self._summary.remaining -= 1
@@ -181,8 +202,9 @@ class RowRecorder:
         known = (current.size, current.version) == (info.size, info.version)
         with held_back():
             if info.version is not None and not known:
-                refreshed = replace(current, size=info.size, mtime_ns=info.mtime_ns, version=info.version)
-                self._write(replace(refreshed, generation=self._generation, has_features=False))
+                rows = [replace(one, size=info.size, mtime_ns=info.mtime_ns, version=info.version)
+                        for one in self._catalogue.rows_of(*result.entry.key)]  # fmt: skip
+                self._write((replace(one, generation=self._generation, has_features=False), None) for one in rows)
             self._summary.metadata_changed += 1
             self._summary.remaining -= 1
         self._callbacks.on_item(current.path)
@@ -202,7 +224,7 @@ class RowRecorder:
                 self._summary.failed += 1
                 self._callbacks.on_failure(row.path, str(error))
             if before is None or row != replace(before, generation=row.generation):
-                self._write(row)
+                self._write([(row, None)])
             self._summary.remaining -= 1
         self._callbacks.on_item(row.path)
 
@@ -218,13 +240,13 @@ class RowRecorder:
         for row in self._plan.absent:
             if row.key not in self._moved and row.key not in left:
                 with held_back():
-                    self._write(deleted_row(row, self._generation))
+                    self._delete(row)
                     self._summary.deleted += 1
                     self._summary.not_found -= 1
 
     def _row(self, result: Result) -> Row:
         """Give what is known of an item, without its outcome."""
-        entry, info = result.entry, result.info
+        entry, info, video = result.entry, result.info, result.video
         return Row(
             root=entry.root,
             path=entry.path,
@@ -234,23 +256,37 @@ class RowRecorder:
             mtime_ns=entry.mtime_ns if info is None else info.mtime_ns,
             version=None if info is None else info.version,  # not read: tried again
             status="failed",
+            kind="image" if info is None else info.kind,
             width=result.width,
             height=result.height,
+            duration=None if video is None else video.duration,
             taken_at=result.taken_at,
             media=_media(result),
         )
 
-    def _write(self, row: Row, features: Features | None = None) -> Row:
+    def _delete(self, row: Row) -> None:
+        """Mark the item of a row deleted, with all its parts."""
+        rows = self._catalogue.rows_of(*row.key)
+        self._write((deleted_row(one, self._generation), None) for one in rows)
+
+    def _write(self, parts: Iterable[tuple[Row, Features | None]]) -> list[Row]:
+        """Write all rows of one item."""
         writer = self._writer()
         with Timer(self._summary.stages, "store"):
-            row = writer.append(row, features)
-        self.written[row.key] = row
-        return row
+            rows = writer.append_item(parts)
+        self.written[rows[0].key] = item_row(rows)
+        return rows
 
 
-def _media(result: Result, features: Features | None = None) -> str | None:
-    """Give what is known of an item beyond the columns, as JSON."""
+def _media(result: Result, part: Part | None = None) -> str | None:
+    """Give what is known of an item, and of one part of it, beyond the columns, as JSON."""
     media: dict[str, object] = {} if result.format is None else {"format": result.format}
-    if features is not None and features.shapes:
-        media["shapes"] = {name: list(shape) for name, shape in features.shapes.items()}
+    if result.video is not None:
+        about = ("container", "codec", "stream", "rotation", "pixel_aspect", "n_frames", "fps")
+        media |= {name: getattr(result.video, name) for name in about}
+    if part is not None and part.features.shapes:
+        media["shapes"] = {name: list(shape) for name, shape in part.features.shapes.items()}
+    if part is not None and part.clip is not None:
+        media["frames_indices"] = list(part.clip.indices)
+        media["flags"] = list(part.clip.flags)
     return json.dumps(media) if media else None

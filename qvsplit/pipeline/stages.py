@@ -1,5 +1,7 @@
 """The stages of an extraction: Read → Decode → Prepare → Encode (a batch) → Quantize.
 
+Of a video: Read → Scan → PrepareClips (decodes sampled frames, gives slices) → Encode → Quantize → JoinSlices.
+
 Each is a small picklable callable that takes one item, or one batch, and returns a value or an `ItemError`; nothing
 that several workers share is changed. The same stages run in the local runner and in a cluster.
 """
@@ -8,18 +10,22 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from qvsplit.errors import ItemError, some_of
+from qvsplit.models.clips import ClipPreparer
 from qvsplit.models.encoder import Encoded, Encoder
 from qvsplit.models.preparing import ImagePreparer, Prepared
+from qvsplit.models.sampling import Clip
 from qvsplit.runtime.dtypes import DTYPE_BYTES
 from qvsplit.sources.decoder import DecoderPool
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
 from qvsplit.sources.source import Entry
+from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.config import ExtractionConfig
 from qvsplit.store.features import POOLER_OUTPUT, Features, StoredTensor, TensorSpec, containers_of
 from qvsplit.store.row import MAX_JSON_BYTES
@@ -69,6 +75,42 @@ class Decode:
     def __call__(self, entry: Entry, info: FileInfo, on_size: OnSize = lambda width, height: None) -> DecodedImage:
         """Give the pixels; `on_size` is called before memory is taken for them, and may wait."""
         return self.pool.mine().decode(entry, info, on_size)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Find out what frames the video that was read has, in that decoder process, without decoding any."""
+
+    pool: DecoderPool
+
+    @errors_as_values
+    def __call__(self, entry: Entry, info: FileInfo) -> VideoInfo:
+        """Give what the packets of its best stream say."""
+        return self.pool.mine().scan(entry, info)
+
+
+@dataclass(frozen=True)
+class PrepareClips:
+    """Have the video processor prepare the sampled frames of a video's clips, slice by slice, as they are decoded."""
+
+    pool: DecoderPool
+    preparer: ClipPreparer
+    tensors: tuple[TensorSpec, ...]
+    patch_budget: int
+
+    def __call__(self, entry: Entry, info: FileInfo, video: VideoInfo) -> Iterator[tuple[Clip, Prepared]]:
+        """Give the slices of one clip after the other. Raises ItemError."""
+        clips = self.preparer.clips(video)
+        if self.preparer.in_slices:  # each of which `Quantize` would let pass
+            longest = max(clips, key=lambda clip: len(clip.indices))
+            if wrong := size_error(self.preparer.outline(longest, video).n_tokens, self.tensors):
+                raise ItemError(f"{wrong}; try `clip_seconds`, or a smaller `max_frames` or `video_max_tokens`")
+        indices = [index for clip in clips for index in clip.indices]
+        frames = self.pool.mine().frames(entry, info, indices)
+        with closing(frames):
+            for clip in clips:
+                for prepared in self.preparer.prepare(clip, video, frames, self.patch_budget):
+                    yield clip, prepared
 
 
 @dataclass(frozen=True)
@@ -129,8 +171,38 @@ class Quantize:
                   for spec in self.tensors}  # fmt: skip
         return Features(
             self.config, stored, encoded.grid_thw, encoded.placeholder, encoded.inputs, encoded.shapes,
-            containers_of(self.tensors),
+            containers_of(self.tensors, self.config), kind=encoded.kind,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JoinSlices:
+    """Join the features of a clip's temporal slices, one below the other.
+
+    Attributes:
+        config: The extraction config of clips.
+        tensors: What the encoder gives.
+    """
+
+    config: ExtractionConfig
+    tensors: tuple[TensorSpec, ...]
+
+    def __call__(self, slices: Sequence[Features]) -> Features:
+        """Give those of the clip; the first slice has its placeholder and inputs."""
+        import numpy as np
+
+        first = slices[0]
+        tensors = {
+            name: StoredTensor(np.concatenate([one.tensors[name].raw for one in slices]), tensor.dtype)
+            if len(slices) > 1
+            else tensor
+            for name, tensor in first.tensors.items()
+        }
+        grid = first.grid_thw
+        if grid is not None:
+            grid = (sum(one.grid_thw[0] for one in slices if one.grid_thw is not None), *grid[1:])
+        containers = containers_of(self.tensors, self.config, "video")
+        return replace(first, config=self.config, tensors=tensors, grid_thw=grid, containers=containers)
 
 
 def _stored(values: torch.Tensor, dtype: str) -> npt.NDArray[np.uint8]:

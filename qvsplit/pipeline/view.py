@@ -17,7 +17,7 @@ from qvsplit.pipeline.summary import ExtractCallbacks
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.runtime.memory import machine_memory
 from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk
-from qvsplit.sources.folders import SUFFIXES, LocalFolders
+from qvsplit.sources.folders import IMAGE_SUFFIXES, SUFFIXES, LocalFolders
 from qvsplit.sources.images import optional_readers
 from qvsplit.sources.source import Folder, Listing, Source
 from qvsplit.store import rebuild
@@ -69,7 +69,7 @@ class View:
 
 def current_cures(options: ExtractOptions) -> Cures:
     """Say what this run can read, and under which limits: failures are tried again where that has changed."""
-    return Cures(optional_readers(), options.item_timeout, machine_memory(), options.device or "")
+    return Cures(optional_readers(videos=options.videos), options.item_timeout, machine_memory(), options.device or "")
 
 
 def look(call: Call, lock: Lock | None) -> View:
@@ -126,6 +126,7 @@ def listed(call: Call, store: Store, repaired: int | None) -> View:
         call.paths,
         out=os.path.realpath(call.storage.location),
         roots=frozenset(map(name_on_disk, store.roots)),
+        suffixes=_suffixes(call.options),
         on_note=call.callbacks.on_note,
     )
     everything = call.options.checksum or call.options.rebuild
@@ -136,14 +137,19 @@ def listed(call: Call, store: Store, repaired: int | None) -> View:
     return View(store, repaired, tallies, source, list(source.list(known)))
 
 
+def _suffixes(options: ExtractOptions) -> frozenset[str]:
+    """Give the ends of names that a walk takes."""
+    return SUFFIXES if options.videos else IMAGE_SUFFIXES
+
+
 def _refuse_nothing(call: Call, view: View) -> None:
     """UsageError where no path holds an item: that is more often a mistake, or a disk that is not mounted."""
     for start in view.source.scope.empty:
         if number := rows_below(view.store, start):
             raise UsageError(no_items_any_more(start, number))
     raise UsageError(
-        f"no images in {', '.join(fspath(path) for path in call.paths)} (looked for {some_of(SUFFIXES, 40)}); nothing "
-        "was changed"
+        f"no images or videos in {', '.join(fspath(path) for path in call.paths)} (looked for "
+        f"{some_of(sorted(_suffixes(call.options)), 60)}); nothing was changed"
     )
 
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -178,7 +178,9 @@ class Decoder:
 
         return self._try(step, _NO_PROGRESS)
 
-    def frames(self, entry: Entry, info: FileInfo, indices: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
+    def frames(
+        self, entry: Entry, info: FileInfo, indices: Sequence[int]
+    ) -> Generator[npt.NDArray[np.uint8], None, None]:
         """Give frames of the clip of `entry`, uint8 [height, width, 3], upright RGB, while the child decodes the next.
 
         A frame that the child dies of is tried once more, by another one that begins there. Frames that are not taken

@@ -76,12 +76,13 @@ class DecodedImage:
     format: str
 
 
-def optional_readers() -> tuple[str, ...]:
-    """Name the libraries that read images here, each with its build, without importing them.
+def optional_readers(*, videos: bool = True) -> tuple[str, ...]:
+    """Name the libraries that read images here, and those of `videos`, each with its build, without importing them.
 
     What one build cannot read another may: of a newer version, or with more of the codecs that are optional.
     """
-    return tuple(f"{package} {build}" for package in ("PIL", "pillow_heif") if (build := _build(package)) is not None)
+    packages = ("PIL", "pillow_heif", *(("av",) if videos else ()))
+    return tuple(f"{package} {build}" for package in packages if (build := _build(package)) is not None)
 
 
 def _build(package: str) -> str | None:

@@ -127,7 +127,7 @@ def no_folder(tmp, store, model, photos):
 
 def empty_folder(tmp, store, model, photos):
     (tmp / "empty").mkdir()
-    return ["extract", tmp / "empty", "--model", model], 2, "no images in"
+    return ["extract", tmp / "empty", "--model", model], 2, "no images or videos in"
 
 
 def no_images(tmp, store, model, photos):

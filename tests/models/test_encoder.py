@@ -31,8 +31,7 @@ def load(checkpoint, *, dtype: str = "float32", kernels: str = "fused") -> Trans
 
 
 def prepared(encoder: TransformersEncoder, image) -> Prepared:
-    (only,) = encoder.prepare(np.array(image))
-    return only
+    return encoder.preparer.prepare(np.array(image))
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def assert_the_full_models_features(folder: Path, reference, image: Image.Image)
     }
 
     encoder = load_encoder(EncoderSpec(open_checkpoint(folder, "encoder"), "cpu", "float32", kernels="reference"))
-    (prepared,) = encoder.prepare(np.array(image))
+    prepared = encoder.preparer.prepare(np.array(image))
     (encoded,) = encoder.encode([prepared])
     assert [*encoded.tensors] == [*fields] == [one.key for one in encoder.tensors]
     for tensor in encoder.tensors:

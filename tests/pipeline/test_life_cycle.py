@@ -404,7 +404,7 @@ def test_purge_leaves_no_row_and_no_byte(lived_in, some_photos, run_cli, monkeyp
     monkeypatch.chdir(some_photos)
     code, _, said = run_cli("purge", "moved.png", "--embeds", lived_in)
     assert code == 0
-    assert "1 image purged" in said
+    assert "1 item purged" in said
     assert "the file still exists" in said
     after = open_store(lived_in)
     assert not [row for shard in after.shards for row in shard.rows if row.sha256 == moved.sha256]

@@ -23,7 +23,7 @@ from qvsplit.pipeline.plan import (
 from qvsplit.sources.source import UNREADABLE, Listing, Presence, Scope, listing_digest
 from qvsplit.store.catalogue import FolderTally
 from qvsplit.store.row import deleted_row
-from tests.support.fake_catalogue import FakeCatalogue, digest, failed_row, ok_row
+from tests.support.fake_catalogue import FakeCatalogue, clip_rows, digest, failed_row, ok_row
 from tests.support.fake_source import FakeSource, entry
 
 ROOT = ("/photos", "")
@@ -277,7 +277,9 @@ SAME, OTHER = (digest("a.png"), 0), (digest("other"), 0)
         (ok_row("a.png"), OTHER, True, True, "moved"),
         (failed_row("a.png"), SAME, True, False, "copied"),
         (deleted_row(ok_row("a.png"), 2), SAME, True, False, "copied"),
-        (ok_row("a.png", part=1), SAME, True, False, "copied"),  # another part is another content
+        (clip_rows("a.png", 3)[1], SAME, True, False, "metadata changed"),  # whichever part it is
+        (clip_rows("a.png", 3)[1], SAME, False, False, "re-encoded"),
+        (clip_rows("a.png", 3)[1], OTHER, False, False, "modified"),
     ],
 )
 def test_what_has_happened_to_an_item(current, content, held, moved, change):
@@ -323,8 +325,9 @@ def test_nothing_to_do(folders, listings, scope, prune, expected):
 def tallied(rows, *listings, planned=None, before=None, scope=SCOPE):
     catalogue = FakeCatalogue(rows)
     planned = planned or Plan(0, (), 0, 0)
-    return tallies_after(planned, listings, scope, before or {}, lambda key: catalogue.current(*key),
-                         lambda content: catalogue.home(content) is not None)  # fmt: skip
+    return tallies_after(
+        planned, listings, scope, before or {}, lambda key: catalogue.current(*key), catalogue.holds
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -408,3 +411,69 @@ def test_what_a_plan_tallies_is_nothing_to_do_for_the_next():
     source.items["/photos", "x/b.png"] = (1, 2)
     again = list(source.list({folder: tally.digest for folder, tally in tallies.items()}))
     assert nothing_to_do(tallies, (), again, source.scope, prune=False) is None
+
+
+# ------------------------------------------------------------------------------------------------------ several parts
+
+
+def without(rows: list, lost: int) -> list:
+    """Rows of which one has no features of its own."""
+    return [replace(row, has_features=row.has_features and row.part != lost) for row in rows]
+
+
+CLIP = clip_rows("c.mp4", 3)
+BROKEN = failed_row("c.mp4", kind="content", part=1, start=1.0, end=2.0, duration=3.0)
+EXPECTED_OF_A_VIDEO = [
+    (CLIP, "unchanged"),
+    (clip_rows("c.mp4", 3, version="2"), "to read"),
+    *((without(CLIP, lost), "to read") for lost in range(3)),  # features of one part went with a shard
+    (CLIP[:2], "to read"),  # a row did
+    (CLIP[1:], "to read"),
+    ([CLIP[0], CLIP[2]], "to read"),
+    ([CLIP[0], BROKEN, CLIP[2]], "failed before"),
+    ([failed_row("c.mp4")], "failed before"),
+    ([deleted_row(row, 2) for row in CLIP], "to read"),
+]
+
+
+@pytest.mark.parametrize(("rows", "expected"), EXPECTED_OF_A_VIDEO)
+def test_a_video_in_several_parts_is_one_item(rows, expected):
+    planned = planned_of(rows, listing("c.mp4"))
+    counted = {"to read": len(planned.to_read), "unchanged": planned.unchanged, "failed before": planned.failed_before}
+    assert counted == dict.fromkeys(counted, 0) | {expected: 1} and planned.found == 1
+    settled_as = {"unchanged": {ROOT: (1, 0)}, "failed before": {ROOT: (0, 1)}, "to read": {}}
+    assert planned.settled == settled_as[expected]
+
+
+@pytest.mark.parametrize(("rows", "expected"), EXPECTED_OF_A_VIDEO)
+def test_and_it_is_tallied_as_one(rows, expected):
+    listed, counts = listing("c.mp4"), {"unchanged": (1, 0), "failed before": (0, 1)}
+    tallies = tallied(rows, listed)
+    assert tallies == ({ROOT: FolderTally(listed.digest, *counts[expected], 0)} if expected in counts else {})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_video_that_no_listing_has_is_looked_for_once(order):
+    rows = [*clip_rows("gone.mp4", 3), *clip_rows("x/gone.mp4", 2)][::order]
+    planned = planned_of([ok_row("a.png"), *rows])
+    assert [(row.path, row.part) for row in planned.unseen] == [("gone.mp4", 0), ("x/gone.mp4", 0)]
+    found = settle(planned, {row.key: Presence("absent") for row in planned.unseen}, [listing("a.png")],
+                   FakeCatalogue(rows))  # fmt: skip
+    assert len(found.absent) == 2
+    tallies = tallied([ok_row("a.png"), *rows], listing("a.png"), planned=found)
+    assert [tally.not_found for tally in tallies.values()] == [1, 1]
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(CLIP, "unchanged"), (without(CLIP, 2), "to_read")])
+def test_a_video_that_exists_and_no_listing_has_is_counted_once(rows, expected):
+    presence = {"c.mp4": Presence("present", entry("c.mp4"))}
+    planned = settled([ok_row("a.png"), *rows], presence, listing("a.png"))
+    assert (planned.found, planned.unchanged, len(planned.to_read)) == {"unchanged": (2, 2, 0), "to_read": (2, 1, 1)}[
+        expected
+    ]
+
+
+def test_a_video_of_which_all_parts_are_copies_is_known():
+    copy = [replace(row, has_features=False) for row in clip_rows("copy.mp4", 3, content="c.mp4")]
+    assert planned_of([*CLIP, *copy], listing("c.mp4", "copy.mp4")).unchanged == 2
+    assert paths(planned_of([*without(CLIP, 2), *copy], listing("c.mp4", "copy.mp4"))) == ["c.mp4", "copy.mp4"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qvsplit.errors import ItemError, ItemNotFound
+from qvsplit.pipeline.parts import Part
 from qvsplit.pipeline.plan import Cures, Plan
 from qvsplit.pipeline.record import RowRecorder
 from qvsplit.pipeline.runner import KNOWN, Result
@@ -43,6 +44,9 @@ class FakeWriter:
             self.features[row.content] = features
         return row
 
+    def append_item(self, parts):
+        return [self.append(row, its) for row, its in parts]
+
 
 def features(text: str, tokens: int = 1) -> Features:
     """Features that are a function of the content."""
@@ -54,7 +58,9 @@ def features(text: str, tokens: int = 1) -> Features:
 def result(path: str, outcome=KNOWN, *, content: str | None = None, version: str | None = "1", **more) -> Result:
     """A result of reading `path`; where there are features they are of its content."""
     info = FileInfo(digest(content or path), 1, 1, version)
-    return Result(entry(path), info, outcome=features(content or path) if outcome == "encoded" else outcome, **more)
+    return Result(
+        entry(path), info, outcome=[Part(features(content or path))] if outcome == "encoded" else outcome, **more
+    )
 
 
 def unread(path: str, error: ItemError) -> Result:

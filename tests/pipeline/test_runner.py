@@ -11,7 +11,7 @@ import pytest
 
 from qvsplit.errors import ItemError, ItemNotFound, ModelError
 from qvsplit.pipeline import runner as runner_module
-from qvsplit.pipeline.runner import KNOWN, LocalRunner, RunnerOptions
+from qvsplit.pipeline.runner import KNOWN, Load, LocalRunner, RunnerOptions
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
 from qvsplit.store.features import Features
@@ -65,7 +65,7 @@ class MemoryDecoders:
 @pytest.fixture
 def decoders(monkeypatch):
     memory = MemoryDecoders()
-    monkeypatch.setattr(runner_module, "DecoderPool", lambda item_timeout, fetch: memory)
+    monkeypatch.setattr(runner_module, "DecoderPool", lambda item_timeout, fetch, gifs: memory)
     return memory
 
 
@@ -81,7 +81,9 @@ class Loader:
         self.encoder = FakeEncoder(on_encode=on_encode)
         self._devices = fake_devices(self.encoder, workers=workers, patch_budget=patch_budget)
 
-    def __call__(self):
+        self.both = Load(self.devices, self.encoder.load_clips)
+
+    def devices(self):
         self.times += 1
         return self._devices
 
@@ -89,12 +91,16 @@ class Loader:
 def ran(items, load=None, *, held=(), **options):
     """All results of a run, and the runner."""
     load = load or Loader()
-    runner = LocalRunner(RunnerOptions(**options), load, lambda content: content in held)
+    runner = LocalRunner(RunnerOptions(**options), load.both, lambda content: content in held)
     try:
         with closing(runner.run(items)) as results:
             return list(results), runner
     finally:
         runner.close()
+
+
+def is_encoded(outcome) -> bool:
+    return isinstance(outcome, list) and all(isinstance(part.features, Features) for part in outcome)
 
 
 def paths(results) -> list[str]:
@@ -114,13 +120,13 @@ def test_encoded_items_come_in_the_order_of_the_entries(decoders, workers, devic
     load = Loader(lambda batch: time.sleep(next(pauses)), workers=devices, patch_budget=patch_budget)
     results, runner = ran(entries(20), load, workers=workers)
     assert paths(results) == [f"{number:03d}.png" for number in range(20)]
-    assert all(isinstance(result.outcome, Features) for result in results)
+    assert all(is_encoded(result.outcome) for result in results)
     alone = FakeEncoder()
     for result in results:
         colour = np.frombuffer(bytes.fromhex(digest(result.entry.path)[:6]), np.uint8)
-        (prepared,) = alone.prepare(np.tile(colour, (28, 28, 1)))
+        prepared = alone.preparer.prepare(np.tile(colour, (28, 28, 1)))
         expected = alone.encode([prepared])[0].tensors["pooler_output"].numpy()
-        assert np.array_equal(result.outcome["pooler_output"], expected)
+        assert np.array_equal(result.outcome[0].features["pooler_output"], expected)
     assert {"forward", "copy", "wait for images", "wait for the encoder"} <= runner.seconds.keys()
     assert runner.decoder_memory_bytes == 4711
     assert decoders.closed
@@ -156,7 +162,7 @@ def test_a_bad_item_is_a_value_and_stops_nothing(decoders):
     ]  # fmt: skip
     assert outcomes["001.png"].kind == "timeout"
     assert outcomes["001.png"].__traceback__ is None  # which would keep the pixels
-    assert [path for path, outcome in outcomes.items() if isinstance(outcome, Features)] == [
+    assert [path for path, outcome in outcomes.items() if is_encoded(outcome)] == [
         "000.png", "004.png", "005.png"
     ]  # fmt: skip
 
@@ -214,7 +220,7 @@ def test_the_same_bytes_once_they_are_held(decoders):
     """What has been written meanwhile is not even decoded."""
     decoders.contents = {f"{index:03d}.png": "same" for index in range(12)}
     held = set()
-    runner = LocalRunner(RunnerOptions(workers=1), Loader(), held.__contains__)
+    runner = LocalRunner(RunnerOptions(workers=1), Loader().both, held.__contains__)
     with closing(runner.run(entries(12))) as results:
         outcomes = []
         for result in results:
@@ -271,7 +277,7 @@ def test_no_more_pixels_than_the_budget_are_decoded_at_a_time(decoders, monkeypa
 
     decoders.on_decode = on_decode
     load = Loader(patch_budget=1)
-    devices = load()
+    devices = load.devices()
     prepare = devices.prepare
 
     def prepared(image):
@@ -350,7 +356,7 @@ def test_past_the_deadline_no_item_is_begun_and_what_was_begun_is_finished(decod
     results, runner = ran(entries(400), Loader(lambda batch: time.sleep(0.02)), workers=2, deadline=deadline)
     assert runner.stopped == "max-runtime"
     assert 0 < len(results) == len(decoders.read_paths) < 400
-    assert all(isinstance(result.outcome, Features) for result in results)
+    assert all(is_encoded(result.outcome) for result in results)
 
 
 def test_a_deadline_that_passes_with_nothing_left_stops_nothing(decoders):

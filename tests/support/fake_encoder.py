@@ -5,20 +5,23 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import torch
 
 from qvsplit.errors import ItemError
-from qvsplit.models.encoder import Cancelled, Encoded
+from qvsplit.models.encoder import Cancelled, Clips, Encoded
 from qvsplit.models.preparing import Prepared
+from qvsplit.models.sampling import Clip, VideoOptions
 from qvsplit.pipeline.devices import Loaded, StoreDeclares
-from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
 from qvsplit.pipeline.runner import Devices, DeviceWorker
 from qvsplit.pipeline.stages import Encode, Prepare, Quantize
 from qvsplit.pipeline.summary import Summary
+from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.config import ExtractionConfig, Provenance
 from qvsplit.store.features import POOLER_OUTPUT, TensorSpec
 from qvsplit.store.schema import ShardSchema
@@ -26,7 +29,7 @@ from qvsplit.store.schema import ShardSchema
 NAME = "fake"  # as the model of an extraction
 WIDTH = 12  # values a token: the three colours of its four patches
 TOKEN_PIXELS = 56  # along each side
-IMAGE_TOKEN = "<|image_pad|>"
+IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 
 
 def fake_config(storage_dtype: str = "float32", kernels: str = "fused", **processor: int) -> ExtractionConfig:
@@ -54,6 +57,38 @@ class FakePreparer:
         return Prepared({"pixels": patches}, h * w // 4, h * w, ((IMAGE_TOKEN, h * w // 4),), (1, h, w))
 
 
+@dataclass(frozen=True)
+class FakeClipPreparer:
+    """Takes every frame of a video, each as a slice of its own."""
+
+    clip_seconds: float | None
+    in_slices: bool = True
+
+    def clips(self, info: VideoInfo) -> list[Clip]:
+        """Cut it into clips of so many seconds."""
+        if self.clip_seconds is None:
+            return [Clip(0, None, None, info.n_frames, info.fps, tuple(range(info.n_frames)))]
+        each = round(self.clip_seconds * info.fps)
+        starts = range(0, info.n_frames, each)
+        return [
+            Clip(part, start / info.fps, min(start + each, info.n_frames) / info.fps, each, info.fps,
+                 tuple(range(start, min(start + each, info.n_frames))))
+            for part, start in enumerate(starts)
+        ]  # fmt: skip
+
+    def outline(self, clip: Clip, info: VideoInfo) -> Prepared:
+        """Say how many tokens it will have."""
+        frame = FakePreparer().prepare(np.zeros((info.height, info.width, 3), np.uint8))
+        return replace(frame, n_tokens=frame.n_tokens * len(clip.indices), kind="video")
+
+    def prepare(self, clip: Clip, info: VideoInfo, frames: Iterator[np.ndarray], patch_budget: int):
+        """Give one slice a frame."""
+        n_tokens = self.outline(clip, info).n_tokens
+        for number, frame in enumerate(islice(frames, len(clip.indices))):
+            placeholder = ((VIDEO_TOKEN, n_tokens),) if number == 0 else ()
+            yield replace(FakePreparer().prepare(frame), placeholder=placeholder, kind="video")
+
+
 @dataclass
 class FakeEncoder:
     """An Encoder whose features are the pixels themselves: the same bits in whatever batch."""
@@ -61,6 +96,7 @@ class FakeEncoder:
     config: ExtractionConfig = field(default_factory=fake_config)
     on_encode: Callable[[Sequence[Prepared]], None] = lambda batch: None
     preparer: FakePreparer = FakePreparer()
+    videos: VideoOptions = field(default_factory=VideoOptions)
 
     def __post_init__(self):
         self._cancelled = threading.Event()
@@ -69,21 +105,22 @@ class FakeEncoder:
     def tensors(self):
         return (TensorSpec(POOLER_OUTPUT, self.config.storage_dtype, WIDTH),)
 
-    def prepare(self, image):
-        yield self.preparer.prepare(image)
-
     def encode(self, batch):
         self.on_encode(batch)
         if self._cancelled.is_set():
             raise Cancelled
         return [
-            Encoded({POOLER_OUTPUT: one.values["pixels"].float().view(-1, WIDTH) / 255}, one.grid_thw, one.placeholder)
+            Encoded(
+                {POOLER_OUTPUT: one.values["pixels"].float().view(-1, WIDTH) / 255}, one.grid_thw, one.placeholder,
+                kind=one.kind,
+            )
             for one in batch
-        ]
+        ]  # fmt: skip
 
-    def join(self, slices):
-        (only,) = slices
-        return only
+    def load_clips(self):
+        how = self.videos.sampling
+        videos = {"containers": {}, "fps": how.fps, "clip_seconds": how.clip_seconds, "gif": self.videos.gif}
+        return Clips(FakeClipPreparer(how.clip_seconds), replace(self.config, videos=videos))
 
     def cancel(self):
         self._cancelled.set()
@@ -93,7 +130,7 @@ def fake_devices(encoder: FakeEncoder, *, workers: int = 1, patch_budget: int = 
     """Devices that all work with `encoder`."""
     quantize = Quantize(encoder.config, encoder.tensors)
     lanes = [DeviceWorker(Encode(functools.partial(FakeEncoder), encoder), quantize) for _ in range(workers)]
-    return Devices(encoder, Prepare(encoder.preparer), lanes, patch_budget)
+    return Devices(encoder, Prepare(encoder.preparer), lanes, patch_budget, encoder.tensors)
 
 
 class FakeModel:
@@ -118,7 +155,8 @@ class FakeModel:
         self.loads += 1
         limits = {name: getattr(options, name) for name in ("min_pixels", "max_pixels") if getattr(options, name)}
         config = own.config or fake_config(options.storage_dtype or "float32", options.kernels or "fused", **limits)
-        encoder = FakeEncoder(config, self._encoding)
+        config = replace(config, videos=None)
+        encoder = FakeEncoder(config, self._encoding, videos=video_options(with_videos_of(own.config, options)))
         summary.model, summary.patch_budget = NAME, options.patch_budget or 500
         workers = len((options.device or "cpu").split(","))
         provenance = Provenance(NAME, None, options.device or "cpu", {})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from qvsplit.runtime.names import file_on_disk
 from qvsplit.sources import files, images
 from qvsplit.sources.images import DecodedImage
 from qvsplit.sources.source import Entry, Listing, Presence, Scope, listing_digest, local_file
+from qvsplit.sources.videos import VideoInfo
 
 
 def entry(path: str, *, root: str = "/photos", size: int = 1, version: str = "1") -> Entry:
@@ -55,10 +58,18 @@ class FakeSource:
         return Path(file_on_disk(*entry.key))
 
 
-class InThreadDecoders:
-    """In place of a DecoderPool: reads and decodes in the calling thread."""
+FAKE_VIDEO = b"fake video "  # then its measures as JSON
 
-    def __init__(self, item_timeout: float = 60.0, fetch=local_file):
+
+def fake_video(n_frames: int = 6, fps: float = 2.0, width: int = 80, height: int = 60, *, breaks_at=None) -> bytes:
+    """The bytes of a video for `InThreadDecoders`, whose frames are grey by their number; decoding may break."""
+    return FAKE_VIDEO + json.dumps([n_frames, fps, width, height, breaks_at]).encode()
+
+
+class InThreadDecoders:
+    """In place of a DecoderPool: reads and decodes in the calling thread. Videos are fakes: see `fake_video`."""
+
+    def __init__(self, item_timeout: float = 60.0, fetch=local_file, gifs_are_videos=False):
         self.item_timeout = item_timeout
         self.fetch = fetch
 
@@ -66,7 +77,22 @@ class InThreadDecoders:
         return self
 
     def read(self, entry):
-        return files.read(entry, str(self.fetch(entry))).info
+        file = files.read(entry, str(self.fetch(entry)))
+        return replace(file.info, kind="video" if file.data.startswith(FAKE_VIDEO) else "image")
+
+    def _measures(self, entry):
+        return json.loads(files.read(entry, str(self.fetch(entry))).data.removeprefix(FAKE_VIDEO))
+
+    def scan(self, entry, info):
+        n_frames, fps, width, height, _ = self._measures(entry)
+        return VideoInfo(n_frames, fps, n_frames / fps, width, height, 0, "fake", "fake", 0, None)
+
+    def frames(self, entry, info, indices):
+        _, _, width, height, breaks_at = self._measures(entry)
+        for index in indices:
+            if index == breaks_at:
+                raise ItemError("ends early")
+            yield np.full((height, width, 3), 10 * index % 256, np.uint8)
 
     def decode(self, entry, info, on_size=lambda width, height: None):
         file = files.read(entry, str(self.fetch(entry)))
