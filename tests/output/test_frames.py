@@ -15,9 +15,10 @@ from PIL import Image
 
 from qvsplit.errors import ItemError
 from qvsplit.output import frames, thumbnails
+from qvsplit.sources.decoder import Decoder
 from qvsplit.sources.files import FileInfo
 from tests.support import rows
-from tests.support.report_pages import data_of, generated, thumbnails_of, written
+from tests.support.report_pages import clip_row, data_of, generated, thumbnails_of, written
 
 
 class FakePool:
@@ -172,3 +173,48 @@ def test_equal_videos_are_in_the_page_once(tmp_path, pool):
     page = written(tmp_path / "page.html", [generated(row, "What?", "x") for row in copies])
     assert len(thumbnails_of(page)) == 1
     assert [item[2] for item in data_of(page)["items"]] == [0, 0]
+
+
+def test_frames_of_a_real_clip_and_of_its_parts(tmp_path):
+    whole, cut = (clip_row(tmp_path / name, range(40), frames=n) for name, n in (("film.mp4", 40), ("cut.mp4", 41)))
+    parts = [replace(cut, part=n, start=2.0 * n, end=2.0 * n + 2, media=None) for n in range(2)]
+    page = written(tmp_path / "page.html", [generated(row, "What?", "x") for row in (whole, *parts)])
+    assert [item[3] for item in data_of(page)["items"]] == ["", "", ""]
+    sheets = thumbnails_of(page)
+    of_each = [5, 15, 25, 35], [2, 7, 12, 17], [22, 27, 32, 37]
+    for sheet, numbers in zip(sheets, of_each, strict=True):
+        assert greys(sheet) == pytest.approx([4 * number for number in numbers], abs=5)
+
+
+def test_a_clip_that_is_none_says_so(tmp_path):
+    row = clip_row(tmp_path / "film.mp4", range(40))
+    data = (tmp_path / "film.mp4").read_bytes()[:100] + b"\0" * 900
+    (tmp_path / "film.mp4").write_bytes(data)
+    torn = replace(row, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    (item,) = data_of(written(tmp_path / "page.html", [generated(torn, "What?", "x")]))["items"]
+    assert item[2] == -1
+    assert len(item[3]) > 10 and "Error" not in item[3] and "cannot be shown" not in item[3]
+
+
+def test_a_clip_that_kills_its_decoder_spoils_nothing_else(tmp_path, monkeypatch):
+    bad, good = (clip_row(tmp_path / name, range(40), frames=n) for name, n in (("bad.mp4", 40), ("good.mp4", 41)))
+    real = Decoder.frames
+
+    def killing(self, entry, info, indices):
+        if entry.path == "bad.mp4":
+            self._child.kill()
+            monkeypatch.setattr(Decoder, "_start", dying)
+        return real(self, entry, info, indices)
+
+    started = Decoder._start
+
+    def dying(self):
+        started(self)
+        self._child.kill()
+
+    monkeypatch.setattr(Decoder, "frames", killing)
+    monkeypatch.setattr(thumbnails, "THREADS", 1)
+    page = written(tmp_path / "page.html", [generated(row, "What?", "x") for row in (good, bad)])
+    first, second = data_of(page)["items"]
+    assert first[2] == 0
+    assert (second[2], second[3].startswith("crashes its decoder")) == (-1, True), second

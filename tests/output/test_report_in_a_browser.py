@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support import browser
-from tests.support.report_pages import failed_row, generated, no_row, row_of, scored, written
+from tests.support.report_pages import clip_row, failed_row, generated, no_row, row_of, scored, written
 
 
 @pytest.fixture(scope="module")
@@ -419,3 +420,49 @@ def test_on_paper_all_cards_are_drawn(window, tmp_path):
     window.media()
     window.evaluate("dispatchEvent(new Event('afterprint'))")
     assert window.evaluate(CARDS) < 100
+
+
+def test_videos_are_shown_by_a_few_frames_with_their_seconds(window, photos, tmp_path):
+    whole = clip_row(tmp_path / "film.mp4", range(40))
+    parts = [replace(whole, part=n, start=2.0 * n, end=2.0 * n + 2, media=None) for n in range(2)]
+    portrait = clip_row(tmp_path / "portrait.mp4", range(40), size=(90, 160))
+    photo = row_of(photos / "coffee.png")
+    shown = [(part,) for part in parts] + [(portrait,), (photo,), (parts[1], photo)]
+    answers = [scored(rows[0], "dog", 0.9) for rows in shown[:4]] + [generated(shown[4], "What differs?", "All.")]
+    failed = [replace(failed_row("torn.mp4", "is cut off"), kind="video")]
+    window.open(written(tmp_path / "page.html", answers, failed=failed))
+    assert names(window) == [
+        "torn.mp4", "film.mp4#0", "film.mp4#1", "portrait.mp4", "coffee.png", "film.mp4#1 · coffee.png"
+    ]  # fmt: skip
+    times = window.evaluate("[...document.querySelectorAll('.card .time')].map(t => t.textContent)")
+    assert times == ["0:00 to 0:02 of 0:04", "0:02 to 0:04 of 0:04", "0:04", "0:02 to 0:04 of 0:04"]
+    window.evaluate("Promise.all([...document.images].map(i => i.decode()))")
+    sizes = window.evaluate("[...document.images].map(i => [i.naturalWidth, i.naturalHeight])")
+    assert sizes[:3] == [[322, 182], [322, 182], [4 * 90 + 6, 160]]
+    boxes = window.evaluate(
+        "[...document.querySelectorAll('.card .time, .card img')].every(e => { const r = e.getBoundingClientRect(), "
+        "b = e.closest('.images').getBoundingClientRect(); return r.width > 20 && r.left >= b.left && r.right <= b.right "
+        "&& r.top >= b.top && r.bottom <= b.bottom + .5 })"
+    )
+    assert boxes
+    assert window.evaluate("document.querySelector('#verdicts button').textContent") == "5items"
+    search(window, "0:00")
+    assert names(window) == ["film.mp4#0"]
+    window.click(".card .images")
+    caption = window.evaluate("document.querySelector('figcaption').textContent")
+    assert caption.endswith("film.mp4#0  160 × 90  0:00 to 0:02 of 0:04"), caption
+    assert window.evaluate("document.querySelector('.sheets img').getBoundingClientRect().height") <= 421
+    assert window.errors == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"), [((None, None), "2videos"), ((0, 1), "2clips"), ((None,), "1video"), ((0,), "1clip")]
+)
+def test_a_page_of_videos_counts_videos_or_clips(window, tmp_path, parts, said):
+    rows = [
+        replace(no_row("a.mp4" if part is not None else f"{number}.mp4"), kind="video", part=part or 0,
+                start=None if part is None else 2.0 * part, end=None if part is None else 2.0 * part + 2)
+        for number, part in enumerate(parts)
+    ]  # fmt: skip
+    window.open(written(tmp_path / "page.html", [generated(row, "What?", "x") for row in rows]))
+    assert window.evaluate("document.querySelector('#verdicts button').textContent") == said

@@ -7,8 +7,11 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from qvsplit.errors import ItemError
 from qvsplit.output.answer import Answer
@@ -29,6 +32,29 @@ def row_of(file: Path, root: Path | None = None, **changes) -> Row:
     row = Row(
         str(root), file.relative_to(root).as_posix(), hashlib.sha256(data).hexdigest(), len(data), "ok", mtime_ns=0,
         width=width, height=height, grid_thw=(1, 2, 2), n_tokens=1, has_features=True,
+    )  # fmt: skip
+    return replace(row, **changes)
+
+
+def clip_row(
+    file: Path, sampled: Sequence[int], *, frames: int = 40, size: tuple[int, int] = (160, 90), **changes
+) -> Row:
+    """Make a clip of ten frames a second, each of one grey, four brighter than the one before; give a row of it."""
+    import av
+
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for number in range(frames):
+            pixels = np.full((size[1], size[0], 3), 4 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    data = file.read_bytes()
+    row = Row(
+        str(file.parent), file.name, hashlib.sha256(data).hexdigest(), len(data), "ok", kind="video", width=size[0],
+        height=size[1], duration=frames / 10, grid_thw=(1, 2, 2), n_tokens=1, has_features=True,
+        media=json.dumps({"frames_indices": list(sampled)}),
     )  # fmt: skip
     return replace(row, **changes)
 
