@@ -12,7 +12,7 @@ import pytest
 
 from qvsplit.errors import ItemError, ItemNotFound
 from qvsplit.sources import files
-from qvsplit.sources.files import FileInfo, open_long_path, read
+from qvsplit.sources.files import FileInfo, open_long_path, read, read_either
 from qvsplit.sources.source import Entry
 
 OLD = 1_600_000_000
@@ -150,3 +150,58 @@ def test_a_path_longer_than_the_system_takes_at_once(tmp_path):
     with pytest.raises(OSError, match="too long"):
         open_long_path(str(tmp_path / ("x" * 300)), os.O_RDONLY)
     assert read(entry(Path(long), "deep.png")).size == 0
+
+
+# --------------------------------------------------------------------------------------------------------------- videos
+
+
+def as_video(at: Path, **more):
+    return read_either(
+        entry(at.parent, at.name), head_bytes=4, kind_of=lambda head: "video" if head == b"some" else "image", **more
+    )
+
+
+def test_a_video_is_hashed_in_blocks_and_stays_open(old, monkeypatch):
+    """It may be larger than an image; its bytes are not in memory."""
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 5)
+    monkeypatch.setattr(files, "_HASHED_BYTES", 4)
+    blocks = []
+    file, video = as_video(old, on_progress=lambda: blocks.append(1))
+    digest = hashlib.sha256(b"some bytes").hexdigest()
+    assert (file.data, file.info) == (b"", FileInfo(digest, 10, OLD * 10**9, str(OLD * 10**9), "video"))
+    assert len(blocks) == 3
+    old.unlink()
+    assert os.pread(video.stream.fileno(), 4, 0) == b"some"
+    video.check_unchanged()
+    video.stream.close()
+
+
+def test_an_image_among_videos_is_read_whole(old):
+    old.write_bytes(b"else")
+    file, video = as_video(old)
+    assert (file.data, file.info.kind, video) == (b"else", "image", None)
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "as long"])
+def test_a_video_that_changes_after_it_was_hashed(old, change):
+    _, video = as_video(old)
+    with old.open("r+b") as stream:
+        stream.truncate(5) if change == "shorter" else stream.write(b"x" * (11 if change == "longer" else 10))
+    with pytest.raises(ItemError, match="was changed while it was being read"):
+        video.check_unchanged()
+    video.stream.close()
+
+
+@pytest.mark.parametrize("size", [5, 10_000])
+def test_a_video_that_changes_while_it_is_hashed(old, monkeypatch, size):
+    """Also one that grows as fast as it is read comes to an end."""
+    monkeypatch.setattr(files, "_HASHED_BYTES", 4)
+    blocks = []
+
+    def change() -> None:
+        blocks.append(1)
+        os.truncate(old, size)
+
+    with pytest.raises(ItemError, match="was changed while it was being read"):
+        as_video(old, on_progress=change)
+    assert len(blocks) < 5

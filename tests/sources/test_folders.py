@@ -15,7 +15,7 @@ from qvsplit.errors import UsageError
 from qvsplit.runtime.names import name_on_disk, stored_name
 from qvsplit.sources import images
 from qvsplit.sources.files import read
-from qvsplit.sources.folders import LocalFolders, root_of, starts_of
+from qvsplit.sources.folders import IMAGE_SUFFIXES, SUFFIXES, VIDEO_SUFFIXES, LocalFolders, root_of, starts_of
 from qvsplit.sources.source import Entry
 from tests.support.fake_source import FakeSource
 from tests.support.nasty_images import encoded
@@ -34,6 +34,33 @@ def test_the_walk_is_sorted_and_leaves_out_what_is_not_ours(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     assert [one.path for one in walked([tmp_path])] == ["a.JPEG", "b.jpg", "deep/z.png"]
     assert {one.root for one in walked([tmp_path])} == {str(tmp_path)}
+
+
+def test_a_walk_takes_images_and_videos_or_one_of_the_two(tmp_path):
+    for name in ("a.jpg", "b.MP4", "c.mkv", "d.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [one.path for one in walked([tmp_path])] == ["a.jpg", "b.MP4", "c.mkv"]
+    assert [one.path for one in walked([tmp_path], suffixes=IMAGE_SUFFIXES)] == ["a.jpg"]
+    assert [one.path for one in walked([tmp_path], suffixes=VIDEO_SUFFIXES)] == ["b.MP4", "c.mkv"]
+    assert SUFFIXES == IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    assert not IMAGE_SUFFIXES & VIDEO_SUFFIXES
+    named = walked([tmp_path, tmp_path / "b.MP4"], suffixes=IMAGE_SUFFIXES)
+    assert [one.path for one in named] == ["a.jpg", "b.MP4"]  # it was named
+
+
+def test_a_source_tree_in_typescript_is_no_list_of_failed_videos(tmp_path):
+    """Nor is a file of it that is named beside its folder passed over in silence."""
+    packet = b"G" + bytes(187)
+    for name, content in {
+        "film.ts": packet * 30, "camera.MTS": (bytes(4) + packet) * 30, "code.ts": b"export const G = 1;\n" * 300,
+        "module.mts": b"G", "empty.ts": b"", "other.mp4": b"text",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "gone.ts").symlink_to("nothing")
+    os.mkfifo(tmp_path / "pipe.ts")
+    assert [one.path for one in walked([tmp_path])] == ["camera.MTS", "film.ts", "gone.ts", "other.mp4", "pipe.ts"]
+    named = walked([tmp_path, tmp_path / "code.ts", tmp_path / "film.ts"])
+    assert sorted(one.path for one in named) == ["camera.MTS", "code.ts", "film.ts", "gone.ts", "other.mp4", "pipe.ts"]
 
 
 def test_a_file_named_by_the_user_is_tried_whatever_its_name(tmp_path):
