@@ -73,7 +73,8 @@ from transformers.utils.import_utils import is_torchcodec_usable
 from transformers.video_utils import load_video
 backend = "torchcodec" if is_torchcodec_usable(decode="video") else "pyav"
 began, cpu = time.perf_counter(), spent()
-frames, _ = load_video(path, backend=backend, sample_indices_fn=lambda metadata, **more: evenly(metadata.total_num_frames))
+def sample(metadata, **more): return evenly(metadata.total_num_frames)
+frames, _ = load_video(path, backend=backend, sample_indices_fn=sample)
 tell(began, cpu, frames=len(frames), backend=backend)
 """
 
@@ -84,14 +85,14 @@ def make_clip(path: Path, minutes: float) -> None:
 
     noise = np.random.default_rng(0).integers(0, 255, (45, 80, 3), dtype=np.uint8)
     large = av.VideoFrame.from_ndarray(noise, "rgb24").reformat(width=2560, height=1440, interpolation="BICUBIC")
-    picture = large.reformat(format="rgb24").to_ndarray()
+    picture: Any = large.reformat(format="rgb24").to_ndarray()
     width, height = SIZE
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "crf": "23"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(int(minutes * 60 * RATE)):
             left, top = int(600 + 600 * np.sin(number / 90)), int(350 + 350 * np.cos(number / 70))
-            window = np.ascontiguousarray(picture[top : top + height, left : left + width])
+            window: Any = np.ascontiguousarray(picture[top : top + height, left : left + width])
             frame = av.VideoFrame.from_ndarray(window, "rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = number, Fraction(1, RATE)
             container.mux(stream.encode(frame))
@@ -143,8 +144,8 @@ def main() -> None:
         found[name]["cpu_over_plain"] = middle["cpu"] / statistics.median(one["cpu"] for one in runs[plain])
         more = f"  child {found[name]['child_memory'] / 1e6:.0f} MB" if "child_memory" in found[name] else ""
         print(
-            f"{name:40} {middle['seconds']:7.2f} s  {found[name]['over_plain']:5.2f} x plain"
-            f"  cpu {middle['cpu']:6.2f} s ({found[name]['cpu_over_plain']:.2f} x)  {middle['memory'] / 1e6:7.0f} MB{more}"
+            f"{name:40} {middle['seconds']:7.2f} s  {found[name]['over_plain']:5.2f} x plain  "
+            f"cpu {middle['cpu']:6.2f} s ({found[name]['cpu_over_plain']:.2f} x)  {middle['memory'] / 1e6:7.0f} MB{more}"
         )
     print(f"scan {found['qvsplit']['scan']:.2f} s")
     print(json.dumps({"frames": told.frames, "few": told.few, "rounds": told.rounds, "contenders": found}))
