@@ -142,10 +142,10 @@ def main() -> None:
         found[name] = ones[0] | middle
         found[name]["over_plain"] = middle["seconds"] / statistics.median(one["seconds"] for one in runs[plain])
         found[name]["cpu_over_plain"] = middle["cpu"] / statistics.median(one["cpu"] for one in runs[plain])
-        more = f"  child {found[name]['child_memory'] / 1e6:.0f} MB" if "child_memory" in found[name] else ""
+        more = f", child {found[name]['child_memory'] / 1e6:.0f} MB" if "child_memory" in found[name] else ""
         print(
             f"{name:40} {middle['seconds']:7.2f} s  {found[name]['over_plain']:5.2f} x plain  "
-            f"cpu {middle['cpu']:6.2f} s ({found[name]['cpu_over_plain']:.2f} x)  {middle['memory'] / 1e6:7.0f} MB{more}"
+            f"cpu {middle['cpu']:6.2f} s ({found[name]['cpu_over_plain']:.2f} x) {middle['memory'] / 1e6:7.0f} MB{more}"
         )
     print(f"scan {found['qvsplit']['scan']:.2f} s")
     print(json.dumps({"frames": told.frames, "few": told.few, "rounds": told.rounds, "contenders": found}))
