@@ -14,6 +14,13 @@ from qvsplit.models.prompt import Prompt
 PrefixKey = tuple[tuple[FeatureRef, ...], tuple[int, ...]]
 
 
+# How to extract an item that takes too many tokens of a prompt, by its kind
+_SMALLER = {
+    "image": "with a lower `max_pixels`",
+    "video": "with fewer frames (`fps`, `max_frames`) or tokens (`video_max_tokens`), or in parts (`clip_seconds`)",
+}
+
+
 @dataclass(frozen=True)
 class PreparedRequest:
     """A request, its prompt, and the tokens of each of its choices."""
@@ -72,8 +79,7 @@ def _too_long(prompt: Prompt, most: int, context: int) -> str:
         return f"{lengths}; ask a shorter question: this one takes {question:,}"
     if items == 1:
         one = prompt.placeholders[0]
-        how = "in shorter clips, by `clip_seconds`" if one.kind == "video" else "with a lower `max_pixels`"
-        return f"{lengths}; {one.name} takes {shown:,}: extract it {how}"
+        return f"{lengths}; {one.name} takes {shown:,}: extract it {_SMALLER[one.kind]}"
     fitting = bisect_right(range(1, items), most - question, key=lambda number: len(prompt.upto(number).input_ids))
     kinds = {one.kind for one in prompt.placeholders}
     what = f"{kinds.pop()}s" if len(kinds) == 1 else "images and videos"

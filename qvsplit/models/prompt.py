@@ -74,7 +74,7 @@ class Placeholder:
             raise StoreDamaged(f"the row of {row.path} {error}; run `qvsplit extract` again") from None
         if not runs or row.n_tokens is None:
             raise StoreDamaged(f"the row of {row.path} lacks placeholder or token count; run `qvsplit extract` again")
-        return cls(runs, row.n_tokens, row.grid_thw, row.kind, row.path, inputs)
+        return cls(runs, row.n_tokens, row.grid_thw, row.kind, row.name, inputs)
 
 
 @dataclass(frozen=True)

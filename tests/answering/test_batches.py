@@ -27,7 +27,11 @@ def prepared(*kinds: str) -> PreparedRequest:
     ("kinds", "said"),
     [
         (["image"], "0.image takes 42: extract it with a lower `max_pixels`"),
-        (["video"], "0.video takes 42: extract it in shorter clips, by `clip_seconds`"),
+        (
+            ["video"],
+            "0.video takes 42: extract it with fewer frames (`fps`, `max_frames`) or tokens "
+            "(`video_max_tokens`), or in parts (`clip_seconds`)",
+        ),
         (["image", "image"], "0 of its 2 images would fit: ask about fewer together"),
         (["video", "video"], "0 of its 2 videos would fit: ask about fewer together"),
         (["image", "video"], "0 of its 2 images and videos would fit: ask about fewer together"),
