@@ -2,6 +2,10 @@
 
 `plan` sorts what was listed, `settle` takes up what the source says of rows that no listing has, `classify` names the
 change of an item once its content is known, `tallies_after` says in which folders nothing is left to do.
+
+All that is counted here are items: a video in several parts, each with a row of its own, is one. The row that stands
+for it is that of its first part, or one that failed (`store.row.item_row`); its features are there only where those of
+all its parts are.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import Literal, Protocol
 from qvsplit.runtime.names import file_on_disk, is_within
 from qvsplit.sources.source import Entry, Folder, Key, Listing, Presence, Scope
 from qvsplit.store.catalogue import FolderTally
-from qvsplit.store.row import Content, Row
+from qvsplit.store.row import Content, Row, item_row
 
 Change = Literal["new", "modified", "re-encoded", "metadata changed", "moved", "copied"]
 NOTHING = FolderTally("", 0, 0, 0)
@@ -27,16 +31,22 @@ class Catalogue(Protocol):
         """Give the current rows in those folders that are `wanted`, in any order."""
 
     def folder_rows(self, folder: Folder) -> Mapping[Key, tuple[Row, bool]]:
-        """Give the current row of each item in one folder, of several parts the first, and whether it has features."""
+        """Give the row that stands for each item in one folder, and whether the features of all its parts are there."""
 
     def current(self, root: str, path: str) -> Row | None:
-        """Give the current row of an item."""
+        """Give the row that stands for an item."""
+
+    def rows_of(self, root: str, path: str) -> Sequence[Row]:
+        """Give the current rows of an item, all its parts in order; none if there is no such item."""
 
     def holds(self, content: Content | None) -> bool:
-        """Say whether there are features of this content."""
+        """Say whether there are features of the whole file that this content is of: of all its parts."""
 
     def home(self, content: Content | None) -> Row | None:
-        """Give the row that holds the features of this content."""
+        """Give the row that holds the features of this content, which is one part of a file."""
+
+    def home_rows(self, sha256: str | None) -> Sequence[Row]:
+        """Give the rows that hold the features of all parts of a file's content, by part; none where one is missing."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +91,9 @@ class Plan:
         to_read: They are new, or their size and version say that they may have changed.
         unchanged: Known, by size and version.
         failed_before: Known to be bad, not tried again.
-        unseen: Rows that no listing has: the source is to say whether their file still exists.
-        absent: Of these, once settled: rows whose file does not exist.
+        unseen: Items that no listing has, by the rows that stand for them: the source is to say whether their file
+            still exists.
+        absent: Of these, once settled: those whose file does not exist. Every part of theirs is (`Catalogue.rows_of`).
         empty_folders: Of the absent: the key → the folder above it that is there and wholly empty, as the place of a
             disk is that is not mounted.
         unlisted: Folders of rows that no listing has though their file exists.
@@ -168,7 +179,10 @@ def plan(
     def is_below(row: Row) -> bool:
         return any(is_within(file_on_disk(row.root, row.path), start) for start in alive)
 
-    unseen |= {row.key: row for row in catalogue.rows_in(may_lack)}
+    rows_of: dict[Key, list[Row]] = {}
+    for row in catalogue.rows_in(may_lack):
+        rows_of.setdefault(row.key, []).append(row)
+    unseen |= {key: item_row(parts) for key, parts in rows_of.items()}
     return Plan(
         found=sum(listing.number for listing in listings),
         to_read=tuple(sorter.to_read),
@@ -236,7 +250,7 @@ class _Sorter:
         return len(self._changed) + len(self._again)
 
     def add(self, entry: Entry, row: Row | None, *, held: bool) -> None:
-        """Sort one, of which `row` is known, and whether its features are `held`."""
+        """Sort one, for which `row` stands, and of which is known whether the features of all its parts are `held`."""
         if row is None or not is_known(row, entry, lambda _: held):
             self._changed.append(entry)
         elif self._options.checksum or (row.status == "failed" and self._is_tried_again(row, entry)):
@@ -253,7 +267,7 @@ class _Sorter:
 def is_known(row: Row, entry: Entry, held: Callable[[Content | None], bool]) -> bool:
     """Say whether size and version alone show that the item has not changed. A row without version proves nothing.
 
-    `held` says whether the store has the features of this content.
+    `row` stands for the item, and `held` says of a content whether the store has the features of the whole file.
     """
     if row.status == "deleted" or row.version is None or (row.size, row.version) != (entry.size, entry.version):
         return False
@@ -312,18 +326,19 @@ def classify(current: Row | None, content: Content, *, held: bool, moved: bool) 
     """Name what has happened to an item, now that its content is known.
 
     Args:
-        current: The item's row so far.
-        content: What was read.
-        held: Whether the store, or this run, has the features of this content already.
-        moved: Whether a row of this content has lost its file.
+        current: The row that stood for the item so far.
+        content: What was read; which part of it makes no difference.
+        held: Whether the store, or this run, has the features of the whole file already.
+        moved: Whether an item of this content has lost its file.
     """
+    same = current is not None and current.status == "ok" and current.sha256 == content[0]
     if held:
-        if current is not None and current.status == "ok" and current.content == content:
+        if same:
             return "metadata changed"
         return "moved" if moved else "copied"
     if current is None or current.status == "deleted":
         return "new"
-    return "modified" if current.status == "ok" and current.content != content else "re-encoded"
+    return "modified" if current.status == "ok" and not same else "re-encoded"
 
 
 def tallies_after(
@@ -342,8 +357,8 @@ def tallies_after(
         listings: What was listed.
         scope: Where.
         before: The tallies so far.
-        current: An item's row after the run.
-        held: Whether there are features of a content after the run.
+        current: The row that stands for an item after the run.
+        held: Whether there are features of the whole file that a content is of, after the run.
         touched: Folders of the rows that the run has written.
     """
     not_found: dict[Folder, int] = {}

@@ -7,6 +7,7 @@ further than this.
 
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
 import threading
@@ -19,10 +20,10 @@ from qvsplit.errors import StoreDamaged
 from qvsplit.runtime.memory import garbage_collection_paused
 from qvsplit.store import layout
 from qvsplit.store.config import ExtractionConfig
-from qvsplit.store.row import ROW_FIELDS, Content, Key, Row, row_error, unknown_value
+from qvsplit.store.row import ROW_FIELDS, Content, Key, Row, is_whole, item_row, row_error, unknown_value
 from qvsplit.store.schema import ShardSchema
 
-VERSION = 1
+VERSION = 2
 # Long, and the same for many rows: `texts` has each once, and so has memory
 INTERNED = ("error", "warnings", "grid_thw", "placeholder", "inputs", "media")
 _ROOT, _SHA256, _GRID, _HAS_FEATURES = map(ROW_FIELDS.index, ("root", "sha256", "grid_thw", "has_features"))
@@ -46,7 +47,7 @@ CREATE TABLE rows(root INTEGER NOT NULL, folder INTEGER NOT NULL, shard INTEGER 
  {", ".join(f'"{name}" {_TYPES.get(name, "")}'.strip() for name in ROW_FIELDS if name != "root")},
  PRIMARY KEY(root, path, part)) WITHOUT ROWID;
 CREATE TABLE contents(sha256 BLOB NOT NULL, part INTEGER NOT NULL, shard INTEGER NOT NULL, row INTEGER NOT NULL,
- PRIMARY KEY(sha256, part)) WITHOUT ROWID;
+ last INTEGER NOT NULL, PRIMARY KEY(sha256, part)) WITHOUT ROWID;
 """
 _COLUMNS = ", ".join(f'rows."{name}"' for name in ROW_FIELDS)
 _HELD = "EXISTS (SELECT 1 FROM contents WHERE contents.sha256 = rows.sha256 AND contents.part = rows.part)"
@@ -62,7 +63,7 @@ class FolderTally:
         digest: Its listing's; empty where it has none.
         ok: Items with status ok.
         failed: Items with status failed.
-        not_found: Rows whose file was not found and that are not marked deleted.
+        not_found: Items whose file was not found and that are not marked deleted.
     """
 
     digest: str
@@ -152,6 +153,12 @@ class Catalogue:
         )
 
     @cached_property
+    def config(self) -> ExtractionConfig | None:
+        """What the shards declare together: of videos what any of them says. None where there are no shards."""
+        configs = [shard.schema.config for shard in self.shards]
+        return functools.reduce(ExtractionConfig.merged, configs) if configs else None
+
+    @cached_property
     def generation(self) -> int:
         """The highest generation of any row, current or not."""
         return int(self.fact("generation", 0))
@@ -219,7 +226,10 @@ class Catalogue:
         return iter(list(self._rows("folder IN (SELECT folder FROM wanted)", [])))
 
     def folder_rows(self, folder: Key) -> dict[Key, tuple[Row, bool]]:
-        """Give the current row of each item in one folder, of several parts the first, and whether it has features."""
+        """Give the row that stands for each item in one folder, and whether the features of all its parts are there.
+
+        Of several parts `item_row` says which that is.
+        """
         number, root = self.folders.get(folder), self._root_ids.get(folder[0])
         if number is None or root is None:
             return {}
@@ -229,10 +239,17 @@ class Catalogue:
             query += "AND path > ? AND path < ? "
             values += [f"{folder[1]}/", f"{folder[1]}0"]
         found: dict[Key, tuple[Row, bool]] = {}
+        parts: dict[Key, list[tuple[Row, bool]]] = {}
         with garbage_collection_paused():
             for *columns, held in self._all(query + "ORDER BY path, part", values):
                 row = self._row(columns)
-                found.setdefault(row.key, (row, bool(held)))
+                if row.is_part:
+                    parts.setdefault(row.key, []).append((row, bool(held)))
+                else:
+                    found[row.key] = (row, bool(held))
+        for key, some in parts.items():
+            rows = [row for row, _ in some]
+            found[key] = (item_row(rows), is_whole(rows) and all(held for _, held in some))
         return found
 
     def rows_with_status(self, status: str) -> Iterator[Row]:
@@ -258,7 +275,7 @@ class Catalogue:
         return self._rows(f"status = 'ok' AND NOT {_HELD}", [])
 
     def current_places(self, shard: int) -> dict[int, Key]:
-        """Give the rows of a shard that are current: their numbers in it, and their items."""
+        """Give the rows of a shard that are current: their numbers in it, and their items, one for each part."""
         found = self._all("SELECT row, root, path FROM rows WHERE shard = ?", [shard])
         return {row: (self._roots[root], path) for row, root, path in found}
 
@@ -301,7 +318,8 @@ class Catalogue:
 
     @cached_property
     def _config(self) -> ExtractionConfig:
-        return self.shards[-1].schema.config
+        assert self.config is not None
+        return self.config
 
     def _text(self, number: int) -> str:
         text = self._texts.get(number)
@@ -335,6 +353,23 @@ class Catalogue:
         found = self._one(query, _content(content))
         return None if found is None else (found[0], found[1])
 
+    def home_places(self, sha256: str | None) -> list[Place]:
+        """Give the rows that hold the features of all parts of a file's content, by part; none where one is missing.
+
+        What a part is of its file stands in its row: so all are known, whatever has become of the items.
+        """
+        if sha256 is None:
+            return []
+        query = "SELECT part, shard, row, last FROM contents WHERE sha256 = ? ORDER BY part"
+        places: list[Place] = []
+        for part, shard, row, last in self._all(query, [bytes.fromhex(sha256)]):
+            if part != len(places):
+                break
+            places.append((shard, row))
+            if last:
+                return places
+        return []
+
     def homes(self, shard: int) -> set[int]:
         """Give the rows of a shard whose features are the ones that are used."""
         return {row for (row,) in self._all("SELECT row FROM contents WHERE shard = ?", [shard])}
@@ -359,15 +394,23 @@ class Catalogue:
     # ---------------------------------------------------------------------------------------------------- counting
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Count the current rows of each root by status."""
+        """Count the current rows of each root by status: of a video that was cut, its parts."""
         found = self._all("SELECT root, status, count(*) FROM rows GROUP BY root, status")
         counts: dict[str, dict[str, int]] = {}
         for root, status, number in found:
             counts.setdefault(self._roots[root], {})[status] = number
         return dict(sorted(counts.items()))
 
+    def item_counts(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Count the items by status and kind, and behind them their current rows.
+
+        There are more rows than items where videos were cut into parts.
+        """
+        query = "SELECT status, kind, sum(part = 0), count(*) FROM rows GROUP BY status, kind"
+        return {(status, kind): (items, rows) for status, kind, items, rows in self._all(query)}
+
     def counts_by_folder(self) -> dict[Key, int]:
-        """Count the current rows that are not deleted, by folder."""
+        """Count the current rows that are not deleted, by folder: of a video that was cut, its parts."""
         found = self._all("SELECT folder, count(*) FROM rows WHERE status != 'deleted' GROUP BY folder")
         names = {number: folder for folder, number in self.folders.items()}
         return {names[folder]: number for folder, number in found}
@@ -381,11 +424,16 @@ class Catalogue:
         """Count the tokens of the current rows with status ok."""
         return int(self._all("SELECT coalesce(sum(n_tokens), 0) FROM rows WHERE status = 'ok'")[0][0])
 
+    def video_seconds(self) -> float:
+        """Add up the seconds of the videos with status ok, each once, however many parts it was cut into."""
+        each = "SELECT max(duration) AS seconds FROM rows WHERE status = 'ok' AND kind = 'video' GROUP BY root, path"
+        return float(self._all(f"SELECT total(seconds) FROM ({each})")[0][0])
+
     def copies(self) -> int:
-        """Count the current rows with status ok whose features another row holds."""
+        """Count the items with status ok whose features, the first part's, another row holds."""
         query = (
             "SELECT count(*) FROM rows JOIN contents ON contents.sha256 = rows.sha256 AND contents.part = rows.part "
-            "WHERE status = 'ok' AND NOT has_features"
+            "WHERE status = 'ok' AND rows.part = 0 AND NOT has_features"
         )
         return int(self._all(query)[0][0])
 

@@ -30,8 +30,8 @@ ON CONFLICT(root, path, part) DO UPDATE SET {", ".join(f'"{name}" = excluded."{n
 WHERE (excluded.generation, excluded.shard, excluded.row) >= (generation, shard, row)
 """
 _PUT_CONTENT = """
-INSERT INTO contents(sha256, part, shard, row) VALUES(?, ?, ?, ?)
-ON CONFLICT(sha256, part) DO UPDATE SET shard = excluded.shard, row = excluded.row
+INSERT INTO contents(sha256, part, shard, row, last) VALUES(?, ?, ?, ?, ?)
+ON CONFLICT(sha256, part) DO UPDATE SET shard = excluded.shard, row = excluded.row, last = excluded.last
 WHERE (excluded.shard, excluded.row) >= (shard, row)
 """
 # an item that was one clip and is now several, or the other way round: parts of an older generation are no longer
@@ -90,7 +90,7 @@ class CatalogueBuilder:
         )
         self.connection.executemany(_PUT_ROW, self._values(number, rows))
         homes = (
-            (bytes.fromhex(row.sha256), row.part, number, index)
+            (bytes.fromhex(row.sha256), row.part, number, index, row.is_last)
             for index, row in enumerate(rows)
             if row.has_features and row.sha256 is not None
         )

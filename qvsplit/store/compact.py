@@ -105,7 +105,7 @@ def purge(storage: Storage, names: Sequence[str], lock: Lock) -> Purged:
     """
     store = _opened(storage)
     keys = frozenset(key for name in names for key in _matching(store, name))
-    purged = [row for key in sorted(keys) for row in store.catalogue.rows_of(*key)]
+    purged = [store.catalogue.rows_of(*key) for key in sorted(keys)]
     only_theirs = {content for content in _contents(storage, keys) if not _is_shown(store, content, keys)}
     # of what no other item shows, old names go too: they would tell its hash
     traces = frozenset(row.key for row in store.catalogue.rows_with_status("deleted") if row.content in only_theirs)
@@ -118,10 +118,8 @@ def purge(storage: Storage, names: Sequence[str], lock: Lock) -> Purged:
     return Purged(
         **asdict(done),
         purged=len(purged),
-        shared=sum(row.status == "ok" and row.content not in only_theirs for row in purged),
-        still_there=sum(
-            row.status != "deleted" and os.path.lexists(file_on_disk(row.root, row.path)) for row in purged
-        ),
+        shared=sum(any(row.status == "ok" and row.content not in only_theirs for row in rows) for rows in purged),
+        still_there=sum(rows[0].status != "deleted" and os.path.lexists(file_on_disk(*rows[0].key)) for rows in purged),
         removed_quarantined=len(quarantined),
         removed_rebuild=rebuild.discard(storage),
     )

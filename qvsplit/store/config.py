@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from qvsplit.errors import ConfigError, StoreDamaged
@@ -39,7 +39,7 @@ class ExtractionConfig:
         images: How a file becomes an upright RGB image (sources/images.py, sources/pixels.py).
         kernels: The forward pass: "reference", transformers' own, or "fused" (kernels/).
         videos: How a file becomes sampled frames, and what the video processor makes of them (docs/format.md); None
-            where no video was encoded.
+            where no video was encoded. That goes with any other: see `fits`.
     """
 
     family: str
@@ -52,8 +52,11 @@ class ExtractionConfig:
     videos: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as it stands in a shard's metadata."""
-        return asdict(self)
+        """Give it as it stands in a shard's metadata. Without videos it is what it was before there were any."""
+        content = asdict(self)
+        if self.videos is None:
+            del content["videos"]
+        return content
 
     @classmethod
     def from_json(cls, content: Any, where: str) -> ExtractionConfig:
@@ -69,7 +72,7 @@ class ExtractionConfig:
         if unknown := content.keys() - known:
             raise made_by_newer(where, f"its extraction config has the unknown field {min(unknown)}")
         texts = ("family", "encoder", "compute_dtype", "storage_dtype", "kernels")
-        if known - content.keys() or any(not isinstance(content[name], str) for name in texts):
+        if known - content.keys() - {"videos"} or any(not isinstance(content[name], str) for name in texts):
             raise _no_config(where)
         if not isinstance(content["processor"], dict) or not isinstance(content["images"], dict):
             raise _no_config(where)
@@ -77,7 +80,7 @@ class ExtractionConfig:
         for name, allowed in choices.items():
             if content[name] not in allowed:
                 raise made_by_newer(where, f"the unknown {name} {content[name]!r}")
-        if not _usable_processor(content["processor"]):
+        if not _usable_processor(content["processor"]) or not _usable_videos(content.get("videos", {})):
             raise _no_config(where)
         return cls(**content)
 
@@ -86,14 +89,35 @@ class ExtractionConfig:
         """Patches along each side of the square that becomes one token; 1 for a family that has none."""
         return int(self.processor.get("merge_size", 1))
 
+    def merge_size_of(self, kind: str) -> int:
+        """Give `merge_size` for items of this kind: a video processor may have its own."""
+        settings = (self.videos or {}).get("settings", {}) if kind == "video" else {}
+        return int(settings.get("merge_size", self.merge_size))
+
     @property
     def has_pixel_limits(self) -> bool:
         """Whether the processor resizes between two numbers of pixels and merges patches: every image has a grid."""
         return {"merge_size", "min_pixels", "max_pixels"} <= self.processor.keys()
 
+    def fits(self, other: ExtractionConfig) -> bool:
+        """Say whether rows of the two may be used together: they are equal, or differ in that one knows no videos."""
+        return not self.differences(other)
+
+    def merged(self, other: ExtractionConfig) -> ExtractionConfig:
+        """Give this config, with what `other`, which fits, knows of videos where this one knows nothing of them."""
+        return self if self.videos is not None or other.videos is None else replace(self, videos=other.videos)
+
+    def for_kinds(self, kinds: Iterable[str]) -> ExtractionConfig:
+        """Give what decides the features of items of these kinds: what is said of videos decides those of no image."""
+        return self if "video" in kinds else replace(self, videos=None)
+
     def differences(self, other: ExtractionConfig) -> list[str]:
-        """List the fields in which `other` differs, each as `name: mine, not theirs`."""
-        mine, theirs = _flat(self.to_json()), _flat(other.to_json())
+        """List the fields in which `other` differs, each as `name: mine, not theirs`.
+
+        What one says of videos is no difference where the other says nothing of them.
+        """
+        kinds = ("video",) if self.videos is not None and other.videos is not None else ()
+        mine, theirs = (_flat(config.for_kinds(kinds).to_json()) for config in (self, other))
         return [
             f"{name}: {_short(mine.get(name))}, not {_short(theirs.get(name))}"
             for name in sorted(mine.keys() | theirs.keys())
@@ -154,8 +178,24 @@ def _usable_processor(settings: Mapping[str, Any]) -> bool:
     if "merge_size" not in settings:
         return True
     limits = [settings[name] for name in ("min_pixels", "max_pixels") if name in settings]
-    numbers = [settings["merge_size"], *limits]
-    return len(limits) != 1 and all(type(number) is int for number in numbers) and 1 <= settings["merge_size"] <= 64
+    return len(limits) != 1 and all(type(one) is int for one in limits) and _is_merge_size(settings["merge_size"])
+
+
+def _usable_videos(videos: Any) -> bool:
+    """Say whether what is read of videos can be: how patches merge, and what holds tensors."""
+    if videos is None:
+        return True
+    if not isinstance(videos, dict):
+        return False
+    settings, containers = videos.get("settings", {}), videos.get("containers", {})
+    if not isinstance(settings, dict) or not isinstance(containers, dict):
+        return False
+    sound = "merge_size" not in settings or _is_merge_size(settings["merge_size"])
+    return sound and all(isinstance(one, str) for one in containers.values())
+
+
+def _is_merge_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 64
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,18 +2,19 @@
 
 What holds at every moment, also after a death: new shards come after all others and repeat current rows as they are;
 only when they are on disk for good are the old ones deleted. So a reader finds the same items before, between and
-after. Rows keep their order and their generation; features are copied bit for bit.
+after. Rows keep their order and their generation, the parts of an item stay together in one shard, and features are
+copied bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from qvsplit.errors import ShardDamaged
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.store import layout
-from qvsplit.store.catalogue import CataloguedShard
+from qvsplit.store.catalogue import CataloguedShard, Place
 from qvsplit.store.features import Features
 from qvsplit.store.lock import Lock
 from qvsplit.store.row import Key, Row
@@ -21,7 +22,7 @@ from qvsplit.store.schema import ShardSchema
 from qvsplit.store.shard_reader import Shard
 from qvsplit.store.storage import Storage
 from qvsplit.store.store import Store
-from qvsplit.store.store_writer import StoreWriter
+from qvsplit.store.store_writer import Part, StoreWriter
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ def _sizes(storage: Storage) -> list[int]:
 def _write(storage: Storage, store: Store, what: Rewrite, old: Sequence[CataloguedShard]) -> int:
     """Give the number of rows written."""
     provenance = {one.id: one for entry in old for one in entry.schema.provenance}
-    schema = ShardSchema(old[0].schema.config, old[0].schema.tensors, tuple(provenance.values()))
-    writer = StoreWriter(storage, schema)
+    assert store.config is not None
+    writer = StoreWriter(storage, ShardSchema(store.config, old[0].schema.tensors, tuple(provenance.values())))
     try:
-        for shard, index, row, has_features in _current_rows(storage, store, what, old):
-            writer.append(row, _features(shard, index, what.on_lost) if has_features else None)
+        for parts in _Items(storage, store, what, old):
+            writer.append_item(parts, as_found=True)
         writer.end_shard()
     except BaseException:
         writer.abandon()
@@ -93,52 +94,85 @@ def _write(storage: Storage, store: Store, what: Rewrite, old: Sequence[Catalogu
     return writer.written.rows
 
 
-def _features(shard: Shard, index: int, on_lost: Callable[[Row], None] | None) -> Features | None:
-    try:
-        return shard.features(index)
-    except ShardDamaged:
-        if on_lost is None:
-            raise
-        on_lost(shard.rows[index])
-        return None
-
-
-def _current_rows(
-    storage: Storage, store: Store, what: Rewrite, old: Sequence[CataloguedShard]
-) -> Iterator[tuple[Shard, int, Row, bool]]:
-    """Give each row to write, in order: the shard and index at hand, the row, and whether its features are there.
+class _Items:
+    """The items to write, in order, each as its rows with the features that are to go with them.
 
     Features that current rows need are written with one of these rows (see `_carrier`), and all others without.
     """
-    numbers = {entry.number for entry in old}
-    for entry in old:
-        # not the store's own, which are kept open: this one's rows are done with behind it
-        shard = Shard(storage, entry.name, keeps_features=True)
-        current, homes = store.catalogue.current_places(entry.number), store.catalogue.homes(entry.number)
-        for index, row in enumerate(shard.rows):
-            carrier = _carrier(store, what.drop, row) if index in homes else None
-            if carrier is not None:
-                yield shard, index, carrier, True
-            elif index in current and row.key not in what.drop and not _is_carrier(store, what.drop, row, numbers):
-                yield shard, index, replace(row, has_features=False), False
 
+    def __init__(self, storage: Storage, store: Store, what: Rewrite, old: Sequence[CataloguedShard]) -> None:
+        self._storage = storage
+        self._store = store
+        self._what = what
+        self._old = old
+        self._numbers = {entry.number for entry in old}
+        self._written: set[Key] = set()  # items of several parts
 
-def _carrier(store: Store, drop: Collection[Key], home: Row) -> Row | None:
-    """Give the current row that is to be written with the features that `home` holds; None if nobody needs them.
+    def __iter__(self) -> Iterator[Iterable[Part]]:
+        """Go through the old shards row by row; an item's parts come together, where the first of them is."""
+        for entry in self._old:
+            # not the store's own, which are kept open: this one's rows are done with behind it
+            shard = Shard(self._storage, entry.name, keeps_features=True)
+            current = self._store.catalogue.current_places(entry.number)
+            homes = self._store.catalogue.homes(entry.number)
+            for index, row in enumerate(shard.rows):
+                carrier = self._carrier(row) if index in homes else None
+                if carrier is not None and not carrier.is_part:
+                    yield [(carrier, self._features(shard, index))]
+                elif carrier is not None:
+                    yield from self._parts(carrier.key, shard)
+                elif index in current and row.key not in self._what.drop and not self._is_carried(row):
+                    yield from self._parts(row.key, shard) if row.is_part else [[(row, None)]]
 
-    It is that row itself, if it is current, else the first that needs them, wherever that stands.
-    """
-    if home.content is None:
-        return None
-    wanting = [row for row in store.catalogue.rows_showing(home.content) if row.key not in drop]
-    own = (row for row in wanting if row.key == home.key)
-    return next(own, wanting[0] if wanting else None)
+    def _parts(self, key: Key, at_hand: Shard) -> Iterator[Iterable[Part]]:
+        """Give an item of several parts, once."""
+        if key not in self._written:
+            self._written.add(key)
+            yield self._each(self._store.catalogue.rows_of(*key), at_hand)
 
+    def _each(self, rows: Sequence[Row], at_hand: Shard) -> Iterator[Part]:
+        for row in rows:
+            place = self._home(row) if self._is_carried(row) else None
+            if place is None:
+                yield row, None
+                continue
+            # one after the other, row groups are read once
+            shard = at_hand if at_hand.name == self._name_of(place[0]) else self._store.shard(place[0])
+            yield row, self._features(shard, place[1])
 
-def _is_carrier(store: Store, drop: Collection[Key], row: Row, old: Collection[int]) -> bool:
-    """Say whether a current row that holds no features of use is written with those that another row holds."""
-    place = store.catalogue.home(row.content)
-    if row.status != "ok" or place is None or place[0] not in old:
-        return False
-    carrier = _carrier(store, drop, store.shard(place[0]).row(place[1]))
-    return carrier is not None and carrier.key == row.key
+    def _features(self, shard: Shard, index: int) -> Features | None:
+        try:
+            return shard.features(index)
+        except ShardDamaged:
+            if self._what.on_lost is None:
+                raise
+            self._what.on_lost(shard.rows[index])
+            return None
+
+    def _carrier(self, home: Row) -> Row | None:
+        """Give the current row that is to be written with the features that `home` holds; None if nobody needs them.
+
+        It is that row itself, if it is current, else the first that needs them, wherever that stands.
+        """
+        if home.content is None:
+            return None
+        shown = self._store.catalogue.rows_showing(home.content)
+        wanting = [row for row in shown if row.key not in self._what.drop]
+        own = (row for row in wanting if row.key == home.key)
+        return next(own, wanting[0] if wanting else None)
+
+    def _is_carried(self, row: Row) -> bool:
+        """Say whether a current row is written with features that a row of the old shards, this or another, holds."""
+        place = self._home(row)
+        if place is None:
+            return False
+        carrier = self._carrier(self._store.shard(place[0]).row(place[1]))
+        return carrier is not None and carrier.key == row.key
+
+    def _home(self, row: Row) -> Place | None:
+        """Give where a current row's features are, if that is in one of the old shards."""
+        place = self._store.catalogue.home(row.content) if row.status == "ok" else None
+        return place if place is not None and place[0] in self._numbers else None
+
+    def _name_of(self, number: int) -> str:
+        return next(entry.name for entry in self._old if entry.number == number)

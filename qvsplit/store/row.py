@@ -24,9 +24,11 @@ INPUT_DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "
 Key = tuple[str, str]  # root and path: what names an item in a store
 Content = tuple[str, int]  # sha256 and part: what names features
 Runs = tuple[tuple[str, int], ...]  # a placeholder: each text, and how many times it stands there in a row
+PART_MARK = "#"  # between an item's path and the number of a part, in a row's name
 
 _ESCAPED = re.compile(r"//x[89a-f][0-9a-f]")
 _HASH = re.compile(r"[0-9a-f]{64}")
+_ROUNDING = 1e-9  # of a time, relatively: much less than a frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,23 @@ class Row:
         return self.root, self.path
 
     @property
+    def name(self) -> str:
+        """What names the row within its root: the path, and behind it the part's number, `clip.mp4#2`, if it is one."""
+        return f"{self.path}{PART_MARK}{self.part}" if self.is_part else self.path
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the row is of some seconds of a video that was cut into parts, be it into a single one."""
+        return self.start is not None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no part of the same item comes behind this one: it is the whole item, or ends where that ends."""
+        if self.end is None or self.duration is None:
+            return not self.is_part
+        return self.end >= self.duration * (1 - _ROUNDING)
+
+    @property
     def folder(self) -> Key:
         """The folder that the item lies in: its root, and its path below that."""
         return self.root, self.path.rpartition("/")[0]
@@ -105,8 +124,21 @@ class Row:
 ROW_FIELDS = tuple(one.name for one in fields(Row))
 
 
+def item_row(rows: Sequence[Row]) -> Row:
+    """Give the row that stands for an item of these rows: one that failed, if any did, else the first part.
+
+    So an item is counted once, and has failed if any of its parts has.
+    """
+    return min(rows, key=lambda row: (row.status != "failed", row.part))
+
+
+def is_whole(rows: Sequence[Row]) -> bool:
+    """Say whether these are all parts of one item, in order: from 0 on, without a gap, and to the end of its file."""
+    return bool(rows) and [row.part for row in rows] == list(range(len(rows))) and rows[-1].is_last
+
+
 def deleted_row(row: Row, generation: int) -> Row:
-    """Give the row that says that the file of `row` no longer exists."""
+    """Give the row that says that the file of `row` no longer exists; of several parts each gets one."""
     return replace(row, generation=generation, status="deleted", error=None, error_kind=None, has_features=False)
 
 
@@ -180,7 +212,7 @@ def unknown_value(row: Row) -> str | None:
 
 def row_error(row: Row, config: ExtractionConfig) -> str | None:
     """Say why no writer writes such a row; None if it is sound."""
-    if wrong := _name_error(row) or _number_error(row):
+    if wrong := _name_error(row) or _number_error(row) or _part_error(row):
         return wrong
     if row.sha256 is not None and not _HASH.fullmatch(row.sha256):
         return "has a hash that is none"
@@ -222,12 +254,31 @@ def _number_error(row: Row) -> str | None:
     return None
 
 
+def _part_error(row: Row) -> str | None:
+    """Say what cannot be of part and seconds."""
+    if row.kind != "video":
+        timed = row.part or row.start is not None or row.end is not None or row.duration is not None
+        return "is no video, and has a part or seconds" if timed else None
+    if row.duration is not None and not 0 <= row.duration < math.inf:
+        return "has a duration that none can be"
+    if row.start is None or row.end is None:
+        whole = row.part == 0 and row.start is None and row.end is None
+        return None if whole else "has a part without its seconds"
+    if not 0 <= row.start < row.end < math.inf:
+        return "has a part that does not begin before it ends"
+    if row.duration is None or row.end > row.duration * (1 + _ROUNDING):
+        return "has a part that ends behind the end of the video"
+    if (row.part == 0) != (row.start == 0):
+        return f"has part {row.part} beginning at {row.start:g} s"
+    return None
+
+
 def grid_error(row: Row, config: ExtractionConfig) -> str | None:
     """Say why grid and tokens of an `ok` row do not belong together; None if they do."""
     if row.grid_thw is None:
         return "is ok, but lacks a grid" if config.has_pixel_limits else None
     t, h, w = row.grid_thw
-    merge = config.merge_size
+    merge = config.merge_size_of(row.kind)
     if min(t, h, w) < 1 or h % merge or w % merge:
         return f"has the grid {t}×{h}×{w}, which {merge}×{merge} patches a token do not divide"
     if row.n_tokens != t * h * w // merge**2:

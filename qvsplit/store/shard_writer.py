@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import IO
 
 from qvsplit.runtime.atomic_files import disk_errors
@@ -48,6 +49,41 @@ def check_features(row: Row, lengths: Mapping[str, int], tensors: tuple[TensorSp
         raise ValueError(wrong)
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """A row as a shard takes it: its features as bytes, by column; none where it has none of its own."""
+
+    row: Row
+    blobs: Mapping[str, bytes]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of features before compression."""
+        return sum(map(len, self.blobs.values()))
+
+
+def encoded(row: Row, features: Features | None, schema: ShardSchema) -> EncodedRow:
+    """Check a row, and encode its features if it `has_features`.
+
+    Raises:
+        ValueError: Row and features do not belong together, or a value is not finite: a mistake of the caller's, or of
+            an encoder's.
+    """
+    if row.has_features != (features is not None):
+        raise ValueError("says it has features, and is given none" if features is None else "is given features")
+    if wrong := row_error(row, schema.config):
+        raise ValueError(wrong)
+    if features is None:
+        return EncodedRow(row, {})
+    specs = schema.tensors
+    if set(features.tensors) != {spec.key for spec in specs}:
+        raise ValueError(f"has the tensors {', '.join(features.tensors)}, and its shard declares others")
+    check_features(row, {spec.column: features.tensors[spec.key].raw.nbytes for spec in specs}, specs)
+    return EncodedRow(
+        row, {spec.column: codec.encode(features.tensors[spec.key].raw, spec.dtype) for spec in specs}
+    )  # fmt: skip
+
+
 class ShardWriter:
     """One shard that is being written.
 
@@ -67,7 +103,7 @@ class ShardWriter:
         self.bytes = 0
         self._storage = storage
         self._arrow = arrow_schema(schema)
-        self._group: list[tuple[Row, dict[str, bytes]]] = []
+        self._group: list[EncodedRow] = []
         self._group_bytes = 0
         self._synced = 0
         self._whole = ExitStack()
@@ -88,21 +124,14 @@ class ShardWriter:
             raise
 
     def add(self, row: Row, features: Features | None) -> None:
-        """Add one row, with its features if it `has_features`.
+        """Add one row, with its features if it `has_features`. ValueError as `encoded` says."""
+        self.add_encoded(encoded(row, features, self.schema))
 
-        Raises:
-            ValueError: Row and features do not belong together, or a value is not finite: a mistake of the caller's,
-                or of an encoder's.
-        """
-        if row.has_features != (features is not None):
-            raise ValueError("says it has features, and is given none" if features is None else "is given features")
-        if wrong := row_error(row, self.schema.config):
-            raise ValueError(wrong)
-        blobs = {} if features is None else self._encoded(row, features)
-        size = sum(map(len, blobs.values()))
-        self._group.append((row, blobs))
-        self._group_bytes += size
-        self.bytes += size
+    def add_encoded(self, one: EncodedRow) -> None:
+        """Add one row that was encoded for a shard of this schema."""
+        self._group.append(one)
+        self._group_bytes += one.bytes
+        self.bytes += one.bytes
         self.rows += 1
         if self._group_bytes >= ROW_GROUP_BYTES or len(self._group) >= ROW_GROUP_ROWS:
             self._flush()
@@ -130,21 +159,14 @@ class ShardWriter:
             self._parquet.close()
         self._whole.__exit__(type(reason), reason, None)
 
-    def _encoded(self, row: Row, features: Features) -> dict[str, bytes]:
-        specs = self.schema.tensors
-        if set(features.tensors) != {spec.key for spec in specs}:
-            raise ValueError(f"has the tensors {', '.join(features.tensors)}, and its shard declares others")
-        check_features(row, {spec.column: features.tensors[spec.key].raw.nbytes for spec in specs}, specs)
-        return {spec.column: codec.encode(features.tensors[spec.key].raw, spec.dtype) for spec in specs}
-
     def _flush(self) -> None:
         import pyarrow as pa
 
         if not self._group:
             return
         names = list(row_columns())
-        columns: dict[str, list[object]] = {name: [getattr(row, name) for row, _ in self._group] for name in names}
-        columns |= {spec.column: [blobs.get(spec.column) for _, blobs in self._group] for spec in self.schema.tensors}
+        columns: dict[str, list[object]] = {name: [getattr(one.row, name) for one in self._group] for name in names}
+        columns |= {spec.column: [one.blobs.get(spec.column) for one in self._group] for spec in self.schema.tensors}
         table = pa.table(
             {name: pa.array(values, self._arrow.field(name).type) for name, values in columns.items()},
             schema=self._arrow,

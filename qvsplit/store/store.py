@@ -1,7 +1,8 @@
 """A store: a folder of shards under one extraction config, and what is current in it.
 
 The shards are the only truth, and the catalogue knows what is in them. Current are all rows of an item with the highest
-generation; features are found by content: any row with the same hash and part that holds them. Needs no torch.
+generation: one, or of a video that was cut one for each part. Features are found by content: any row with the same hash
+and part that holds them. Needs no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from qvsplit.store.catalogue import Catalogue, CataloguedShard, Place
 from qvsplit.store.config import ExtractionConfig, Provenance
 from qvsplit.store.features import Features, TensorSpec
 from qvsplit.store.finding import matching, named
-from qvsplit.store.row import Content, Key, Row
+from qvsplit.store.row import Content, Key, Row, item_row
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.shard_reader import ADVICE, Shard
 from qvsplit.store.storage import Storage
@@ -39,6 +40,7 @@ class Store:
         store = qvsplit.open_store("embeds")
         row = store["coffee.png"]
         store.features(row)["pooler_output"]  # a NumPy array
+        store["clip.mp4#2"]  # of a video that was cut into parts, the third
 
     Args:
         catalogue: What is in the shards.
@@ -67,10 +69,13 @@ class Store:
         """Say what it holds."""
         if self.config is None:
             return f"<Store {self.name}: empty>"
-        counts = self.catalogue.counts().values()
-        failed = sum(count.get("failed", 0) for count in counts)
+        counts = self.catalogue.item_counts()
+        images, (videos, clips) = counts.get(("ok", "image"), (0, 0))[0], counts.get(("ok", "video"), (0, 0))
+        shown = [f"{images:,} images"] if images or not videos else []
+        shown += [f"{videos:,} videos" + (f" in {clips:,} parts" if clips > videos else "")] if videos else []
+        failed = sum(items for (status, _), (items, _) in counts.items() if status == "failed")
         rest = f", {failed:,} failed" if failed else ""
-        return f"<Store {self.name}: {len(self):,} images by {self.config.family}{rest}>"
+        return f"<Store {self.name}: {' and '.join(shown)} by {self.config.family}{rest}>"
 
     def close(self) -> None:
         """Let go of the catalogue's file; the store is of no use any more."""
@@ -89,9 +94,11 @@ class Store:
 
     @property
     def config(self) -> ExtractionConfig | None:
-        """The extraction config of every row; None for a store without shards."""
-        schema = self._schema
-        return schema.config if schema is not None else None
+        """The extraction config of every row; None for a store without shards.
+
+        It says of videos what any of the shards says, those that know nothing of them notwithstanding.
+        """
+        return self.catalogue.config
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...] | None:
@@ -157,26 +164,35 @@ class Store:
         return len(self) > 0
 
     def __contains__(self, name: object) -> bool:
-        """Say whether there is an image of this name, ok or failed: a path, a file name or a whole path. Rows too."""
+        """Say whether there is an item of this name, ok or failed: a path, a file name or a whole path. Rows too."""
         if isinstance(name, Row):
             return self.is_current(name)
         return isinstance(name, str | os.PathLike) and bool(self._named(os.fspath(name)))
 
     def __getitem__(self, name: str | os.PathLike[str]) -> Row:
-        """Give the row of the image of this name, ok or failed: its path below the root, its file name, or all of it.
+        """Give the row of the image or video of this name, ok or failed: its path below its root, file name, or all.
+
+        A video that was cut into several parts has a row for each: `store["clip.mp4#2"]` is the third. `matching` gives
+        all of them.
 
         Raises:
             KeyError: There is none.
-            UsageError: There are several.
+            UsageError: There are several, of several items or of one.
         """
         if not isinstance(name, str | os.PathLike):
-            raise arguments.wrong("store[name]", name, "the name of an image")
-        found = self._named(os.fspath(name))
+            raise arguments.wrong("store[name]", name, "the name of an image or video")
+        text = os.fspath(name)
+        found = self._named(text)
         if not found:
-            raise KeyError(f"{self.name} has no image named {os.fspath(name)}")
+            raise KeyError(f"{self.name} has no image named {text}")
         if len({row.key for row in found}) > 1:
-            places = some_of((f"{row.root}/{row.path}" for row in found), 3)
-            raise UsageError(f"{self.name} has several images named {os.fspath(name)} ({places}); give the whole path")
+            places = some_of((f"{row.root}/{row.name}" for row in found), 3)
+            raise UsageError(f"{self.name} has several images named {text} ({places}); give the whole path")
+        if len(found) > 1:
+            raise UsageError(
+                f"{text} has {len(found)} parts, each with a row of its own; name one of them, {found[0].name} to "
+                f"{found[-1].name}, or take all with `store.matching(name)`"
+            )
         return found[0]
 
     def _named(self, name: str) -> list[Row]:
@@ -191,12 +207,16 @@ class Store:
         return self.catalogue.rows_with_status(status)
 
     def current(self, root: str, path: str) -> Row | None:
-        """Give the current row of one item; of several parts the first."""
-        rows = self.catalogue.rows_of(root, path)
-        return rows[0] if rows else None
+        """Give the row that stands for one item: of several parts the first, or one that failed."""
+        rows = self.rows_of(root, path)
+        return item_row(rows) if rows else None
+
+    def rows_of(self, root: str, path: str) -> list[Row]:
+        """Give the current rows of one item, all its parts in order; none if there is no such item."""
+        return self.catalogue.rows_of(root, path)
 
     def folder_rows(self, folder: Key) -> dict[Key, tuple[Row, bool]]:
-        """Give the current row of each item in one folder, of several parts the first, and whether it has features."""
+        """Give the row that stands for each item in one folder, and whether the features of all its parts are there."""
         return self.catalogue.folder_rows(folder)
 
     def rows_in(self, wanted: Callable[[Key], bool]) -> Iterator[Row]:
@@ -270,7 +290,7 @@ class Store:
             if self._now is None:
                 assert self._reopen is not None
                 self._now = self._reopen()
-            place = self._now.catalogue.home(content) if self._now.config == self.config else None
+            place = self._now.catalogue.home(content) if self._is_as_before(self._now) else None
             if place is None:
                 break
             try:
@@ -282,14 +302,28 @@ class Store:
             "again"
         )
 
+    def _is_as_before(self, now: Store) -> bool:
+        """Say whether a store that was opened anew is still of this one's extraction config."""
+        return self.config is not None and now.config is not None and now.config.fits(self.config)
+
     def holds(self, content: Content | None) -> bool:
-        """Say whether there are features of this content."""
-        return self.catalogue.home(content) is not None
+        """Say whether there are features of the whole file that this content is of: of all its parts, whichever it is.
+
+        `home` says it of one part.
+        """
+        return content is not None and bool(self.catalogue.home_places(content[0]))
 
     def home(self, content: Content | None) -> Row | None:
-        """Give the row that holds the features of this content, current or not."""
+        """Give the row that holds the features of this content, one part of a file, current or not."""
         place = self.catalogue.home(content)
         return None if place is None else self.shard(place[0]).row(place[1])
+
+    def home_rows(self, sha256: str | None) -> list[Row]:
+        """Give the rows that hold the features of all parts of a file's content, by part, current or not.
+
+        None where one of them is in no shard: then the file has to be encoded again.
+        """
+        return [self.shard(shard).row(row) for shard, row in self.catalogue.home_places(sha256)]
 
     # ------------------------------------------------------------------------------------------------------ shards
 
@@ -360,16 +394,23 @@ class Store:
 
 
 def check_one_config(shards: Sequence[tuple[str, ShardSchema]]) -> None:
-    """ConfigError unless shards, each with its place, declare one extraction config and the same tensors."""
-    for where, schema in shards[1:]:
-        first_where, first = shards[0]
-        if (schema.config, schema.tensors) == (first.config, first.tensors):
-            continue
-        differences = first.config.differences(schema.config)
-        if first.tensors != schema.tensors:
-            differences.append(f"tensors: {_described(first)}, not {_described(schema)}")
+    """ConfigError unless shards, each with its place, declare configs that fit each other, and the same tensors."""
+    with_videos = [one for one in shards if one[1].config.videos is not None]
+    for first, rest in ((shards[:1], shards[1:]), (with_videos[:1], with_videos[1:])):
+        for shard in rest:
+            _check_two(first[0], shard)
+
+
+def _check_two(one: tuple[str, ShardSchema], other: tuple[str, ShardSchema]) -> None:
+    (where, mine), (other_where, theirs) = one, other
+    if (mine.config, mine.tensors) == (theirs.config, theirs.tensors):
+        return
+    differences = mine.config.differences(theirs.config)
+    if mine.tensors != theirs.tensors:
+        differences.append(f"tensors: {_described(mine)}, not {_described(theirs)}")
+    if differences:
         raise ConfigError(
-            f"{first_where} and {where} were made under two extraction configs ({some_of(differences)}); ask them apart"
+            f"{where} and {other_where} were made under two extraction configs ({some_of(differences)}); ask them apart"
         )
 
 

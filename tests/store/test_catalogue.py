@@ -22,7 +22,7 @@ from qvsplit.store.storage import LocalStorage
 from tests.support import fuzz, rows
 from tests.support.memory_storage import MemoryStorage
 
-PARTS = [rows.item("c.mp4", kind="video", part=part, start=part * 2.0, end=part * 2.0 + 2) for part in range(2)]
+PARTS = [rows.part("c.mp4", number, 2) for number in range(2)]
 SHARDS = (
     [rows.item("a.png"), rows.item("x/b.png", 8), (rows.failed("zz.png", error="is bad"), None), *PARTS],
     [rows.item("more.png", taken_at="2024-01-02T03:04:05", media='{"format": "PNG"}'),
@@ -107,7 +107,7 @@ def test_rows_are_found_by_item_by_folder_by_status_and_by_content(storage):
     assert [row.path for row in one.rows_showing((rows.sha("a.png"), 0))] == ["copy.png"]  # a.png is deleted
     assert one.rows_showing((rows.sha("a.png"), 1)) == []
     by_item = one.folder_rows(("/photos", ""))
-    assert [(path, row.part, held) for (_, path), (row, held) in by_item.items()] == [
+    assert [(path, row.part, held) for (_, path), (row, held) in sorted(by_item.items())] == [
         ("a.png", 0, True), ("c.mp4", 0, True), ("copy.png", 0, True), ("more.png", 0, True), ("zz.png", 0, False),
     ]  # fmt: skip
     assert list(one.folder_rows(("/photos", "x"))) == [("/photos", "x/b.png")]
@@ -123,6 +123,9 @@ def test_it_counts(storage):
     assert one.counts() == {"/photos": {"ok": 5, "failed": 1, "deleted": 1}}
     assert one.counts_by_folder() == {("/photos", ""): 5, ("/photos", "x"): 1}
     assert (one.ok, one.copies(), one.generation) == (5, 1, 2)
+    assert one.item_counts() == {
+        ("deleted", "image"): (1, 1), ("failed", "image"): (1, 1), ("ok", "image"): (3, 3), ("ok", "video"): (1, 2),
+    }  # fmt: skip
     assert one.tokens() == sum(row.n_tokens for row in read_store(storage))
     assert [shard.rows for shard in one.shards] == [5, 2, 2]
     assert [shard.feature_tokens for shard in one.shards] == [6 + 8 + 6 + 6, 6, 10]
@@ -140,7 +143,7 @@ def test_the_order_in_which_shards_come_makes_no_difference(tmp_path, seed):
     """Shard after shard, in any order, some rewritten by compactions cut short: as if all were read at once."""
     random_ = random.Random(seed)
     pairs = [
-        rows.item(f"{random_.choice('abc')}.mp4", kind="video", part=random_.randrange(3),
+        rows.part(f"{random_.choice('abc')}.mp4", random_.randrange(3), 3,
                   generation=random_.randrange(1, 4), sha256=rows.sha(random_.choice("uvwxyz")))
         for _ in range(40)
     ]  # fmt: skip
@@ -321,7 +324,7 @@ def forged(storage, *statements: str) -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE facts SET value = 2 WHERE name = 'version'",
+        "UPDATE facts SET value = 1 WHERE name = 'version'",
         "DROP TABLE contents",
         "CREATE VIEW more AS SELECT * FROM rows",
         "CREATE TRIGGER t AFTER INSERT ON facts BEGIN DELETE FROM facts; END",
@@ -451,3 +454,18 @@ def test_a_store_that_is_closed_while_threads_ask_ends_them_with_an_error_and_no
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "160 {'Cannot operate on a closed database.'}\n"), done.stderr
+
+
+def test_a_copy_of_several_parts_is_one_copy(tmp_path):
+    clip = rows.parts("c.mp4", 3)
+    storage = rows.write_store(tmp_path, [*clip, *rows.without_features(clip, path="copy.mp4")])
+    assert brought_up(storage).copies() == 1
+
+
+def test_a_catalogue_of_before_there_were_parts_is_made_anew(storage, opened_shards):
+    path = storage.folder / layout.CATALOGUE
+    forged(storage, "ALTER TABLE contents DROP COLUMN last", "UPDATE facts SET value = 1 WHERE name = 'version'")
+    assert read_published(storage) is None
+    opened = open_store(storage.folder)
+    assert len(opened_shards) == 3 and opened.holds((rows.sha("c.mp4"), 0))
+    assert path.exists()

@@ -205,3 +205,35 @@ def test_purge_says_which_files_still_exist(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     storage = rows.write_store(tmp_path / "store", [rows.item(name, root=str(tmp_path)) for name in ("a.png", "b.png")])
     assert purged(storage, str(tmp_path)).still_there == 1
+
+
+# ----------------------------------------------------------------------------------------------- items of several parts
+
+
+def test_a_video_in_parts_is_compacted_and_purged_as_one_item(empty, monkeypatch):
+    monkeypatch.setattr("qvsplit.store.store_writer.SHARD_ROWS", 2)
+    clip, other = rows.parts("c.mp4", 5), rows.parts("d.mp4", 2)
+    copies = rows.without_features(other, path="e.mp4")
+    storage = rows.write_store(empty, [rows.item("a.png"), *clip], [*other, *copies], [rows.item("b.png")])
+    before = rows.contents(read_store(storage))
+    compacted(storage)
+    assert rows.contents(read_store(storage)) == before
+    assert all({row.part for row in shard.rows if row.path == "c.mp4"} in (set(), set(range(5)))
+               for shard in read_store(storage).shards)  # fmt: skip
+
+    done = purged(storage, "c.mp4", "d.mp4")
+    assert (done.purged, done.shared, done.still_there) == (2, 1, 0)
+    assert rows.contents(read_store(storage)) == {
+        key: held for key, held in before.items() if key[1] in ("a.png", "b.png", "e.mp4")
+    }
+    left = every_byte(storage)
+    assert not any(blob in left for _, features in clip for blob in rows.raws(features).values())
+    assert b"c.mp4" not in left and clip[0][0].sha256.encode() not in left
+
+
+def test_a_file_that_still_exists_is_said_once(tmp_path):
+    (tmp_path / "c.mp4").touch()
+    clip = [(row, features) for row, features in rows.parts("c.mp4", 3, root=str(tmp_path))]
+    storage = rows.write_store(tmp_path / "store", clip)
+    done = purged(storage, "c.mp4")
+    assert (done.purged, done.shared, done.still_there, done.rows_dropped) == (1, 0, 1, 3)

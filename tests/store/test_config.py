@@ -87,3 +87,47 @@ def test_provenance_is_read_whatever_is_there(content):
     read = Provenance.from_json(content)
     assert isinstance(read.model, str) and read.revision is None
     assert Provenance.from_json(read.to_json()) == read
+
+
+# ---------------------------------------------------------------------------------------------------------- videos
+
+
+def test_what_is_said_of_videos_comes_back_and_may_be_missing():
+    assert "videos" not in rows.config().to_json()  # as before there were any: also for whoever hashes it
+    assert read(videos=rows.VIDEOS) == rows.config(videos=rows.VIDEOS)
+    assert read(videos=rows.VIDEOS).to_json()["videos"] == rows.VIDEOS
+    assert read(videos=None) == read() == rows.config()
+
+
+@pytest.mark.parametrize(
+    "videos",
+    [[], "whole", 7, True, {"settings": None}, {"settings": []}, {"settings": {"merge_size": 0}},
+     {"containers": []}, {"containers": {"pooler_output": 7}}, {"settings": {"merge_size": True}}, {"settings": {"merge_size": "2"}}, {"settings": {"merge_size": 10**100}}],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_said_of_videos_is_damage(videos):
+    with pytest.raises(StoreDamaged, match=r"x\.parquet has no usable extraction config"):
+        read(videos=videos)
+
+
+def test_where_one_knows_nothing_of_videos_it_goes_with_any_other():
+    without, one, other = (rows.config(videos=videos) for videos in (None, rows.VIDEOS, {**rows.VIDEOS, "rule": 2}))
+    for mine in (without, one):
+        for theirs in (without, one):
+            assert mine.fits(theirs) and mine.differences(theirs) == []
+    assert not one.fits(other) and one.differences(other) == ["videos.rule: 1, not 2"]
+    assert one.differences(rows.config("float32")) == ["storage_dtype: bfloat16, not float32"]
+    assert without.merged(one) == one.merged(without) == one and without.merged(without) == without
+
+
+def test_the_merge_size_of_a_video_may_be_its_own():
+    own = rows.config(videos={"settings": {"merge_size": 4}})
+    assert (own.merge_size_of("image"), own.merge_size_of("video")) == (2, 4)
+    for videos in (None, {}, {"settings": {}}):
+        assert rows.config(videos=videos).merge_size_of("video") == 2
+
+
+def test_what_is_said_of_videos_decides_the_features_of_no_image():
+    own = rows.config(videos=rows.VIDEOS)
+    assert own.for_kinds(["image", "image"]) == rows.config()
+    assert own.for_kinds({"image", "video"}) == own.for_kinds(["video"]) == own

@@ -73,7 +73,7 @@ def test_a_store_gives_a_row_by_its_name(store):
         store["none.png"]
     with pytest.raises(UsageError, match=r"several images named a.png \(/other/a.png, /photos/a.png\); give the whole"):
         store["a.png"]
-    with pytest.raises(UsageError, match=r"store\[name\]: give the name of an image, not int 5"):
+    with pytest.raises(UsageError, match=r"store\[name\]: give the name of an image or video, not int 5"):
         store[5]
 
 
@@ -89,3 +89,66 @@ def test_thousands_that_match_are_found_like_a_few(store, monkeypatch):
     few = found(store, "*")
     monkeypatch.setattr("qvsplit.store.catalogue._MANY", 3)
     assert found(store, "*") == few and len(few) == len(PATHS) + 1
+
+
+# ----------------------------------------------------------------------------------------------------------- parts
+
+
+@pytest.fixture
+def videos():
+    """Videos cut into parts, one that is whole, and files whose names look like those of parts."""
+    pairs = [*rows.parts("a.mp4", 12), *rows.parts("x/b.mp4", 2), rows.item("whole.mp4", kind="video"),
+             *rows.parts("one.mp4", 1), rows.item("a.mp4#3"), rows.item("x/b.mp4#1.png"), *rows.parts("odd#5", 2),
+             *rows.parts("[1] c.mp4", 2)]  # fmt: skip
+    return read_store(rows.write_store(MemoryStorage(), pairs))
+
+
+def names(store, text, by=matching) -> list[str]:
+    return [row.name for row in by(store.catalogue, text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.mp4", [f"a.mp4#{part}" for part in range(12)]),
+        ("a.mp4#11", ["a.mp4#11"]),
+        ("/photos/a.mp4#0", ["a.mp4#0"]),
+        ("b.mp4#1", ["x/b.mp4#1"]),
+        ("a.mp4#3", ["a.mp4#3"]),  # the file
+        ("odd#5", ["odd#5#0", "odd#5#1"]),
+        ("odd#5#1", ["odd#5#1"]),
+        ("[1] c.mp4#1", ["[1] c.mp4#1"]),
+        ("[1] c.mp4#*", ["[1] c.mp4#0", "[1] c.mp4#1"]),
+        ("whole.mp4", ["whole.mp4"]),
+        ("one.mp4", ["one.mp4#0"]),
+        ("one.mp4#0", ["one.mp4#0"]),
+        ("x/*", ["x/b.mp4#0", "x/b.mp4#1", "x/b.mp4#1.png"]),
+        ("*b.mp4#1*", ["x/b.mp4#1", "x/b.mp4#1.png"]),
+        ("a.mp4#1?", ["a.mp4#10", "a.mp4#11"]),
+        ("*.mp4#1", ["[1] c.mp4#1", "a.mp4#1", "x/b.mp4#1"]),
+        ("a.mp4#[2-4]", ["a.mp4#2", "a.mp4#3", "a.mp4#4", "a.mp4#3"]),  # the part, and the file
+        *((text, []) for text in ("a.mp4#12", "a.mp4#01", "a.mp4#", "a.mp4#-1", "whole.mp4#0", "#1", "#", "a.mp4#x")),
+    ],
+)
+def test_a_part_has_its_number_behind_the_name(videos, text, expected):
+    assert names(videos, text) == expected
+
+
+def test_every_row_is_found_by_its_name_but_where_a_file_has_it(videos):
+    for row in videos.rows:
+        assert row.name in videos
+        found = videos[row.name]
+        assert found == row or (found.path == row.name == "a.mp4#3")
+
+
+def test_a_store_gives_no_part_of_its_own_choice(videos):
+    for name in ("a.mp4", "/photos/a.mp4"):
+        with pytest.raises(
+            UsageError, match=r"a\.mp4 has 12 parts, .*, a\.mp4#0 to a\.mp4#11, or take all with `store\.m"
+        ):
+            videos[name]
+    assert videos["one.mp4"].name == "one.mp4#0"  # its only one
+    assert len(videos.matching("a.mp4")) == 12
+    assert rows.raws(videos.features("x/b.mp4#1")) == rows.raws(rows.parts("x/b.mp4", 2)[1][1])
+    with pytest.raises(KeyError, match=r"has no image named a\.mp4#12"):
+        videos["a.mp4#12"]

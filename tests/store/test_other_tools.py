@@ -48,15 +48,14 @@ def write(folder: Path, dtype: str = "bfloat16") -> None:
     def without(name: str, **changes: Any) -> rows.Pair:
         return rows.row(name, has_features=False, **changes), None
 
-    def clip(part: int, **changes: Any) -> rows.Pair:
-        times = {"start": part * 1.5, "end": part * 1.5 + 1.5, "duration": 4.5, "kind": "video"}
-        return item("clip.mp4", part=part, tokens=4 + 2 * part, **(times | changes))
+    def clips(of: int, name: str = "clip.mp4", **changes: Any) -> list[rows.Pair]:
+        return rows.parts(name, of, dtype=dtype, **changes)
 
     refreshed = rows.row("refreshed.png", generation=2, mtime_ns=9, version="9", has_features=False)
     shards = {
         2: [
             item("modified.png"), item("deleted.png"), item("refreshed.png"), item("held twice.png"), item("as it was.png"),
-            (rows.failed("now ok.png"), None), (rows.failed("torn.png"), None), *(clip(part) for part in range(3)),
+            (rows.failed("now ok.png"), None), (rows.failed("torn.png"), None), *clips(3),
             item("modified.png", root="/other photos", sha256=rows.sha("of the same name")),
         ],
         999_998: [
@@ -65,15 +64,15 @@ def write(folder: Path, dtype: str = "bfloat16") -> None:
             # a copy of the bytes that modified.png had, and one of those of a deleted item: no current row has either
             without("copy.png", generation=2, sha256=rows.sha("modified.png")),
             without("moved.png", generation=2, sha256=rows.sha("deleted.png")),
-            *(clip(part, generation=2, sha256=rows.sha("clip again")) for part in range(2)),  # one part fewer
+            *clips(2, generation=2, sha256=rows.sha("clip again")),  # one part fewer
         ],
-        999_999: [without("copy of a part.mp4", generation=3, part=1, sha256=rows.sha("clip.mp4"), kind="video", tokens=6)],
+        999_999: rows.without_features(clips(3), path="copy of all parts.mp4", generation=3),
         # by another run, which did not know that these bytes are there: other features, within rounding
         1_000_000: [
             (rows.row("twin.png", generation=3, sha256=rows.sha("held twice.png")), rows.features(6, dtype, seed=77)),
             # cut short before the old shards were deleted: rows as they were, features where they are needed
             item("refreshed.png", generation=2, mtime_ns=9, version="9"), without("as it was.png"),
-            item("clip.mp4", generation=2, sha256=rows.sha("clip again"), part=0, start=0.0, end=1.5, duration=4.5, kind="video", tokens=4),
+            *clips(2, generation=2, sha256=rows.sha("clip again")),
         ],
     }  # fmt: skip
     for number, pairs in shards.items():
@@ -134,7 +133,7 @@ def test_every_tool_gives_exactly_the_rows_of_the_shards(tmp_path, monkeypatch, 
     folder = tmp_path / "demo" / "store"
     write(folder)
     shards = [pq.ParquetFile(path).read() for path in folder.iterdir() if path.is_file()]
-    assert len(shards) == 4 and sum(len(shard) for shard in shards) == 25
+    assert len(shards) == 4 and sum(len(shard) for shard in shards) == 28
     expected = ordered([row for shard in shards for row in shard.to_pylist()])
     lie_about(folder)
     monkeypatch.chdir(tmp_path)
@@ -213,14 +212,19 @@ def test_the_second_clause_gives_their_features_and_numpy_reads_them(folder, dty
     store = open_store(folder)
     current = {(row.sha256, row.part) for row in store.rows if row.has_features}
     elsewhere = {row.path for row in store if (row.sha256, row.part) not in current}
-    assert elsewhere == {"as it was.png", "copy of a part.mp4", "copy.png", "moved.png"}  # in rows that are not current
+    assert elsewhere == {
+        "as it was.png",
+        "copy of all parts.mp4",
+        "copy.png",
+        "moved.png",
+    }  # in rows that are not current
     stored = [store.features(row).tensors["pooler_output"] for row in store]
     lie_about(folder)
 
     found = sql(FEATURES_CLAUSE)
     own_rows = zip(store, stored, strict=True)
     expected = [(row.root, row.path, row.part, row.n_tokens, encode(own.raw, dtype)) for row, own in own_rows]
-    assert len(found) == 12 and [tuple(row.values()) for row in found] == expected
+    assert len(found) == 14 and [tuple(row.values()) for row in found] == expected
     for row, own in zip(found, stored, strict=True):
         assert np.array_equal(decoded(row, dtype), own.numpy()), row["path"]
 

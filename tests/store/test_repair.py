@@ -150,3 +150,39 @@ def test_a_shard_that_a_newer_version_wrote_is_left_where_it_is(storage, name, o
     with pytest.raises(ConfigError, match=r"shard-000004\.parquet.*made by a newer qvsplit"):
         repaired(storage, model_named=True)
     assert everything(storage) == before
+
+
+def test_of_a_video_some_parts_of_which_are_lost_it_is_known(monkeypatch):
+    """So that the next run encodes it again. What is sound stays, with all rows of the item in one shard."""
+    monkeypatch.setattr("qvsplit.store.shard_writer.ROW_GROUP_ROWS", 1)
+    monkeypatch.setattr("qvsplit.store.store_writer.SHARD_ROWS", 2)
+    clip = rows.parts("c.mp4", 3)
+    copy = rows.without_features(clip, path="copy.mp4", generation=2)
+    storage = rows.write_store(MemoryStorage(), [*clip, rows.item("a.png")], copy)
+    spoil_features(storage, 0, 2)
+    assert mark_damage(storage, "shard-000001.parquet", "features")
+    store, number, _ = repaired(storage)
+    assert number == 1 and not store.holds((rows.sha("c.mp4"), 0)) and store.holds((rows.sha("a.png"), 0))
+    held = {path: held for (_, path), (_, held) in store.folder_rows(("/photos", "")).items()}
+    assert held == {"a.png": True, "c.mp4": False, "copy.mp4": False}
+    assert [row.part for row in store if store.home(row.content)] == [0, 0, 1, 0, 1]
+    with storage.lock() as lock:
+        from qvsplit.store.compact import compact
+
+        compact(storage, lock)
+    assert rows.contents_without_features(read_store(storage)) == rows.contents_without_features(store)
+
+
+def test_a_quarantined_shard_takes_parts_of_a_file_that_no_item_shows_any_more():
+    """Its last parts: those that are left look like a shorter video, and are not taken for one."""
+    clip = rows.parts("c.mp4", 4)
+    gone = [
+        (row, None) for row, _ in rows.without_features(rows.parts("c.mp4", 2, sha256=rows.sha("other")), generation=2)
+    ]
+    storage = rows.write_store(
+        MemoryStorage(), clip[:2], clip[2:], [*rows.parts("x.mp4", 2, sha256=rows.sha("other")), *gone]
+    )
+    put(storage, "shard-000002.parquet", b"no shard")
+    store, number, _ = repaired(storage)
+    assert number == 1
+    assert store.home_rows(rows.sha("c.mp4")) == [] and len(store.home_rows(rows.sha("other"))) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from qvsplit.errors import DiskError, ShardDamaged
@@ -9,6 +11,7 @@ from qvsplit.store import store_writer
 from qvsplit.store.config import Provenance
 from qvsplit.store.opening import read_store
 from qvsplit.store.rewrite import Rewrite, rewrite
+from qvsplit.store.row import deleted_row
 from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import LocalStorage
 from tests.support import rows
@@ -24,10 +27,8 @@ def do(storage, *doomed: int, **how):
 @pytest.fixture
 def storage():
     """Three shards: superseded rows, a copy whose features only an old row holds, a clip in parts, and failures."""
-    copies = [
-        (rows.row("e2.mp4", sha256=rows.sha("e.mp4"), kind="video", part=part, generation=3, has_features=False), None)
-        for part in range(2)
-    ]
+    clip = rows.parts("e.mp4", 2, generation=2)
+    copies = rows.without_features(clip, path="e2.mp4", generation=3)
     return rows.write_store(
         MemoryStorage(),
         [rows.item("a.png"), rows.item("b.png", 8), rows.item("c.png"), (rows.failed("f.png"), None)],
@@ -35,7 +36,7 @@ def storage():
             rows.item("b.png", 10, generation=2, sha256=rows.sha("b again")),
             (rows.row("copy.png", sha256=rows.sha("c.png"), generation=2, has_features=False), None),
             (rows.deleted("c.png", generation=2), None),
-            *(rows.item("e.mp4", kind="video", part=part, generation=2) for part in range(2)),
+            *clip,
         ],
         [rows.item("d.png", generation=3), *copies],
     )
@@ -156,3 +157,117 @@ def fails_after(times: int):
         real(source, target)
 
     return replace
+
+
+# ----------------------------------------------------------------------------------------------- items of several parts
+
+
+@pytest.fixture
+def clips():
+    """Videos in parts whose features and rows are spread over shards as badly as can be.
+
+    `lost.mp4` was deleted and has two copies, of which `copy.mp4` is the first; the features of its parts lie in two
+    shards, as a quarantined one in between left them. `again.mp4` was cut into three parts and is now another file of
+    two. `both.mp4` and `twin.mp4` show the same bytes.
+    """
+    lost, both = rows.parts("lost.mp4", 4), rows.parts("both.mp4", 3)
+    deleted = [(deleted_row(row, 2), None) for row, _ in lost]
+    return rows.write_store(
+        MemoryStorage(),
+        [*lost[:2], *rows.parts("again.mp4", 3), rows.item("a.png")],
+        [*lost[2:], *rows.without_features(both, path="twin.mp4")],
+        [
+            *rows.without_features(lost, path="copy.mp4", generation=2),
+            *rows.parts("again.mp4", 2, generation=2, sha256=rows.sha("again, another")),
+            *deleted,
+        ],
+        [*both, *rows.without_features(lost, path="third.mp4", generation=3), rows.item("z.png", generation=3)],
+    )
+
+
+def shards_of_items(storage) -> dict[str, set[str]]:
+    """In which shards the rows of each item with parts lie that are current."""
+    store = read_store(storage)
+    found: dict[str, set[str]] = {}
+    for number, entry in enumerate(store.catalogue.shards, 1):
+        for index, (_, path) in store.catalogue.current_places(number).items():
+            if store.shards[number - 1].rows[index].is_part:
+                found.setdefault(path, set()).add(entry.name)
+    return found
+
+
+EVERY_CHOICE = [choice for size in range(1, 5) for choice in itertools.combinations((1, 2, 3, 4), size)]
+
+
+@pytest.mark.parametrize("shard_rows", [1, 2, 1000])
+@pytest.mark.parametrize("item_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("doomed", EVERY_CHOICE, ids=str)
+def test_parts_stay_together_with_their_features(clips, monkeypatch, doomed, shard_rows, item_bytes):
+    monkeypatch.setattr(store_writer, "SHARD_ROWS", shard_rows)
+    monkeypatch.setattr(store_writer, "ITEM_BYTES", item_bytes)
+    before = rows.contents(read_store(clips))
+    do(clips, *doomed, delete=False)
+    assert rows.contents(read_store(clips)) == before
+    for number in doomed:  # and while the old ones are deleted one by one
+        clips.delete(f"shard-{number:06d}.parquet")
+        assert rows.contents(read_store(clips)) == before
+    found = shards_of_items(clips)
+    assert sorted(found) == ["again.mp4", "both.mp4", "copy.mp4", "lost.mp4", "third.mp4", "twin.mp4"]
+    assert all(len(names) == 1 for names in found.values()), found
+    store = read_store(clips)
+    for name in ("lost.mp4", "both.mp4"):
+        assert store.holds((rows.sha(name), 0))
+    homes = [row.content for shard in store.shards for row in shard.rows if row.has_features]
+    assert len(homes) == len(set(homes))  # nothing twice
+
+
+def test_each_item_is_written_once_and_what_nobody_needs_is_dropped(clips):
+    current = len(read_store(clips).rows)
+    assert do(clips, 1, 2, 3, 4).rows_dropped == 4 + 3  # lost.mp4 and again.mp4 as they were
+    (shard,) = read_store(clips).shards
+    names = [row.name for row in shard.rows]
+    assert len(names) == len(set(names)) == current
+    held = {row.path for row in shard.rows if row.has_features and row.is_part}
+    assert held == {"again.mp4", "both.mp4", "copy.mp4"}  # copies hold what only a deleted name held
+
+
+def test_dropped_items_leave_those_that_show_the_same_bytes(clips):
+    keep = {key: held for key, held in rows.contents(read_store(clips)).items()
+            if key[1] not in ("copy.mp4", "lost.mp4", "both.mp4")}  # fmt: skip
+    do(clips, 1, 2, 3, 4, drop=frozenset(("/photos", name) for name in ("copy.mp4", "lost.mp4", "both.mp4")))
+    assert rows.contents(read_store(clips)) == keep
+
+
+def test_of_an_item_one_part_of_which_is_lost_the_others_are_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr("qvsplit.store.shard_writer.ROW_GROUP_ROWS", 1)
+    storage = rows.write_store(tmp_path, rows.parts("c.mp4", 3))
+    shard = read_store(storage).shards[0]
+    chunk = shard._chunks[1][-1]
+    data = bytearray((tmp_path / shard.name).read_bytes())
+    data[chunk.start + chunk.length - 5] ^= 1
+    (tmp_path / shard.name).write_bytes(data)
+    lost = []
+    do(storage, 1, on_lost=lost.append)
+    assert [row.name for row in lost] == ["c.mp4#1"]
+    store = read_store(storage)
+    assert [row.has_features for row in store.rows] == [True, False, True]
+    assert not store.holds((rows.sha("c.mp4"), 0))  # it is encoded again
+
+
+def test_parts_that_another_writer_left_out_are_no_reason_to_stop():
+    clip = rows.parts("c.mp4", 3)
+    storage = rows.write_store(MemoryStorage(), [clip[0], clip[2]], [rows.item("a.png")])
+    before = rows.contents(read_store(storage))
+    do(storage, 1, 2)
+    assert rows.contents(read_store(storage)) == before
+
+
+def test_what_any_shard_says_of_videos_the_new_one_says(tmp_path):
+    videos = rows.schema(config=rows.config(videos=rows.VIDEOS))
+    for order in ((None, videos), (videos, None)):
+        storage = MemoryStorage()
+        for number, declared in enumerate(order, 1):
+            pairs = rows.parts("c.mp4", 2) if declared else [rows.item("a.png")]
+            rows.write_shard(storage, f"shard-{number:06d}.parquet", pairs, declared)
+        do(storage, 1, 2)
+        assert read_store(storage).shards[0].config == videos.config

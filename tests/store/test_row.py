@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 from qvsplit.store import row as row_module
-from qvsplit.store.row import deleted_row, parse_placeholder, placeholder_json, row_error, unknown_value
+from qvsplit.store.row import (
+    deleted_row,
+    is_whole,
+    item_row,
+    parse_placeholder,
+    placeholder_json,
+    row_error,
+    unknown_value,
+)
 from tests.support import rows
 
 
@@ -20,7 +29,7 @@ def test_sound_rows_pass():
     assert error(rows.failed("b.png")) is None
     assert error(rows.failed("b.png", sha256=None)) is None
     assert error(rows.deleted("c.png")) is None
-    assert error(name="//xff/ü 猫.png", part=7, kind="video", start=1.5, end=3.0, has_features=False) is None
+    assert error(name="//xff/ü 猫.png", has_features=False) is None
 
 
 @pytest.mark.parametrize(
@@ -59,7 +68,7 @@ def test_what_is_unknown_is_told_apart_from_damage(name, value):
 
 
 def test_a_row_names_its_item_its_folder_and_its_content():
-    one = rows.row("a/b/c.png", part=2)
+    one = rows.part("a/b/c.png", 2, 4)[0]
     assert (one.key, one.folder) == (("/photos", "a/b/c.png"), ("/photos", "a/b"))
     assert one.content == (rows.sha("a/b/c.png"), 2)
     assert rows.failed("x", sha256=None).content is None
@@ -143,3 +152,76 @@ def test_an_image_has_a_grid_where_the_processor_has_pixel_limits_and_may_have_o
         wrong = row_module.row_error(none, config)
         assert wrong is None if without is None else without in wrong
     assert row_module.row_error(whole, rows.config(processor={"merge_size": 2})) is None
+
+
+# ----------------------------------------------------------------------------------------------------------- parts
+
+
+def clip(**changes):
+    """The third of four parts."""
+    return rows.part("c.mp4", 2, 4, **changes)[0]
+
+
+def test_sound_rows_of_videos_pass():
+    whole = rows.row("c.mp4", kind="video")
+    for one in (whole, rows.row("c.mp4", kind="video", duration=7.25), *(row for row, _ in rows.parts("c.mp4", 3))):
+        assert error(one) is None
+        assert error(deleted_row(one, 2)) is None
+    assert error(rows.failed("c.mp4", kind="video", duration=7.25)) is None
+    assert error(clip(end=4.5, duration=4.5 - 1e-12)) is None  # a time that was computed in another way
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"kind": "image"}, "is no video"), ({"kind": "image", "part": 0, "start": None, "end": None}, "is no video"),
+        ({"start": None, "end": None}, "without its seconds"), ({"start": None}, "without its seconds"),
+        ({"end": None}, "without its seconds"), ({"part": 0, "start": None}, "without its seconds"),
+        ({"start": 4.5}, "begin before it ends"), ({"start": 9.0}, "begin before it ends"),
+        ({"start": -1.0}, "begin before it ends"), ({"start": math.nan}, "begin before it ends"),
+        ({"end": math.nan}, "begin before it ends"), ({"end": math.inf, "duration": 9.0}, "begin before it ends"),
+        ({"duration": 4.0}, "behind the end"), ({"duration": None}, "behind the end"),
+        ({"duration": math.nan}, "duration"), ({"duration": -1.0}, "duration"), ({"duration": math.inf}, "duration"),
+        ({"part": 0}, "part 0 beginning at 3 s"), ({"start": 0.0}, "part 2 beginning at 0 s"),
+        ({"part": 1, "start": 0.0, "end": 1.5}, "part 1 beginning at 0 s"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_parts_that_no_writer_writes_are_named(changes, what):
+    assert what in (error(clip(**changes)) or "")
+    assert what in (error(deleted_row(clip(**changes), 2)) or "")  # whatever the status
+
+
+def test_a_row_is_named_by_its_path_and_its_part():
+    assert rows.row("a/b.png").name == "a/b.png"
+    assert rows.row("a/b.mp4", kind="video", duration=9.0).name == "a/b.mp4"
+    assert [row.name for row, _ in rows.parts("a/b.mp4", 3)] == ["a/b.mp4#0", "a/b.mp4#1", "a/b.mp4#2"]
+
+
+def test_the_parts_of_an_item_are_known_to_be_all():
+    parts = [row for row, _ in rows.parts("c.mp4", 3)]
+    assert [row.is_last for row in parts] == [False, False, True]
+    whole = [rows.row(), rows.row(kind="video", duration=9.0), rows.failed("x"), rows.part("c.mp4", 0, 1)[0]]
+    assert all(one.is_last and is_whole([one]) for one in whole)
+    assert is_whole(parts)
+    for some in ([], parts[:1], parts[:2], parts[1:], parts[2:], [parts[0], parts[2]], parts[::-1], [*parts, parts[2]]):
+        assert not is_whole(some)
+    third = 1 / 3  # which ends where the video does, within rounding
+    assert rows.part("c.mp4", 2, 3, seconds=third)[0].is_last
+    assert rows.part("c.mp4", 2, 3, seconds=third, end=3 * third - 1e-12)[0].is_last
+    assert not rows.part("c.mp4", 2, 3, seconds=third, end=0.999)[0].is_last
+
+
+def test_an_item_is_stood_for_by_its_first_part_or_by_one_that_failed():
+    parts = [row for row, _ in rows.parts("c.mp4", 3)]
+    assert item_row(parts) == item_row(parts[::-1]) == parts[0]
+    broken = rows.failed("c.mp4", kind="video", part=1)
+    assert item_row([*parts[::2], broken]) == broken
+
+
+def test_the_grid_of_a_video_is_its_own_processors():
+    config = rows.config(videos={"settings": {"merge_size": 1}})
+    assert error(rows.row("c.mp4", kind="video", grid_thw=(2, 3, 1)), config=config) is None
+    assert "divide" in error(rows.row("c.png", grid_thw=(2, 3, 1)), config=config)
+    assert "divide" in error(rows.row("c.mp4", kind="video", grid_thw=(2, 3, 1)))
+    assert "lacks a grid" in error(rows.row("c.mp4", kind="video", grid_thw=None), config=config)

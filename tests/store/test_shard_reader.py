@@ -63,7 +63,7 @@ def test_rows_and_features_come_back_bit_for_bit(tmp_path, dtype, levels):
 
 def test_every_column_comes_back(tmp_path):
     clip = rows.row(
-        "c.mp4", part=3, start=1.5, end=3.25, generation=1 << 40, kind="video", duration=9.5, version="etag-1",
+        "c.mp4", part=3, start=1.5, end=9.5, generation=1 << 40, kind="video", duration=9.5, version="etag-1",
         taken_at="2020-02-02T02:02:02", warnings="one; two", inputs=json.dumps(SECONDS), media='{"fps": 2}',
         error=None, mtime_ns=-5,
     )  # fmt: skip

@@ -46,21 +46,21 @@ def test_of_equal_generations_the_later_place_wins():
 
 
 def test_several_parts_of_an_item_are_current_together():
-    clip = [rows.item("c.mp4", kind="video", part=part, generation=2) for part in (2, 0, 1)]
-    before = rows.item("c.mp4", kind="video", part=7, generation=1)
+    clip = [rows.part("c.mp4", number, 3, generation=2) for number in (2, 0, 1)]
+    before = rows.part("c.mp4", 7, 8, generation=1)
     for store in (store_of([before, *clip]), store_of(clip, [before]), store_of([clip[0]], [clip[1], clip[2]])):
         assert [row.part for row in store.rows] == [row.part for row in store] == [0, 1, 2]
         assert store.current("/photos", "c.mp4").part == 0
         assert {rows.raws(store.features(row))["pooler_output"] for row in store} == {
             rows.raws(features)["pooler_output"] for _, features in clip
         }
-    repeated = rows.item("c.mp4", kind="video", part=0, generation=2, warnings="repeated")
+    repeated = rows.part("c.mp4", 0, 3, generation=2, warnings="repeated")
     assert [(row.part, row.warnings) for row in store_of(clip, [repeated]).rows] == [
         (0, "repeated"),
         (1, None),
         (2, None),
     ]
-    again = rows.item("c.mp4", kind="video", part=0, generation=3)
+    again = rows.part("c.mp4", 0, 1, generation=3)
     assert [(row.part, row.generation) for row in store_of(clip, [again]).rows] == [(0, 3)]
 
 
@@ -95,12 +95,12 @@ def test_a_copy_has_the_features_of_its_content():
 
 
 def test_content_is_hash_and_part():
-    one, other = rows.item("a.png", part=0), rows.item("a.png", part=1)
+    one, other = rows.parts("a.mp4", 2)
     store = store_of([one, other])
     for row, features in (one, other):
         assert rows.raws(store.features(row)) == rows.raws(features)
     with pytest.raises(StoreDamaged, match="in no shard given"):
-        store.features(rows.row("a.png", part=2))
+        store.features(rows.part("a.mp4", 2, 3)[0])
 
 
 def test_features_that_no_shard_holds_say_what_to_do():
@@ -326,3 +326,116 @@ def test_a_table_of_many_rows_is_made_in_pieces(folder, monkeypatch):
     monkeypatch.setattr("qvsplit.store.arrow.ROWS_AT_A_TIME", 1)
     assert open_store(folder).to_arrow().equals(expected) and expected.num_rows == 3
     assert store_of().to_arrow().num_rows == 0
+
+
+# ----------------------------------------------------------------------------------------------------------- parts
+
+
+def test_a_files_features_are_there_where_those_of_all_its_parts_are():
+    """Whatever has become of the item, and in whichever shards they are."""
+    clip = rows.parts("c.mp4", 4)
+    sha256 = clip[0][0].sha256
+    gone = [(rows.deleted(row.path, **{name: getattr(row, name) for name in ("kind", "part", "start", "end", "duration")},
+                          generation=2), None) for row, _ in clip]  # fmt: skip
+    stores = {
+        "as it is": store_of(clip),
+        "in two shards": store_of(clip[2:], clip[:2]),
+        "deleted": store_of(clip, gone),
+        "modified": store_of(clip, rows.parts("c.mp4", 2, generation=2, sha256=rows.sha("c again"))),
+        "failed": store_of(clip, [(rows.failed("c.mp4", generation=2, kind="video"), None)]),
+    }
+    for name, store in stores.items():
+        assert [row.part for row in store.home_rows(sha256)] == [0, 1, 2, 3], name
+        assert all(store.holds((sha256, part)) for part in (0, 3, 9)), name
+        assert store.home((sha256, 9)) is None
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3])
+def test_they_are_not_where_one_is_missing_be_it_the_last(lost):
+    """As a quarantined shard leaves them. No row of the item need be left to tell how many there were."""
+    clip = rows.parts("c.mp4", 4)
+    sha256, some = clip[0][0].sha256, [pair for pair in clip if pair[0].part != lost]
+    again = rows.parts("c.mp4", 2, generation=2, sha256=rows.sha("c again"))
+    for store in (store_of(some), store_of(some, again), store_of(some, rows.without_features(clip, generation=2))):
+        assert store.home_rows(sha256) == [] and not store.holds((sha256, 0)) and not store.holds((sha256, lost))
+    found = store_of(rows.without_features(clip, generation=2), some).folder_rows(("/photos", ""))
+    assert [(row.part, held) for row, held in found.values()] == [(0, False)]
+
+
+def test_an_image_and_a_whole_video_have_one_home():
+    store = store_of([rows.item("a.png"), rows.item("c.mp4", kind="video", duration=9.0), (rows.failed("x.png"), None)])
+    for name in ("a.png", "c.mp4"):
+        assert [row.path for row in store.home_rows(rows.sha(name))] == [name] and store.holds((rows.sha(name), 0))
+    assert store.home_rows(rows.sha("x.png")) == store.home_rows(None) == []
+    assert not store.holds((rows.sha("x.png"), 0)) and not store.holds(None)
+
+
+def test_features_say_what_they_are_of():
+    store = store_of([rows.item("a.png"), *rows.parts("c.mp4", 2)])
+    assert [store.features(row).kind for row in store] == ["image", "video", "video"]
+
+
+def test_the_rows_of_an_item_are_all_its_parts():
+    store = store_of([*rows.parts("c.mp4", 3), (rows.failed("bad.mp4", kind="video"), None)])
+    assert [row.part for row in store.rows_of("/photos", "c.mp4")] == [0, 1, 2]
+    assert store.rows_of("/photos", "none.mp4") == []
+    assert {path: (row.part, row.status, held) for (_, path), (row, held) in store.folder_rows(("/photos", "")).items()} == {
+        "bad.mp4": (0, "failed", False), "c.mp4": (0, "ok", True),
+    }  # fmt: skip
+
+
+def test_an_item_has_failed_if_any_of_its_parts_has():
+    broken = rows.failed("c.mp4", kind="video", part=1, start=1.5, end=3.0, duration=4.5)
+    clip = rows.parts("c.mp4", 3)
+    store = store_of([clip[0], (broken, None), clip[2]])
+    assert store.current("/photos", "c.mp4") == broken
+    assert [(row.part, row.status) for row, _ in store.folder_rows(("/photos", "")).values()] == [(1, "failed")]
+
+
+def test_shards_of_which_some_know_nothing_of_videos_are_one_store():
+    images, videos = rows.schema(), rows.schema(config=rows.config(videos=rows.VIDEOS))
+    for first, second in ((images, videos), (videos, images), (videos, videos)):
+        storage = rows.write_store(MemoryStorage(), [rows.item("a.png")], declared=first)
+        rows.write_shard(storage, "shard-000002.parquet", rows.parts("c.mp4", 2), second)
+        store = read_store(storage)
+        assert store.config == videos.config and len(store) == 3
+        assert {rows.raws(store.features(row))["pooler_output"] for row in store}
+    assert read_store(rows.write_store(MemoryStorage(), [rows.item("a.png")])).config == images.config
+
+
+def test_videos_under_two_configs_are_not_opened_together():
+    other = rows.schema(config=rows.config(videos={**rows.VIDEOS, "clip_seconds": 10}))
+    storage = rows.write_store(MemoryStorage(), [rows.item("a.png")])
+    rows.write_shard(storage, "shard-000002.parquet", [], rows.schema(config=rows.config(videos=rows.VIDEOS)))
+    rows.write_shard(storage, "shard-000003.parquet", [], other)
+    what = r"shard-000002\.parquet and .*shard-000003\.parquet were made .*\(videos\.clip_seconds: 1\.5, not 10\)"
+    with pytest.raises(ConfigError, match=what):
+        read_store(storage)
+
+
+def test_the_grid_of_a_video_is_held_against_what_any_shard_says_of_videos(tmp_path):
+    """The catalogue has rows of all shards, and the last may know nothing of videos."""
+    own = rows.schema(config=rows.config(videos={"settings": {"merge_size": 1}}))
+    storage = rows.write_store(tmp_path, [rows.item("c.mp4", 6, kind="video", grid_thw=(2, 3, 1))], declared=own)
+    rows.write_shard(storage, "shard-000002.parquet", [rows.item("a.png")])
+    assert [row.path for row in open_store(tmp_path)] == ["a.png", "c.mp4"]
+
+
+def test_features_written_anew_are_found_also_where_videos_came_meanwhile(tmp_path):
+    rows.write_store(tmp_path, [rows.item("a.png")])
+    store = open_store(tmp_path)
+    row, features = rows.item("a.png")
+    (tmp_path / "shard-000001.parquet").unlink()
+    videos = rows.schema(config=rows.config(videos=rows.VIDEOS))
+    rows.write_shard(tmp_path, "shard-000002.parquet", [(row, features), *rows.parts("c.mp4", 2)], videos)
+    assert rows.raws(store.features("a.png")) == rows.raws(features)
+
+
+def test_it_says_how_many_videos_it_holds():
+    clips, whole = rows.parts("c.mp4", 3), rows.item("d.mp4", kind="video")
+    assert repr(store_of(clips)) == "<Store memory: 1 videos in 3 parts by qwen2_vl>"
+    assert repr(store_of([whole])) == "<Store memory: 1 videos by qwen2_vl>"
+    failed = (rows.failed("bad.mp4", kind="video"), None)
+    assert repr(store_of([*clips, whole, rows.item("a.png"), failed])) == (
+        "<Store memory: 1 images and 2 videos in 4 parts by qwen2_vl, 1 failed>"
+    )

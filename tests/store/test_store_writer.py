@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import itertools
 import os
+import sys
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -21,7 +25,7 @@ from tests.support import rows
 from tests.support.memory_storage import MemoryStorage
 
 
-def items() -> list[rows.Pair]:
+def items() -> list[rows.Pair | list[rows.Pair]]:
     """Items of every sort; some show the same bytes, and have features of their own or none."""
     same = rows.sha("same")
     found = [
@@ -31,23 +35,28 @@ def items() -> list[rows.Pair]:
         rows.item("b.png", 10, generation=2),
         (rows.failed("c.png", generation=2), None),
         (rows.deleted("d.png", generation=2), None),
-        rows.item("e.mp4", 4, kind="video", part=0, generation=2),
-        rows.item("e.mp4", 8, kind="video", part=1, generation=2),
+        rows.parts("e.mp4", 3, generation=2),
+        rows.without_features(rows.parts("e.mp4", 3), path="copy/e.mp4", generation=2),
+        rows.parts("third/e.mp4", 3, generation=2, sha256=rows.sha("e.mp4")),
     ]
     old = [rows.item("b.png", 6, sha256=rows.sha("older"), generation=1), (rows.failed("a.png", generation=1), None)]
     return found + old
 
 
-def append(storage, pairs, **options) -> StoreWriter:
-    writer = StoreWriter(storage, rows.schema(), **options)
-    append_all(writer, pairs)
+def append(storage, found, writer=None, **options) -> StoreWriter:
+    writer = writer or StoreWriter(storage, rows.schema(), **options)
+    append_all(writer, found)
     writer.end_shard()
     return writer
 
 
-def append_all(writer: StoreWriter, pairs) -> None:
-    for row, features in pairs:
-        writer.append(row, features)
+def append_all(writer: StoreWriter, found) -> None:
+    """Append items: a pair, or a list of one for each part."""
+    for one in found:
+        if isinstance(one, list):
+            writer.append_item(iter(one))
+        else:
+            writer.append(*one)
 
 
 def homes(storage) -> list:
@@ -74,7 +83,7 @@ def test_any_order_gives_the_same_store(order, bounds):
     assert rows.contents(read_store(storage)) == EXPECTED
     found = homes(storage)
     assert len(found) == len(set(found))  # nothing twice
-    assert writer.written.rows == len(pairs)
+    assert writer.written.rows == len(pairs) + 6  # three items have three rows
     assert writer.written.shards == len(shards_in(storage))
     assert writer.written.bytes == sum(file.size for file in storage.list())
 
@@ -105,7 +114,7 @@ def test_features_that_are_held_are_not_written_again(small_shards):
 
 def test_the_same_hash_of_another_part_is_other_content():
     storage = MemoryStorage()
-    append(storage, [rows.item("a.mp4", part=part) for part in range(3)])
+    append(storage, [rows.parts("a.mp4", 3)])
     assert len(homes(storage)) == 3
 
 
@@ -259,3 +268,160 @@ def test_abandoned_a_shard_takes_nothing_with_it_but_its_own(small_shards):
     writer.abandon()
     assert [row.path for row in read_store(storage)] == ["0.png", "1.png", "2.png"]
     assert not writer.holds(rows.row("3.png").content)
+
+
+# ----------------------------------------------------------------------------------------------- items of several parts
+
+
+def parts_by_shard(storage) -> list[list[str]]:
+    return [[row.name for row in shard.rows] for shard in read_store(storage).shards]
+
+
+@pytest.fixture(params=["in memory", "in a shard of its own"])
+def item_bytes(request, monkeypatch):
+    """How many bytes of an item are kept: all, or none."""
+    monkeypatch.setattr(store_writer, "ITEM_BYTES", 1 << 20 if request.param == "in memory" else 0)
+    return request.param
+
+
+def test_no_shard_ends_between_the_parts_of_an_item(monkeypatch, item_bytes):
+    storage = MemoryStorage()
+    monkeypatch.setattr(store_writer, "SHARD_ROWS", 2)
+    monkeypatch.setattr(store_writer, "SHARD_BYTES", 100)
+    clips = rows.parts("c.mp4", 5)
+    copy = rows.without_features(clips, path="copy.mp4")
+    append(storage, [rows.item("a.png", 2), clips, copy, rows.item("b.png")])
+    found = parts_by_shard(storage)
+    whole = [[f"{name}#{part}" for part in range(5)] for name in ("c.mp4", "copy.mp4")]
+    if item_bytes == "in memory":
+        assert found == [["a.png", *whole[0]], whole[1], ["b.png"]]
+    else:
+        assert found == [["a.png"], whole[0], whole[1], ["b.png"]]
+    assert len(homes(storage)) == 7
+
+
+def test_the_rows_of_an_item_are_given_back_as_they_were_written(item_bytes):
+    writer = StoreWriter(MemoryStorage(), rows.schema())
+    clips = rows.parts("c.mp4", 3)
+    assert writer.append_item(iter(clips)) == [row for row, _ in clips]
+    assert writer.written.rows == 3 and all(writer.holds(row.content) for row, _ in clips)
+    again = writer.append_item(rows.parts("copy.mp4", 3, sha256=rows.sha("c.mp4")))
+    assert [row.has_features for row in again] == [False] * 3
+    writer.abandon()
+
+
+def test_a_long_video_is_never_in_memory_at_once(monkeypatch):
+    monkeypatch.setattr(store_writer, "ITEM_BYTES", 1000)
+    held, most, whole = [], 0, 0
+
+    def one_by_one():
+        nonlocal most, whole
+        for number in range(50):
+            row, features = rows.part("c.mp4", number, 50)
+            held.append(weakref.ref(features))
+            whole += sum(one.raw.nbytes for one in features.tensors.values())
+            del features
+            yield row, rows.part("c.mp4", number, 50)[1]
+            most = max(most, waiting(writer))
+
+    def waiting(writer) -> int:
+        frame = sys._getframe(2)  # of the writer that takes the parts
+        return sum(one.bytes for one in frame.f_locals["waiting"])
+
+    storage = MemoryStorage()
+    writer = StoreWriter(storage, rows.schema())
+    writer.append_item(one_by_one())
+    writer.end_shard()
+    assert 0 < most < 1500 < whole
+    assert [len(names) for names in parts_by_shard(storage)] == [50]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_where_an_item_does_not_come_to_its_end_nothing_of_it_is_written_and_nothing_else_lost(
+    item_bytes, error, after
+):
+    def broken():
+        yield from rows.parts("c.mp4", 5)[:after]
+        raise error("no more")
+
+    storage = MemoryStorage()
+    writer = StoreWriter(storage, rows.schema())
+    writer.append(*rows.item("a.png"))
+    with pytest.raises(error, match="no more"):
+        writer.append_item(broken())
+    assert not writer.holds((rows.sha("c.mp4"), 0)) and writer.written.rows == 1
+    writer.append(*rows.item("b.png"))
+    writer.append_item(rows.parts("c.mp4", 2, sha256=rows.sha("other")))
+    writer.end_shard()
+    assert list(itertools.chain(*parts_by_shard(storage))) == ["a.png", "b.png", "c.mp4#0", "c.mp4#1"]
+
+
+@pytest.mark.parametrize("shown", ["parts lacking", "another file", "twice", "none", "backwards", "a value"])
+def test_what_is_not_all_of_one_item_is_refused_as_a_whole(item_bytes, shown):
+    clips = rows.parts("c.mp4", 3)
+    spoiled = dataclasses.replace(clips[2][0], n_tokens=7)
+    wrong = {
+        "parts lacking": clips[:2], "another file": [clips[0], rows.parts("d.mp4", 3)[1], clips[2]],
+        "twice": [*clips, clips[2]], "none": [], "backwards": clips[::-1], "a value": [*clips[:2], (spoiled, clips[2][1])],
+    }[shown]  # fmt: skip
+    storage = MemoryStorage()
+    writer = StoreWriter(storage, rows.schema())
+    writer.append(*rows.item("a.png"))
+    with pytest.raises(ValueError, match="part|tokens"):
+        writer.append_item(wrong)
+    writer.end_shard()
+    assert parts_by_shard(storage) == [["a.png"]]
+
+
+def test_a_part_is_not_appended_alone():
+    writer = StoreWriter(MemoryStorage(), rows.schema())
+    with pytest.raises(ValueError, match="all its parts"):
+        writer.append(*rows.part("c.mp4", 0, 2))
+    writer.append(*rows.part("c.mp4", 0, 1))
+    writer.abandon()
+
+
+def test_nothing_comes_between_the_parts_of_an_item(item_bytes):
+    writer = StoreWriter(MemoryStorage(), rows.schema())
+    for meanwhile in (lambda: writer.append(*rows.item("a.png")), writer.end_shard):
+
+        def parts(meanwhile=meanwhile):
+            yield rows.part("c.mp4", 0, 2)
+            meanwhile()
+            yield rows.part("c.mp4", 1, 2)
+
+        with pytest.raises(RuntimeError, match="parts of an item"):
+            writer.append_item(parts())
+    writer.append_item(rows.parts("c.mp4", 2))
+    writer.abandon()
+
+
+@pytest.mark.parametrize("room", [0, 3, 1500, 4000])
+def test_a_full_disk_leaves_no_part_of_an_item(monkeypatch, item_bytes, room):
+    monkeypatch.setattr(shard_writer, "ROW_GROUP_ROWS", 1)
+    storage = FullStorage(1, room)
+    writer = StoreWriter(storage, rows.schema())
+    writer.append(*rows.item("a.png"))
+    writer.end_shard()
+    with pytest.raises(DiskError, match="full"):
+        append(storage, [rows.parts(f"{number}.mp4", 4) for number in range(6)], writer=writer)
+    for names in parts_by_shard(storage):
+        assert names == ["a.png"] or len(names) % 4 == 0
+    store = read_store(storage)
+    assert writer.written.shards == len(store.shards)
+    missing = [number for number in range(6) if not store.rows_of("/photos", f"{number}.mp4")]
+    storage.shards = 9
+    append_all(writer, [rows.parts(f"{number}.mp4", 4) for number in missing])
+    writer.end_shard()
+    assert len(read_store(storage)) == 25
+
+
+def test_of_a_content_of_which_some_parts_were_lost_all_are_written_again():
+    """So that they are in one shard again. `is_held` says of no part that it is there unless all are, as a store does."""
+    clips = rows.parts("c.mp4", 3)
+    storage = rows.write_store(MemoryStorage(), clips[:2])
+    store = read_store(storage)
+    append(storage, [rows.parts("c.mp4", 3, generation=2)], is_held=store.holds)
+    assert [row.has_features for row in read_store(storage).shards[1].rows] == [True] * 3
+    assert read_store(storage).holds((rows.sha("c.mp4"), 0))

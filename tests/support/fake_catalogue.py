@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from qvsplit.store.row import Row, placeholder_json
+from qvsplit.store.row import Row, is_whole, item_row, placeholder_json
 
 
 def digest(text: str) -> str:
@@ -23,6 +23,15 @@ def ok_row(path: str, *, content: str | None = None, root: str = "/photos", **mo
     return Row(root=root, path=path, **given | more)
 
 
+def clip_rows(path: str, parts: int, **more) -> list[Row]:
+    """The rows of a video that was cut into so many parts of a second each."""
+    return [
+        ok_row(path, **{"kind": "video", "part": part, "start": float(part), "end": part + 1.0,
+                        "duration": float(parts)} | more)
+        for part in range(parts)
+    ]  # fmt: skip
+
+
 def failed_row(path: str, kind: str = "content", **more) -> Row:
     """A row of an image that failed."""
     given = {"root": "/photos", "sha256": digest(path), "size": 1, "version": "1", "mtime_ns": 1, "generation": 1}
@@ -36,16 +45,26 @@ class FakeCatalogue:
         self.rows = list(rows)
 
     def current(self, root, path):
-        return next((row for row in self.rows if row.key == (root, path)), None)
+        rows = self.rows_of(root, path)
+        return item_row(rows) if rows else None
+
+    def rows_of(self, root, path):
+        return sorted((row for row in self.rows if row.key == (root, path)), key=lambda row: row.part)
 
     def rows_in(self, wanted):
         return [row for row in self.rows if wanted(row.folder)]
 
     def folder_rows(self, folder):
-        return {row.key: (row, self.holds(row.content)) for row in self.rows if row.folder == folder}
+        keys = dict.fromkeys(row.key for row in self.rows if row.folder == folder)
+        return {key: (row, self.holds(row.content)) for key in keys if (row := self.current(*key))}
 
     def holds(self, content):
-        return self.home(content) is not None
+        return content is not None and bool(self.home_rows(content[0]))
 
     def home(self, content):
         return next((row for row in self.rows if row.has_features and row.content == content), None)
+
+    def home_rows(self, sha256):
+        homes = {row.part: row for row in self.rows if row.has_features and row.sha256 == sha256}
+        rows = [homes[part] for part in sorted(homes)]
+        return rows if is_whole(rows) else []

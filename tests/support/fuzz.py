@@ -94,10 +94,11 @@ def seeds() -> tuple[Seed, ...]:
     """Give shards of every sort: dtypes, levels, rows without features, several row groups, no row at all."""
     failed, deleted = rows.failed("b.png"), rows.deleted("c.png")
     names = ("a.png", "f/ü 猫.png", "//xff.png", "d.jpg", "e.jpg", "g.jpg")
-    clip = {"kind": "video", "duration": 9.5, "start": 0.0, "end": 4.5, "media": '{"fps": 2}'}
+    video = {"kind": "video", "duration": 9.5, "media": '{"fps": 2}', "version": None}
+    clips = [rows.part("ü.mp4", number, 3, 4 + 2 * number, **(video | {"duration": 4.5}))[0] for number in range(3)]
     return (
         _seed("bfloat16", [_row("a.png", 6), failed, _row("z.png", 6, has_features=False, sha256="5" * 64), deleted]),
-        _seed("float32", [_row("a.png", 2), _row("ü 猫.png", 10, mtime_ns=None, part=1, **clip)]),
+        _seed("float32", [_row("a.png", 2), _row("ü 猫.mp4", 10, mtime_ns=None, **video), *clips]),
         _seed("float16", [_row(name, 2 * n + 2) for n, name in enumerate(names)], group_bytes=100),
         _seed("bfloat16", [_row(f"{n}.png", 4) for n in range(6)], group_bytes=60, first=7, levels=2),
         _seed("bfloat16", [failed, deleted]),
@@ -533,6 +534,16 @@ def levels() -> pa.Table:
     return pq.read_table(io.BytesIO(seeds()[3].data))
 
 
+def clips() -> pa.Table:
+    """What the seed with a video in several parts holds."""
+    return pq.read_table(io.BytesIO(seeds()[1].data))
+
+
+def _clip(name: str, value: Any) -> pa.Table:
+    """A table the second of whose three parts of a video has another value."""
+    return changed(name, [*clips().column(name).to_pylist()[:3], value], clips())
+
+
 def _level_values(change: Callable[[bytes], bytes | None]) -> pa.Table:
     """A table whose first row's second level is another."""
     return changed(LEVEL, [change(levels().column(LEVEL)[0].as_py())], levels())
@@ -805,6 +816,23 @@ LIES: dict[str, Callable[[], pa.Table]] = {
     "limits missing": lambda: _without("config", "processor", "min_pixels"),
     "part negative": lambda: changed("part", [-1]),
     "part missing": lambda: changed("part", [None]),
+    "part of an image": lambda: changed("part", [1]),
+    "part of an image, with its seconds": lambda: _clip("kind", "image"),
+    "part without its start": lambda: _clip("start", None),
+    "part without its end": lambda: _clip("end", None),
+    "part without a duration": lambda: _clip("duration", None),
+    "part zero in the middle": lambda: _clip("part", 0),
+    "part that begins behind its end": lambda: _clip("start", 4.0),
+    "part that begins before the video": lambda: _clip("start", -1.0),
+    "part that begins nowhere": lambda: _clip("start", math.nan),
+    "part that never ends": lambda: _clip("end", math.inf),
+    "part behind the end of the video": lambda: _clip("end", 5.0),
+    "duration negative": lambda: _clip("duration", -4.5),
+    "duration not a number": lambda: _clip("duration", math.nan),
+    "duration of an image": lambda: changed("duration", [9.5]),
+    "videos a list": lambda: _config(videos=[1]),
+    "videos of settings that are none": lambda: _config(videos={"settings": 7}),
+    "videos of a merge_size that is none": lambda: _config(videos={"settings": {"merge_size": 0}}),
     "generation negative": lambda: changed("generation", [-1]),
     "generation missing": lambda: changed("generation", [None]),
     "hash of other letters": lambda: changed("sha256", ["G" * 64]),
@@ -864,6 +892,10 @@ ODD: dict[str, Callable[[], pa.Table]] = {
         "grid_thw", [None, None, None], described(lambda content: content["config"].update(processor={"size": [8, 8]}))
     ),
     "inputs of a family": _input,
+    "a video in parts": clips,
+    "a part left out": lambda: clips().take([0, 1, 2, 4]),
+    "videos null": lambda: _config(videos=None),
+    "videos of another family": lambda: _config(videos={"anything": [1, 2]}),
     "placeholder of a copy": lambda: changed("placeholder", [rows.row().placeholder, None, "none of mine"]),
 }
 
@@ -1080,7 +1112,7 @@ MAY_BE_READ = {
 
 def random_table(rng: random.Random) -> bytes:
     """One to three columns, and the metadata now and then, filled with what a hostile hand would write."""
-    table = honest()
+    table = rng.choice((honest, honest, clips))()
     for _ in range(rng.choice((1, 1, 2, 3))):
         name = rng.choice(table.schema.names)
         kind = table.schema.field(name).type
@@ -1253,7 +1285,7 @@ def _wrong_grid(row: Row, shard: Shard) -> str | None:
     if row.grid_thw is None:
         return None
     t, h, w = row.grid_thw
-    merge = shard.config.merge_size
+    merge = shard.config.merge_size_of(row.kind)
     if min(t, h, w) < 1 or h % merge or w % merge or t * h * w != (row.n_tokens or 0) * merge**2:
         return f"has the grid {row.grid_thw} and {row.n_tokens} tokens"
     return None
@@ -1269,6 +1301,10 @@ def _unsound(row: Row, shard: Shard) -> str | None:
         return "has a part, generation or hash that cannot be"
     if row.grid_thw is not None and None in row.grid_thw:
         return f"has the grid {row.grid_thw}"
+    if row.part > 0 and (row.kind, row.start is None) != ("video", False):
+        return f"is part {row.part} of what has none"
+    if row.start is not None and not 0 <= row.start < (row.end or 0) <= (row.duration or 0) + 1e-6:
+        return f"has the seconds {row.start} to {row.end} of {row.duration}"
     root, name = _on_disk(row.root), _on_disk(row.path)
     if root is None or name is None:
         return f"has a root or path that no file can have: {row.root!r}, {row.path!r}"

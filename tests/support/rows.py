@@ -26,6 +26,7 @@ from qvsplit.store.store import Store
 WIDTH = 16
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 PROVENANCE = Provenance("some/model", None, "cpu", {"torch": "2"})
+VIDEOS: dict[str, Any] = {"rule": 1, "clip_seconds": 1.5, "settings": {"merge_size": 2}}
 PROCESSOR = {"merge_size": 2, "min_pixels": 3136, "max_pixels": 1003520}
 Pair = tuple[Row, Features | None]
 
@@ -39,6 +40,9 @@ def config(dtype: str = "bfloat16", **changes: Any) -> ExtractionConfig:
     return dataclasses.replace(whole, **changes)
 
 
+_config = config
+
+
 def specs(dtype: str = "bfloat16", *, levels: int = 0, width: int = WIDTH) -> tuple[TensorSpec, ...]:
     """Give the tensors of a shard: `pooler_output`, and so many levels of `deepstack_features`."""
     more = (TensorSpec(DEEPSTACK_FEATURES, dtype, width, "list", level) for level in range(levels))
@@ -46,10 +50,11 @@ def specs(dtype: str = "bfloat16", *, levels: int = 0, width: int = WIDTH) -> tu
 
 
 def schema(
-    dtype: str = "bfloat16", *, levels: int = 0, width: int = WIDTH, provenance: Sequence[Provenance] = (PROVENANCE,)
-) -> ShardSchema:
+    dtype: str = "bfloat16", *, levels: int = 0, width: int = WIDTH, provenance: Sequence[Provenance] = (PROVENANCE,),
+    config: ExtractionConfig | None = None,
+) -> ShardSchema:  # fmt: skip
     """Give what a shard declares."""
-    return ShardSchema(config(dtype), specs(dtype, levels=levels, width=width), tuple(provenance))
+    return ShardSchema(config or _config(dtype), specs(dtype, levels=levels, width=width), tuple(provenance))
 
 
 def values(n_tokens: int, dtype: str = "bfloat16", seed: int = 0, width: int = WIDTH) -> np.ndarray:
@@ -125,6 +130,22 @@ def item(name: str, tokens: int = 6, *, dtype: str = "bfloat16", levels: int = 0
     one = row(name, tokens, **changes)
     seed = int(str(one.sha256)[:6], 16) + one.part
     return one, features(tokens, dtype, seed, levels=levels) if one.has_features else None
+
+
+def part(name: str, number: int, of: int, tokens: int = 6, *, seconds: float = 1.5, **changes: Any) -> Pair:
+    """Give one of so many parts of a video, and its features; each has so many seconds."""
+    times = {"start": number * seconds, "end": (number + 1) * seconds, "duration": of * seconds}
+    return item(name, tokens, **{"kind": "video", "part": number, **times, **changes})
+
+
+def parts(name: str, of: int, **changes: Any) -> list[Pair]:
+    """Give all parts of a video, each of another length, in order."""
+    return [part(name, number, of, tokens=4 + 2 * number, **changes) for number in range(of)]
+
+
+def without_features(pairs: Iterable[Pair], **changes: Any) -> list[Pair]:
+    """Give rows as those that hold no features of their own: copies, say."""
+    return [(dataclasses.replace(one, has_features=False, **changes), None) for one, _ in pairs]
 
 
 def write_shard(
