@@ -516,3 +516,17 @@ def test_the_one_liners_of_the_recipes_run(run_cli, store, checks, tmp_path, mon
     assert {row[0] for row in results["duckdb"]} == expected
     assert set(results["pandas"]) == expected
     assert set(results["polars"]) == expected
+
+
+def test_the_moments_of_the_recipes_are_found(tmp_path, monkeypatch):
+    """As it stands in docs/recipes.md, on a clips.parquet."""
+    with Table(tmp_path / "clips.parquet") as table:
+        for part, (answer, probability) in enumerate([("yes", 0.9), ("no", 0.95), ("yes", 0.6), ("yes", 0.99)]):
+            table.put(record("walk.mp4", "Is there a dog?", kind="video", part=part, start=10.0 * part,
+                             end=10.0 * part + 10, answer=answer, probability=probability))  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "docs" / "recipes.md").read_text().split("## Videos")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    scope: dict[str, object] = {}
+    exec(block, scope)
+    assert scope["moments"] == [("walk.mp4", 0.0, 10.0, 0.9), ("walk.mp4", 30.0, 40.0, 0.99)]
