@@ -76,6 +76,7 @@ class PromptMaker(Protocol):
 
     processor: Any
     folder: Path
+    model_class: Any
     model_takes: frozenset[str]
 
     def proof_prompt(self, shown: Sequence[tuple[str, str]], question: str) -> list[int]:
@@ -117,9 +118,23 @@ def samples(kind: str) -> Sequence[Item]:
 
 def takes_videos(model_class: Any) -> bool:
     """Say whether the full model's class has features of videos, by a method of its own or of what is inside it."""
-    inside = [one for one in vars(inspect.getmodule(model_class)).values() if inspect.isclass(one)]
-    own = [one for one in inside if one.__module__ == model_class.__module__]
-    return any(hasattr(one, "get_video_features") for one in own)
+    return any(hasattr(one, "get_video_features") for one in _classes_beside(model_class))
+
+
+def encoders_alone(model_class: Any) -> frozenset[str]:
+    """Give the names of inputs that only features are computed by: nothing else of the model looks at them."""
+    takes: dict[str, set[str]] = {"features": set(), "positions": set()}
+    for one in _classes_beside(model_class):
+        for name, by in ("image_features", "features"), ("video_features", "features"), ("rope_index", "positions"):
+            if (method := getattr(one, f"get_{name}", None)) is not None:
+                takes[by] |= inspect.signature(method).parameters.keys()
+    return frozenset(takes["features"] - takes["positions"])
+
+
+def _classes_beside(model_class: Any) -> list[Any]:
+    """Give the classes of the module in which a class is defined."""
+    classes = [one for one in vars(inspect.getmodule(model_class)).values() if inspect.isclass(one)]
+    return [one for one in classes if one.__module__ == model_class.__module__]
 
 
 def process(processor: Any, item: Item, *, where: object) -> tuple[Mapping[str, Any], str]:
@@ -159,6 +174,7 @@ def prove(maker: PromptMaker, images: int, videos: int) -> Proof:
     types: dict[str, str] = {}
     beginnings: set[tuple[int, ...]] = set()
     inputs: dict[str, frozenset[str]] = {}
+    unread = encoders_alone(maker.model_class)
     for items in _shown(images, videos):
         alone = [process(maker.processor, item, where=maker.folder) for item in items]
         texts = [(kind_of(item), text) for item, (_, text) in zip(items, alone, strict=True)]
@@ -169,7 +185,8 @@ def prove(maker: PromptMaker, images: int, videos: int) -> Proof:
         beginnings.add(tuple(ids[: -len(ours)]))
         processed = [one for one, _ in alone]
         small = {name for one in processed for name in maker.model_takes & one.keys() if "pixel" not in name}
-        if len(items) > 1 and not (same and _same_pixels(processed, theirs) and _same_inputs(small, processed, theirs)):
+        alike = same and _same_pixels(processed, theirs) and _same_inputs(small - unread, processed, theirs)
+        if len(items) > 1 and not alike:
             raise UsageError(f"{maker.folder}: {_refusal(items)}")
         if not same or len(beginnings) > 1:
             cannot = "answer about videos" if videos else "be split"

@@ -127,8 +127,8 @@ class Prompter:
         self.processor = hf.load_processor(checkpoint)
         self.tokenizer = self.processor.tokenizer
         self.folder = checkpoint.folder
-        self._model_class = class_of(checkpoint)
-        self.model_takes = forward_takes(self._model_class)
+        self.model_class = class_of(checkpoint)
+        self.model_takes = forward_takes(self.model_class)
         self._takes_bare_prompts = checkpoint.family.takes_bare_prompts
         self._added = {str(token): number for number, token in self.tokenizer.added_tokens_decoder.items()}
         # the tokens where rows of features go; a processor may have others in the text that it expands
@@ -230,9 +230,9 @@ class Prompter:
     @cached_property
     def _video_token(self) -> str:
         """That of videos: some families show their frames as images. ModelError: the model answers about no videos."""
-        if not takes_videos(self._model_class):
+        if not takes_videos(self.model_class):
             raise ModelError(
-                f"{self.folder} cannot answer about videos: {self._model_class.__name__} of transformers has no "
+                f"{self.folder} cannot answer about videos: {self.model_class.__name__} of transformers has no "
                 "get_video_features; ask about images, or name another checkpoint as `model`"
             )
         (clip, *_) = samples("video")

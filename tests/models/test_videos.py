@@ -14,6 +14,7 @@ import torch
 
 from qvsplit.answering.requests import PromptItems
 from qvsplit.checkpoints import hf
+from qvsplit.checkpoints.model_class import full_class
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ModelError, StoreDamaged, UsageError
 from qvsplit.models import processor_proof, prompt, ways
@@ -311,6 +312,20 @@ def test_small_inputs_that_others_change_are_refused(family_checkpoint, family_r
     with pytest.raises(UsageError, match="ask about one video at a time"):
         one.prompter.ask("?", [clip, clip])
     assert one.prompter.ask("?", [clip])
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "unread"),
+    [
+        ("qwen2_5_vl", {"video_grid_thw", "second_per_grid_ts"}, set()),
+        ("molmo2", set(), {"image_token_pooling", "video_token_pooling"}),
+        ("minicpmv4_6", set(), {"target_sizes_videos"}),
+        ("minicpmv4_7", {"target_sizes_videos"}, set()),  # its positions are laid out by them
+    ],
+)
+def test_what_the_encoder_alone_reads_may_be_otherwise_among_others(name, read, unread):
+    names = processor_proof.encoders_alone(full_class(name, "here"))
+    assert unread <= names and not read & names
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,13 +20,12 @@ from qvsplit.answering.local_engine import LocalEngine
 from qvsplit.answering.options import AskOptions
 from qvsplit.ask import Session, StoreReader
 from qvsplit.checkpoints import hf
-from qvsplit.checkpoints.model_class import features_of as features_method
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.models import language
 from qvsplit.models.asking import PrefixedQuestion
 from qvsplit.models.decoding import Decoding
 from qvsplit.models.language import LanguageModel
-from qvsplit.models.processor_proof import SampledClip, process
+from qvsplit.models.processor_proof import SampledClip, encoders_alone, process
 from qvsplit.models.prompt import Placeholder, Prompter
 from qvsplit.store.features import Features
 from qvsplit.store.row import placeholder_json
@@ -79,12 +77,7 @@ class Split:
     def _inputs(self, given: Mapping[str, Any], kind: str) -> dict[str, Any]:
         inputs, taken = {}, self.prompter.model_takes & given.keys() - {f"{kind}_grid_thw"}
         if kind == "video":  # what only the encoder reads would fill a row
-            model = self.reference.model
-            rope = getattr(model.base_model, "get_rope_index", lambda: None)
-            encoders, rope_takes = (
-                inspect.signature(one).parameters.keys() for one in (features_method(model, kind), rope)
-            )
-            taken -= encoders - rope_takes
+            taken -= encoders_alone(type(self.reference.model))
         for name in sorted(taken - LEFT_OUT):
             if "pixel" not in name:
                 value = torch.as_tensor(given[name])
