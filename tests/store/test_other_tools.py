@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from qvsplit.store.codec import encode
 from qvsplit.store.opening import open_store
+from qvsplit.store.row import deleted_row
 from tests.support import rows
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -25,6 +27,7 @@ RECIPES = (DOCS / "recipes.md").read_text()
 READ = re.findall(
     r"```python\n(import (\w+).*?)```", RECIPES.split("## A store in other tools")[1].split("\n## ")[0], re.S
 )
+LIVE_PHOTOS = re.findall(r"```python\n(.*?)```", RECIPES.split("## Live Photos")[1].split("\n## ")[0], re.S)
 ROWS_CLAUSE, FEATURES_CLAUSE = re.findall(r"```sql\n(.*?)```", FORMAT, re.S)
 NUMPY, NUMPY_INT8 = re.findall(r"```python\n(.*?)```", FORMAT, re.S)
 
@@ -253,3 +256,72 @@ def test_both_clauses_give_the_same_after_all_that_is_current_was_written_again(
     after = by_key(sql(ROWS_CLAUSE)), sql(FEATURES_CLAUSE)
     assert after[1] == before[1]
     assert [row | {"has_features": None} for row in after[0]] == [row | {"has_features": None} for row in before[0]]
+
+
+# ------------------------------------------------------------------------------------------------------- live photos
+
+
+@pytest.mark.parametrize("lines", LIVE_PHOTOS, ids=["duckdb", "pandas", "polars"])
+def test_stills_and_their_clips_are_paired(tmp_path, monkeypatch, lines):
+    """By folder and name: whole clips and cut ones, of current rows that are ok alone."""
+    storage = rows.write_store(
+        tmp_path / "demo" / "store",
+        [
+            rows.item("IMG_1.HEIC"), rows.item("IMG_1.MOV", kind="video"),
+            rows.item("x/IMG_1.HEIC"), *rows.parts("x/IMG_1.mov", 3),
+            rows.item("IMG_2.HEIC"), rows.item("y/IMG_2.MOV", kind="video"),  # of another folder
+            rows.item("IMG_3.HEIC"), rows.item("IMG_3.MOV", kind="video"),
+            rows.item("IMG_4.HEIC"), (rows.failed("IMG_4.MOV", kind="video"), None),
+            rows.item("v1.5/a"), rows.item("v1.mp4", kind="video"),  # a dot in a folder's name
+            rows.item("IMG_1.HEIC", root="/other"), rows.item("IMG_5.mov", kind="video", root="/other"),
+        ],
+        [(rows.deleted("IMG_3.MOV", kind="video", generation=2), None), rows.item("IMG_5.heic", generation=2, root="/other")],
+    )  # fmt: skip
+    rows.write_shard(storage, "shard-000003.parquet", [rows.item("IMG_1.HEIC")])  # a rewrite that was cut short
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(lines, scope)
+    found = scope["pairs"]
+    found = found if isinstance(found, list) else [tuple(pair) for pair in found.to_numpy().tolist()]
+    assert sorted(found) == [
+        ("/other", "IMG_5.heic", "IMG_5.mov"),
+        ("/photos", "IMG_1.HEIC", "IMG_1.MOV"),
+        ("/photos", "x/IMG_1.HEIC", "x/IMG_1.mov"),
+    ]
+
+
+def test_an_item_of_another_number_of_parts_has_the_parts_it_has_now(folder):
+    """By both clauses: more of them, fewer, none, failed, whole again."""
+
+    def clip(name: str, of: int, generation: int = 1) -> list[rows.Pair]:
+        return rows.parts(name, of, generation=generation, sha256=rows.sha(f"{name} {of}"))
+
+    rows.write_store(
+        folder,
+        [*clip("more.mp4", 2), *clip("fewer.mp4", 4), *clip("whole.mp4", 3), *clip("failed.mp4", 3), *clip("gone.mp4", 2)],
+        [
+            *clip("more.mp4", 5, 2), *clip("fewer.mp4", 1, 2), rows.item("whole.mp4", kind="video", generation=2),
+            (rows.failed("failed.mp4", kind="video", generation=2), None),
+            *((deleted_row(row, 2), None) for row, _ in clip("gone.mp4", 2)),
+            *rows.without_features(clip("gone.mp4", 2), path="moved.mp4", generation=2),
+        ],
+    )  # fmt: skip
+    store = open_store(folder)
+    expected = {"more.mp4": 5, "fewer.mp4": 1, "whole.mp4": 1, "failed.mp4": 1, "gone.mp4": 2, "moved.mp4": 2}
+    found = by_key(sql(ROWS_CLAUSE))
+    assert collections.Counter(row["path"] for row in found) == expected
+    assert [(row["path"], row["part"], row["status"]) for row in found] == [
+        (row.path, row.part, row.status) for row in store.rows
+    ]
+    joined = sql(FEATURES_CLAUSE)
+    assert [tuple(row.values()) for row in joined] == [
+        (
+            row.root,
+            row.path,
+            row.part,
+            row.n_tokens,
+            encode(store.features(row).tensors["pooler_output"].raw, "bfloat16"),
+        )
+        for row in store
+    ]
+    assert len(joined) == 5 + 1 + 1 + 2
