@@ -36,11 +36,11 @@ def test_advice_that_has_been_followed_is_not_given(run_cli, extract, some_photo
     """Where the reader is there by now that an image lacked, inspect does not say to install it."""
     (some_photos / "x.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
     monkeypatch.setattr("qvsplit.sources.images._known_formats", lambda: ("JPEG", "PNG"))
-    monkeypatch.setattr("qvsplit.sources.images.optional_readers", lambda: ("PIL 1",))
-    monkeypatch.setattr("qvsplit.pipeline.view.optional_readers", lambda: ("PIL 1",))
+    monkeypatch.setattr("qvsplit.sources.images.optional_readers", lambda **_: ("PIL 1",))
+    monkeypatch.setattr("qvsplit.pipeline.view.optional_readers", lambda **_: ("PIL 1",))
     extract(some_photos)
     assert "x.heic is a HEIF image, which needs pillow-heif: pip install" in run_cli("inspect", out)[1]
-    monkeypatch.setattr("qvsplit.sources.images.optional_readers", lambda: ("PIL 1", "pillow_heif 2"))
+    monkeypatch.setattr("qvsplit.sources.images.optional_readers", lambda **_: ("PIL 1", "pillow_heif 2"))
     said = run_cli("inspect", out)[1]
     assert "x.heic failed for a reason that has changed since; the next `qvsplit extract` tries it again" in said
     assert "pip install" not in said
