@@ -148,8 +148,8 @@ class Table:
 
     def _add(self, record: Record) -> None:
         self._records[_place(record)] = record
-        decided = (record[name] for name in ("sha256", "prompt_hash", "config", "weights", "dtype"))
-        key = Key(*decided, parts=_parts(record))
+        decided = {name: record[name] for name in ("sha256", "prompt_hash", "config", "weights", "dtype")}
+        key = Key(**decided, parts=_parts(record))
         if record["finish_reason"] not in NO_ANSWER:
             self._known[key] = record
 
