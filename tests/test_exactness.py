@@ -26,8 +26,7 @@ def encoder_of(folder, dtype="float32", kernels="fused"):
 
 
 def prepared(encoder, image):
-    only = encoder.preparer.prepare(np.array(image))
-    return only
+    return encoder.preparer.prepare(np.array(image))
 
 
 def encoded(encoder, batch):

@@ -159,8 +159,13 @@ def image_token(checkpoint: Checkpoint, config: Any, tokenizer: Any) -> str:
     return str(token)
 
 
+def token_shown(text: str, *tokens: str | None) -> str | None:
+    """Give the first of these tokens that a placeholder has: some families show the frames of a video as images."""
+    return next((token for token in tokens if token is not None and token in text), None)
+
+
 def video_token(config: Any, processor: Any) -> str | None:
-    """Give the token that stands in a prompt where one row of a video's features goes; None where there is none."""
+    """Give the token that a config names for one row of a video's features; None where it names none."""
     number = getattr(config, "video_token_id", None)
     if number is None or getattr(processor, "video_token", None) is None:
         return None

@@ -79,6 +79,27 @@ def wanted_arguments(function: Callable[..., Any], processed: Mapping[str, Any])
     return {name: processed[name] for name in inspect.signature(function).parameters if name in processed}
 
 
+def takes_videos(model_class: Any) -> bool:
+    """Say whether the full model's class has features of videos, by a method of its own or of what is inside it."""
+    return any(hasattr(one, "get_video_features") for one in _classes_beside(model_class))
+
+
+def encoders_alone(model_class: Any) -> frozenset[str]:
+    """Give the names of inputs that only features are computed by: nothing else of the model looks at them."""
+    takes: dict[str, set[str]] = {"features": set(), "positions": set()}
+    for one in _classes_beside(model_class):
+        for name, by in ("image_features", "features"), ("video_features", "features"), ("rope_index", "positions"):
+            if (method := getattr(one, f"get_{name}", None)) is not None:
+                takes[by] |= inspect.signature(method).parameters.keys()
+    return frozenset(takes["features"] - takes["positions"])
+
+
+def _classes_beside(model_class: Any) -> list[Any]:
+    """Give the classes of the module in which a class is defined."""
+    classes = [one for one in vars(inspect.getmodule(model_class)).values() if inspect.isclass(one)]
+    return [one for one in classes if one.__module__ == model_class.__module__]
+
+
 def features_of(model: Any, kind: str) -> Callable[..., Any]:
     """Give the method `get_image_features` or `get_video_features` that names its arguments.
 

@@ -9,14 +9,14 @@ clip without pixels (on the "meta" device).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
-from qvsplit.checkpoints.model_class import class_of
+from qvsplit.checkpoints.model_class import class_of, encoders_alone, takes_videos
 from qvsplit.errors import ItemError, ModelError, UsageError
 from qvsplit.models.preparing import Prepared, Preparer, runs_of, small_inputs_of
 from qvsplit.models.sampling import (
@@ -51,16 +51,18 @@ class ClipPreparer:
 
     Attributes:
         preparer: What prepares images; its processor is of its own, with this video processor in it.
-        video_token: What stands in a prompt where one row of a clip's features goes.
+        tokens: What may stand in a prompt where one row of a clip's features goes: a token of videos, or of images.
         options: How videos become features.
         settings: All that decides a frame or a token, for the extraction config.
+        encoders_alone: Names of inputs that the language model has no use for.
         in_slices: Whether a clip goes through in temporal slices.
     """
 
     preparer: Preparer
-    video_token: str
+    tokens: tuple[str | None, ...]
     options: VideoOptions
     settings: Mapping[str, Any]
+    encoders_alone: frozenset[str] = frozenset()
     in_slices: bool = True
 
     @property
@@ -120,8 +122,10 @@ class ClipPreparer:
             return
         yield from self._slices(self.outline(clip, info), clip, info, own, patch_budget)
 
-    def trial(self) -> tuple[Prepared, list[Prepared]]:
-        """Prepare a small clip of noise: whole, and in slices of one temporal step; none where those differ in a bit.
+    def trial(self) -> tuple[Prepared, list[Prepared], Prepared]:
+        """Prepare a small clip: whole, in slices of one temporal step, and whole once more, of frames that are alike.
+
+        There are no slices where they would differ from the whole in a bit.
 
         Raises:
             ModelError: The processor takes no such clip.
@@ -135,16 +139,17 @@ class ClipPreparer:
         clip = Clip(0, None, None, _TRIAL_FRAMES, 2.0, tuple(range(_TRIAL_FRAMES)))
         try:
             whole = self._whole(frames.permute(0, 3, 1, 2), clip, info)
+            still = self._whole(frames[:1].expand_as(frames).permute(0, 3, 1, 2), clip, info)
             if whole.grid_thw is None or "pixel_values_videos" not in whole.values:
-                return whole, []
+                return whole, [], still
             outline = self.outline(clip, info)
             slices = [*self._slices(outline, clip, info, iter(frames.numpy()), whole.patches // whole.grid_thw[0])]
         except ItemError as error:
             raise ModelError(f"its processor takes no small clip: {error}") from None
         except (NotImplementedError, RuntimeError):  # one that cannot do without pixels: see `outline`
-            return whole, []
+            return whole, [], still
         pixels = torch.cat([one.values["pixel_values_videos"] for one in slices])
-        return whole, slices if torch.equal(pixels, whole.values["pixel_values_videos"]) else []
+        return whole, slices if torch.equal(pixels, whole.values["pixel_values_videos"]) else [], still
 
     def _slices(
         self, outline: Prepared, clip: Clip, info: VideoInfo, frames: Iterator[npt.NDArray[np.uint8]], budget: int
@@ -189,13 +194,13 @@ class ClipPreparer:
         processed, text = self._by_processor(frames, metadata_of(clip, info))
         grid = processed.get("video_grid_thw")
         t, h, w = (int(n) for n in grid[0]) if grid is not None else (0, 0, 0)
-        n_tokens = text.count(self.video_token)
-        if not n_tokens:
+        token = hf.token_shown(text, *self.tokens)
+        if token is None:
             raise ItemError("gives no tokens by the model's own processor")
-        left_out = {"pixel_values_videos", "video_grid_thw"}
-        inputs = small_inputs_of(processed, self.preparer.language_model_takes, left_out)
+        n_tokens = text.count(token)
+        inputs = small_inputs_of(processed, self.preparer.language_model_takes, self.encoders_alone)
         return Prepared(
-            _wanted(processed), n_tokens, t * h * w or n_tokens, runs_of(text, self.video_token),
+            _wanted(processed), n_tokens, t * h * w or n_tokens, runs_of(text, token),
             (t, h, w) if grid is not None else None, inputs, "video",
         )  # fmt: skip
 
@@ -235,10 +240,9 @@ def load_clip_preparer(checkpoint: Checkpoint, preparer: Preparer, options: Vide
     family = checkpoint.family.model_type
     processor = hf.load_processor(checkpoint)
     config = hf.load_config(checkpoint)
-    token = hf.video_token(config, processor)
     video_processor = getattr(processor, "video_processor", None)
     full = class_of(checkpoint)
-    if token is None or video_processor is None or not _has_video_features(full):
+    if video_processor is None or not takes_videos(full):
         raise ModelError(f"{family} models take no videos")
     _keep_settings_in_one_place(processor)
     max_pixels, max_tokens = set_limits(video_processor, family, options.max_pixels, options.max_tokens)
@@ -256,7 +260,9 @@ def load_clip_preparer(checkpoint: Checkpoint, preparer: Preparer, options: Vide
         "max_tokens": max_tokens,
         "gif": options.gif,
     }
-    return ClipPreparer(replace(preparer, processor=processor), token, options, settings)
+    tokens = hf.video_token(config, processor), preparer.image_token
+    alone = encoders_alone(full) | {"video_grid_thw"}
+    return ClipPreparer(replace(preparer, processor=processor), tokens, options, settings, alone)
 
 
 def _keep_settings_in_one_place(processor: Any) -> None:
@@ -330,9 +336,3 @@ def _settings(video_processor: Any, checkpoint: Checkpoint) -> dict[str, Any]:
         settings.pop(name, None)  # those in force stand beside
     return settings
 
-
-def _has_video_features(full: Any) -> bool:
-    import inspect
-
-    inside: Sequence[Any] = [*vars(inspect.getmodule(full)).values()]
-    return any(inspect.isclass(one) and hasattr(one, "get_video_features") for one in (full, *inside))

@@ -199,15 +199,19 @@ class TransformersEncoder:
         """
         preparer = load_clip_preparer(self.spec.checkpoint, self.preparer, self.spec.videos)
         with hf.transformers_errors(self.spec.checkpoint, "takes no videos"):
-            whole, slices = preparer.trial()
-            output = self._features(whole)
+            whole, slices, still = preparer.trial()
+            output, of_still = self._features(whole), self._features(still)
+        if any(len(one.rows) != still.n_tokens for one in of_still):
+            raise ModelError("the model drops tokens of frames that are alike, which no store can hold")
         specs = {(spec.key, spec.width) for spec in self.tensors}
         rows = {len(one.rows) for one in output}
         if {(one.key, int(one.rows.shape[1])) for one in output} != specs or rows != {whole.n_tokens}:
-            raise ModelError(f"{self.spec.checkpoint.family.model_type} models take no videos that can be stored")
+            raise ModelError("the model takes no videos that can be stored beside its images")
         preparer = replace(preparer, in_slices=bool(slices) and self._gives_the_same(output, slices))
         containers = {one.key: one.container for one in output}
         videos = {**preparer.settings, "in_slices": preparer.in_slices, "containers": containers}
+        if whole.grid_thw is not None:  # some encoders merge frames as well
+            videos["patches_a_token"] = math.prod(whole.grid_thw) // whole.n_tokens
         return Clips(preparer, replace(self.config, videos=videos))
 
     def _gives_the_same(self, output: Sequence[OutputTensor], slices: Sequence[Prepared]) -> bool:

@@ -9,13 +9,13 @@ of both together.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from qvsplit.checkpoints import hf
+from qvsplit.checkpoints.model_class import encoders_alone
 from qvsplit.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -114,27 +114,6 @@ def kind_of(item: Item) -> str:
 def samples(kind: str) -> Sequence[Item]:
     """Give the small items of a kind that processors are tried with."""
     return small_images(PROOF_SIZES) if kind == "image" else small_clips(PROOF_CLIPS)
-
-
-def takes_videos(model_class: Any) -> bool:
-    """Say whether the full model's class has features of videos, by a method of its own or of what is inside it."""
-    return any(hasattr(one, "get_video_features") for one in _classes_beside(model_class))
-
-
-def encoders_alone(model_class: Any) -> frozenset[str]:
-    """Give the names of inputs that only features are computed by: nothing else of the model looks at them."""
-    takes: dict[str, set[str]] = {"features": set(), "positions": set()}
-    for one in _classes_beside(model_class):
-        for name, by in ("image_features", "features"), ("video_features", "features"), ("rope_index", "positions"):
-            if (method := getattr(one, f"get_{name}", None)) is not None:
-                takes[by] |= inspect.signature(method).parameters.keys()
-    return frozenset(takes["features"] - takes["positions"])
-
-
-def _classes_beside(model_class: Any) -> list[Any]:
-    """Give the classes of the module in which a class is defined."""
-    classes = [one for one in vars(inspect.getmodule(model_class)).values() if inspect.isclass(one)]
-    return [one for one in classes if one.__module__ == model_class.__module__]
 
 
 def process(processor: Any, item: Item, *, where: object) -> tuple[Mapping[str, Any], str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
-from qvsplit.checkpoints.model_class import class_of, forward_takes
+from qvsplit.checkpoints.model_class import class_of, forward_takes, takes_videos
 from qvsplit.errors import ModelError, StoreDamaged, UsageError
 from qvsplit.models.processor_proof import (
     KINDS,
@@ -29,7 +29,6 @@ from qvsplit.models.processor_proof import (
     prove,
     samples,
     small_images,
-    takes_videos,
     template_options,
 )
 from qvsplit.store.row import Row, Runs
@@ -237,9 +236,9 @@ class Prompter:
             )
         (clip, *_) = samples("video")
         _, text = process(self.processor, clip, where=self.folder)
-        for token in (self._configured_video_token, self._image_token):
-            if token is not None and token in text:
-                return token
+        token = hf.token_shown(text, self._configured_video_token, self._image_token)
+        if token is not None:
+            return token
         raise ModelError(f"{self.folder} cannot answer about videos: its processor shows one without any of its tokens")
 
     def _id_of(self, token: str) -> int:

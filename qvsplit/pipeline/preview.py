@@ -1,4 +1,4 @@
-"""What a run would take, without doing it: items, tokens, bytes on disk, seconds. From headers alone.
+"""What a run would take, without doing it: items, tokens, bytes on disk, seconds. From headers and packets alone.
 
 Sizes are read by decoders as in a real run, so that a hostile header is no danger here either. Seconds come from what
 this store's last runs took; where it has had none, from the encoder's arithmetic and a matrix product timed now.
@@ -21,13 +21,15 @@ from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.families import FAMILIES
 from qvsplit.checkpoints.opening import default_model, read_settings
 from qvsplit.errors import ItemError, ModelError
-from qvsplit.models.preparing import check_kernels, check_shape, load_preparer, pixel_limits
-from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.models.clips import ClipPreparer, load_clip_preparer
+from qvsplit.models.preparing import Prepared, check_kernels, check_shape, load_preparer, pixel_limits
+from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
 from qvsplit.pipeline.summary import Preview
 from qvsplit.runtime.devices import is_cuda
 from qvsplit.runtime.dtypes import token_bytes
 from qvsplit.sources.decoder import DecoderPool
 from qvsplit.sources.source import Entry
+from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.history import last_runs
 from qvsplit.store.storage import Storage
 from qvsplit.store.store import Store
@@ -35,6 +37,7 @@ from qvsplit.store.store import Store
 # Bytes in a shard over raw bytes where the store has none yet: features of photographs (docs/decisions.md)
 _RATIO = {"float32": 0.87, "bfloat16": 0.70, "float16": 0.84, "int8": 0.90}
 _FORWARD_SHARE = 0.8  # of the rate of a matrix product that the encoder's forward reaches on a CPU
+_NO_CLIPS = object()  # the model takes no videos
 _TRIED_SIZES = ((120, 160), (400, 900), (333, 111))  # height and width, on which a processor's own count is tried
 
 
@@ -43,11 +46,16 @@ def preview(entries: Sequence[Entry], store: Store, storage: Storage, options: E
     if not entries:
         return Preview(0, 0, 0, 0, 0.0, "")
     estimate = _Estimate(store, options)
-    decoders = DecoderPool(options.item_timeout)
+    gifs_are_videos = with_videos_of(store.config, options).gif == "video"
+    decoders = DecoderPool(options.item_timeout, gifs_are_videos=gifs_are_videos)
 
-    def tokens(entry: Entry) -> int | None:
+    def tokens(entry: Entry) -> list[int] | None:
+        """Count an item's tokens: of an image, or of each temporal step of a video. None if it is bad."""
         try:
-            return estimate.tokens(*decoders.mine().measure(entry))
+            info = decoders.mine().read(entry)
+            if info.kind == "video":
+                return estimate.video_tokens(decoders.mine().scan(entry, info))
+            return [estimate.tokens(*decoders.mine().measure(entry, info))]
         except ItemError:
             return None
 
@@ -56,8 +64,8 @@ def preview(entries: Sequence[Entry], store: Store, storage: Storage, options: E
             counted = list(pool.map(tokens, entries))
         finally:
             decoders.close()
-    sound = [count for count in counted if count is not None]
-    bad = len(counted) - len(sound)
+    sound = [count for item in counted if item is not None for count in item]
+    bad = counted.count(None)
     if not estimate.counts_tokens:
         return Preview(len(counted), bad, None, None, None, "")
     size = None
@@ -97,6 +105,8 @@ class _Estimate:
         self.options = options
         self._counting = threading.Lock()  # sizes are measured in several threads
         self._counter: _Counter | None = None
+        self._clips: ClipPreparer | object | None = None
+        self._config = None if options.rebuild else store.config
         own = None if options.rebuild else store.config
         self._own: Mapping[str, Any] = own.processor if own is not None else {}
         made_with = store.provenance.model if store.provenance else ""
@@ -150,6 +160,32 @@ class _Estimate:
             if self._counter is None:
                 self._counter = _Counter(checkpoint, self.options, self._own)
             return self._counter.tokens(width, height)
+
+    def video_tokens(self, video: VideoInfo) -> list[int]:
+        """Count those of each temporal step of a video. ItemError where the model takes no such video, or none."""
+        if not self.options.videos:
+            raise ItemError("is a video, and videos are left out")
+        if self.checkpoint is None:
+            return []
+        with self._counting:
+            if self._clips is None:
+                self._clips = self._loaded_clips(self.checkpoint)
+        if self._clips is _NO_CLIPS:
+            raise ItemError("is a video, and the model takes none")
+        assert isinstance(self._clips, ClipPreparer)
+        return [tokens for clip in self._clips.clips(video) for tokens in self._steps(self._clips.outline(clip, video))]
+
+    def _loaded_clips(self, checkpoint: Checkpoint) -> ClipPreparer | object:
+        preparer = load_preparer(checkpoint, hf.load_config(checkpoint), min_pixels=None, max_pixels=None)
+        try:
+            return load_clip_preparer(checkpoint, preparer, video_options(with_videos_of(self._config, self.options)))
+        except ModelError:
+            return _NO_CLIPS
+
+    @staticmethod
+    def _steps(outline: Prepared) -> list[int]:
+        steps = outline.grid_thw[0] if outline.grid_thw is not None else 1
+        return [outline.n_tokens // steps] * steps
 
     def seconds_by_arithmetic(self, tokens: Sequence[int]) -> float | None:
         """Divide the encoder's multiplications by the rate of a float32 product, timed now. None where not known."""

@@ -214,11 +214,17 @@ class Decoder:
             if clip is not None and clip is self._clip:
                 self._stop(patience=0)
 
-    def measure(self, entry: Entry) -> tuple[int, int]:
-        """Read the file and give width and height by its header alone, perhaps before turning upright."""
+    def measure(self, entry: Entry, info: FileInfo | None = None) -> tuple[int, int]:
+        """Give width and height of an image by its header alone, perhaps before turning upright.
+
+        `info` is what was read; without it the file is read.
+        """
 
         def step() -> tuple[int, int]:
-            self._read(entry)
+            if info is None:
+                self._read(entry)
+            else:
+                self._hold(entry, info)
             width, height = self._ask({"do": "measure"})["measured"]
             return int(width), int(height)
 

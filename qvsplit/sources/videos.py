@@ -46,6 +46,7 @@ SEEK_FRAMES = 64
 
 # FFmpeg's demuxers of files that hold everything themselves: no playlists, no lists of files, no devices
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,gif"
+_PROTOCOLS = "none"  # which is the name of none: nothing is opened beside the file at hand
 _SEEKABLE = frozenset({"mov", "matroska"})  # those that have an index of key frames
 _ATTACHED_PICTURE = 0x400
 
@@ -239,8 +240,7 @@ def _opened(file: FileView, threads: int = THREADS) -> Iterator[tuple[InputConta
     except ImportError:
         raise ItemError("is a video, which needs PyAV: pip install av", "reader-missing") from None
     head = file.at(0, HEAD_BYTES)
-    # nothing is opened through a protocol: `none` is not one
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none", "max_pixels": str(MAX_PIXELS)}
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": _PROTOCOLS, "max_pixels": str(MAX_PIXELS)}
     stream = None
     file.seek(0)
     try:
@@ -522,7 +522,6 @@ class _Reader:
             return frame
         count = self._scan.info.n_frames
         raise ItemError(f"ends early: its frame {index + 1:,} of {count:,} cannot be decoded")
-
 
     def _next(self) -> VideoFrame | None:
         """Decode one frame. Nothing that goes wrong behind a place that was sought is the clip's fault yet."""

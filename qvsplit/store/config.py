@@ -89,6 +89,11 @@ class ExtractionConfig:
         """Patches along each side of the square that becomes one token; 1 for a family that has none."""
         return int(self.processor.get("merge_size", 1))
 
+    def patches_a_token(self, kind: str) -> int:
+        """Give how many patches become one token of an item of this kind: some encoders merge frames as well."""
+        own = (self.videos or {}).get("patches_a_token") if kind == "video" else None
+        return int(own) if own is not None else self.merge_size_of(kind) ** 2
+
     def merge_size_of(self, kind: str) -> int:
         """Give `merge_size` for items of this kind: a video processor may have its own."""
         settings = (self.videos or {}).get("settings", {}) if kind == "video" else {}
@@ -190,8 +195,9 @@ def _usable_videos(videos: Any) -> bool:
     settings, containers = videos.get("settings", {}), videos.get("containers", {})
     if not isinstance(settings, dict) or not isinstance(containers, dict):
         return False
-    sound = "merge_size" not in settings or _is_merge_size(settings["merge_size"])
-    return sound and all(isinstance(one, str) for one in containers.values())
+    merged = videos.get("patches_a_token", 1)
+    sound = ("merge_size" not in settings or _is_merge_size(settings["merge_size"])) and type(merged) is int
+    return sound and 1 <= merged <= 64**3 and all(isinstance(one, str) for one in containers.values())
 
 
 def _is_merge_size(value: Any) -> bool:

@@ -91,9 +91,13 @@ class TensorSpec:
         return spec
 
 
-def containers_of(specs: Sequence[TensorSpec]) -> dict[str, str]:
-    """Give what the fields held in the encoder's output, where that was no list."""
-    return {spec.key: spec.container for spec in specs if spec.container != LIST}
+def containers_of(specs: Sequence[TensorSpec], config: ExtractionConfig, kind: str = "image") -> dict[str, str]:
+    """Give what the fields held in the encoder's output for items of this kind, where that was no list."""
+    declared = {spec.key: spec.container for spec in specs}
+    if kind == "video":
+        own = (config.videos or {}).get("containers", {})
+        declared = {key: own.get(key, LIST) for key in declared}
+    return {key: container for key, container in declared.items() if container != LIST}
 
 
 def _is_level(level: Any) -> bool:
@@ -162,6 +166,7 @@ class Features:
         shapes: The tensors' shapes in the encoder's output, where these are not [n_tokens, width].
         containers: What the fields held in the encoder's output, where that was no list: see `TensorSpec`.
         left_out: Names of tensors of the item that were not read: no language model takes it without them.
+        kind: `image` or `video`.
     """
 
     config: ExtractionConfig
@@ -172,6 +177,7 @@ class Features:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     containers: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    kind: str = "image"
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32] | npt.NDArray[np.float16]:
         """Give the values of the tensor of this name, in the shape of the encoder's output; see `StoredTensor.numpy`.

@@ -281,6 +281,7 @@ def grid_error(row: Row, config: ExtractionConfig) -> str | None:
     merge = config.merge_size_of(row.kind)
     if min(t, h, w) < 1 or h % merge or w % merge:
         return f"has the grid {t}×{h}×{w}, which {merge}×{merge} patches a token do not divide"
-    if row.n_tokens != t * h * w // merge**2:
-        return f"has {row.n_tokens} tokens, and its grid {t}×{h}×{w} makes {t * h * w // merge**2}"
+    made = t * h * w // config.patches_a_token(row.kind)
+    if row.n_tokens != made:
+        return f"has {row.n_tokens} tokens, and its grid {t}×{h}×{w} makes {made}"
     return None

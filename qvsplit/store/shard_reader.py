@@ -328,8 +328,9 @@ class Shard:
             self._check_shapes(row)
             return Features(
                 self.config, tensors, row.grid_thw, row.placeholder_runs, row.inputs_by_name,
-                {name: shape for name, shape in row.shapes.items() if name in tensors}, containers_of(specs),
-                tuple(spec.key for spec in self.schema.tensors if spec not in specs),
+                {name: shape for name, shape in row.shapes.items() if name in tensors},
+                containers_of(specs, self.config, row.kind),
+                tuple(spec.key for spec in self.schema.tensors if spec not in specs), row.kind,
             )  # fmt: skip
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"row {index} ({row.path}) {error}") from None

@@ -14,7 +14,7 @@ import torch
 
 from qvsplit.answering.requests import PromptItems
 from qvsplit.checkpoints import hf
-from qvsplit.checkpoints.model_class import full_class
+from qvsplit.checkpoints.model_class import encoders_alone, full_class
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ModelError, StoreDamaged, UsageError
 from qvsplit.models import processor_proof, prompt, ways
@@ -324,7 +324,7 @@ def test_small_inputs_that_others_change_are_refused(family_checkpoint, family_r
     ],
 )
 def test_what_the_encoder_alone_reads_may_be_otherwise_among_others(name, read, unread):
-    names = processor_proof.encoders_alone(full_class(name, "here"))
+    names = encoders_alone(full_class(name, "here"))
     assert unread <= names and not read & names
 
 

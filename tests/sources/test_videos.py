@@ -130,6 +130,17 @@ def test_what_is_said_of_a_clip(clips, tmp_path):
     assert scan(wide_and_turned).info.pixel_aspect == "3:4"
 
 
+def test_frames_of_an_avi_are_counted_in_the_order_of_decoding(clips):
+    """Its packets have no times of presentation but those that FFmpeg guesses."""
+    assert scan(clips / "b-frames.avi").in_order
+    assert not scan(clips / "b-frames.mp4").in_order
+
+
+def test_where_key_frames_can_be_sought(clips):
+    assert all(scan(clips / name).seekable for name in ("b-frames.mp4", "vp9.webm", "variable.mkv"))
+    assert not any(scan(clips / name).seekable for name in ("plain.ts", "b-frames.avi", "plain.flv", "plain.mpg"))
+
+
 def test_the_rate_is_frames_over_their_span(clips):
     info = scan(clips / "variable.mkv").info
     assert info.duration == pytest.approx(23 / 25)
@@ -316,7 +327,14 @@ def server():
 
 
 @pytest.mark.parametrize("kind", ["playlist", "list of files"])
-def test_a_file_that_names_others_opens_none_of_them(tmp_path, clips, server, kind):
+@pytest.mark.parametrize("barriers", ["both", "formats alone", "protocols alone"])
+def test_a_file_that_names_others_opens_none_of_them(tmp_path, clips, server, monkeypatch, kind, barriers):
+    """Neither the list of formats nor that of protocols lets it."""
+    monkeypatch.chdir(tmp_path)  # what has no name has no folder
+    if barriers == "formats alone":
+        monkeypatch.setattr(videos, "_PROTOCOLS", "file,http,tcp")
+    elif barriers == "protocols alone":
+        monkeypatch.setattr(videos, "_FORMATS", f"{videos._FORMATS},hls,concat")
     neighbour = tmp_path / "neighbour.ts"
     neighbour.write_bytes((clips / "plain.ts").read_bytes())
     trap = tmp_path / "trap.mp4"
@@ -351,7 +369,7 @@ def test_a_file_that_names_others_opens_none_of_them(tmp_path, clips, server, ki
     assert opened(neighbour, careless)
     assert server.asked
     server.asked.clear()
-    assert not opened(neighbour, lambda: fails(trap, "damaged"))
+    assert not opened(neighbour, lambda: fails(trap, "is a video file that is|holds no video"))
     assert not server.asked
 
 

@@ -101,7 +101,7 @@ class InThreadDecoders:
         image, metadata = images.decode_with_metadata(file.data, on_size=on_size)
         return DecodedImage(np.array(image), image.width, image.height, metadata.taken_at, metadata.format)
 
-    def measure(self, entry):
+    def measure(self, entry, info=None):
         return images.measure(files.read(entry, str(self.fetch(entry))).data)
 
     def peak_memory(self):

@@ -20,12 +20,13 @@ from qvsplit.answering.local_engine import LocalEngine
 from qvsplit.answering.options import AskOptions
 from qvsplit.ask import Session, StoreReader
 from qvsplit.checkpoints import hf
+from qvsplit.checkpoints.model_class import encoders_alone
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.models import language
 from qvsplit.models.asking import PrefixedQuestion
 from qvsplit.models.decoding import Decoding
 from qvsplit.models.language import LanguageModel
-from qvsplit.models.processor_proof import SampledClip, encoders_alone, process
+from qvsplit.models.processor_proof import SampledClip, process
 from qvsplit.models.prompt import Placeholder, Prompter
 from qvsplit.store.features import Features
 from qvsplit.store.row import placeholder_json
