@@ -1,4 +1,4 @@
-"""Encode every image once, answer any number of questions from the stored features: vision-language models, split.
+"""Encode images and videos once, answer any number of questions from the features: vision-language models, split.
 
     import qvsplit
 
@@ -16,19 +16,20 @@
 
     with qvsplit.load_encoder(session.model) as encoder:  # without a store
         features = encoder.encode(["photos/coffee.png"])  # paths, bytes, PIL images, arrays
+        clips = encoder.encode_video("clip.mp4")  # the whole, or one for each clip of so many seconds
     lm = qvsplit.load_language_model(session.model)
     print(lm.answer(features, "What is in the image?").text)
 
 What is here:
 
-    extract_files, ExtractOptions, ExtractCallbacks, Progress, Summary     images into a store
+    extract_files, ExtractOptions, ExtractCallbacks, Progress, Summary     images and videos into a store
     open_store, Store, Row, Features                                       what is in a store
     load_session, Session, AskOptions, Question, read_checks, Answer       questions about a store
-    load_encoder, ImageEncoder                                             images to features, without a store
+    load_encoder, VisionEncoder, VideoOptions, Sampling                     images and videos to features alone
     load_language_model, FeatureSession                                    questions about features, without a store
     check_shards, check_items, describe                                    whether a store is sound; what is in it
     write_report, save_language_model                                      a page of answers; half a checkpoint
-    QvsplitError, ItemError                                                every error: the call's, or one image's
+    QvsplitError, ItemError                                                every error: the call's, or one item's
 
 Names are looked up when they are used, so that importing qvsplit imports neither torch nor pyarrow.
 """
@@ -42,9 +43,10 @@ if TYPE_CHECKING:
     from qvsplit.answering.checks import Question, read_checks
     from qvsplit.answering.options import AskOptions
     from qvsplit.ask import FeatureSession, Session, load_language_model, load_session
-    from qvsplit.encode import ImageEncoder, load_encoder
+    from qvsplit.encode import VisionEncoder, load_encoder
     from qvsplit.errors import ItemError, QvsplitError
     from qvsplit.extract import extract_files
+    from qvsplit.models.sampling import Sampling, VideoOptions
     from qvsplit.output.answer import Answer
     from qvsplit.output.report import write_report
     from qvsplit.pipeline.options import ExtractOptions
@@ -63,15 +65,17 @@ _MODULES = {
     "ExtractOptions": "pipeline.options",
     "FeatureSession": "ask",
     "Features": "store.features",
-    "ImageEncoder": "encode",
     "ItemError": "errors",
     "Progress": "pipeline.summary",
     "Question": "answering.checks",
     "QvsplitError": "errors",
     "Row": "store.row",
+    "Sampling": "models.sampling",
     "Session": "ask",
     "Store": "store.store",
     "Summary": "pipeline.summary",
+    "VideoOptions": "models.sampling",
+    "VisionEncoder": "encode",
     "check_items": "verify",
     "check_shards": "verify",
     "describe": "verify",
@@ -92,15 +96,17 @@ __all__ = [
     "ExtractOptions",
     "FeatureSession",
     "Features",
-    "ImageEncoder",
     "ItemError",
     "Progress",
     "Question",
     "QvsplitError",
     "Row",
+    "Sampling",
     "Session",
     "Store",
     "Summary",
+    "VideoOptions",
+    "VisionEncoder",
     "check_items",
     "check_shards",
     "describe",

@@ -270,7 +270,7 @@ class FeatureSession:
         The rows of the answer have the names `image 1`, `image 2` …: features have no file.
 
         Args:
-            features: As `ImageEncoder.encode` or `Store.features` gives them.
+            features: As `VisionEncoder.encode` or `Store.features` gives them.
             question: Text, or a question with choices.
             on_text: Hears the answer's text as it grows.
 

@@ -41,7 +41,7 @@ T = TypeVar("T")
 _AN_IMAGE = "a path, a file's bytes, a PIL image or a uint8 array [height, width, 3]"
 
 
-class ImageEncoder:
+class VisionEncoder:
     """The vision encoder of a checkpoint, loaded alone. Made by `load_encoder`; memory is freed when it is dropped.
 
         with qvsplit.load_encoder("demo") as encoder:
@@ -168,8 +168,8 @@ class ImageEncoder:
         """Say which encoder, and where it computes in what."""
         config, closed = self.config, ", closed" if self._encoder is None else ""
         return (
-            f"<ImageEncoder of {self._spec.checkpoint.name}: {config.family}, {config.compute_dtype} on {self.device}, "
-            f"kernels {config.kernels}{closed}>"
+            f"<VisionEncoder of {self._spec.checkpoint.name}: {config.family}, {config.compute_dtype} on "
+            f"{self.device}, kernels {config.kernels}{closed}>"
         )
 
 
@@ -182,7 +182,7 @@ def load_encoder(
     max_pixels: int | None = None,
     kernels: str | None = None,
     videos: VideoOptions | None = None,
-) -> ImageEncoder:
+) -> VisionEncoder:
     """Load the vision encoder of a checkpoint, and nothing else of it.
 
         encoder = qvsplit.load_encoder("Qwen/Qwen2-VL-2B-Instruct")
@@ -213,7 +213,7 @@ def load_encoder(
         checkpoint, str(place), devices.dtype_name(chosen), min_pixels=min_pixels, max_pixels=max_pixels,
         kernels=kernels or checkpoint.family.default_kernels, videos=videos or VideoOptions(),
     )  # fmt: skip
-    return ImageEncoder(models.load_encoder(spec))
+    return VisionEncoder(models.load_encoder(spec))
 
 
 def _load_module(spec: EncoderSpec) -> Any:

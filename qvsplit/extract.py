@@ -1,4 +1,4 @@
-"""extract_files: bring a store up to date with the files under some paths.
+"""extract_files: bring a store up to date with the images and videos under some paths.
 
 Wires source, plan, runner, encoder and store together: list → plan → run the stages → write rows. Only shards that the
 store's catalogue does not know are opened; the encoder is loaded when the first item needs it, and not before.
@@ -88,7 +88,7 @@ def _checked(
     check_options(arguments.instance_of("options", options, ExtractOptions, "ExtractOptions"))
     arguments.instance_of("callbacks", callbacks, ExtractCallbacks, "ExtractCallbacks")
     if any(os.path.realpath(store) == os.path.realpath(path) for path in places):
-        raise UsageError(f"{store} is itself the folder of images; give another store, it may be inside")
+        raise UsageError(f"{store} is itself the folder of images and videos; give another store, it may be inside")
     return places
 
 
@@ -269,7 +269,7 @@ def _rebuild(call: Call, view: View, old: Store, found: Plan, lock: Lock) -> Sum
     target = Target(new, store, lock, generation, first, call.cures, view.source.fetch)
     execution = _execute(call, planned, summary, target)
     if not shards_in(new):
-        raise UsageError("no image was left to rebuild from; the store is as it was")
+        raise UsageError("no item was left to rebuild from; the store is as it was")
     if not summary.remaining:
         with held_back():
             rebuild.put_in_place(call.storage)
@@ -282,17 +282,17 @@ def _refuse_loss(call: Call, view: View, old: Store, found: Plan) -> None:
     outside = rebuild.roots_left_out(old.rows, view.source.scope.starts)
     if outside:
         raise UsageError(
-            f"{call.storage.location} also holds images in {some_of(outside)}, which `rebuild=True` would lose; give "
+            f"{call.storage.location} also holds items in {some_of(outside)}, which `rebuild=True` would lose; give "
             "that path too, or take them out with `qvsplit purge`"
         )
     seen = {entry.key for listing in view.listings for entry in listing.entries()}
     seen |= {entry.key for entry in found.to_read}
     if call.options.prune:
         seen |= {row.key for row in found.absent if row.key not in found.empty_folders}
-    lost = [row.path for row in old if row.key not in seen]
+    lost = dict.fromkeys(row.key for row in old if row.key not in seen)
     if lost:
         raise UsageError(
-            f"{len(lost):,} images of the store cannot be found now ({some_of(lost, 3)}), and `rebuild=True` would "
+            f"{len(lost):,} items of the store cannot be found now ({some_of([path for _, path in lost], 3)}), and `rebuild=True` would "
             "drop them; mount what is not mounted, or give `prune=True` to drop what was deleted"
         )
 

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.clips import make_clip
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 FORMAT = (ROOT / "docs" / "format.md").read_text()
@@ -144,6 +146,7 @@ def test_the_python_of_the_readme_runs(tmp_path, some_photos, checkpoint, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QVSPLIT_MODEL", str(checkpoint))
     (lines,) = [block for block in blocks(README, "python") if "load_session" in block]
+    make_clip(tmp_path / "clip.mp4")
     exec(lines, {})
     out = capsys.readouterr().out
     assert all(name in out for name in ("chelsea.png", "coffee.png", "coins.png", "rocket.jpg"))

@@ -135,7 +135,7 @@ def test_memory_is_freed_when_it_is_dropped(checkpoint, kernels):
 def test_as_a_context_it_is_closed(checkpoint):
     with load_encoder(checkpoint, device="cpu", dtype="bfloat16", max_pixels=50_000) as encoder:
         assert encoder.config.processor["max_pixels"] == 50_000
-        assert f"<ImageEncoder of {checkpoint}: qwen2_vl, bfloat16 on cpu, kernels fused>" == repr(encoder)
+        assert f"<VisionEncoder of {checkpoint}: qwen2_vl, bfloat16 on cpu, kernels fused>" == repr(encoder)
         inner = weakref.ref(encoder._encoder)
     assert inner() is None
     assert repr(encoder).endswith("closed>")

@@ -33,6 +33,8 @@ _LEAST_FRAMES = 2  # of a clip that is cut off a longer one
 class Sampling:
     """How frames are chosen.
 
+        qvsplit.VideoOptions(qvsplit.Sampling(fps=1.0, clip_seconds=10))
+
     Attributes:
         fps: Frames a second.
         max_frames: At most so many of one clip.
@@ -49,6 +51,8 @@ class Sampling:
 @dataclass(frozen=True)
 class VideoOptions:
     """How videos become features.
+
+        qvsplit.load_encoder("demo", videos=qvsplit.VideoOptions(max_tokens=2048))
 
     Attributes:
         sampling: Which frames are looked at.

@@ -17,7 +17,7 @@ from qvsplit.pipeline.runner import Known, Result
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.store.features import Features
-from qvsplit.store.row import Content, Key, Row, deleted_row, item_row, placeholder_json
+from qvsplit.store.row import Content, Key, Row, deleted_row, is_whole, item_row, placeholder_json
 
 
 class Writer(Protocol):
@@ -202,9 +202,17 @@ class RowRecorder:
         known = (current.size, current.version) == (info.size, info.version)
         with held_back():
             if info.version is not None and not known:
-                rows = [replace(one, size=info.size, mtime_ns=info.mtime_ns, version=info.version)
-                        for one in self._catalogue.rows_of(*result.entry.key)]  # fmt: skip
-                self._write((replace(one, generation=self._generation, has_features=False), None) for one in rows)
+                rows = self._catalogue.rows_of(*result.entry.key)
+                if not is_whole(rows):  # as another writer may have left them
+                    rows = self._home_rows(result.content)
+                new = [
+                    replace(
+                        one, root=current.root, path=current.path, generation=self._generation, has_features=False,
+                        size=info.size, mtime_ns=info.mtime_ns, version=info.version,
+                    )
+                    for one in rows
+                ]  # fmt: skip
+                self._write((one, None) for one in new)
             self._summary.metadata_changed += 1
             self._summary.remaining -= 1
         self._callbacks.on_item(current.path)

@@ -617,7 +617,7 @@ def test_a_rebuild_of_another_config_begins_again(extract, some_photos, out):
 def test_a_rebuild_drops_only_what_may_go(extract, some_photos, out):
     extract(some_photos)
     (some_photos / "coins.png").unlink()
-    with pytest.raises(UsageError, match="1 images of the store cannot be found now"):
+    with pytest.raises(UsageError, match="1 items of the store cannot be found now"):
         extract(some_photos, rebuild=True)
     assert len(open_store(out)) == 4
     assert extract(some_photos, rebuild=True, prune=True).new == 3
