@@ -67,6 +67,7 @@ def test_two_buffers_are_shared_by_turns(decoder, clip):
         time.sleep(0.01)
         assert number_of(frame) == number
         held.append(frame)
+        frame[:] = 7  # its own to write to; the child writes over it
     assert len({frame.ctypes.data for frame in held}) == 2
     assert held[0].flags.writeable  # as torch wants them
 
