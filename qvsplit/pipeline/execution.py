@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from qvsplit.errors import DiskError, ItemError
+from qvsplit.errors import ItemError
 from qvsplit.models.encoder import Clips
 from qvsplit.pipeline.devices import Loaded, StoreDeclares, load_clips, load_devices
 from qvsplit.pipeline.options import ExtractOptions, with_videos_of
@@ -77,7 +77,7 @@ class Execution:
 
         Raises:
             KeyboardInterrupt: The rows so far are kept, also those of batches that had left the encoder.
-            DiskError: Finished shards are kept; the rows of the shard in hand are for the next run.
+            DiskError: Finished shards are kept; the rows of a shard that could not be written are for the next run.
             QvsplitError: The rows so far are kept.
         """
         options = self._options
@@ -98,10 +98,6 @@ class Execution:
             self._summary.stopped = runner.stopped
             if options.prune and not runner.stopped:
                 self.recorder.delete_absent()
-        except DiskError:
-            if self._writer is not None:
-                self._writer.abandon()
-            raise
         except KeyboardInterrupt:
             with held_back():
                 for result in runner.finished():

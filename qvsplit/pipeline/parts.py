@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
+from qvsplit.errors import DiskError, ItemError
 from qvsplit.models.sampling import Clip
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.store.features import Features, StoredTensor
@@ -45,21 +46,29 @@ class Parts:
         self._file: IO[bytes] | None = None
 
     def add(self, features: Features, clip: Clip | None) -> None:
-        """Add an image, or the next slice of a clip."""
+        """Add an image, or the next slice of a clip.
+
+        Raises:
+            ItemError: The clip before cannot be joined.
+            DiskError: The scratch file cannot be written; nothing of the item is kept.
+        """
         if clip != self._clip:
             self._end_clip()
             self._clip = clip
         self._slices.append(features)
 
     def finish(self) -> list[Part]:
-        """Give all parts."""
+        """Give all parts. Raises what `add` does."""
         self._end_clip()
         return self._done
 
     def _end_clip(self) -> None:
         if self._slices:
             slices, self._slices = self._slices, []
-            features = self._join(slices) if self._clip is not None else slices[0]
+            try:
+                features = self._join(slices) if self._clip is not None else slices[0]
+            except MemoryError:
+                raise ItemError("does not fit into memory", "memory") from None
             self._done.append(Part(self._kept(features), self._clip))
 
     def _kept(self, features: Features) -> Features:
@@ -67,10 +76,14 @@ class Parts:
         self._bytes += sum(tensor.raw.nbytes for tensor in features.tensors.values())
         if self._bytes <= IN_MEMORY_BYTES or self._scratch is None:
             return features
-        with disk_errors(str(self._scratch)):
-            if self._file is None:
-                self._file = TemporaryFile(dir=self._scratch)  # noqa: SIM115 - it goes with the features
-            tensors = {name: self._mapped(tensor, self._file) for name, tensor in features.tensors.items()}
+        try:
+            with disk_errors(str(self._scratch)):
+                if self._file is None:
+                    self._file = TemporaryFile(dir=self._scratch)  # noqa: SIM115 - it goes with the features
+                tensors = {name: self._mapped(tensor, self._file) for name, tensor in features.tensors.items()}
+        except DiskError:
+            self._done, self._file = [], None  # what they took is room for rows that are finished
+            raise
         return replace(features, tensors=tensors)
 
     @staticmethod

@@ -152,6 +152,7 @@ class Devices:
     workers: Sequence[DeviceWorker]
     patch_budget: int
     tensors: tuple[TensorSpec, ...] = ()
+    slice_budget: int = 1 << 30  # of one slice of a clip
 
 
 @dataclass(frozen=True)
@@ -444,7 +445,8 @@ class LocalRunner:
             return
         if item.outcome is None and item._prepared is None:  # decoded before the devices were there
             self._prepare(item, self._loaded_devices().prepare)
-        self._release(item)
+        if item.video is None:  # the pixels of one are its worker's, who may still be at it
+            self._release(item)
         if item.outcome is not None:
             yield item
             return
@@ -457,7 +459,8 @@ class LocalRunner:
 
     def _queue(self, piece: _Piece) -> Iterator[Result]:
         """Put a piece into the batch that is being filled, which is submitted once it is full."""
-        budget = self._loaded_devices().patch_budget
+        devices = self._loaded_devices()
+        budget = devices.patch_budget if piece.clip is None else min(devices.patch_budget, devices.slice_budget)
         if self._pending and _Batch(self._pending).patches + piece.prepared.patches > budget:
             yield from self._submit()
         self._pending.append(piece)
@@ -505,14 +508,20 @@ class LocalRunner:
         else:
             assert piece.outcome is not None
             assert item._parts is not None
-            item._parts.add(piece.outcome, piece.clip)
+            try:
+                item._parts.add(piece.outcome, piece.clip)
+            except ItemError as error:
+                item.outcome = error.with_traceback(None)
         if item._sent and not item._encoding:
             self._end_item(item)
 
     def _end_item(self, item: Result) -> None:
         if item.outcome is None:
             assert item._parts is not None
-            item.outcome = item._parts.finish()
+            try:
+                item.outcome = item._parts.finish()
+            except ItemError as error:
+                item.outcome = error.with_traceback(None)
         item._parts = None
         self._ready.append(item)
 
@@ -536,7 +545,7 @@ class Loaded:
         """Give the slices of a video."""
         assert item.info is not None
         assert item.video is not None
-        stage = PrepareClips(pool, self._clips.preparer, self._devices.tensors, self._devices.patch_budget)
+        stage = PrepareClips(pool, self._clips.preparer, self._devices.tensors, self._devices.slice_budget)
         yield from stage(item.entry, item.info, item.video)
 
 

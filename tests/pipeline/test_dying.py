@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,7 +22,8 @@ from qvsplit.errors import DiskError, ModelError, StoreInUse
 from qvsplit.store import compact, layout
 from qvsplit.store.opening import open_store
 from qvsplit.store.storage import LocalStorage
-from tests.support.extracting import add, contents, many, shards
+from tests.support.extracting import OLD, add, contents, many, shards
+from tests.support.fake_source import fake_video
 from tests.support.processes import run_process, start_process, start_python, start_slowly, stop_for, wait_for
 
 LOCK = layout.LOCK
@@ -349,6 +352,75 @@ def test_a_disk_that_fills_up_later_keeps_the_shards_before(extract, some_photos
             extract(some_photos, patch_budget=1)
     assert len(open_store(out)) == len(shards(out)) == 2
     assert extract(some_photos).encoded == 2
+
+
+@contextmanager
+def files_up_to(size: int):
+    """Let no file become larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def add_video(folder: Path, name: str, n_frames: int = 60, **more) -> None:
+    """Write a fake video of 30 parts of one second, 15 kB each."""
+    (folder / name).write_bytes(fake_video(n_frames, 2.0, 800, 600, **more))
+    os.utime(folder / name, OLD)
+
+
+def test_a_scratch_file_that_cannot_be_written_costs_no_row_that_is_finished(
+    extract, run_cli, some_photos, tmp_path, out, monkeypatch
+):
+    """Features of a video's parts, until the last is there, wait on the same disk: what they took is room then."""
+    monkeypatch.setattr("qvsplit.pipeline.parts.IN_MEMORY_BYTES", 0)
+    add_video(some_photos, "a.mp4", 4)
+    add_video(some_photos, "z.mp4")
+    with files_up_to(150_000):
+        code, _, said = run_cli(
+            "extract", some_photos, "--out", out, "--model", "fake", "--patch-budget", 1, "--clip-seconds", 1
+        )
+    assert code == 7, said
+    (line,) = said.splitlines()
+    assert f"{out / layout.STAGING}: cannot be written (File too large)" in line
+    photos = {"chelsea.png", "coffee.png", "coins.png", "rocket.jpg"}
+    assert {row.path for row in open_store(out)} == photos | {"a.mp4"}
+    assert not staged(out)
+    assert extract(some_photos).clips == 30
+    extract(some_photos, out=tmp_path / "undisturbed", clip_seconds=1.0)
+    assert parts(out) == parts(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("number", [1, 2, 15, 30])
+def test_a_full_disk_in_the_middle_of_a_videos_parts_keeps_none_of_them(
+    extract, some_photos, tmp_path, out, monkeypatch, number
+):
+    monkeypatch.setattr("qvsplit.store.store_writer.ITEM_BYTES", 20_000)
+    monkeypatch.setattr("qvsplit.store.shard_writer.ROW_GROUP_ROWS", 1)
+    add_video(some_photos, "m.mp4")
+    real, calls = pq.ParquetWriter.write_table, []
+
+    def write_table(self, table, *args, **kwargs):
+        calls.append(table["path"][0].as_py())
+        return _full() if calls.count("m.mp4") == number else real(self, table, *args, **kwargs)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pq.ParquetWriter, "write_table", write_table)
+        with pytest.raises(DiskError, match="the disk is full"):
+            extract(some_photos, patch_budget=1, clip_seconds=1.0)
+    assert {row.path for row in open_store(out)} == {"chelsea.png", "coffee.png", "coins.png"}
+    assert not staged(out)
+    assert extract(some_photos, clip_seconds=1.0).clips == 30
+    extract(some_photos, out=tmp_path / "undisturbed", clip_seconds=1.0)
+    assert parts(out) == parts(tmp_path / "undisturbed")
+
+
+def parts(folder: Path) -> dict[tuple[str, int], bytes]:
+    """The features of every current row, by path and part."""
+    store = open_store(folder)
+    return {(row.path, row.part): store.features(row).tensors["pooler_output"].raw.tobytes() for row in store}
 
 
 def test_what_fails_in_a_device_worker_stops_the_run_and_keeps_what_was_written(extract, fake_model, some_photos, out):
