@@ -1,38 +1,53 @@
 """Check a store: checksums and structure; and, with the full checkpoint, features and answers against the full model.
 
-The reference is the full model of transformers on `AutoProcessor(upright RGB image)` with the extraction config's pixel
-limits: its own features and its own greedy tokens, one image at a time. `describe` says what a store holds.
+The reference is the full model of transformers on what `AutoProcessor` makes, in one call, of an upright RGB image or
+of the sampled frames of a clip, with the extraction config's limits: its own features and its own greedy tokens, one
+item at a time. `describe` says what a store holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoints.opening import choose_checkpoint
-from qvsplit.errors import ConfigError, ItemError, QvsplitError, ShardDamaged, UsageError, some_of
+from qvsplit.errors import ConfigError, ItemError, QvsplitError, ShardDamaged, StoreDamaged, UsageError, some_of
+from qvsplit.models.clips import MAX_WHOLE_BYTES, load_clip_preparer, other_reader
+from qvsplit.models.processor_proof import SampledClip, kind_of, processor_call
+from qvsplit.models.sampling import Clip, metadata_of
+from qvsplit.output.names import count_rows, shown_name
+from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
+from qvsplit.runtime.devices import is_out_of_memory
 from qvsplit.sources import images
+from qvsplit.sources.decoder import Decoder, DecoderPool
 from qvsplit.sources.files import read
 from qvsplit.sources.source import Entry
+from qvsplit.sources.videos import VIDEO_RULE, VideoInfo, reader_versions
 from qvsplit.store import layout
 from qvsplit.store.history import last_runs
 from qvsplit.store.repair import mark_damage
-from qvsplit.store.row import Row
+from qvsplit.store.row import KINDS, Row
 from qvsplit.store.shard_reader import open_shard
 from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store import Store
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
+    from qvsplit.models.processor_proof import Item
     from qvsplit.store.features import Features
 
-QUESTION = "Describe the image."
+QUESTION = "Describe the {}."
 NEW_TOKENS = 16
 LAST_RUNS = 5
+_CHANGED = "has changed since it was encoded"
 _STATUSES = {"ok": 0, "failed": 0, "deleted": 0}
 # Whatever the checkpoint's generation_config.json says of sampling (the hub's says: sample)
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -58,15 +73,16 @@ class ShardCheck:
 
 @dataclass(frozen=True)
 class ItemCheck:
-    """One image, compared with the full model.
+    """One image, one video or one part of a video, compared with the full model.
 
     Attributes:
-        path: The image.
+        path: Its name; of a part of a video, with its number and seconds.
         skipped: Why it could not be compared; None where it was.
         same_bits: Whether the stored features are the full model's, bit for bit.
         max_difference: Largest |difference| over largest |value|; None where the shapes differ.
         same_tokens: Whether the answer has the full model's tokens.
         within_tolerance: Whether `max_difference` is what another batch, machine or library version may make.
+        other_reader: The libraries that read the store's videos, where those installed here are others; else None.
     """
 
     path: str
@@ -75,6 +91,7 @@ class ItemCheck:
     max_difference: float | None = None
     same_tokens: bool = False
     within_tolerance: bool = False
+    other_reader: str | None = None
 
     @property
     def agrees(self) -> bool:
@@ -86,10 +103,11 @@ class ItemCheck:
         """What the comparison found, in a few words."""
         if self.skipped:
             return f"not compared: {self.skipped}"
+        reader = f"; the store's frames were read by {self.other_reader}" if self.other_reader else ""
         if self.max_difference is None:
-            return "another number of tokens"
+            return f"another number of tokens{reader}"
         bits = "same bits" if self.same_bits else f"differs by {self.max_difference:.1e} of the largest value"
-        return f"{bits}, {'same' if self.same_tokens else 'OTHER'} tokens"
+        return f"{bits}, {'same' if self.same_tokens else 'OTHER'} tokens{reader}"
 
     def to_json(self) -> dict[str, Any]:
         """Give it as the commands print it in JSON."""
@@ -105,7 +123,7 @@ def check_shards(paths: Sequence[Path]) -> Iterator[ShardCheck]:
         for check in qvsplit.check_shards(sorted(Path("embeds").glob("*.parquet"))):
             print(check.shard, check.error)
 
-    A damaged one is marked, so that the next `extract` quarantines it and encodes its images again.
+    A damaged one is marked, so that the next `extract` quarantines it and encodes its items again.
 
     Raises:
         ConfigError: A newer version wrote a shard: that is no damage, and cannot be checked here.
@@ -133,13 +151,13 @@ def _marked(path: Path, error: QvsplitError) -> str:
 
 
 def check_store(store: Store) -> list[str]:
-    """Say what is wrong between shards, in one line or none: images whose features are in none of them."""
-    paths = sorted(row.path for row in store.catalogue.rows_without_features())
-    if not paths:
+    """Say what is wrong between shards, in one line or none: items whose features are in none of them."""
+    rows = list(store.catalogue.rows_without_features())
+    if not rows:
         return []
     return [
-        f"the features of {len(paths):,} images are in no shard given ({some_of(paths, 3)}); run `qvsplit extract` "
-        "again to encode them"
+        f"the features of {count_rows(rows)} are in no shard given ({some_of((row.name for row in rows), 3)}); run "
+        "`qvsplit extract` again to encode them"
     ]
 
 
@@ -147,8 +165,19 @@ def check_store(store: Store) -> list[str]:
 
 
 def sample(store: Store, number: int) -> list[Row]:
-    """Choose `number` images, evenly spread over the store: the same ones every time."""
+    """Choose `number` rows, evenly spread over the store: the same ones every time.
+
+    Where there are images and videos, both are among them, each according to its number.
+    """
     rows = list(store)
+    images, videos = ([row for row in rows if row.kind == kind] for kind in KINDS)
+    few, many = sorted((images, videos), key=len)
+    share = round(number * len(few) / max(len(rows), 1))
+    share = min(len(few), max(share, 1 if number > 1 else 0))
+    return sorted([*_spread(many, number - share), *_spread(few, share)], key=lambda row: (row.key, row.part))
+
+
+def _spread(rows: Sequence[Row], number: int) -> list[Row]:
     step = max(1.0, len(rows) / max(number, 1))
     return [rows[int(i * step)] for i in range(min(number, len(rows)))]
 
@@ -164,32 +193,81 @@ def check_items(
     Raises:
         ConfigError: The store is of another encoder.
         ModelError: The full model cannot be loaded.
+        StoreDamaged: A row names frames that its video does not have.
     """
     reference = _Reference(store, model, device)
-    for row in rows:
-        try:
-            image = _unchanged_image(row)
-        except ItemError as error:
-            yield ItemCheck(row.path, skipped=f"its file {error}")
-        else:
-            yield reference.check(row, image)
+    # whatever is stored as a video was read as one
+    with closing(DecoderPool(gifs_are_videos=True)) as pool:
+        for row in rows:
+            try:
+                item = _unchanged_clip(row, pool.mine()) if row.kind == "video" else _unchanged_image(row)
+                check = reference.check(row, item)
+            except ItemError as error:
+                check = ItemCheck(shown_name(row), skipped=f"its file {error}")
+            yield check
 
 
 def require_comparison(checks: Sequence[ItemCheck]) -> None:
-    """Raise UsageError if none of the images could be compared: that shows nothing."""
+    """Raise UsageError if none of the items could be compared: that shows nothing."""
     if all(check.skipped is not None for check in checks):
-        raise UsageError("nothing could be compared: the files of the sampled images were not found or have changed")
+        reasons = some_of({str(check.skipped) for check in checks}) or "the store holds no item to compare"
+        raise UsageError(f"nothing could be compared: {reasons}")
 
 
-def _unchanged_image(row: Row) -> Image.Image:
-    file = read(Entry(row.root, row.path, row.size, None, None))
+def _unchanged_image(row: Row) -> Item:
+    """Decode the image of a row. ItemError if its file has changed."""
+    file = read(_entry(row))
     if file.sha256 != row.sha256:
-        raise ItemError("has changed since it was encoded")
+        raise ItemError(_CHANGED)
     return images.decode(file.data)
 
 
+def _unchanged_clip(row: Row, decoder: Decoder) -> Item:
+    """Decode the frames that a row names. ItemError if its file has changed, or the frames are too many at once."""
+    import torch
+
+    file = decoder.read(_entry(row))
+    if file.sha256 != row.sha256:
+        raise ItemError(_CHANGED)
+    info = decoder.scan(_entry(row), file)
+    clip = _clip_of(row, info)
+    shape = len(clip.indices), 3, info.height, info.width
+    if (size := math.prod(shape)) > MAX_WHOLE_BYTES:
+        raise ItemError(
+            f"takes {size >> 20:,} MiB as frames, and clips are compared whole: up to {MAX_WHOLE_BYTES >> 20:,} MiB"
+        )
+    frames = torch.empty(shape, dtype=torch.uint8)
+    with closing(decoder.frames(_entry(row), file, clip.indices)) as decoded:
+        for place, frame in enumerate(decoded):
+            frames[place] = torch.from_numpy(frame).permute(2, 0, 1)
+    return SampledClip(frames, metadata_of(clip, info))
+
+
+def _entry(row: Row) -> Entry:
+    return Entry(row.root, row.path, row.size, None, None)
+
+
+def _clip_of(row: Row, info: VideoInfo) -> Clip:
+    """Give what a row says of its clip. StoreDamaged for frames that its video does not have."""
+    try:
+        indices = json.loads(row.media or "{}")["frames_indices"]
+        sound = all(type(index) is int and 0 <= index < info.n_frames for index in indices)
+        sound = sound and bool(indices) and all(one <= other for one, other in itertools.pairwise(indices))
+    except (ValueError, TypeError, LookupError, RecursionError):
+        sound = False
+    if not sound:
+        raise StoreDamaged(
+            f"the row of {row.name} names no frames, or such as its video of {info.n_frames:,} frames does not have; "
+            "run `qvsplit extract` again"
+        )
+    n_frames = info.n_frames
+    if row.start is not None and row.end is not None:
+        n_frames = round((row.end - row.start) * info.fps)
+    return Clip(row.part, row.start, row.end, n_frames, info.fps, tuple(indices))
+
+
 class _Reference:
-    """The full model with its processor, at the pixel limits of a store's extraction config."""
+    """The full model with its processor, with the limits of a store's extraction config in force."""
 
     def __init__(self, store: Store, model: str | None, device: str | None) -> None:
         import torch
@@ -207,6 +285,7 @@ class _Reference:
         dtype = getattr(torch, store.config.compute_dtype)
         self.store = store
         self.config = store.config
+        self.checkpoint = checkpoint
         self.model = load_full_model(checkpoint, dtype=dtype, device=choose_device(device))
         self._attention = self.model.config.get_text_config()._attn_implementation  # transformers' own choice
         self.prefix = checkpoint.family.prefix
@@ -218,39 +297,80 @@ class _Reference:
                 "shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]
             }  # fmt: skip
 
-    def check(self, row: Row, image: Image.Image) -> ItemCheck:
-        """Compare the stored features of `row`, and an answer from them, with the full model on the pixels."""
+    def check(self, row: Row, item: Item) -> ItemCheck:
+        """Compare the stored features of `row`, and an answer from them, with the full model on the pixels.
+
+        Raises:
+            ItemError: It does not fit into memory.
+        """
+        try:
+            return self._compared(row, item)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise ItemError("does not fit into memory", "memory") from None
+            raise
+
+    def _compared(self, row: Row, item: Item) -> ItemCheck:
         features = self.store.features(row)
         stored = features.flat_torch()  # each [n_tokens, width]
-        theirs, expected = self._features_and_tokens(image)
+        theirs, expected = self._features_and_tokens(item)
         reference = {name: theirs[name].to(one.dtype).cpu() for name, one in stored.items() if name in theirs}
+        check = ItemCheck(shown_name(row), other_reader=self.other_reader if row.kind == "video" else None)
         if {name: one.shape for name, one in reference.items()} != {name: one.shape for name, one in stored.items()}:
-            return ItemCheck(row.path, max_difference=None)
+            return check
         difference = max(_difference(one, reference[name]) for name, one in stored.items())
         tolerance = max(TOLERANCE[self.config.compute_dtype], TOLERANCE[self.config.storage_dtype])
-        return ItemCheck(
-            row.path,
+        return replace(
+            check,
             same_bits=all(_same_bits(one, reference[name]) for name, one in stored.items()),
             max_difference=difference,
             same_tokens=self._tokens_from_store(row, features) == expected,
             within_tolerance=difference <= tolerance,
         )
 
-    def _features_and_tokens(self, image: Image.Image) -> tuple[dict[str, torch.Tensor], list[int]]:
+    @cached_property
+    def other_reader(self) -> str | None:
+        """The libraries that read the store's videos, where those installed here are others."""
+        mine = {"rule": VIDEO_RULE, **reader_versions()}
+        return other_reader(mine, {name: self._videos.get(name) for name in mine})
+
+    @property
+    def _videos(self) -> Mapping[str, Any]:
+        assert self.config.videos is not None
+        return self.config.videos
+
+    @cached_property
+    def _clip_processor(self) -> Any:
+        """The processor with the store's limits of videos in force, whatever the checkpoint's own file says of them."""
+        from qvsplit.models.preparing import load_preparer
+
+        preparer = load_preparer(self.checkpoint, self.model.config, min_pixels=None, max_pixels=None)
+        options = video_options(with_videos_of(self.config, ExtractOptions()))
+        clips = load_clip_preparer(self.checkpoint, preparer, options)
+        own = clips.settings["settings"]
+        for name, value in self._videos.get("settings", {}).items():
+            if own.get(name) != value:
+                setattr(clips.video_processor, name, value)
+        return clips.processor
+
+    def _features_and_tokens(self, item: Item) -> tuple[dict[str, torch.Tensor], list[int]]:
         """Give the full model's features, each [n_tokens, width], and the tokens of its answer."""
         import torch
 
         from qvsplit.checkpoints.model_class import features_of, wanted_arguments
         from qvsplit.models.encoder_output import output_tensors
-        from qvsplit.models.processor_proof import processor_call
 
         # the reference is the one of transformers from end to end
         self.model.set_attn_implementation({"text_config": self._attention})
-        inputs = dict(processor_call(self.processor, [image], QUESTION, where=self.model.name_or_path))
+        kind = kind_of(item)
+        processor = self._clip_processor if kind == "video" else self.processor
+        inputs = dict(processor_call(processor, [item], QUESTION.format(kind), where=self.model.name_or_path))
+        encode = features_of(self.model, kind)
+        pixels = wanted_arguments(encode, inputs)  # what the language model reads, seconds say, stays as it is
         for name, value in inputs.items():
             if isinstance(value, torch.Tensor):
-                inputs[name] = value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
-        encode = features_of(self.model, "image")
+                is_rounded = name in pixels and value.is_floating_point()
+                inputs[name] = value.to(self.model.device, self.model.dtype if is_rounded else None)
         with torch.inference_mode():
             output = output_tensors(encode(**wanted_arguments(encode, inputs), return_dict=True))
             answer = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, **GREEDY)
@@ -263,7 +383,7 @@ class _Reference:
         from qvsplit.models.language import LanguageModel
         from qvsplit.models.prompt import Placeholder
 
-        prompt = self.prompter.ask(QUESTION, [Placeholder.from_row(row)])
+        prompt = self.prompter.ask(QUESTION.format(row.kind), [Placeholder.from_row(row)])
         language = LanguageModel(self.model, self.prompter, self.prefix)
         question = PrefixedQuestion.of(prompt, language.prefill(prompt, [features]))
         (completion,) = language.generate([question], Decoding(max_new_tokens=NEW_TOKENS))
@@ -286,18 +406,19 @@ def _same_bits(stored: torch.Tensor, reference: torch.Tensor) -> bool:
 
 
 def describe(store: Store) -> dict[str, Any]:
-    """Describe a store: images by status, tokens, sizes, extraction config, provenance, last runs.
+    """Describe a store: items by kind and status, tokens, sizes, extraction config, provenance, last runs.
 
         print(qvsplit.describe(qvsplit.open_store("embeds"))["tokens"])
 
-    `copies` share the features of another row: the same bytes under another name. `without_features` are images whose
-    features are in none of the shards given.
+    `images` and `videos` can be asked about, and so can the `clips` of videos: the parts they were cut into, or all of
+    it. `copies` share the features of another item: the same bytes under another name. `without_features` are items
+    whose features are in none of the shards given.
     """
     assert store.config is not None
     assert store.provenance is not None
     storage = store.storage
     return {
-        **_row_counts(store),
+        **_item_counts(store),
         **_sizes(store),
         "roots": {root: _STATUSES | counts for root, counts in store.catalogue.counts().items()},
         "quarantined": [file.name for file in storage.list(layout.QUARANTINE)] if storage is not None else [],
@@ -317,21 +438,26 @@ def describe(store: Store) -> dict[str, Any]:
     }
 
 
-def _row_counts(store: Store) -> dict[str, int]:
+def _item_counts(store: Store) -> dict[str, int | float]:
     catalogue = store.catalogue
-    counts = {status: sum(one.get(status, 0) for one in catalogue.counts().values()) for status in _STATUSES}
+    counts = catalogue.item_counts()
+    (images, _), (videos, clips) = (counts.get(("ok", kind), (0, 0)) for kind in KINDS)
+    failed, deleted = (sum(counts.get((status, kind), (0, 0))[0] for kind in KINDS) for status in ("failed", "deleted"))
     return {
-        "images": counts["ok"],
+        "images": images,
+        "videos": videos,
+        "clips": clips,
+        "video_seconds": catalogue.video_seconds(),
         "copies": catalogue.copies(),
-        "without_features": sum(1 for _ in catalogue.rows_without_features()),
-        "failed": counts["failed"],
-        "deleted": counts["deleted"],
-        "superseded": sum(shard.rows for shard in catalogue.shards) - sum(counts.values()),
+        "without_features": len({row.key for row in catalogue.rows_without_features()}),
+        "failed": failed,
+        "deleted": deleted,
+        "superseded": sum(shard.rows for shard in catalogue.shards) - sum(rows for _, rows in counts.values()),
     }
 
 
 def _sizes(store: Store) -> dict[str, int]:
-    """Give tokens of the current images, shards, their bytes on disk, and the bytes of their features uncompressed."""
+    """Give tokens of the current items, shards, their bytes on disk, and the bytes of their features uncompressed."""
     assert store.token_bytes is not None
     stored_tokens = sum(shard.feature_tokens for shard in store.catalogue.shards)
     return {

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from qvsplit.commands.opening import open_with_progress
 from qvsplit.commands.options import Json, StoreArgument, StoreOption, store_place
 from qvsplit.commands.wording import on_command_line
 from qvsplit.output.text import description_lines, print_json
-
-if TYPE_CHECKING:
-    from qvsplit.store.store import Store
 
 
 def inspect(store: StoreArgument = None, embeds: StoreOption = None, as_json: Json = False) -> None:
@@ -28,7 +24,6 @@ def inspect(store: StoreArgument = None, embeds: StoreOption = None, as_json: Js
 
     opened = open_with_progress(store_place(store, embeds))
     description = describe(opened)
-    description |= _items(opened)
     readers, memory = optional_readers(), machine_memory()
     for failure in description["failures"]:  # advice that has been followed is none
         row = opened.current(failure["root"], failure["path"])
@@ -40,12 +35,3 @@ def inspect(store: StoreArgument = None, embeds: StoreOption = None, as_json: Js
         return
     for line in description_lines(description):
         print(on_command_line(line))
-
-
-def _items(store: Store) -> dict[str, Any]:
-    """Count the images, the videos and the clips of these that can be asked about, and the videos' seconds."""
-    counts = store.catalogue.item_counts()
-    (images, _), (videos, clips) = (counts.get(("ok", kind), (0, 0)) for kind in ("image", "video"))
-    return {
-        "images": images, "videos": videos, "clips": clips, "video_seconds": store.catalogue.video_seconds(),
-    }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from qvsplit.store import codec, shard_reader
 from qvsplit.store.storage import LocalStorage
 from tests.support import rows
-from tests.support.extracting import extractor
+from tests.support.clips import make_clip
+from tests.support.extracting import PHOTOS, extractor
 from tests.support.processes import run_process
 from tests.support.terminal import one_line
 
@@ -81,6 +83,22 @@ def test_verify_says_when_an_image_cannot_be_compared(run_cli, some_photos, chec
         file.unlink()
     code, _, said = run_cli("verify", tmp_path / "e", "--sample", 2)
     assert (code, "nothing could be compared" in one_line(said)) == (2, True)
+
+
+def test_parts_of_a_video_are_compared_beside_images(run_cli, family_checkpoint, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    make_clip(folder / "film.mp4", 125)
+    shutil.copyfile(PHOTOS["coffee.png"], folder / "coffee.png")
+    small = {"max_pixels": 32 * 32 * 8, "video_max_tokens": 40}
+    extractor(str(family_checkpoint("qwen3_vl")), tmp_path / "e")(folder, clip_seconds=2.5, **small)
+    code, out, said = run_cli("verify", tmp_path / "e", "--sample", 9)
+    assert (code, said) == (0, "")
+    names = ["coffee.png", "film.mp4#0 (0:00 to 0:02.5)", "film.mp4#1 (0:02.5 to 0:05)"]
+    assert out.splitlines()[1:] == [f"{name}: same bits, same tokens" for name in names]
+    (folder / "film.mp4").write_bytes(b"changed")
+    out = run_cli("verify", tmp_path / "e", "--sample", 2)[1]
+    assert "film.mp4#0 (0:00 to 0:02.5): not compared: its file has changed since it was encoded\n" in out
 
 
 def test_a_process_that_has_read_a_shard_ends_with_its_own_exit_code(store):
