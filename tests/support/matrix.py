@@ -1,20 +1,20 @@
 """Every model family through the whole way, held against its full model: the rows of docs/models.md.
 
-    python -m tests.support.matrix {print|write} [FAMILY …]
+    python -m tests.support.matrix {print|write} [--only {images|videos|minutes}] [FAMILY …]
 
-makes each family's tiny checkpoint, runs it, and prints its row; `write` puts the rows also into docs/models.md. A test
-runs the same and holds them against what stands there.
+makes each family's tiny checkpoint, runs it, and prints its rows: of images, of videos (video_matrix.py), and what a
+minute of video costs (video_costs.py); `write` puts the rows also into docs/models.md. Tests run the same and hold them
+against what stands there.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,26 +36,19 @@ from qvsplit.models.prompt import question_messages
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.verify import check_items
 from qvsplit.weights import load_encoder_weights, load_language_model
+from tests.support.columns import NAMES, NEW_TOKENS, QUESTIONS, REFUSED, SWITCHES, MeasuredRow, count
 from tests.support.extracting import PHOTOS
 from tests.support.fake_source import InThreadDecoders
 from tests.support.families import ALL, make_checkpoint
 from tests.support.families.reference import Reference
+from tests.support.video_costs import minute_row
+from tests.support.video_matrix import NO, VideoRow, video_row
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
-NEW_TOKENS = 10
 SIZES = {"coffee.png": (300, 200), "chelsea.png": (140, 220), "rocket.jpg": (260, 180)}
-QUESTIONS = (
-    "What is in the picture?",
-    "Is it day or night?",
-    "How many people are there in the picture, and what do they do?",
-    "Colour?",
-    "图片里有什么？",
-)
 NEEDS_TIMM = {"gemma3n", "perception_lm", "fast_vlm"}
 SPLIT = [name for name, one in ALL.items() if one.model_type in LISTED and name not in NEEDS_TIMM]
 CHOICES = ("yes", "no", "a grey house")
-REFUSED = "refused"
-SWITCHES = {"enable_thinking": False}  # of chat templates that have it
 
 
 def _lose(tensors: dict[str, torch.Tensor], name: str) -> None:
@@ -74,11 +67,11 @@ WRONG = (_lose, _leave_over, _misshape)
 
 
 @dataclass(frozen=True)
-class MatrixRow:
-    """What came of one family. Each column is `identical of cases`, or says that it is refused."""
+class MatrixRow(MeasuredRow):
+    """What came of one family's images."""
 
-    family: str
-    model_class: str
+    family: str = field(**NAMES)
+    model_class: str = field(**NAMES)
     images: str
     several_images: str
     fan_out: str
@@ -86,21 +79,7 @@ class MatrixRow:
     choices: str
     stored: str
     strict: str
-    way: str
-
-    def __str__(self) -> str:
-        """Give the row of the table."""
-        return "| " + " | ".join(str(getattr(self, one.name)) for one in fields(self)) + " |"
-
-    @property
-    def is_identical(self) -> bool:
-        """Whether every case of every column was identical, or is refused."""
-        return all(_is_whole(getattr(self, one.name)) for one in fields(self)[2:-1])
-
-
-def _is_whole(cell: str) -> bool:
-    counted = re.fullmatch(r"(\d+) of (\d+)", cell)
-    return cell == REFUSED or (counted is not None and counted[1] == counted[2] and counted[1] != "0")
+    way: str = field(**NAMES)
 
 
 def matrix_row(name: str, folder: Path) -> MatrixRow:
@@ -129,25 +108,20 @@ def matrix_row(name: str, folder: Path) -> MatrixRow:
     return MatrixRow(
         family=name,
         model_class=type(reference.model).__name__,
-        images=_count(_single(session, expected)),
+        images=count(_single(session, expected)),
         several_images=_several(session, reference, images),
-        fan_out=_count(
+        fan_out=count(
             answer.tokens == expected[first, answer.question] for answer in session.answers(first, QUESTIONS)
         ),
-        prefixes=_count(
+        prefixes=count(
             answer.tokens == expected[answer.rows[0].path, answer.question]
             for answer in session.survey([[first], *([one] for one in others)], QUESTIONS)
         ),
-        choices=_count(_scored(session, reference, images)),
-        stored=_count(_stored(session, reference, images)),
-        strict=_count(_refusals(checkpoint.folder, folder / "wrong")),
+        choices=count(_scored(session, reference, images)),
+        stored=count(_stored(session, reference, images)),
+        strict=count(_refusals(checkpoint.folder, folder / "wrong")),
         way=session.engine.language.way,
     )
-
-
-def _count(cases: Iterator[bool] | Sequence[bool]) -> str:
-    found = list(cases)
-    return f"{sum(found)} of {len(found)}"
 
 
 def _single(session: Session, expected: dict[tuple[str, str], list[int]]) -> Iterator[bool]:
@@ -171,7 +145,7 @@ def _several(session: Session, reference: Reference, images: dict[str, Image.Ima
             pictures = [images[name] for name in shown]
             tokens = reference.answer(pictures, answer.question, new_tokens=NEW_TOKENS, **SWITCHES)
             found.append(answer.tokens == tokens)
-    return _count(found)
+    return count(found)
 
 
 def _scored(session: Session, reference: Reference, images: dict[str, Image.Image]) -> Iterator[bool]:
@@ -230,9 +204,48 @@ def _of_one_half(checkpoint: Any) -> set[str]:
 # ------------------------------------------------------------------------------------------------------------- docs
 
 
-def rows_in_docs() -> dict[str, str]:
-    """The rows that docs/models.md has, by family."""
-    return {row[1]: row[0] for row in re.finditer(r"^\| (\w+) \| \w+ \| .*\|$", DOCS.read_text(), flags=re.M)}
+NO_VIDEOS = "No videos: "
+# parts of docs/models.md, and what makes a row of each
+PARTS: dict[str, Callable[[str, Path], Any]] = {"images": matrix_row, "videos": video_row, "minutes": minute_row}
+
+
+def rows_in_docs(part: str) -> dict[str, str]:
+    """The rows that a part of docs/models.md has, by family."""
+    lines = _around(part)[1].splitlines()
+    rows = {line.split(" ")[1]: line for line in lines if line.startswith("| ")}
+    for line in lines:
+        if line.startswith(NO_VIDEOS):
+            names = line.removeprefix(NO_VIDEOS).rstrip(".").split(", ")
+            rows |= {name.strip("`"): str(VideoRow(name.strip("`"), NO)) for name in names}
+    return rows
+
+
+def families_in_docs(part: str) -> list[str]:
+    """The families that are to have a row in a part: no minute costs anything where there are no videos."""
+    if part != "minutes":
+        return SPLIT
+    rows = rows_in_docs("videos")
+    return [name for name in SPLIT if name in rows and not rows[name].startswith(f"| {name} | {NO}")]
+
+
+def _around(part: str) -> tuple[str, str, str]:
+    """Give what stands before, in and behind a part that is written here."""
+    begin, end = f"<!-- {part}: python -m tests.support.matrix write -->\n", f"<!-- end of {part} -->"
+    before, _, rest = DOCS.read_text().partition(begin)
+    inside, found, after = rest.partition(end)
+    assert found, f"{DOCS} has no part {part}"
+    return before + begin, inside, end + after
+
+
+def _write(part: str, rows: Mapping[str, str]) -> None:
+    """Put rows into a part, one a family; those that take no videos share a line."""
+    ordered = {name: rows[name] for name in families_in_docs(part) if name in rows}
+    without = [name for name, row in ordered.items() if row == str(VideoRow(name, NO))]
+    lines = [row for name, row in ordered.items() if name not in without]
+    if without:
+        lines += ["", NO_VIDEOS + ", ".join(f"`{name}`" for name in without) + "."]
+    before, _, after = _around(part)
+    DOCS.write_text(before + "\n".join(lines) + "\n" + after)
 
 
 def main() -> None:
@@ -240,21 +253,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["print", "write"])
     parser.add_argument("families", nargs="*", default=SPLIT)
+    parser.add_argument("--only", choices=list(PARTS), help="one part of the page")
     told = parser.parse_args()
     torch.set_num_threads(1)
-    rows: dict[str, str] = {}
-    for name in told.families:
-        with tempfile.TemporaryDirectory() as folder:
-            rows[name] = str(matrix_row(name, Path(folder)))
-            print(rows[name], flush=True)
-    if told.what == "write":
-        text = DOCS.read_text()
-        begin, end = "<!-- rows: python -m tests.support.matrix write -->\n", "<!-- end of rows -->"
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        kept = rows_in_docs() | rows
-        ordered = [kept[name] for name in SPLIT if name in kept]
-        DOCS.write_text(before + begin + "\n".join(ordered) + "\n" + end + after)
+    for part in [told.only] if told.only else PARTS:
+        rows: dict[str, str] = {}
+        for name in told.families:
+            if name in families_in_docs(part):
+                with tempfile.TemporaryDirectory() as folder:
+                    rows[name] = str(PARTS[part](name, Path(folder)))
+                print(rows[name], flush=True)
+        if told.what == "write":
+            _write(part, rows_in_docs(part) | rows)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from transformers.video_utils import VideoMetadata
 from tests.support.families import ALL
 
 NEW_TOKENS = 12
+FPS = 2.0  # frames a second that a processor takes which samples them itself
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Sampled frames of a video, uint8 [frames, 3, height, width], and which they are."""
+    """Sampled frames of a video, uint8 [frames, 3, height, width], and which they are; else all of its frames."""
 
     frames: torch.Tensor
     metadata: VideoMetadata
@@ -122,4 +123,9 @@ class Reference:
 def clip_options(items: Sequence[Item]) -> dict[str, Any]:
     """What a processor is told of the clips: copies, for some lengthen a clip's list of frames."""
     metadata = [copy.deepcopy(item.metadata) for item in items if isinstance(item, Clip)]
-    return {"videos_kwargs": {"video_metadata": metadata, "do_sample_frames": False}} if metadata else {}
+    if not metadata:
+        return {}
+    sampling = (
+        {"do_sample_frames": True, "fps": FPS} if metadata[0].frames_indices is None else {"do_sample_frames": False}
+    )
+    return {"videos_kwargs": {"video_metadata": metadata, **sampling}}
