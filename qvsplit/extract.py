@@ -289,10 +289,10 @@ def _refuse_loss(call: Call, view: View, old: Store, found: Plan) -> None:
     seen |= {entry.key for entry in found.to_read}
     if call.options.prune:
         seen |= {row.key for row in found.absent if row.key not in found.empty_folders}
-    lost = dict.fromkeys(row.key for row in old if row.key not in seen)
+    lost = [path for _, path in dict.fromkeys(row.key for row in old if row.key not in seen)]
     if lost:
         raise UsageError(
-            f"{len(lost):,} items of the store cannot be found now ({some_of([path for _, path in lost], 3)}), and `rebuild=True` would "
+            f"{len(lost):,} items of the store cannot be found now ({some_of(lost, 3)}), and `rebuild=True` would "
             "drop them; mount what is not mounted, or give `prune=True` to drop what was deleted"
         )
 

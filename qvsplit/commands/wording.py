@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 OPTIONS = frozenset({
     "checksum", "choices", "clip_seconds", "compare", "device", "dry_run", "dtype", "embeds", "fail_on", "fps", "gif",
     "image", "item_timeout", "json_schema", "kernels", "limit", "logprobs", "max_frames", "max_new_tokens",
-    "max_pixels", "max_runtime", "min_pixels", "model", "no_video", "num_frames", "out", "patch_budget", "prune", "quiet",
-    "rebuild", "report", "retry_failed", "sample", "seed", "stop", "storage_dtype", "system", "temperature",
+    "max_pixels", "max_runtime", "min_pixels", "model", "no_video", "num_frames", "out", "patch_budget", "prune",
+    "quiet", "rebuild", "report", "retry_failed", "sample", "seed", "stop", "storage_dtype", "system", "temperature",
     "thinking", "together", "token_budget", "top_k", "top_p", "unchecked_encoder", "video_max_pixels",
     "video_max_tokens", "wait", "workers",
 })  # fmt: skip

@@ -18,7 +18,7 @@ from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.model_class import class_of, encoders_alone, takes_videos
 from qvsplit.errors import ItemError, ModelError, UsageError
-from qvsplit.models.preparing import Prepared, Preparer, runs_of, small_inputs_of
+from qvsplit.models.preparing import PatchPreparer, Prepared, Preparer, normalising_later, runs_of, small_inputs_of
 from qvsplit.models.sampling import (
     MAX_FRAME_TOKENS,
     MAX_TOKENS,
@@ -204,9 +204,14 @@ class ClipPreparer:
             (t, h, w) if grid is not None else None, inputs, "video",
         )  # fmt: skip
 
+    @property
+    def _later(self) -> dict[str, bool]:
+        """What the encoder does on its device, where it takes patches as bytes."""
+        return normalising_later(self.video_processor) if isinstance(self.preparer, PatchPreparer) else {}
+
     def _by_processor(self, frames: torch.Tensor, metadata: Any, **later: Any) -> tuple[Mapping[str, Any], str]:
         try:
-            return hf.process_video(self.processor, frames, metadata, later=later)
+            return hf.process_video(self.processor, frames, metadata, later=self._later | later)
         except Exception as error:
             if is_out_of_memory(error):
                 raise ItemError("does not fit into memory", "memory") from None
@@ -335,4 +340,3 @@ def _settings(video_processor: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     for name in ("fps", "num_frames", "max_frames", "do_sample_frames", "min_pixels", "max_pixels"):
         settings.pop(name, None)  # those in force stand beside
     return settings
-

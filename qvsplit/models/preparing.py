@@ -112,8 +112,7 @@ class PatchPreparer(Preparer):
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
         """Resize an image [height, width, 3] and cut it into patches. Raises as `Preparer.prepare`."""
-        later = {"do_rescale": False, "do_normalize": False} if self.normalises else {}
-        processed, text = self._processed(image, **later)
+        processed, text = self._processed(image, **normalising_later(self.processor.image_processor))
         t, h, w = (int(n) for n in processed["image_grid_thw"][0])
         values = processed["pixel_values"]  # [patches, channels·temporal·patch²]
         slices = values.view(len(values), self.in_channels, self.temporal_patch_size, -1)
@@ -122,26 +121,28 @@ class PatchPreparer(Preparer):
             {"pixels": pixels}, text.count(self.image_token), t * h * w, runs_of(text, self.image_token), (t, h, w)
         )
 
-    @property
-    def normalises(self) -> bool:
-        """Whether the processor rescales and normalises, which is then done later, on the encoder's device."""
-        image_processor = self.processor.image_processor
-        return bool(image_processor.do_rescale and image_processor.do_normalize)
+    def normalised(self, pixels: torch.Tensor, kind: str = "image") -> torch.Tensor:
+        """Give float32 values of patches: the AutoProcessor's own to the bit, which folds the factor in.
 
-    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Give float32 values of one temporal slice: the AutoProcessor's own to the bit, which folds the factor in."""
+        Args:
+            pixels: [patches, channels·…], of an image one temporal slice, of a clip all of them.
+            kind: Of what they are, `image` or `video`: each has a processor of its own.
+        """
         import torch
 
         if pixels.dtype != torch.uint8:
             return pixels
-        image_processor = self.processor.image_processor
+        own = getattr(self.processor, f"{kind}_processor")
         mean, deviation = (
-            (torch.tensor(value) * (1.0 / image_processor.rescale_factor))
-            .view(1, self.in_channels, 1)
-            .to(pixels.device)
-            for value in (image_processor.image_mean, image_processor.image_std)
+            (torch.tensor(value) * (1.0 / own.rescale_factor)).view(1, self.in_channels, 1).to(pixels.device)
+            for value in (own.image_mean, own.image_std)
         )
         return pixels.view(len(pixels), self.in_channels, -1).float().sub_(mean).div_(deviation).flatten(1)
+
+
+def normalising_later(processor: Any) -> dict[str, bool]:
+    """Give what tells a processor of images or videos to leave rescaling and normalising to the encoder's device."""
+    return {"do_rescale": False, "do_normalize": False} if processor.do_rescale and processor.do_normalize else {}
 
 
 def small_inputs_of(processed: Mapping[str, Any], taken: frozenset[str], left_out: Collection[str]) -> dict[str, Any]:

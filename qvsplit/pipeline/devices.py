@@ -91,7 +91,9 @@ def load_devices(
             "made faster and is half as large, and its features differ by that dtype's rounding"
         )
     return Loaded(
-        Devices(encoder, Prepare(encoder.preparer), workers, budget, encoder.tensors),
+        Devices(
+            encoder, Prepare(encoder.preparer), workers, budget, encoder.tensors, models.slice_budget(encoder, budget)
+        ),
         ShardSchema(encoder.config, encoder.tensors, (provenance,)),
     )
 

@@ -6,7 +6,7 @@ Rows go to the writer as soon as they are known, in any order.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -122,28 +122,35 @@ class RowRecorder:
 
     # -------------------------------------------------------------------------------------------------- the rows
 
-    def _add(self, result: Result, parts: Sequence[Part]) -> None:
-        """Write an item that was encoded."""
+    def _add(self, result: Result, parts: list[Part]) -> None:
+        """Write an item that was encoded; `parts` are taken out as they are written."""
         change = self._change(result, held=False)
-        rows = ((self._encoded_row(result, part), part.features) for part in parts)
+        tokens, clips = sum(part.features.n_tokens for part in parts), len(parts)
         with held_back():  # the rows and their count are one
-            written = self._write(rows)
+            written = self._write(self._rows_of(result, parts))
             row = written[0]
             assert row.content is not None
             self._homes[row.content] = written
-            self._count(row, parts)
+            self._count(row, tokens, clips)
             self._summary.new += change == "new"
             self._summary.modified += change == "modified"
             self._summary.re_encoded += change == "re-encoded"
             self._summary.remaining -= 1
         self._callbacks.on_item(row.path)
 
-    def _count(self, row: Row, parts: Sequence[Part]) -> None:
+    def _rows_of(self, result: Result, parts: list[Part]) -> Iterator[tuple[Row, Features]]:
+        """Give the rows of an item with their features, which nobody else holds: they may be large."""
+        parts.reverse()
+        while parts:
+            part = parts.pop()
+            yield self._encoded_row(result, part), part.features
+
+    def _count(self, row: Row, tokens: int, clips: int) -> None:
         self._summary.encoded += 1
-        self._summary.tokens += sum(part.features.n_tokens for part in parts)
+        self._summary.tokens += tokens
         if row.kind == "video":
             self._summary.videos += 1
-            self._summary.clips += len(parts)
+            self._summary.clips += clips
             self._summary.video_seconds += row.duration or 0.0
 
     def _encoded_row(self, result: Result, part: Part) -> Row:

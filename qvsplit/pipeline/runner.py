@@ -29,6 +29,7 @@ from qvsplit.pipeline.stages import Decode, Encode, JoinSlices, Prepare, Prepare
 from qvsplit.pipeline.summary import Timer
 from qvsplit.runtime import interrupts
 from qvsplit.runtime.clock import active_seconds
+from qvsplit.runtime.memory import give_back_now
 from qvsplit.sources.decoder import ITEM_SECONDS, Closed, DecoderPool, Fetch
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
@@ -70,7 +71,7 @@ class Result:
     taken_at: str | None = None
     format: str | None = None
     video: VideoInfo | None = None
-    outcome: Sequence[Part] | ItemError | Known | None = None
+    outcome: list[Part] | ItemError | Known | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     _image: DecodedImage | None = None
     _prepared: Prepared | None = None
@@ -523,6 +524,8 @@ class LocalRunner:
             except ItemError as error:
                 item.outcome = error.with_traceback(None)
         item._parts = None
+        if item.video is not None:
+            give_back_now()
         self._ready.append(item)
 
     def _given(self) -> Iterator[Result]:

@@ -90,6 +90,17 @@ def keep_freed_activations() -> None:
         _set_limits({_M_MMAP_THRESHOLD: 16 << 20, _M_TRIM_THRESHOLD: 128 << 20})
 
 
+def give_back_now() -> None:
+    """Give all that was freed back to the system, of every thread's, where `give_back_freed_memory` was called.
+
+    For a moment at which much was freed and something large of another kind comes: pages that a forward pass used are
+    of no use to what writes its features.
+    """
+    if _limits_are_ours:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def _set_limits(limits: Mapping[int, int]) -> bool:
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

@@ -38,4 +38,4 @@ def rows_table(
 
 
 def _blobs(features: Features, tensors: Sequence[TensorSpec]) -> dict[str, bytes]:
-    return {spec.column: codec.encode(features.tensors[spec.key].raw, spec.dtype) for spec in tensors}
+    return {spec.column: bytes(codec.encode(features.tensors[spec.key].raw, spec.dtype)) for spec in tensors}

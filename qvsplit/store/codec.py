@@ -19,11 +19,11 @@ _EXPONENT = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
 _WORDS_AT_A_TIME = 1 << 16
 
 
-def to_planes(raw: npt.NDArray[np.uint8], itemsize: int) -> bytes:
-    """Turn little-endian values into byte planes, the most significant first."""
+def to_planes(raw: npt.NDArray[np.uint8], itemsize: int) -> memoryview:
+    """Turn little-endian values into byte planes, the most significant first. The only copy that is made of them."""
     import numpy as np
 
-    return np.ascontiguousarray(raw.reshape(-1, itemsize).T[::-1]).tobytes()
+    return np.ascontiguousarray(raw.reshape(-1, itemsize).T[::-1]).reshape(-1).data
 
 
 def from_planes(planes: bytes | memoryview, itemsize: int) -> npt.NDArray[np.uint8]:
@@ -42,7 +42,7 @@ def from_planes(planes: bytes | memoryview, itemsize: int) -> npt.NDArray[np.uin
     return raw
 
 
-def encode(raw: npt.NDArray[np.uint8], dtype: str) -> bytes:
+def encode(raw: npt.NDArray[np.uint8], dtype: str) -> bytes | memoryview:
     """Turn `StoredTensor.raw` into the bytes of its column; of int8 all values, then the scales' byte planes.
 
     Raises:
@@ -52,7 +52,7 @@ def encode(raw: npt.NDArray[np.uint8], dtype: str) -> bytes:
 
     if dtype == "int8":
         scales = to_planes(np.ascontiguousarray(raw[:, -SCALE_BYTES:]), SCALE_BYTES)
-        blob = np.ascontiguousarray(raw[:, :-SCALE_BYTES]).tobytes() + scales
+        blob: bytes | memoryview = np.ascontiguousarray(raw[:, :-SCALE_BYTES]).tobytes() + bytes(scales)
     else:
         blob = to_planes(raw, DTYPE_BYTES[dtype])
     _check_finite(blob, dtype, len(raw))

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.store import codec
@@ -18,6 +18,9 @@ from qvsplit.store.footer import insert_checksum
 from qvsplit.store.row import Row, row_error
 from qvsplit.store.schema import DICTIONARY_COLUMNS, ShardSchema, arrow_schema, row_columns
 from qvsplit.store.storage import Storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ROW_GROUP_BYTES = 4 << 20  # of raw features: reading one item reads about this much
 ROW_GROUP_ROWS = 256
@@ -54,7 +57,7 @@ class EncodedRow:
     """A row as a shard takes it: its features as bytes, by column; none where it has none of its own."""
 
     row: Row
-    blobs: Mapping[str, bytes]
+    blobs: Mapping[str, bytes | memoryview]
 
     @property
     def bytes(self) -> int:
@@ -160,24 +163,40 @@ class ShardWriter:
         self._whole.__exit__(type(reason), reason, None)
 
     def _flush(self) -> None:
-        import pyarrow as pa
-
         if not self._group:
             return
-        names = list(row_columns())
-        columns: dict[str, list[object]] = {name: [getattr(one.row, name) for one in self._group] for name in names}
-        columns |= {spec.column: [one.blobs.get(spec.column) for one in self._group] for spec in self.schema.tensors}
-        table = pa.table(
-            {name: pa.array(values, self._arrow.field(name).type) for name, values in columns.items()},
-            schema=self._arrow,
-        )
-        self._group, self._group_bytes = [], 0
+        table = self._table()
+        self._group, self._group_bytes = [], 0  # the table has copies
         with disk_errors(self._storage.location):
             self._parquet.write_table(table, row_group_size=ROW_GROUP_ROWS)
             if self._stream.tell() - self._synced >= UNSYNCED_BYTES:
                 self._stream.flush()
                 os.fsync(self._stream.fileno())
                 self._synced = self._stream.tell()
+
+    def _table(self) -> pa.Table:
+        """Give the rows of the group in hand."""
+        import pyarrow as pa
+
+        names = list(row_columns())
+        columns = {
+            name: pa.array([getattr(one.row, name) for one in self._group], self._arrow.field(name).type)
+            for name in names
+        }
+        columns |= {
+            spec.column: _binary([one.blobs.get(spec.column) for one in self._group]) for spec in self.schema.tensors
+        }
+        return pa.table(columns, schema=self._arrow)
+
+
+def _binary(values: list[bytes | memoryview | None]) -> pa.Array:
+    """Give a column of bytes; of a single value, which may be large, without a copy."""
+    import pyarrow as pa
+
+    if len(values) > 1 or values[0] is None:
+        return pa.array([None if value is None else bytes(value) for value in values], pa.large_binary())
+    ends = pa.array([0, len(values[0])], pa.int64())
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends.buffers()[1], pa.py_buffer(values[0])])
 
 
 class _Abandoned(Exception):

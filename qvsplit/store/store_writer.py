@@ -127,6 +127,7 @@ class StoreWriter:
                 self._begin_own()
                 self._add(waiting)
                 waiting, waiting_bytes = [], 0
+        features = None  # written from here on by what was made of them
         if not rows or not (as_found or rows[0].status == "deleted" or is_whole(rows)):
             raise ValueError("is not followed by all its parts: from 0 on, the last to the end of the video")
         with held_back() if len(rows) > 1 else nullcontext():  # all parts, or none
