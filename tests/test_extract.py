@@ -216,16 +216,17 @@ def test_a_move_cut_short_between_its_rows_heals(extract, some_photos, out, monk
     """The old name's row comes first: what dies in between leaves the new name new."""
     extract(some_photos)
     (some_photos / "coffee.png").rename(some_photos / "tea.png")
-    real, rows = StoreWriter.append, []
+    real, rows = StoreWriter.append_item, []
 
-    def cut(self, row, features=None):
-        rows.append((row.path, row.status))
+    def cut(self, parts):
+        parts = list(parts)
+        rows.extend((row.path, row.status) for row, _ in parts)
         if len(rows) == 2:
             raise KeyboardInterrupt
-        return real(self, row, features)
+        return real(self, parts)
 
     with monkeypatch.context() as broken:
-        broken.setattr(StoreWriter, "append", cut)
+        broken.setattr(StoreWriter, "append_item", cut)
         with pytest.raises(KeyboardInterrupt):
             extract(some_photos)
     assert rows == [("coffee.png", "deleted"), ("tea.png", "ok")]
@@ -316,7 +317,7 @@ def test_what_took_too_long_is_tried_again_once_it_may_take_longer(extract, some
 def test_what_lacked_a_reader_is_tried_again_once_there_is_one(extract, some_photos, monkeypatch, kind):
     add_bad(some_photos, "x.heic")
     readers: list[str] = []
-    monkeypatch.setattr("qvsplit.pipeline.view.optional_readers", lambda: tuple(readers))
+    monkeypatch.setattr("qvsplit.pipeline.view.optional_readers", lambda **_: tuple(readers))
 
     def decode(decoders, entry, info, on_size):
         if entry.path == "x.heic":

@@ -133,7 +133,7 @@ def empty_folder(tmp, store, model, photos):
 def no_images(tmp, store, model, photos):
     (tmp / "texts").mkdir()
     (tmp / "texts" / "a.txt").write_text("x")
-    return ["extract", tmp / "texts", "--model", model], 2, "looked for .apng"
+    return ["extract", tmp / "texts", "--model", model], 2, "looked for .3g2, .3gp, .apng"
 
 
 def no_model(tmp, store, model, photos):

@@ -69,7 +69,7 @@ def test_what_may_not_be_read_is_tried_again_once_it_may_and_not_before(extract,
 def test_another_build_of_a_reader_tries_again_what_the_last_could_not_read(extract, some_photos, monkeypatch):
     add_bad(some_photos, "x.avif")
     readers = ["PIL 1"]
-    monkeypatch.setattr("qvsplit.pipeline.view.optional_readers", lambda: tuple(readers))
+    monkeypatch.setattr("qvsplit.pipeline.view.optional_readers", lambda **_: tuple(readers))
     real = InThreadDecoders.decode
 
     def decode(decoders, entry, info, on_size):

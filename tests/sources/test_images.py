@@ -215,12 +215,14 @@ def test_an_image_of_apples_or_aoms_is_told_by_any_of_its_brands(brands, kind):
 
 def test_readers_are_others_once_one_is_installed_upgraded_or_built_with_more(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    pillow = images.optional_readers()
+    pillow = images.optional_readers(videos=False)
     assert len(pillow) == 1 + (importlib.util.find_spec("pillow_heif") is not None)
+    assert next(name for name in images.optional_readers() if name not in pillow).startswith("av ")
     seen = {images.optional_readers()}
     for package, name, text in (
         ("PIL", "_version.py", "13.0.0"), ("PIL", "_version.py", "13.0.1"), ("PIL", "_imaging.x.so", "with AVIF"),
         ("pillow_heif", "_version.py", "1.0"), ("pillow_heif", "../_pillow_heif.x.so", "compiled"),
+        ("av", "_core.x.so", "of one FFmpeg"), ("av", "_core.x.so", "of a later FFmpeg"),
     ):  # fmt: skip
         (tmp_path / package).mkdir(exist_ok=True)
         (tmp_path / package / "__init__.py").touch()
@@ -229,7 +231,7 @@ def test_readers_are_others_once_one_is_installed_upgraded_or_built_with_more(tm
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: PathFinder.find_spec(name, [str(tmp_path)]))
         assert images.optional_readers() == images.optional_readers()
         seen.add(images.optional_readers())
-    assert len(seen) == 6
+    assert len(seen) == 8
 
 
 def test_a_reader_whose_folder_may_not_be_read_is_another_build(monkeypatch):
