@@ -88,6 +88,13 @@ def test_whole_videos_by_fused_kernels(made):
     assert all(check.agrees and check.skipped is None for check in checks), checks
 
 
+def test_an_omni_model_is_told_the_rate_of_the_store(made):
+    """Its processor does not count it from the frames: the seconds of a step follow from what it is told."""
+    store = open_store(made("qwen2_5_omni", fps=1.0))
+    checks = list(verify.check_items(store, store.matching("long.mkv#2")))
+    assert [check.explanation for check in checks] == ["same bits, same tokens"]
+
+
 def test_the_reference_rounds_pixels_alone(made, monkeypatch):
     """The seconds of a video decide positions: of them the model is given all digits, whatever it computes in."""
     given = []
