@@ -1,4 +1,4 @@
-"""Kills survived out of kills tried: at every step of the writing, by power cuts, at random, and while it imports.
+"""Kills survived out of kills tried: at every step of the writing, by power cuts, at random, in videos, in imports.
 
     python -m bench.deaths [--random 200] [--stride 1] [--images 40] [--signals 5]
 
@@ -29,6 +29,7 @@ from tests.support.processes import start_process, wait_for
 
 CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED, signal.SIGHUP: TERMINATED}
 IMPORT_SECONDS = 4.0  # about what the libraries take
+MOMENTS = {"frame": 82, "slice": 60, "part": 12}  # of the scenario of videos
 
 
 def at_random(server: Server, folder: Path, kills: int, images: int, seed: int) -> tuple[int, int, list[str]]:
@@ -90,6 +91,13 @@ def at_steps(scenario: Scenario, server: Server, power: str | None, stride: int,
     return tried, wrong
 
 
+def within_videos(scenario: Scenario, server: Server, stride: int) -> tuple[int, list[str]]:
+    """Die at every `stride`th frame, slice and part of a run over real clips."""
+    moments = [(which, number) for which, most in MOMENTS.items() for number in range(1, most + 1, stride)]
+    outcomes = ((moment, survives(scenario, server, moment=moment)) for moment in moments)
+    return len(moments), [f"{which} {number}: {problem}" for (which, number), problem in outcomes if problem]
+
+
 class Tally:
     """What was tried and what went wrong, in a line each and in all."""
 
@@ -129,6 +137,8 @@ def main() -> None:
             for shift, power in enumerate((None, "lost", "torn")):
                 outcome = at_steps(scenario, server, power, options.stride, 1 + shift * options.stride // 3)
                 tally.add(f"{scenario.name}, {power or 'killed'}", *outcome)
+            if scenario.name == "videos":
+                tally.add("in the middle of videos", *within_videos(scenario, server, options.stride))
     for line in tally.wrong:
         print(line)
     result = {"tried": tally.total("tried"), "survived": tally.total("survived"), "stride": options.stride,

@@ -49,6 +49,7 @@ _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,gif"
 _PROTOCOLS = "none"  # which is the name of none: nothing is opened beside the file at hand
 _SEEKABLE = frozenset({"mov", "matroska"})  # those that have an index of key frames
 _ATTACHED_PICTURE = 0x400
+_SOME, _MUCH = 8 << 20, 256 << 20  # of memory: what FFmpeg takes beside frames, and more than it takes of a sound file
 
 Progress = Callable[[], None]
 
@@ -289,7 +290,7 @@ def _bad_clip(error: Exception, file: FileView, head: bytes, stream: VideoStream
 
     codec = stream.codec_context if stream is not None else None
     pixels = codec.width * codec.height if codec is not None else 0
-    if isinstance(error, MemoryError) or not _has_room(pixels):
+    if not _has_room(pixels, _MUCH if isinstance(error, MemoryError) else _SOME):
         return ItemError("does not fit into memory", "memory")
     container = _container_of(head) or "video"
     missing = (av.error.DecoderNotFoundError, av.error.PatchWelcomeError, av.error.BSFNotFoundError)
@@ -312,13 +313,14 @@ def _bad_clip(error: Exception, file: FileView, head: bytes, stream: VideoStream
     return ItemError(f"is {article} {container} file that is damaged")
 
 
-def _has_room(pixels: int) -> bool:
-    """Tell whether memory for another frame is to be had.
+def _has_room(pixels: int, beside: int) -> bool:
+    """Tell whether memory for another frame is to be had, and so many bytes `beside` it.
 
-    Where memory ends, FFmpeg often says that the file is broken, or gives nothing.
+    Where memory ends, FFmpeg often says that the file is broken, or gives nothing; and where a broken file claims more
+    than there can be, that memory ended.
     """
     try:
-        mmap.mmap(-1, (8 << 20) + 8 * pixels).close()
+        mmap.mmap(-1, beside + 8 * pixels).close()
     except (MemoryError, OSError):
         return False
     return True

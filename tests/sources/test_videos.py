@@ -23,6 +23,7 @@ from qvsplit.errors import ItemError
 from qvsplit.sources import images, videos
 from qvsplit.sources.videos import FileView, Scan, kind_of, reader_versions
 from tests.support.clips import drawn, make_clip, make_sound, number_of, plain_frames
+from tests.support.nasty_clips import many_tracks
 
 QUALITY = {"qmin": "1", "qmax": "2"}  # of encoders that cannot but lose something
 B_FRAMES = {"qp": "0", "bf": "3", "g": "10"}
@@ -541,6 +542,18 @@ def test_damage_within_a_clip(tmp_path, clips, name):
 def test_rubbish_behind_a_signature(tmp_path, name, reason):
     (tmp_path / "a.bin").write_bytes(reason)
     fails(tmp_path / "a.bin", f"{name} file")
+
+
+def test_claims_beyond_all_memory_are_damage(tmp_path):
+    """FFmpeg says that memory has ended; with more of it the file would be no better."""
+    clip = make_clip(tmp_path / "a.mp4", muxer_options={"movflags": "frag_keyframe+empty_moov"})
+    data = clip.read_bytes()
+    at = data.index(b"trun") + 8
+    clip.write_bytes(data[:at] + b"\x7f\xff\xff\xff" + data[at + 4 :])  # so many frames
+    tracks = tmp_path / "b.mp4"
+    tracks.write_bytes(many_tracks(make_clip(tracks).read_bytes(), 2000))
+    for file in (clip, tracks):
+        fails(file, "MP4 file that is (cut off or )?damaged")
 
 
 def test_no_reader_at_all(clips, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +88,7 @@ def make_clip(
             if audio
             else None
         )
-        stream = container.add_stream(codec, rate=rate, options=codec_options)
+        stream: Any = container.add_stream(codec, rate=rate, options=codec_options)
         stream.width, stream.height = size if turned % 180 == 0 else size[::-1]
         stream.pix_fmt = pixels
         stream.codec_context.thread_count = 1
@@ -136,11 +137,12 @@ def plain_frames(path: Path) -> list[Pixels]:
     """Decode everything with PyAV alone, sort by time of presentation, convert by the filter graph: the reference."""
     import av
 
-    found = []
+    found: list[tuple[Any, Pixels]] = []
     with av.open(str(path)) as container:
-        stream = container.streams.best("video")
+        stream: Any = container.streams.best("video")
         by_time = container.format.name != "avi"
-        for order, frame in enumerate(container.decode(stream)):
+        frames: Iterable[Any] = container.decode(stream)
+        for order, frame in enumerate(frames):
             graph = av.filter.Graph()
             source = graph.add_buffer(
                 width=frame.width, height=frame.height, format=frame.format.name, time_base=stream.time_base

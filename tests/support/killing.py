@@ -5,6 +5,9 @@ the child what touches the disk goes through hooks that count steps: each open f
 each sync, rename and removal, before and after. At the step asked for the child kills itself, SIGKILL; or, for a power
 cut, first undoes on the disk what was not synced.
 
+A run may also die, or hear a signal, at a moment of its work on videos: with real decoders, at a frame, at a slice in
+the encoder, at the end of a part; or its decoder dies there.
+
     python -m tests.support.killing        serves: one JSON object a line in, one out
 
 The encoder is the fake one: what is tried is the writing.
@@ -19,8 +22,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -31,17 +37,43 @@ OLD = 1_600_000_000  # an mtime that can be trusted
 
 
 class Server:
-    """Forks runs. Use as a context manager."""
+    """Forks runs. Use as a context manager.
+
+    Attributes:
+        temporary: The folder of temporary files of every run and its decoders, and of nobody else's.
+    """
 
     def __enter__(self) -> Server:
+        self.temporary = Path(tempfile.mkdtemp(prefix="qvsplit-killing-"))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.killing"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-m", "tests.support.killing"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"TMPDIR": str(self.temporary)},
+        )  # fmt: skip
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait()
+        shutil.rmtree(self.temporary)
+
+    def decoders(self) -> list[int]:
+        """The decoder processes of all runs that there are now."""
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                own = f"TMPDIR={self.temporary}\0".encode() in (place / "environ").read_bytes()
+                running = (place / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+                if own and running and b"decoder_process" in (place / "cmdline").read_bytes():
+                    found.append(int(place.name))
+        return found
+
+    def left_behind(self) -> list[str]:
+        """Temporary files, and decoders that do not end within some seconds."""
+        deadline = time.monotonic() + 20
+        while self.decoders() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        files = [str(path) for path in self.temporary.rglob("*")]
+        return files + [f"decoder {number}" for number in self.decoders()]
 
     def run(
         self,
@@ -51,17 +83,22 @@ class Server:
         step: int | None = None,
         after: float | None = None,
         power: str | None = None,
+        moment: tuple[str, int, int] | None = None,
         shard_rows: int = 3,
     ) -> dict[str, Any]:
-        """One run of `command` (extract, compact, purge) with `words`.
+        """One run of `command` (extract, compact, purge; cli, which is qvsplit's command line) with `words`.
 
         Dies at `step`, or `after` seconds, if it comes to that; `power` is "lost" (nothing unsynced survives) or
-        "torn" (renames survive, the bytes behind them do not). Gives `status` (0, or minus the signal), `steps` taken,
-        `seconds`, and the run's `summary`.
+        "torn" (renames survive, the bytes behind them do not). At a `moment` (which, the how manieth, signal) it is sent
+        a signal; see `_at_moment`. Gives `status` (the exit code, or minus the signal), `steps` taken, `seconds`, and
+        the run's `summary`.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        order = {"command": command, "words": words, "step": step, "after": after, "power": power, "rows": shard_rows}
+        order = {
+            "command": command, "words": words, "step": step, "after": after, "power": power, "rows": shard_rows,
+            "moment": moment,
+        }  # fmt: skip
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -136,7 +173,25 @@ def scenarios(folder: Path, server: Server) -> list[Scenario]:
     made.append(_scenario(server, folder, "rebuild", "extract", rebuilt, store))
     purged = {"out": str(store), "paths": [str(names[5]), str(photos / "copy.png")]}
     made.append(_scenario(server, folder, "purge", "purge", purged, store))
+    made.append(_scenario(server, folder, "videos", "extract", videos_and_photographs(folder), folder / "videos"))
     return made
+
+
+def videos_and_photographs(folder: Path) -> dict[str, Any]:
+    """Words of a run over photographs and real clips: of several parts, twice the same, and one that is bad."""
+    from tests.support.clips import make_clip
+
+    mixed = folder / "mixed"
+    photographs_small(mixed, 3)
+    make_clip(mixed / "a.mp4", 40, codec_options={"qp": "0", "bf": "2", "g": "10"})
+    make_clip(mixed / "m.mkv", 12, size=(64, 96))
+    shutil.copyfile(mixed / "a.mp4", mixed / "same.mov")
+    (mixed / "bad.mp4").write_bytes((mixed / "a.mp4").read_bytes()[:-400])
+    make_clip(mixed / "z.webm", 30, codec="libvpx-vp9", codec_options={"lossless": "1", "deadline": "realtime"})
+    for path in mixed.iterdir():
+        os.utime(path, (OLD, OLD))
+    options = {"model": "fake", "patch_budget": 8, "workers": 2, "clip_seconds": 0.4}
+    return {"paths": [str(mixed)], "out": str(folder / "videos"), "options": options, "decoders": True}
 
 
 def _scenario(server: Server, folder: Path, name: str, command: str, words: dict[str, Any], store: Path) -> Scenario:
@@ -155,8 +210,8 @@ def contents(store: Path) -> dict[Any, Any]:
 
     opened = open_store(store)
     return {
-        row.key: (
-            row.status, row.error, row.sha256, row.size, row.mtime_ns, row.grid_thw, row.n_tokens,
+        (*row.key, row.part): (
+            row.status, row.start, row.end, row.error, row.sha256, row.size, row.mtime_ns, row.grid_thw, row.n_tokens,
             opened.features(row).tensors["pooler_output"].raw.tobytes() if row.status == "ok" else None,
         )
         for row in opened.rows
@@ -175,12 +230,24 @@ def untidy(store: Path) -> list[str]:
         for name in names
         if layout.shard_number(name) is None and name not in own and not name.startswith(layout.GENERATIONS)
     ]
-    held = [row.sha256 for shard in open_store(store).shards for row in shard.rows if row.has_features]
-    return wrong + [f"held twice: {sha256}" for sha256 in set(held) if sha256 and held.count(sha256) > 1]
+    held = [row.content for shard in open_store(store).shards for row in shard.rows if row.has_features]
+    return wrong + [f"held twice: {content}" for content in set(held) if content and held.count(content) > 1]
 
 
-def survives(scenario: Scenario, server: Server, *, step: int | None, power: str | None) -> str:
-    """Let the run die at `step`, then run it to its end. Empty if all is as if it had not died, else what is not."""
+def torn(found: dict[Any, Any], expected: dict[Any, Any]) -> list[str]:
+    """Videos of which some parts are there, and others not."""
+    missing = {key[:2] for key in expected.keys() - found.keys()}
+    return sorted({key[1] for key, row in found.items() if key[:2] in missing and row[0] == "ok"})
+
+
+def survives(
+    scenario: Scenario, server: Server, *, step: int | None = None, power: str | None = None,
+    moment: tuple[str, int] | None = None,
+) -> str:  # fmt: skip
+    """Let the run die at `step`, or at a `moment`, then run it to its end.
+
+    Empty if all is as if it had not died, else what is not.
+    """
     from qvsplit.errors import StoreInUse, UsageError
     from qvsplit.store.opening import open_store
 
@@ -189,8 +256,9 @@ def survives(scenario: Scenario, server: Server, *, step: int | None, power: str
     if scenario.before.exists():
         shutil.copytree(scenario.before, scenario.store)
         old = contents(scenario.store)
-    died = server.run(scenario.command, scenario.words, step=step, power=power)
-    if died["status"] not in {0, -signal.SIGKILL}:
+    killed = None if moment is None else (*moment, int(signal.SIGKILL))
+    died = server.run(scenario.command, scenario.words, step=step, power=power, moment=killed)
+    if died["status"] not in {0, -signal.SIGKILL} or (moment and died["status"] == 0):
         return f"it did not die as ordered: {died}"
     try:
         found = contents(scenario.store)
@@ -204,6 +272,8 @@ def survives(scenario: Scenario, server: Server, *, step: int | None, power: str
         partly = scenario.name == "purge" and scenario.expected.items() <= found.items() <= old.items()
         if scenario.name in {"compact", "purge", "rebuild"} and found not in (old, scenario.expected) and not partly:
             return "a reader sees neither what was there nor what was to come"
+        if halves := torn(found, scenario.expected):
+            return f"some parts of {halves} are there"
         if len({shard.config.storage_dtype for shard in open_store(scenario.store).shards}) > 1:
             return "two extraction configs in one store"
     again = server.run(scenario.command, scenario.words)
@@ -211,7 +281,7 @@ def survives(scenario: Scenario, server: Server, *, step: int | None, power: str
         return f"the next run fails: {again}"
     if contents(scenario.store) != scenario.expected:
         return "the next run's store is another"
-    return ", ".join(untidy(scenario.store))
+    return ", ".join(untidy(scenario.store) + server.left_behind())
 
 
 # ------------------------------------------------------------------------------------------------------ the server
@@ -239,7 +309,10 @@ def serve() -> None:
             try:
                 _child(order, writer)
                 code = 0
+            except SystemExit as end:
+                code = int(end.code or 0)
             finally:
+                threading._shutdown()  # type: ignore[attr-defined]  # as a process does at its end: waits for threads
                 os._exit(code)
         os.close(writer)
         status = _wait(child, order["after"], began)
@@ -277,6 +350,13 @@ def _child(order: dict[str, Any], writer: int) -> None:
     cast(Any, store_writer).SHARD_ROWS = order["rows"]
     words = order["words"]
     folder = Path(words["out"])
+    if words.get("decoders"):
+        _decode_in_processes()
+    if order["moment"] is not None:
+        _at_moment(*order["moment"])
+    if order["command"] == "cli":
+        _command_line(words["said"], words["argv"])
+        return
     _Hooks(writer, order["step"], order["power"], folder).install()
     if order["command"] == "extract":
         summary = extract_files(words["paths"], out=folder, options=ExtractOptions(**words["options"]))
@@ -287,6 +367,54 @@ def _child(order: dict[str, Any], writer: int) -> None:
             compact.compact(storage, lock)
         else:
             compact.purge(storage, words["paths"], lock)
+
+
+def _decode_in_processes() -> None:
+    from qvsplit.pipeline import runner
+    from qvsplit.sources import decoder
+
+    cast(Any, runner).DecoderPool = decoder.DecoderPool
+
+
+def _command_line(said: str, words: list[str]) -> None:
+    """Run qvsplit's command line, which prints into the file `said`."""
+    from qvsplit.cli import main
+
+    with open(said, "wb") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    sys.argv = ["qvsplit", *words]
+    main()
+
+
+def _at_moment(which: str, number: int, sent: int) -> None:
+    """Have this process send itself a signal the `number`th time that something happens.
+
+    `frame`: a frame of a video came from a decoder; `slice`: one is in the encoder; `part`: all slices of one have come
+    out of it; `decoder`: as `frame`, but it is the decoder that is sent the signal.
+    """
+    from qvsplit.pipeline.parts import Parts
+    from qvsplit.sources.decoder import Decoder
+    from tests.support.fake_encoder import FakeEncoder
+
+    owner, name = {
+        "frame": (Decoder, "_next_frame"), "decoder": (Decoder, "_next_frame"), "slice": (FakeEncoder, "encode"),
+        "part": (Parts, "_end_clip"),
+    }[which]  # fmt: skip
+    plain, times, lock = getattr(owner, name), 0, threading.Lock()
+
+    def counted(self: Any, *words: Any, **more: Any) -> Any:
+        nonlocal times
+        if which != "slice" or any(one.kind == "video" for one in words[0]):
+            with lock:
+                times += 1
+                now = times == number
+            if now:
+                child = getattr(self, "_child", None)
+                os.kill(child.pid if which == "decoder" and child is not None else os.getpid(), sent)
+        return plain(self, *words, **more)
+
+    setattr(owner, name, counted)
 
 
 class _Hooks:
