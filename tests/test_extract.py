@@ -36,7 +36,7 @@ def test_a_bad_image_becomes_a_failed_row_and_stops_nothing(extract_with_model, 
     assert (ran.encoded, ran.failed, ran.failed_again) == (4, 5, 0)
     rows = {row.path: row for row in open_store(out).rows if row.status == "failed"}
     assert {name: row.error for name, row in rows.items()} == {
-        "text.png": "is not an image that can be read (by its content, whatever its name)",
+        "text.png": "is not an image or a video that can be read (by its content, whatever its name)",
         "empty.jpg": "is empty (0 bytes)",
         "cut.jpg": "is a JPEG file that is cut off or damaged",
         "slim.png": "is 2010×10, slimmer than 1:200, which the model's processor refuses",

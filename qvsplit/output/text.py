@@ -77,7 +77,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = [f"{what or nothing} in {summary['seconds']:.1f} s; {escaped(summary['store'])}"]
     if summary["videos"]:
         clips = f", {plural(summary['clips'], 'clip')}" if summary["clips"] != summary["videos"] else ""
-        videos = f"{plural(summary['videos'], 'video')} of {summary['encoded']:,} encoded"
+        are = "is a video" if summary["videos"] == 1 else "are videos"
+        videos = f"{summary['videos']:,} of the {summary['encoded']:,} encoded {are}"
         lines.append(f"{videos}: {duration(summary['video_seconds'])} of video{clips}")
     if summary["encoded"]:
         lines.append(

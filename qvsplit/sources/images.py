@@ -262,7 +262,7 @@ def _unidentified(data: bytes) -> ItemError:
         return _no_decoder(_a_file(kind))
     if kind is not None:
         return ItemError(f"is {_a_file(kind)} that is cut off or damaged")
-    return ItemError("is not an image that can be read (by its content, whatever its name)")
+    return ItemError("is not an image or a video that can be read (by its content, whatever its name)")
 
 
 def _check_size(width: int, height: int) -> None:

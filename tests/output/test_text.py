@@ -51,9 +51,9 @@ def test_a_summary_has_the_words_of_the_field():
 
 def test_a_summary_says_what_was_video():
     done = Summary(encoded=5, new=5, videos=2, clips=7, video_seconds=720.0, seconds=1.0, store="e")
-    assert summary_lines(done.to_json())[1] == "2 videos of 5 encoded: 12 min of video, 7 clips"
+    assert summary_lines(done.to_json())[1] == "2 of the 5 encoded are videos: 12 min of video, 7 clips"
     done = Summary(encoded=1, new=1, videos=1, clips=1, video_seconds=45.0, seconds=1.0, store="e")
-    assert summary_lines(done.to_json())[1] == "1 video of 1 encoded: 45 s of video"
+    assert summary_lines(done.to_json())[1] == "1 of the 1 encoded is a video: 45 s of video"
     assert not any("video" in line for line in summary_lines(Summary(encoded=5, seconds=1.0, store="e").to_json()))
 
 
