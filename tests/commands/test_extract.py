@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 
+from qvsplit.cli import app
 from qvsplit.errors import ConfigError
 from qvsplit.pipeline.summary import Summary
+from qvsplit.sources.videos import is_transport_stream
+from qvsplit.store.opening import open_store
+from tests.support.extracting import PHOTOS
+from tests.support.nasty_clips import damaged, hostile, sound_clips
 from tests.support.terminal import on_terminal
 
 
@@ -31,9 +37,7 @@ def test_extract_says_what_it_did(run_cli, some_photos, checkpoint, tmp_path):
         "encoded", "moved", "deleted", "tokens", "bytes", "seconds", "stages", "peak_memory_bytes"
     } <= summary.keys()  # fmt: skip
     assert run_cli(*words, "--quiet") == (0, "", "")
-    assert run_cli(*words, "--dry-run")[1].startswith(
-        "0 of 5 items would be read, 4 are known and unchanged, 1 failed"
-    )
+    assert run_cli(*words, "--dry-run")[1].startswith("0 of 5 items would be read, 4 are known and unchanged, 1 failed")
 
 
 def test_a_dry_run_says_how_many(run_cli, four_photos, checkpoint, tmp_path):
@@ -143,3 +147,48 @@ def test_notes_and_reasons_name_flags(run_cli, monkeypatch):
     _, _, said = run_cli("extract", "photos")
     assert "with --dtype bfloat16 it is faster" in said
     assert "failed: `model`.jpg took longer than --item-timeout" in said  # a path is the path
+
+
+# ------------------------------------------------------------------------------------------------- clips from anywhere
+
+
+def test_no_hostile_or_damaged_clip_stops_a_run(tmp_path, capfd):
+    """Each is one row with a plain reason, or read; what lies beside them is encoded, and nobody else writes to stderr."""
+    folder, out = tmp_path / "mixed", tmp_path / "embeds"
+    folder.mkdir()
+    clips = hostile()
+    for name, clip in clips.items():
+        (folder / name).write_bytes(clip.data)
+    for name, data in damaged(32, seed=3):
+        (folder / name).write_bytes(data)
+    for photo in ("coffee.png", "rocket.jpg"):
+        shutil.copyfile(PHOTOS[photo], folder / photo)
+    (folder / "sound.mp4").write_bytes(sound_clips()["h264.mp4"])
+    words = ["extract", folder, "--out", out, "--model", "demo", "--gif", "video", "--item-timeout", 20, "--json"]
+    with pytest.raises(SystemExit) as ended:
+        app([str(word) for word in (*words, "--num-frames", 4)], prog_name="qvsplit")
+    printed, said = capfd.readouterr()
+    assert ended.value.code == 1, said
+    assert all(line.startswith("qvsplit: failed: ") for line in said.splitlines()), said
+    every = open_store(out).rows
+    rows = {row.path: row for row in every}
+    typescript = {  # for all that a walk can tell
+        path.name for path in folder.glob("*.ts") if not is_transport_stream(path.read_bytes()[:4096])
+    }
+    assert rows.keys() == {path.name for path in folder.iterdir()} - typescript
+    assert len(every) == len(rows)  # one each
+    wrong = []
+    for name, row in rows.items():
+        reason = row.error or ""
+        clip = clips.get(name)
+        if clip is not None and clip.fails is not None and clip.fails != (row.status == "failed"):
+            wrong.append((name, row.status, reason))
+        if clip is not None and clip.reason not in reason:
+            wrong.append((name, reason))
+        if row.status == "failed" and (len(reason) > 200 or "Errno" in reason or "\n" in reason or "crash" in reason):
+            wrong.append((name, reason))
+    assert not wrong
+    assert {rows[name].status for name in ("coffee.png", "rocket.jpg", "sound.mp4")} == {"ok"}
+    summary = json.loads(printed)
+    assert summary["failed"] == sum(row.status == "failed" for row in rows.values())
+    assert summary["decoder_memory_bytes"] < 1 << 30

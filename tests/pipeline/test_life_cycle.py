@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from qvsplit.errors import ConfigError, ShardDamaged, StoreDamaged, UsageError
+from qvsplit.sources.decoder import DecoderPool
 from qvsplit.store import layout
 from qvsplit.store.catalogue_file import known_catalogue
 from qvsplit.store.history import last_runs
@@ -22,6 +23,7 @@ from qvsplit.store.shard_reader import Shard
 from qvsplit.store.shards import shard_files
 from qvsplit.store.storage import LocalStorage
 from tests.support import rows
+from tests.support.clips import make_clip
 from tests.support.extracting import LATER, OLD, add, add_bad, contents, extractor, flip, shards, state
 from tests.support.fake_source import InThreadDecoders
 from tests.support.processes import run_process
@@ -665,3 +667,148 @@ def test_stderr_is_quiet_when_nothing_happened(extract, some_photos, out, run_cl
     summary = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (0, "")
     assert (summary["unchanged"], summary["failed_before"], summary["not_found"]) == (3, 1, 1)
+
+
+# ------------------------------------------------------------------------------------------ videos, by real decoders
+
+
+@pytest.fixture
+def extract_videos(extract, monkeypatch):
+    """Extract with the fake encoder, which takes every frame as it is, and real decoders."""
+    monkeypatch.setattr("qvsplit.pipeline.runner.DecoderPool", DecoderPool)
+    return extract
+
+
+@pytest.fixture
+def films(tmp_path):
+    """A folder of two clips of 10 and 20 frames, of a second and two, and a photograph."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    add(folder, "still.png")
+    film(folder / "a.mp4", 10)
+    film(folder / "b.mkv", 20)
+    return folder
+
+
+def film(path, count: int, **how):
+    """Write a clip of 10 frames a second, each one token, not fresh."""
+    make_clip(path, count, rate=10, size=(60, 60), **how)
+    os.utime(path, OLD)
+    return path
+
+
+def shown(out) -> dict[str, list[int]]:
+    """How many tokens each part of a video has, by its path: one a frame."""
+    found: dict[str, list[int]] = {}
+    for row in open_store(out):
+        if row.kind == "video":
+            found.setdefault(row.path, []).append(row.n_tokens)
+    return found
+
+
+def test_every_change_of_a_video_is_counted_apart(extract_videos, films, out):
+    """New, modified, touched, moved, copied, deleted, failed, cured, tried again: with all parts."""
+    (films / "bad.mp4").write_bytes((films / "a.mp4").read_bytes()[:-100])
+    os.utime(films / "bad.mp4", OLD)
+    first = extract_videos(films, clip_seconds=1.0)
+    assert (first.new, first.videos, first.clips, first.failed) == (3, 2, 3, 1)
+    assert shown(out) == {"a.mp4": [10], "b.mkv": [10, 10]}
+    assert first.failures == [("bad.mp4", "ends early: its last 100 bytes are missing; copy it again")]
+    known = extract_videos(films)
+    assert (known.to_read, known.unchanged, known.failed_before, known.shards) == (0, 3, 1, 0)
+
+    film(films / "a.mp4", 15)  # modified
+    (films / "b.mkv").rename(films / "moved.mkv")
+    shutil.copy2(films / "moved.mkv", films / "copy.mkv")
+    (films / "still.png").unlink()
+    film(films / "bad.mp4", 12)  # cured
+    film(films / "new.mov", 5)
+    second = extract_videos(films, prune=True)
+    counts = {name: getattr(second, name) for name in
+              ("new", "modified", "moved", "copied", "deleted", "failed", "failed_again", "re_encoded", "encoded",
+               "videos", "clips", "remaining", "not_found")}  # fmt: skip
+    assert counts == {
+        "new": 1, "modified": 1, "moved": 1, "copied": 1, "deleted": 1, "failed": 0, "failed_again": 0,
+        "re_encoded": 1, "encoded": 3, "videos": 3, "clips": 5, "remaining": 0, "not_found": 0,
+    }  # fmt: skip
+    assert shown(out) == {
+        "a.mp4": [10, 5], "bad.mp4": [10, 2], "copy.mkv": [10, 10], "moved.mkv": [10, 10], "new.mov": [5]
+    }  # fmt: skip
+
+    os.utime(films / "moved.mkv", LATER)
+    touched = extract_videos(films, prune=True)
+    assert (touched.metadata_changed, touched.to_read, touched.encoded) == (1, 1, 0)
+    for name in ("moved.mkv", "copy.mkv"):  # also with its features' first name
+        (films / name).unlink()
+    deleted = extract_videos(films, prune=True)
+    assert (deleted.deleted, deleted.unchanged) == (2, 3)
+    assert {row.status for row in open_store(out).rows if row.path == "moved.mkv"} == {"deleted"}
+    assert extract_videos(films, prune=True).to_read == 0
+
+
+def test_a_video_that_failed_is_tried_again_when_asked_to(extract_videos, films):
+    (films / "bad.mp4").write_bytes((films / "a.mp4").read_bytes()[:-100])
+    os.utime(films / "bad.mp4", OLD)
+    assert extract_videos(films).failed == 1
+    assert extract_videos(films).failed_before == 1
+    again = extract_videos(films, retry_failed=True)
+    assert (again.failed, again.failed_again, again.failures) == (0, 1, [])
+
+
+def test_a_limit_and_a_time_leave_videos_for_the_next_run(extract_videos, films, out):
+    first = extract_videos(films, limit=1, clip_seconds=1.0)
+    assert (first.encoded, first.remaining, first.stopped) == (1, 2, "limit")
+    second = extract_videos(films, max_runtime=0.0)
+    assert (second.encoded, second.remaining, second.stopped) == (0, 2, "max-runtime")
+    assert extract_videos(films).encoded == 2
+    assert shown(out) == {"a.mp4": [10], "b.mkv": [10, 10]}
+
+
+def test_gifs_are_images_or_videos_as_a_store_began(extract_videos, films, tmp_path, out):
+    film(films / "c.gif", 8, codec="gif", pixels="rgb8")
+    extract_videos(films)
+    assert open_store(out)["c.gif"].kind == "image"
+    films_out = tmp_path / "films-embeds"
+    extract_videos(films, out=films_out, gif="video")
+    assert shown(films_out)["c.gif"] == [8]
+    film(films / "d.gif", 6, codec="gif", pixels="rgb8")
+    for store, kind in ((out, "image"), (films_out, "video")):
+        assert extract_videos(films, out=store).encoded == 1
+        assert open_store(store)["d.gif"].kind == kind
+    with pytest.raises(ConfigError, match="`gif`"):
+        extract_videos(films, out=films_out, gif="image", checksum=True)
+
+
+def test_without_videos_and_then_with_them(extract_videos, films, out):
+    without = extract_videos(films, videos=False)
+    assert (without.found, without.encoded, shown(out)) == (1, 1, {})
+    with_them = extract_videos(films)
+    assert (with_them.encoded, with_them.unchanged, with_them.videos) == (2, 1, 2)
+    again = extract_videos(films, videos=False, prune=True)
+    assert (again.encoded, again.failed) == (0, 0)
+    assert shown(out) == {"a.mp4": [10], "b.mkv": [20]}  # what is there is not deleted for not being looked for
+
+
+def test_content_decides_what_a_file_is_whatever_its_name(extract_videos, films, out):
+    add(films, "photo.png", shift=9)
+    (films / "photo.png").rename(films / "photo.mp4")
+    (films / "a.mp4").rename(films / "a.jpg")
+    ran = extract_videos(films)
+    assert (ran.encoded, ran.videos, ran.failed) == (4, 2, 0)
+    store = open_store(out)
+    assert {row.path: row.kind for row in store} == {
+        "a.jpg": "video", "b.mkv": "video", "photo.mp4": "image", "still.png": "image"
+    }  # fmt: skip
+    assert extract_videos(films).to_read == 0
+
+
+def test_a_live_photo_is_a_still_and_a_clip(extract_videos, films, out):
+    add(films, "IMG_0001.jpg", shift=5)
+    film(films / "IMG_0001.MOV", 12, codec="libx264", format="mov")
+    ran = extract_videos(films)
+    assert (ran.encoded, ran.videos) == (5, 3)
+    pair = [row for row in open_store(out) if row.path.startswith("IMG_0001.")]
+    assert {row.path: row.kind for row in pair} == {"IMG_0001.jpg": "image", "IMG_0001.MOV": "video"}
+    (films / "IMG_0001.MOV").unlink()
+    assert extract_videos(films, prune=True).deleted == 1
+    assert open_store(out)["IMG_0001.jpg"].status == "ok"
