@@ -26,6 +26,8 @@ MAX_FRAME_TOKENS = 768  # of one frame: what Qwen's own tools allow
 BEYOND_THE_END = "an index beyond the last frame was left out"
 SHOWN_AGAIN = "its only frame is shown more than once"
 FEWER_FRAMES = "it has fewer frames than were asked for"
+# and where a model's least size of a frame goes before the limit of a clip
+MORE_TOKENS = "it has more tokens than `video_max_tokens`: the model takes no smaller frames"
 _LEAST_FRAMES = 2  # of a clip that is cut off a longer one
 
 

@@ -165,6 +165,7 @@ def _facts(description: Mapping[str, Any]) -> dict[str, str]:
         "encoder": config["encoder"],
         "computed": f"in {config['compute_dtype']} on {description['device']}, stored as {config['storage_dtype']}",
         "pixels": _pixels(config["processor"]),
+        **_videos(config.get("videos")),
         "versions": ", ".join(f"{name} {version}" for name, version in description["versions"].items()),
     }
 
@@ -172,6 +173,19 @@ def _facts(description: Mapping[str, Any]) -> dict[str, str]:
 def _pixels(processor: Mapping[str, Any]) -> str:
     limits = [processor[name] for name in ("min_pixels", "max_pixels") if isinstance(processor.get(name), int)]
     return " to ".join(f"{limit:,}" for limit in limits) or "as the model's processor resizes them"
+
+
+def _videos(videos: Mapping[str, Any] | None) -> dict[str, str]:
+    """Say how videos were looked at; nothing where there were none."""
+    if not videos:
+        return {}
+    number, rate = videos.get("num_frames"), videos.get("fps")
+    parts = [f"{number} frames a clip" if number else f"{rate:g} frames a second, at most {videos.get('max_frames'):,}"]
+    if videos.get("max_tokens"):
+        parts.append(f"at most {videos['max_tokens']:,} tokens a clip")
+    if videos.get("clip_seconds"):
+        parts.append(f"a clip every {videos['clip_seconds']:g} s")
+    return {"videos": ", ".join(parts) + f"; read by PyAV {videos.get('av')}"}
 
 
 def _run_line(run: Mapping[str, Any]) -> str:

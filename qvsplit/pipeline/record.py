@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from qvsplit.errors import ItemError, ItemNotFound
+from qvsplit.models.sampling import MORE_TOKENS
 from qvsplit.pipeline.parts import Part
 from qvsplit.pipeline.plan import Catalogue, Change, Cures, Plan, classify
 from qvsplit.pipeline.runner import Known, Result
@@ -167,7 +168,7 @@ class RowRecorder:
         )
         if clip is None:
             return row
-        return replace(row, part=clip.part, start=clip.start, end=clip.end, warnings="; ".join(clip.flags) or None)
+        return replace(row, part=clip.part, start=clip.start, end=clip.end, warnings="; ".join(_flags(part)) or None)
 
     def _refer(self, result: Result) -> None:
         """Write an item whose features are there already, under its own or another name."""
@@ -293,6 +294,14 @@ class RowRecorder:
         return rows
 
 
+def _flags(part: Part) -> list[str]:
+    """Give what is odd about a clip."""
+    assert part.clip is not None
+    most = (part.features.config.videos or {}).get("max_tokens")
+    flags = list(part.clip.flags)
+    return [*flags, MORE_TOKENS] if most and part.features.n_tokens > most else flags
+
+
 def _media(result: Result, part: Part | None = None) -> str | None:
     """Give what is known of an item, and of one part of it, beyond the columns, as JSON."""
     media: dict[str, object] = {} if result.format is None else {"format": result.format}
@@ -303,5 +312,5 @@ def _media(result: Result, part: Part | None = None) -> str | None:
         media["shapes"] = {name: list(shape) for name, shape in part.features.shapes.items()}
     if part is not None and part.clip is not None:
         media["frames_indices"] = list(part.clip.indices)
-        media["flags"] = list(part.clip.flags)
+        media["flags"] = _flags(part)
     return json.dumps(media) if media else None

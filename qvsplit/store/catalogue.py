@@ -394,8 +394,8 @@ class Catalogue:
     # ---------------------------------------------------------------------------------------------------- counting
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Count the current rows of each root by status: of a video that was cut, its parts."""
-        found = self._all("SELECT root, status, count(*) FROM rows GROUP BY root, status")
+        """Count the items of each root by status."""
+        found = self._all("SELECT root, status, sum(part = 0) FROM rows GROUP BY root, status")
         counts: dict[str, dict[str, int]] = {}
         for root, status, number in found:
             counts.setdefault(self._roots[root], {})[status] = number

@@ -16,6 +16,7 @@ from typing import Any
 from qvsplit.errors import ConfigError, StoreDamaged
 from qvsplit.runtime.dtypes import DTYPE_BYTES, STORAGE_DTYPES
 
+_VIDEO_NUMBERS = ("fps", "max_frames", "num_frames", "max_pixels", "max_tokens", "clip_seconds")  # of `videos`
 KERNELS = ("fused", "reference")
 VERSIONED = ("qvsplit", "torch", "torchvision", "transformers", "pillow")
 
@@ -194,6 +195,9 @@ def _usable_videos(videos: Any) -> bool:
         return False
     settings, containers = videos.get("settings", {}), videos.get("containers", {})
     if not isinstance(settings, dict) or not isinstance(containers, dict):
+        return False
+    numbers = [videos[name] for name in _VIDEO_NUMBERS if videos.get(name) is not None]
+    if not all(type(one) in (int, float) and 0 < one < 1 << 40 for one in numbers):
         return False
     merged = videos.get("patches_a_token", 1)
     sound = ("merge_size" not in settings or _is_merge_size(settings["merge_size"])) and type(merged) is int

@@ -217,6 +217,27 @@ def test_features_of_many_parts_are_kept_in_a_file_until_the_last_is_there(extra
     assert not list((out / ".qvsplit" / "staging").iterdir())
 
 
+def test_a_clip_of_more_tokens_than_the_limit_is_flagged(extract, folder, out, monkeypatch):
+    from dataclasses import replace
+
+    from tests.support.fake_encoder import FakeEncoder
+
+    real = FakeEncoder.load_clips
+
+    def load_clips(self):
+        clips = real(self)
+        return replace(clips, config=replace(clips.config, videos={**clips.config.videos, "max_tokens": 3}))
+
+    monkeypatch.setattr(FakeEncoder, "load_clips", load_clips)
+    put(folder / "short.mp4", fake_video(2))
+    extract(folder)
+    store = open_store(out)
+    assert (store["short.mp4"].n_tokens, store["clip.mp4"].n_tokens) == (2, 6)
+    assert store["short.mp4"].warnings is None
+    assert "takes no smaller frames" in store["clip.mp4"].warnings
+    assert json.loads(store["clip.mp4"].media)["flags"] == [store["clip.mp4"].warnings]
+
+
 def test_options_that_cannot_be(extract, folder):
     for wrong in (
         {"fps": 0},

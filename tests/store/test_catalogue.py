@@ -120,7 +120,7 @@ def test_rows_are_found_by_item_by_folder_by_status_and_by_content(storage):
 
 def test_it_counts(storage):
     one = known(storage)
-    assert one.counts() == {"/photos": {"ok": 5, "failed": 1, "deleted": 1}}
+    assert one.counts() == {"/photos": {"ok": 4, "failed": 1, "deleted": 1}}
     assert one.counts_by_folder() == {("/photos", ""): 5, ("/photos", "x"): 1}
     assert (one.ok, one.copies(), one.generation) == (5, 1, 2)
     assert one.item_counts() == {

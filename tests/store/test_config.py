@@ -102,7 +102,8 @@ def test_what_is_said_of_videos_comes_back_and_may_be_missing():
 @pytest.mark.parametrize(
     "videos",
     [[], "whole", 7, True, {"settings": None}, {"settings": []}, {"settings": {"merge_size": 0}},
-     {"containers": []}, {"containers": {"pooler_output": 7}}, {"settings": {"merge_size": True}}, {"settings": {"merge_size": "2"}}, {"settings": {"merge_size": 10**100}}],
+     {"containers": []}, {"containers": {"pooler_output": 7}}, {"settings": {"merge_size": True}}, {"settings": {"merge_size": "2"}}, {"settings": {"merge_size": 10**100}},
+     {"fps": "2"}, {"fps": 0}, {"max_tokens": True}, {"clip_seconds": [5]}, {"max_frames": -1}, {"patches_a_token": "4"}],
     ids=str,
 )  # fmt: skip
 def test_what_cannot_be_said_of_videos_is_damage(videos):

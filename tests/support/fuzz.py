@@ -94,7 +94,7 @@ def seeds() -> tuple[Seed, ...]:
     """Give shards of every sort: dtypes, levels, rows without features, several row groups, no row at all."""
     failed, deleted = rows.failed("b.png"), rows.deleted("c.png")
     names = ("a.png", "f/ü 猫.png", "//xff.png", "d.jpg", "e.jpg", "g.jpg")
-    video = {"kind": "video", "duration": 9.5, "media": '{"fps": 2}', "version": None}
+    video: dict[str, Any] = {"kind": "video", "duration": 9.5, "media": '{"fps": 2}', "version": None}
     clips = [rows.part("ü.mp4", number, 3, 4 + 2 * number, **(video | {"duration": 4.5}))[0] for number in range(3)]
     return (
         _seed("bfloat16", [_row("a.png", 6), failed, _row("z.png", 6, has_features=False, sha256="5" * 64), deleted]),
