@@ -201,7 +201,7 @@ _MAGIC = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF",
     b"BM": "BMP", b"RIFF": "WebP", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
 }  # fmt: skip
-_AVIF_BRANDS = {b"avif", b"avis"}
+_AVIF_BRANDS = {b"avif", b"avis"}  # of ISO files, which hold images or videos
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2"}
 _CUT_OFF = re.compile(r"truncat|not enough|only got|end of file|no more data|too short", re.IGNORECASE)
 _HIDDEN = re.compile(r"MAX_TEXT|text chunk|Decompressed data too large", re.IGNORECASE)
@@ -209,15 +209,19 @@ _NO_CODEC = re.compile(r"(decoder|codec) \S+ not available|support not installed
 _VARIANT = re.compile(r"unsupported|not supported|unknown (compression|mode|pixel)|cannot handle", re.IGNORECASE)
 
 
+def iso_kind(data: bytes) -> str | None:
+    """Tell what a file is that begins as ISO files do: `AVIF`, `HEIF`, or any other, `MP4`. None if it is none."""
+    if data[4:8] != b"ftyp":  # then brands, of which any may be the one that says it
+        return None
+    length = min(int.from_bytes(data[:4], "big"), 256)
+    brands = {data[at : at + 4] for at in (8, *range(16, length, 4))}
+    return "AVIF" if brands & _AVIF_BRANDS else "HEIF" if brands & _HEIF_BRANDS else "MP4"
+
+
 def _kind_of(data: bytes) -> str | None:
-    """Tell what a file is by its first bytes."""
-    if data[4:8] == b"ftyp":  # then brands, of which any may be the one that says it
-        length = min(int.from_bytes(data[:4], "big"), 256)
-        brands = {data[at : at + 4] for at in (8, *range(16, length, 4))}
-        if brands & _AVIF_BRANDS:
-            return "AVIF"
-        if brands & _HEIF_BRANDS:
-            return "HEIF"
+    """Tell what kind of image a file is by its first bytes."""
+    if (kind := iso_kind(data)) in ("AVIF", "HEIF"):
+        return kind
     return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
 
 

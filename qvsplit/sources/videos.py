@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvsplit.errors import ItemError
+from qvsplit.sources.images import iso_kind
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -127,10 +128,6 @@ def reader_versions() -> dict[str, str]:
 
 # --------------------------------------------------------------------------------------------------- kind by content
 
-# Brands of ISO files that hold images, among them sequences of images, which Pillow reads
-_IMAGE_BRANDS = frozenset({
-    b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2",
-})  # fmt: skip
 _SIGNATURES = {
     b"\x1aE\xdf\xa3": "Matroska", b"FLV\x01": "FLV", b"OggS": "Ogg", b"\0\0\x01\xba": "MPEG",
     bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"): "ASF", bytes.fromhex("060e2b34020501010d0102010102"): "MXF",
@@ -147,10 +144,8 @@ def kind_of(head: bytes, *, gifs_are_videos: bool) -> Literal["image", "video"]:
 
 def _container_of(head: bytes) -> str | None:
     """Name the format of a video for people; None where it is none."""
-    if head[4:8] == b"ftyp":
-        length = min(int.from_bytes(head[:4], "big"), 256)
-        brands = {head[at : at + 4] for at in (8, *range(16, length, 4))}
-        return None if brands & _IMAGE_BRANDS else "MP4"
+    if (kind := iso_kind(head)) is not None:
+        return kind if kind == "MP4" else None
     if head[4:8] in {b"moov", b"mdat", b"wide"}:
         return "QuickTime"
     if head[4:8] in {b"free", b"skip", b"pnot"} and head[:2] == b"\0\0":  # a box that is not large
