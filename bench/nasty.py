@@ -1,10 +1,11 @@
-"""Bad and odd images by their outcome: the whole corpus of the tests through one real run.
+"""Bad and odd images and clips by their outcome: the whole corpus of the tests through one real run.
 
-    python -m bench.nasty [--flips 4000]
+    python -m bench.nasty [--flips 4000] [--clips 400]
 
 Truncations at every length, flipped bytes, bombs, lying headers, odd names and special files, as
-tests/support/nasty_images.py makes them; the tests have a sample. Prints how each kind ended, the reasons by their
-number, the longest wait, and the memory of the run and of its decoders. The last line is one JSON object.
+tests/support/nasty_images.py and nasty_clips.py make them; the tests have a sample. Prints how each kind ended, the
+reasons by their number, the longest wait, and the memory of the run and of its decoders. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -22,18 +23,33 @@ from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import ExtractCallbacks
 from qvsplit.store.opening import open_store
 from tests.support.checkpoints import make_tiny
+from tests.support.nasty_clips import damaged, hostile
 from tests.support.nasty_images import make_corpus, remove_corpus
+
+
+def make_clips(folder: Path, number: int) -> dict[str, int]:
+    """Write hostile and damaged clips; gives how many."""
+    made = {
+        "hostile clips": [(name, clip.data) for name, clip in hostile().items()],
+        "damaged clips": [*damaged(number)],
+    }
+    for kind, files in made.items():
+        (folder / kind).mkdir()
+        for name, data in files:
+            (folder / kind / name).write_bytes(data)
+    return {kind: len(files) for kind, files in made.items()}
 
 
 def main() -> None:
     """Run, and count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flips", type=int, default=4000)
+    parser.add_argument("--clips", type=int, default=400, help="that are damaged; one of each hostile kind beside them")
     parser.add_argument("--seconds", type=float, default=10.0, help="the limit for each step of an image")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder, out = Path(place) / "corpus", Path(place) / "store"
-        counts = make_corpus(folder, flips=arguments.flips)
+        counts = make_corpus(folder, flips=arguments.flips) | make_clips(folder, arguments.clips)
         make_tiny(Path(place) / "tiny")
         last, waits = [time.monotonic()], []
 

@@ -1,9 +1,9 @@
-"""Long work: time, memory, open files and threads of one run over many small images.
+"""Long work: time, memory, open files and threads of one run over many small images, or clips.
 
-    python -m bench.soak [--images 20000]
+    python -m bench.soak [--images 20000] [--clips 0]
 
 Pieces of real photographs, each its own content, through the tiny checkpoint. Every tenth of the way the process is
-looked at from within. The last line is one JSON object; `growth_bytes` is from 2,000 images (or a tenth) to the end,
+looked at from within. The last line is one JSON object; `growth_bytes` is from 2,000 items (or a tenth) to the end,
 `last_tenth_over_second` what the last tenth took over what the second did: 1 where time grows with images.
 """
 
@@ -23,6 +23,8 @@ from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import ExtractCallbacks
 from qvsplit.runtime.memory import give_back_freed_memory
 from tests.support.checkpoints import make_tiny
+from tests.support.clips import make_clip
+from tests.support.nasty_clips import box
 from tests.support.photographs import photographs
 
 SIDE = 60
@@ -45,6 +47,16 @@ def make_photos(folder: Path, number: int) -> None:
         image.crop((left, top, left + SIDE, top + SIDE)).save(below / f"{index:06d}.png", compress_level=1)
 
 
+def make_clips(folder: Path, number: int) -> None:
+    """Copies of one small clip, each its own content by what stands behind it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clip = make_clip(folder / "clip.mp4", 8)
+    data = clip.read_bytes()
+    clip.unlink()
+    for index in range(number):
+        (folder / f"{index:06d}.mp4").write_bytes(data + box(b"free", index.to_bytes(8, "big")))
+
+
 def usage() -> dict[str, int]:
     """What this process has now: resident bytes, open files, threads."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
@@ -59,21 +71,24 @@ def main() -> None:
     """Run, and look."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--clips", type=int, default=0, help="beside the images")
     options = parser.parse_args()
     give_back_freed_memory()
     with tempfile.TemporaryDirectory() as place:
         make_tiny(Path(place) / "tiny")
         make_photos(Path(place) / "photos", options.images)
+        make_clips(Path(place) / "photos" / "clips", options.clips)
+        items = options.images + options.clips
         seen = 0
         looks: list[dict[str, float]] = []
         began = time.perf_counter()
-        step = max(1, options.images // 10)
+        step = max(1, items // 10)
 
         def on_item(path: str) -> None:
             nonlocal seen
             seen += 1
             if seen % step == 0:
-                looks.append({"images": seen, "seconds": round(time.perf_counter() - began, 3), **usage()})
+                looks.append({"items": seen, "seconds": round(time.perf_counter() - began, 3), **usage()})
                 print("  ".join(f"{name} {value:,}" for name, value in looks[-1].items()), flush=True)
 
         summary = extract_files(
@@ -86,6 +101,7 @@ def main() -> None:
         json.dumps(
             {
                 "images": options.images,
+                "clips": options.clips,
                 "encoded": summary.encoded,
                 "copied": summary.copied,
                 "seconds": summary.seconds,
