@@ -17,6 +17,7 @@ from qvsplit.pipeline.plan import Catalogue, Change, Cures, Plan, classify
 from qvsplit.pipeline.runner import Known, Result
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
 from qvsplit.runtime.interrupts import held_back
+from qvsplit.sources.files import CHANGED
 from qvsplit.store.features import Features
 from qvsplit.store.row import Content, Key, Row, deleted_row, is_whole, item_row, placeholder_json
 
@@ -94,7 +95,7 @@ class RowRecorder:
             self._summary.remaining -= 1
             self._callbacks.on_item(result.entry.path)
         elif isinstance(outcome, ItemError):
-            if content is not None:
+            if content is not None and str(outcome) != CHANGED:  # which says nothing of others of those bytes
                 self._failed[content] = outcome
             self._fail(result, outcome)
         elif outcome is not None and not isinstance(outcome, Known):

@@ -9,8 +9,9 @@ import shutil
 import numpy as np
 import pytest
 
-from qvsplit.errors import ConfigError, UsageError
+from qvsplit.errors import ConfigError, ItemError, UsageError
 from qvsplit.pipeline import parts as parts_module
+from qvsplit.sources.files import CHANGED
 from qvsplit.store.opening import open_store
 from tests.support.extracting import OLD
 from tests.support.fake_source import InThreadDecoders, fake_video
@@ -129,7 +130,6 @@ def test_one_that_breaks_in_the_middle_fails_whole_and_is_tried_again_when_it_ch
 
 
 def test_an_encoder_that_refuses_one_slice_fails_the_video_alone(extract, folder, fake_model, monkeypatch):
-    from qvsplit.errors import ItemError
     from tests.support.fake_encoder import FakeEncoder
 
     real = FakeEncoder.encode
@@ -236,6 +236,25 @@ def test_a_clip_of_more_tokens_than_the_limit_is_flagged(extract, folder, out, m
     assert store["short.mp4"].warnings is None
     assert "takes no smaller frames" in store["clip.mp4"].warnings
     assert json.loads(store["clip.mp4"].media)["flags"] == [store["clip.mp4"].warnings]
+
+
+def test_a_file_that_changes_while_it_is_decoded_says_nothing_of_its_copies(extract, folder, out, monkeypatch):
+    shutil.copy2(folder / "clip.mp4", folder / "b.mp4")
+    real = InThreadDecoders.frames
+
+    def frames(self, entry, info, indices):
+        for number, frame in enumerate(real(self, entry, info, indices)):
+            if entry.path == "b.mp4" and number == 3:
+                raise ItemError(CHANGED)
+            yield frame
+
+    with monkeypatch.context() as changing:
+        changing.setattr(InThreadDecoders, "frames", frames)
+        summary = extract(folder)
+    assert [path for path, _ in summary.failures] == ["b.mp4"]
+    assert summary.remaining == 1
+    assert extract(folder).encoded == 1
+    assert open_store(out)["clip.mp4"].status == "ok"
 
 
 def test_options_that_cannot_be(extract, folder):
