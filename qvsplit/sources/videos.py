@@ -39,6 +39,7 @@ VIDEO_RULE = 1  # how a file becomes upright RGB frames; part of the extraction 
 HEAD_BYTES = 4096  # as many of a file's first bytes as `kind_of` looks at
 MAX_PACKETS = 2_000_000  # a day at 23 frames a second
 MAX_PIXELS = 40_000_000  # of a frame: beyond 8K (7680 × 4320)
+MAX_DECODED_PIXELS = 20 * 10**12  # of all frames: ten hours of 4K at 60 a second; hours of decoding on one core
 MAX_SECONDS = 30 * 24 * 3600
 MAX_FPS = 10_000
 THREADS = 1  # for one clip; several clips are decoded at once, each in a process of its own
@@ -351,6 +352,11 @@ def scan(file: FileView, on_progress: Progress = lambda: None) -> Scan:
         rotation = first.rotation
         turned = rotation // 90 % 2 == 1
         width, height = (first.height, first.width) if turned else (first.width, first.height)
+        if found.info.n_frames * width * height > MAX_DECODED_PIXELS:
+            raise ItemError(
+                f"has {found.info.n_frames:,} frames of {width}×{height} pixels, more than may be decoded of one file; "
+                "cut it into several files"
+            )
         info = replace(
             found.info, width=width, height=height, rotation=rotation, pixel_aspect=_pixel_aspect(stream, turned)
         )

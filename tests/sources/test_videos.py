@@ -469,6 +469,12 @@ def test_claims_beyond_all_reason(tmp_path, monkeypatch):
     fails(make_clip(tmp_path / "many.mp4"), "has more than 11 frames; cut it")
 
 
+def test_more_pixels_in_all_than_may_be_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(videos, "MAX_DECODED_PIXELS", 12 * 96 * 64)
+    assert scan(make_clip(tmp_path / "just.mp4")).info.n_frames == 12
+    fails(make_clip(tmp_path / "over.mp4", count=13), "has 13 frames of 96×64 pixels, more than may be decoded")
+
+
 def test_too_many_pixels(tmp_path):
     """Told before any memory is taken for them."""
     data = make_clip(tmp_path / "large.mkv", codec="ffv1", size=(320, 256)).read_bytes()
