@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
@@ -126,3 +127,69 @@ def test_a_video_shorter_than_a_clip_is_one_part():
 def test_clips_shorter_than_a_frame_are_refused():
     with pytest.raises(ItemError, match=r"clips of 0\.01 s hold none"):
         clips(Qwen2VLVideoProcessor, 50, clip_seconds=0.01)
+
+
+def test_two_frames_that_are_left_over_are_a_clip_of_their_own():
+    found = clips(Qwen2VLVideoProcessor, 252, clip_seconds=2.0)
+    assert [clip.n_frames for clip in found] == [50] * 5 + [2]
+
+
+def test_a_clip_has_no_frame_more_because_seconds_are_rounded():
+    assert 3 * 0.1 * 30 > 9
+    assert [clip.n_frames for clip in clips(Qwen2VLVideoProcessor, 30, 30.0, clip_seconds=0.1)] == [3] * 10
+
+
+def test_what_is_asked_for_is_in_force_in_the_processor():
+    processor = Qwen3VLVideoProcessor()
+    set_sampling(processor, Sampling(num_frames=8, max_frames=20))
+    assert (processor.num_frames, processor.fps, processor.max_frames) == (8, None, 20)
+    set_sampling(processor, Sampling(fps=1.5))
+    assert (processor.num_frames, processor.fps, processor.max_frames) == (None, 1.5, 768)
+    assert processor.do_sample_frames
+
+
+@pytest.mark.parametrize("processor_class", [*PROCESSORS, LlavaOnevisionVideoProcessor])
+def test_no_clip_has_more_frames_than_may_be(processor_class):
+    """Qwen2-VL's rule rounds a number of frames up, and LLaVA-OneVision's knows no bound."""
+    for most in (7, 22, 23):
+        (clip,) = clips(processor_class, 250, fps=5.0, max_frames=most)
+        assert len(clip.indices) in ((most // 2 * 2,) if processor_class is Qwen2VLVideoProcessor else (most,))
+
+
+def test_one_video_leaves_the_processor_as_it_is_for_the_next():
+    sampling, processor = Sampling(max_frames=7), LlavaOnevisionVideoProcessor()
+    set_sampling(processor, sampling)
+    before = dict(vars(processor))
+    assert len(clips_of(video(2500), sampling, processor)[0].indices) == 7
+    assert vars(processor) == before
+    assert len(clips_of(video(50), sampling, processor)[0].indices) == 4
+
+
+def test_of_an_odd_number_of_frames_as_many_are_taken_as_fill_whole_steps():
+    (clip,) = clips(Qwen2VLVideoProcessor, 15, num_frames=15)
+    assert (len(clip.indices), clip.flags) == (14, (FEWER_FRAMES,))
+
+
+def test_one_frame_is_enough_where_a_step_has_no_more():
+    (clip,) = clips(LlavaOnevisionVideoProcessor, 1)
+    assert (clip.indices, clip.flags) == ((0,), ())
+
+
+def test_what_a_rule_raises_is_said_of_the_video():
+    with pytest.raises(ItemError, match=r"^the model's processor takes no frames of it: [^\n]*exceeds"):
+        clips(LlavaOnevisionVideoProcessor, 30, fps=100.0)
+
+
+@pytest.mark.parametrize("given", [[], [50, 60], [-1]])
+def test_a_rule_that_gives_no_frame_of_the_video_is_an_error(given):
+    class Other(Qwen2VLVideoProcessor):
+        def sample_frames(self, metadata, **options):
+            return given
+
+    with pytest.raises(ItemError, match="gives no frames by the model's own rule"):
+        clips(Other, 50)
+
+
+def test_a_clip_lasts_as_long_as_its_frames():
+    whole, clip = video(225), clips(Qwen2VLVideoProcessor, 225, clip_seconds=3.0)[1]
+    assert metadata_of(clip, whole).duration == clip.end - clip.start == 3.0
