@@ -9,10 +9,10 @@ Makes a clip of 720p H.264, 25 frames a second, unless one is given. Contenders,
                    all sampled frames at once; nothing is encoded
     qvsplit        `qvsplit extract` of that one file: reading, hashing, decoding, encoding, writing
 
-Memory of qvsplit is that of the process and its decoder child together, at the moment when it is most (the pages of
-either, those they share once: Pss of smaps_rollup, looked at 20 times a second), "beyond the encoder" that less the
-encoder's weights in the compute dtype. Decoding is counted as the summary has it: with resizing and cutting into
-patches, and with waiting for a core. Last line: one JSON object.
+Memory of qvsplit is that of the process and its decoder child together, at the moment when it is most (resident pages
+of both, looked at 50 times a second; what they share counts twice), "beyond the encoder" that less the encoder's weights
+in the compute dtype. Decoding is counted as the summary has it: with resizing and cutting into patches, and with waiting
+for a core. Last line: one JSON object.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _most_memory(process: subprocess.Popen[str]) -> int:
     most = 0
     while process.poll() is None:
         most = max(most, sum(map(_own_memory, _with_children(process.pid))))
-        time.sleep(0.05)
+        time.sleep(0.02)
     return most
 
 
@@ -143,9 +143,7 @@ def _with_children(pid: int) -> list[int]:
 
 def _own_memory(pid: int) -> int:
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
