@@ -323,6 +323,8 @@ def set_limits(
         own = min(int(video_processor.max_video_tokens), MAX_FRAME_TOKENS)
         video_processor.max_video_tokens = own if max_pixels is None else max_pixels // square
         frame = video_processor.max_video_tokens * square
+    if max_pixels is not None:  # the processor lets no frame be smaller than 1.05 times its least size
+        low = min(low, int(max_pixels / 1.05))
     video_processor.size = {"shortest_edge": min(low, high), "longest_edge": high}
     video_processor.cap_pixels_per_frame = True
     return frame, tokens
