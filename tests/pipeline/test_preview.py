@@ -15,6 +15,7 @@ from qvsplit.pipeline.preview import _RATIO, _Counter, resized
 from qvsplit.runtime.dtypes import token_bytes
 from qvsplit.store.opening import open_store
 from qvsplit.verify import describe
+from tests.support.clips import make_clip
 from tests.support.every_model import further
 from tests.support.extracting import OLD, PHOTOS, add, add_bad, extractor, state
 from tests.support.families import FAMILIES
@@ -156,3 +157,54 @@ def test_the_rule_of_sizes_is_the_processors():
         low, high = chance.choice([(3136, 1003520), (784, 784 * 4), (100_000, 2_000_000)])
         theirs = smart_resize(height, width, factor=28, min_pixels=low, max_pixels=high)
         assert resized(height, width, 28, low, high) == tuple(theirs), (height, width)
+
+
+# --------------------------------------------------------------------------------------------------------- videos
+
+
+def film(path, count: int, size=(160, 96)):
+    make_clip(path, count, size=size)
+    os.utime(path, OLD)
+
+
+def test_tokens_of_videos_are_those_of_the_run(family_checkpoint, tmp_path, out):
+    """Of every clip of each, in the way that the options say, then in the store's own; and a GIF is what it is there."""
+    folder = resize(tmp_path / "shown", (300, 200))
+    film(folder / "long.mp4", 90)
+    film(folder / "small.mkv", 20, (96, 64))
+    (folder / "torn.mp4").write_bytes((folder / "long.mp4").read_bytes()[:3000])
+    colours = [Image.new("RGB", (64, 64), (0, 0, number)) for number in range(9)]
+    colours[0].save(folder / "a.gif", save_all=True, append_images=colours[1:], duration=200)
+    for name in ("torn.mp4", "a.gif"):
+        os.utime(folder / name, OLD)
+    extract = extractor(str(family_checkpoint("qwen2_5_vl")), out)
+    for how in ({"clip_seconds": 1.0, "video_max_tokens": 30, "gif": "video"}, {}):
+        before = extract(folder, dry_run=True, **how).preview
+        ran = extract(folder, **how)
+        assert (before.items, before.bad, before.tokens) == (5 if how else 2, 1 if how else 0, ran.tokens)
+        assert ran.clips == (4 + 1 + 2 if how else 2 + 2)
+        film(folder / "more.mp4", 50)
+        colours[0].save(folder / "b.gif", save_all=True, append_images=colours[1:], duration=220)
+        os.utime(folder / "b.gif", OLD)
+
+
+def test_videos_that_are_left_out_or_that_no_model_takes_are_bad(family_checkpoint, tmp_path, out):
+    folder = resize(tmp_path / "shown", (300, 200))
+    film(folder / "clip.mp4", 20)
+    extract = extractor(str(family_checkpoint("qwen2_5_vl")), out)
+    assert extract(folder, dry_run=True, videos=False).preview.items == 1
+    named = extract(folder, folder / "clip.mp4", dry_run=True, videos=False)
+    alone = extract(folder / "300x200.png", dry_run=True)
+    assert (named.preview.items, named.preview.bad, named.preview.tokens) == (2, 1, alone.preview.tokens)
+    before = extractor(str(family_checkpoint("llava")), out)(folder, dry_run=True).preview
+    ran = extractor(str(family_checkpoint("llava")), out)(folder)
+    assert (before.items, before.bad, before.tokens) == (2, 1, ran.tokens)
+    assert (ran.encoded, ran.failed) == (1, 1)
+    ((path, reason),) = ran.failures
+    assert path == "clip.mp4"
+    assert reason == "is a video: llava models take no videos; `videos=False` leaves videos out"
+    with open_store(out) as store:
+        (row,) = store.matching("clip.mp4")
+        assert (row.status, row.kind, row.part, row.error) == ("failed", "video", 0, reason)
+        assert (row.width, row.height, row.duration) == (160, 96, 0.8)
+        assert store.config.videos is None
