@@ -38,6 +38,12 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("QVSPLIT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Where threads share a product of few rows, it is rounded in another way: what one test sets, no other has."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """The tiny checkpoint as transformers 5 saves it, in five files."""

@@ -27,6 +27,10 @@ def encoder(checkpoint):
     return load_encoder(checkpoint, device="cpu")
 
 
+def children() -> set[int]:
+    return {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+
+
 def bits(features) -> bytes:
     return features.tensors["pooler_output"].raw.tobytes()
 
@@ -171,3 +175,28 @@ def test_wrong_arguments(checkpoint, arguments, message):
 def test_no_such_model(tmp_path):
     with pytest.raises(ModelError, match="no model folder at"):
         load_encoder(Path(tmp_path / "none"))
+
+
+def test_what_is_no_video_is_named(encoder, photos, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    for bad, reason in (
+        (photos / "coffee.png", "is no video; `encode` takes images"),
+        (tmp_path / "text.mp4", "is not an image or a video"),
+        (tmp_path / "none.mp4", "is no longer there|there is no such file"),
+    ):
+        with pytest.raises(ItemError, match=f"^{bad}: .*({reason})"):
+            encoder.encode_video(bad)
+    with pytest.raises(UsageError, match="video: give the path of a video, not int 5"):
+        encoder.encode_video(5)
+
+
+def test_a_video_needs_no_decoder_once_it_is_encoded(encoder, tmp_path):
+    """A GIF is a video where one is asked for."""
+    colours = [Image.new("RGB", (64, 64), (0, 0, number)) for number in range(9)]
+    colours[0].save(tmp_path / "a.gif", save_all=True, append_images=colours[1:], duration=200)
+    before = children()
+    (features,) = encoder.encode_video(tmp_path / "a.gif")
+    assert (features.kind, features.grid_thw[0]) == ("video", 2)
+    with pytest.raises(ItemError):
+        encoder.encode_video(__file__)
+    assert children() == before

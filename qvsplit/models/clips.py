@@ -9,6 +9,7 @@ clip without pixels (on the "meta" device).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -159,7 +160,8 @@ class ClipPreparer:
         assert outline.grid_thw is not None
         t, h, w = outline.grid_thw
         at_once = int(self.video_processor.temporal_patch_size)
-        number = max(1, budget // (h * w)) * at_once  # frames in one slice
+        # alike, for matrix products of very few rows are computed, and rounded, in another way
+        number = math.ceil(t / math.ceil(t / max(1, budget // (h * w)))) * at_once  # frames in one slice
         metadata = metadata_of(clip, info)
         placeholder, inputs = outline.placeholder, outline.inputs
         while resized := [self._resized(frame, h, w) for frame in islice(frames, number)]:

@@ -460,13 +460,13 @@ class LocalRunner:
 
     def _queue(self, piece: _Piece) -> Iterator[Result]:
         """Put a piece into the batch that is being filled, which is submitted once it is full."""
-        devices = self._loaded_devices()
-        budget = devices.patch_budget if piece.clip is None else min(devices.patch_budget, devices.slice_budget)
-        if self._pending and _Batch(self._pending).patches + piece.prepared.patches > budget:
+        budget = self._loaded_devices().patch_budget
+        alone = piece.clip is not None  # a slice, which is large enough, and has the bits that it has alone
+        if self._pending and (alone or _Batch(self._pending).patches + piece.prepared.patches > budget):
             yield from self._submit()
         self._pending.append(piece)
         piece.item._encoding += 1
-        if _Batch(self._pending).patches >= budget:
+        if alone or _Batch(self._pending).patches >= budget:
             yield from self._submit()
 
     def _loaded_devices(self) -> Devices:

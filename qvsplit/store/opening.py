@@ -46,6 +46,8 @@ def _open_folder(folder: Path, on_shard: OnShard) -> Store:
     """Open one folder's whole state: as it was at one moment, also beside a writer."""
     storage = LocalStorage(folder)
     for _ in range(_ATTEMPTS):
+        if folder.is_dir() and not shard_files(storage):
+            time.sleep(_PAUSE_SECONDS)  # a listing beside a compaction may have missed its old shards and its new one
         shard_paths(folder)  # refuses what is no store, and one that is half in place
         files = shard_files(storage)
         try:

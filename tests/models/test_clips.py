@@ -431,3 +431,17 @@ def test_a_clip_without_a_grid_is_as_large_as_its_tokens(loaded, monkeypatch):
     made = made[0], "nothing"
     with pytest.raises(ItemError, match="gives no tokens by the model's own processor"):
         list(preparer.prepare(*clip_of(4, 96, 64), iter(filmed(4, 96, 64)), 1))
+
+
+@pytest.mark.parametrize(
+    ("steps", "most", "sizes"), [(10, 4, [4, 4, 2]), (9, 8, [5, 4]), (5, 8, [5]), (3, 1, [1, 1, 1])]
+)
+def test_slices_are_about_alike_so_that_none_has_very_few_rows(steps, most, sizes, loaded):
+    """A product of a few rows is rounded in another way: a rest of one small step would have other bits."""
+    preparer = loaded("qwen3_vl")
+    clip, info = clip_of(2 * steps, 96, 64)
+    outline = preparer.outline(clip, info)
+    t, h, w = outline.grid_thw
+    assert t == steps
+    slices = preparer.prepare(clip, info, shared(filmed(2 * steps, 96, 64)), most * h * w)
+    assert [one.grid_thw for one in slices] == [(size, h, w) for size in sizes]

@@ -7,21 +7,33 @@ import json
 import pickle
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from qvsplit.checkpoints.opening import open_checkpoint
+from qvsplit.errors import ModelError
 from qvsplit.extract import extract_files
 from qvsplit.kernels import fused_encoder
 from qvsplit.models import encoder as encoder_module
-from qvsplit.models.encoder import Cancelled, EncoderSpec, TransformersEncoder, load_encoder, patch_budget
+from qvsplit.models.clips import ClipPreparer
+from qvsplit.models.encoder import (
+    Cancelled,
+    EncoderSpec,
+    TransformersEncoder,
+    load_encoder,
+    patch_budget,
+    slice_budget,
+)
 from qvsplit.models.preparing import Prepared
+from qvsplit.models.sampling import Clip
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import ExtractCallbacks
 from qvsplit.runtime import devices
 from qvsplit.sources.images import open_file
+from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.features import POOLER_OUTPUT
 from tests.support.checkpoints import make_tiny
 
@@ -145,3 +157,89 @@ def test_a_cpu_with_bfloat16_units_is_noted(tmp_path, some_photos, monkeypatch, 
         extract_files([some_photos], out=tmp_path / out, options=options, callbacks=callbacks)
         assert any("`dtype=bfloat16`" in line for line in heard) is expected
         shutil.copyfile(some_photos / "coffee.png", some_photos / f"{len(list(some_photos.iterdir()))}.png")
+
+
+# --------------------------------------------------------------------------------------------------------- videos
+
+
+def a_clip(frames: int = 6) -> tuple[Clip, VideoInfo, np.ndarray]:
+    pixels = np.random.default_rng(0).integers(0, 255, (frames, 70, 90, 3), dtype=np.uint8)
+    info = VideoInfo(frames, 2.0, frames / 2, 90, 70, 0, "h264", "mov", 0, None)
+    return Clip(0, None, None, frames, 2.0, tuple(range(frames))), info, pixels
+
+
+@pytest.mark.parametrize("kernels", ["fused", "reference"])
+def test_clips_are_normalised_as_their_own_processor_does_it(tmp_path, checkpoint, kernels):
+    """Which may do it otherwise than that of images; beside images in one batch, too."""
+    shutil.copytree(checkpoint, tmp_path / "model")
+    path = tmp_path / "model" / "processor_config.json"
+    config = json.loads(path.read_text())
+    config["video_processor"] |= {"image_mean": [0.1, 0.3, 0.2], "image_std": [0.5, 0.2, 0.3]}
+    path.write_text(json.dumps(config))
+    encoder, module = load(tmp_path / "model", kernels=kernels), load(tmp_path / "model", kernels="reference").weights.module
+    clips = encoder.load_clips()
+    clip, info, frames = a_clip()
+    (whole,) = clips.preparer.prepare(clip, info, iter(frames), 10**6)
+    image = prepared(encoder, frames[0])
+    first, one, last = encoder.encode([image, whole, image])
+    (alone,) = encoder.encode([image])
+    assert (first.kind, one.kind, last.kind) == ("image", "video", "image")
+    own = clips.preparer.video_processor(
+        videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)], do_sample_frames=False, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        expected = module(own["pixel_values_videos"], grid_thw=own["video_grid_thw"]).pooler_output
+    close = {"rtol": 1e-4, "atol": 1e-5} if kernels == "fused" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(one.tensors[POOLER_OUTPUT], expected, **close)
+    for other in (first, last):
+        torch.testing.assert_close(other.tensors[POOLER_OUTPUT], alone.tensors[POOLER_OUTPUT], rtol=1e-4, atol=1e-5)
+
+
+def test_slices_of_clips_have_a_budget_of_their_own_on_a_cpu(encoder):
+    assert slice_budget(encoder, 5_120) == encoder_module.SLICE_BUDGET_CPU
+    assert slice_budget(encoder, 100) == 100
+
+
+@pytest.fixture(scope="module")
+def with_levels(family_checkpoint) -> TransformersEncoder:
+    return load(family_checkpoint("qwen3_vl"), kernels="reference")
+
+
+def test_what_a_store_says_of_its_videos(with_levels):
+    clips = with_levels.load_clips()
+    videos = clips.config.videos
+    assert videos["in_slices"] is clips.preparer.in_slices is True
+    assert videos["containers"] == {spec.key: spec.container for spec in with_levels.tensors}
+    assert len(videos["containers"]) == 3
+    assert videos["patches_a_token"] == 4
+    assert with_levels.config.videos is None
+
+
+def test_a_clip_goes_through_whole_where_its_slices_would_have_other_features(with_levels, monkeypatch):
+    real = TransformersEncoder._features
+
+    def features(self, item):
+        """As of an encoder in which frames attend to those of another time."""
+        found = real(self, item)
+        if item.kind == "video":
+            found[-1] = replace(found[-1], rows=found[-1].rows + found[-1].rows.mean() * item.grid_thw[0])
+        return found
+
+    monkeypatch.setattr(TransformersEncoder, "_features", features)
+    clips = with_levels.load_clips()
+    assert clips.config.videos["in_slices"] is clips.preparer.in_slices is False
+
+
+@pytest.mark.parametrize(("place", "said"), [(0, "that can be stored beside its images"), (2, "frames that are alike")])
+def test_a_model_that_gives_another_number_of_tokens_takes_no_videos(with_levels, monkeypatch, place, said):
+    """Than its processor puts into the prompt: of any clip, or where frames are alike."""
+    real = ClipPreparer.trial
+
+    def trial(self):
+        tried = list(real(self))
+        tried[place] = replace(tried[place], n_tokens=tried[place].n_tokens + 1)
+        return tuple(tried)
+
+    monkeypatch.setattr(ClipPreparer, "trial", trial)
+    with pytest.raises(ModelError, match=said):
+        with_levels.load_clips()

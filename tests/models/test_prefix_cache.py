@@ -325,7 +325,7 @@ def test_a_prefix_of_another_beginning_is_refused(session, few):
     first = session.engine.language.prefill(ready[0].prompt, features[:1])
     with pytest.raises(ValueError, match="does not begin"):
         session.engine.language.prefill(ready[1].prompt, features[1:], after=first)
-    with pytest.raises(ValueError, match="image tokens"):
+    with pytest.raises(ValueError, match="tokens of items in the prompt"):
         session.engine.language.prefill(ready[1].prompt, features[:1])
 
 

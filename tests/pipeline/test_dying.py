@@ -453,16 +453,16 @@ def test_rows_are_written_while_the_encoder_computes(extract, fake_model, some_p
     """The first batch's rows are stored before the third leaves the encoder."""
     from qvsplit.store.shard_writer import ShardWriter
 
-    written, real = threading.Event(), ShardWriter.add
+    written, real = threading.Event(), ShardWriter.add_encoded
 
     def on_encode(batch):
         if len(fake_model.batches) == 3:
             assert written.wait(30)
 
-    def add(self, row, features):
-        real(self, row, features)
+    def add(self, row):
+        real(self, row)
         written.set()
 
     fake_model.on_encode = on_encode
-    monkeypatch.setattr(ShardWriter, "add", add)
+    monkeypatch.setattr(ShardWriter, "add_encoded", add)
     assert extract(some_photos, patch_budget=1).encoded == 4

@@ -8,7 +8,15 @@ import pytest
 
 from qvsplit.commands.options import parse_duration
 from qvsplit.errors import ConfigError, UsageError
-from qvsplit.pipeline.options import ExtractOptions, check_against, check_options, like
+from qvsplit.models.sampling import Sampling, VideoOptions
+from qvsplit.pipeline.options import (
+    ExtractOptions,
+    check_against,
+    check_options,
+    like,
+    video_options,
+    with_videos_of,
+)
 from qvsplit.store.config import Provenance
 from tests.support.fake_encoder import fake_config
 
@@ -99,3 +107,56 @@ def test_durations(text, seconds):
 def test_durations_that_are_none(text):
     with pytest.raises(UsageError, match="--max-runtime"):
         parse_duration(text, "--max-runtime")
+
+
+VIDEOS = {
+    "fps": 2.0, "max_frames": 768, "num_frames": None, "max_pixels": 9000, "max_tokens": 300, "clip_seconds": None,
+    "gif": "image",
+}  # fmt: skip
+OWN = {"fps": 2.0, "max_frames": 768, "video_max_pixels": 9000, "video_max_tokens": 300, "gif": "image"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"fps": 1.0}, "`fps` 1.0 instead of 2.0"),
+        ({"max_frames": 9}, "`max_frames` 9 instead of 768"),
+        ({"num_frames": 8}, "`num_frames` 8 instead of None"),
+        ({"video_max_pixels": 300}, "`video_max_pixels` 300 instead of 9000"),
+        ({"video_max_tokens": 9000}, "`video_max_tokens` 9000 instead of 300"),
+        ({"clip_seconds": 3.0}, "`clip_seconds` 3.0 instead of 0"),
+        ({"gif": "video"}, "`gif` video instead of image"),
+        ({}, None),
+        (OWN, None),
+        ({"clip_seconds": 0}, None),
+    ],
+)
+def test_how_the_videos_of_a_store_can_be_continued(options, expected):
+    check_against(ExtractOptions(**options), CONFIG, "embeds")  # of a store without videos: in any way
+    config = replace(CONFIG, videos=VIDEOS)
+    if expected is None:
+        check_against(ExtractOptions(**options), config, "embeds")
+        return
+    with pytest.raises(ConfigError, match=rf"^embeds was made under another extraction config \({expected}\)"):
+        check_against(ExtractOptions(**options), config, "embeds")
+
+
+def test_videos_are_looked_at_as_options_say_else_as_the_store_does_else_by_default():
+    config = replace(CONFIG, videos=VIDEOS | {"clip_seconds": 4.0})
+    chosen = ExtractOptions(
+        fps=3.0, max_frames=10, video_max_pixels=1, video_max_tokens=2, clip_seconds=5.0, gif="video"
+    )
+    assert video_options(chosen) == VideoOptions(Sampling(3.0, 10, None, 5.0), 1, 2, "video")
+    assert video_options(with_videos_of(config, chosen)) == video_options(chosen)
+    assert video_options(ExtractOptions(num_frames=8)).sampling.num_frames == 8
+    assert video_options(ExtractOptions()) == VideoOptions()
+    assert with_videos_of(CONFIG, ExtractOptions()) == with_videos_of(None, ExtractOptions()) == ExtractOptions()
+    own = with_videos_of(config, ExtractOptions(workers=3))
+    assert own == ExtractOptions(workers=3, clip_seconds=4.0, **OWN)
+    whole = with_videos_of(config, ExtractOptions(clip_seconds=0))
+    assert video_options(whole).sampling.clip_seconds is None
+    # a rebuild that says one of both ways to choose frames has not the other as well
+    assert with_videos_of(config, ExtractOptions(num_frames=8)).fps is None
+    numbers = replace(CONFIG, videos=VIDEOS | {"fps": None, "num_frames": 8})
+    assert with_videos_of(numbers, ExtractOptions(fps=1.0)).num_frames is None
+    assert with_videos_of(numbers, ExtractOptions()).num_frames == 8

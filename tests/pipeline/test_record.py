@@ -10,20 +10,23 @@ import numpy as np
 import pytest
 
 from qvsplit.errors import ItemError, ItemNotFound
+from qvsplit.models.sampling import MORE_TOKENS, Clip
 from qvsplit.pipeline.parts import Part
 from qvsplit.pipeline.plan import Cures, Plan
 from qvsplit.pipeline.record import RowRecorder
 from qvsplit.pipeline.runner import KNOWN, Result
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary
 from qvsplit.sources.files import FileInfo
+from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.config import Provenance
 from qvsplit.store.features import Features, StoredTensor
 from qvsplit.store.opening import open_store
+from qvsplit.store.row import item_row
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store_writer import StoreWriter
 from tests.support.extracting import contents
-from tests.support.fake_catalogue import FakeCatalogue, digest, failed_row, ok_row
+from tests.support.fake_catalogue import FakeCatalogue, clip_rows, digest, failed_row, ok_row
 from tests.support.fake_encoder import WIDTH, FakeEncoder, fake_config
 from tests.support.fake_source import entry
 
@@ -310,3 +313,56 @@ def test_a_row_and_its_count_are_one():
         assert recorder.summary.encoded == recorder.summary.moved == recorder.summary.copied == 0
         assert recorder.summary.remaining == 1
         assert not recorder.holds(result("new.png").content)
+
+
+# --------------------------------------------------------------------------------------------------------- videos
+
+
+def filmed(path: str, parts: int, *, most: int | None = None, flags: tuple[str, ...] = ()) -> Result:
+    """A video of parts of one second, of one token, two tokens and so on."""
+    config = replace(fake_config(), videos={"max_tokens": most})
+    clips = [Clip(part, float(part), part + 1.0, 2, 2.0, (2 * part, 2 * part + 1), flags) for part in range(parts)]
+    outcome = [
+        Part(replace(features(f"{path} {clip.part}", clip.part + 1), config=config, kind="video"), clip)
+        for clip in clips
+    ]
+    info = FileInfo(digest(path), 1, 1, "1", "video")
+    video = VideoInfo(2 * parts, 2.0, float(parts), 80, 60, 0, "h264", "mov", 0, None)
+    return Result(entry(path), info, 80, 60, video=video, outcome=outcome)
+
+
+def test_flags_of_a_clip_are_its_rows_and_those_of_its_copies():
+    """A clip of just as many tokens as may be is not flagged for that."""
+    recorder = recorded([result("b.mp4", content="a.mp4"), filmed("a.mp4", 3, most=2, flags=("is odd",))])
+    rows, copies = (recorder.writer.rows[:3], recorder.writer.rows[3:])
+    assert [row.warnings for row in rows] == ["is odd", "is odd", f"is odd; {MORE_TOKENS}"]
+    assert [json.loads(row.media)["flags"] for row in rows] == [["is odd"], ["is odd"], ["is odd", MORE_TOKENS]]
+    assert [replace(row, path="a.mp4", has_features=True) for row in copies] == rows
+    (row,) = recorded([filmed("a.mp4", 1)]).writer.rows
+    assert row.warnings is None
+
+
+def test_a_video_that_is_not_found_is_marked_deleted_with_all_its_parts():
+    rows = clip_rows("gone.mp4", 3)
+    recorder = recorded([], rows=rows, absent=[item_row(rows)], prune=True)
+    assert [(row.part, row.status) for row in recorder.writer.rows] == [(part, "deleted") for part in range(3)]
+    assert counts(recorder) == {"deleted": 1}
+
+
+def test_a_video_that_has_moved_is_marked_deleted_with_all_its_parts():
+    rows = clip_rows("old.mp4", 2)
+    recorder = recorded([result("new.mp4", content="old.mp4")], rows=rows, absent=[item_row(rows)], prune=True)
+    assert [(row.path, row.part, row.status) for row in recorder.writer.rows] == [
+        ("old.mp4", 0, "deleted"), ("old.mp4", 1, "deleted"), ("new.mp4", 0, "ok"), ("new.mp4", 1, "ok")
+    ]  # fmt: skip
+    assert counts(recorder) == {"moved": 1}
+
+
+def test_a_refreshed_video_has_all_its_parts_though_a_row_was_lost():
+    homes = clip_rows("home.mp4", 3, sha256=digest("same"))
+    lost = [replace(row, path="a.mp4", has_features=False) for row in homes[:1] + homes[2:]]
+    recorder = recorded([result("a.mp4", content="same", version="2")], rows=[*homes, *lost])
+    assert counts(recorder) == {"metadata_changed": 1}
+    assert [(row.path, row.part, row.version, row.generation, row.has_features) for row in recorder.writer.rows] == [
+        ("a.mp4", part, "2", 7, False) for part in range(3)
+    ]

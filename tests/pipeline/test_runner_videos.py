@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
@@ -419,3 +419,51 @@ def test_a_limit_counts_items_and_not_parts(monkeypatch, limit):
     run = Run(monkeypatch, [Item("0", 9), Item("1", 9), Item("2", 9), Item("3")], limit=limit, clip_seconds=1)
     assert [one.entry.path for one in run()] == [f"{number:03d}" for number in range(limit)]
     assert run.runner.stopped == "limit"
+
+
+def test_nothing_is_left_of_items_that_are_through(monkeypatch):
+    run = Run(monkeypatch, mixed(random.Random(3), 20), clip_seconds=4)
+    results = run()
+    assert len(results) == 20
+    assert not run.runner._channels
+    assert not run.runner._contents
+    assert not any(one._parts or one._image or one._prepared for one in results)
+
+
+def test_a_clip_in_the_middle_that_cannot_be_joined_fails_its_video(monkeypatch):
+    def join(stage, slices):
+        raise ItemError("does not fit")
+
+    monkeypatch.setattr(runner_module.JoinSlices, "__call__", join)
+    results = Run(monkeypatch, [Item("a"), Item("b", 9), Item("c")], patch_budget=1, clip_seconds=3)()
+    assert [isinstance(one.outcome, ItemError) for one in sorted(results, key=lambda one: one.entry.path)] == [
+        False, True, False
+    ]  # fmt: skip
+
+
+def test_a_video_takes_the_pixels_of_the_frames_that_are_in_memory(monkeypatch):
+    """One in hand, and the next that is decoded meanwhile."""
+    run = Run(monkeypatch, [Item("a", 9)])
+    taken, real = [], run.runner._budget.take
+    monkeypatch.setattr(run.runner._budget, "take", lambda number, pixels: (taken.append(pixels), real(number, pixels)))
+    run()
+    assert taken == [2 * SIDE * SIDE]
+
+
+def test_slices_have_a_budget_of_their_own(monkeypatch):
+    batches, asked, real = [], [], FakeClipPreparer.prepare
+
+    def prepare(self, clip, info, frames, patch_budget):
+        asked.append(patch_budget)
+        return real(self, clip, info, frames, patch_budget)
+
+    monkeypatch.setattr(FakeClipPreparer, "prepare", prepare)
+    run = Run(
+        monkeypatch, [*(Item(f"{number}") for number in range(8)), Item("a", 9)], patch_budget=16,
+        on_encode=lambda batch: batches.append((sum(one.patches for one in batch), batch[-1].kind)),
+    )  # fmt: skip
+    run.devices = replace(run.devices, slice_budget=8)
+    run()
+    assert asked == [8]
+    assert max(patches for patches, kind in batches if kind == "image") == 16
+    assert max(patches for patches, kind in batches if kind == "video") == 8

@@ -11,6 +11,7 @@ import pytest
 
 from qvsplit.errors import ConfigError, ItemError, UsageError
 from qvsplit.pipeline import parts as parts_module
+from qvsplit.pipeline import stages
 from qvsplit.sources.files import CHANGED
 from qvsplit.store.opening import open_store
 from tests.support.extracting import OLD
@@ -292,3 +293,23 @@ def test_decoding_that_is_given_up_ends_its_decoder(extract, folder, monkeypatch
     assert set(closed) <= {"clip.mp4", "a.mov"}
     assert closed
     assert np.all([name.endswith((".mp4", ".mov")) for name in closed])
+
+
+def test_a_clip_that_no_row_holds_fails_before_a_frame_is_decoded(extract, folder, out, monkeypatch):
+    """Its longest clip says so; slices, each of which would do, are not encoded first."""
+    monkeypatch.setattr(stages, "size_error", lambda tokens, specs: "has too many tokens" if tokens > 3 else None)
+    decoded, real = [], InThreadDecoders.frames
+    monkeypatch.setattr(InThreadDecoders, "frames", lambda *args: (decoded.append(args), real(*args))[1])
+    assert extract(folder, folder / "clip.mp4", clip_seconds=2.0).failed == 1  # of four frames, and of two
+    assert not decoded
+    assert "too many tokens; try `clip_seconds`" in open_store(out)["clip.mp4"].error
+    assert extract(folder, rebuild=True, clip_seconds=1.5).clips == 2
+
+
+def test_a_slice_of_a_clip_goes_through_the_encoder_alone(extract, folder, fake_model):
+    """Beside others its sums would be rounded in another way, and the features depend on neighbours."""
+    put(folder / "another.mp4", fake_video(3))
+    kinds = []
+    fake_model.on_encode = lambda batch: kinds.append([one.kind for one in batch])
+    assert extract(folder, patch_budget=10_000, workers=2).encoded == 6
+    assert [one for one in kinds if "video" in one] == [["video"]] * 9
