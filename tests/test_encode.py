@@ -181,7 +181,7 @@ def test_what_is_no_video_is_named(encoder, photos, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     for bad, reason in (
         (photos / "coffee.png", "is no video; `encode` takes images"),
-        (tmp_path / "text.mp4", "is not an image or a video"),
+        (tmp_path / "text.mp4", "is no video; `encode` takes images"),
         (tmp_path / "none.mp4", "is no longer there|there is no such file"),
     ):
         with pytest.raises(ItemError, match=f"^{bad}: .*({reason})"):

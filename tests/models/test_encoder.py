@@ -176,7 +176,10 @@ def test_clips_are_normalised_as_their_own_processor_does_it(tmp_path, checkpoin
     config = json.loads(path.read_text())
     config["video_processor"] |= {"image_mean": [0.1, 0.3, 0.2], "image_std": [0.5, 0.2, 0.3]}
     path.write_text(json.dumps(config))
-    encoder, module = load(tmp_path / "model", kernels=kernels), load(tmp_path / "model", kernels="reference").weights.module
+    encoder, module = (
+        load(tmp_path / "model", kernels=kernels),
+        load(tmp_path / "model", kernels="reference").weights.module,
+    )
     clips = encoder.load_clips()
     clip, info, frames = a_clip()
     (whole,) = clips.preparer.prepare(clip, info, iter(frames), 10**6)

@@ -427,7 +427,7 @@ def test_nothing_is_left_of_items_that_are_through(monkeypatch):
     assert len(results) == 20
     assert not run.runner._channels
     assert not run.runner._contents
-    assert not any(one._parts or one._image or one._prepared for one in results)
+    assert not any(one._parts or one._image for one in results)
 
 
 def test_a_clip_in_the_middle_that_cannot_be_joined_fails_its_video(monkeypatch):
@@ -450,7 +450,7 @@ def test_a_video_takes_the_pixels_of_the_frames_that_are_in_memory(monkeypatch):
     assert taken == [2 * SIDE * SIDE]
 
 
-def test_slices_have_a_budget_of_their_own(monkeypatch):
+def test_slices_have_a_budget_of_their_own_and_go_through_alone(monkeypatch):
     batches, asked, real = [], [], FakeClipPreparer.prepare
 
     def prepare(self, clip, info, frames, patch_budget):
@@ -465,5 +465,4 @@ def test_slices_have_a_budget_of_their_own(monkeypatch):
     run.devices = replace(run.devices, slice_budget=8)
     run()
     assert asked == [8]
-    assert max(patches for patches, kind in batches if kind == "image") == 16
-    assert max(patches for patches, kind in batches if kind == "video") == 8
+    assert batches == [(16, "image")] * 2 + [(4, "video")] * 9

@@ -300,10 +300,10 @@ def test_a_clip_that_no_row_holds_fails_before_a_frame_is_decoded(extract, folde
     monkeypatch.setattr(stages, "size_error", lambda tokens, specs: "has too many tokens" if tokens > 3 else None)
     decoded, real = [], InThreadDecoders.frames
     monkeypatch.setattr(InThreadDecoders, "frames", lambda *args: (decoded.append(args), real(*args))[1])
-    assert extract(folder, folder / "clip.mp4", clip_seconds=2.0).failed == 1  # of four frames, and of two
+    assert extract(folder / "clip.mp4", clip_seconds=2.0).failed == 1  # of four frames, and of two
     assert not decoded
     assert "too many tokens; try `clip_seconds`" in open_store(out)["clip.mp4"].error
-    assert extract(folder, rebuild=True, clip_seconds=1.5).clips == 2
+    assert extract(folder / "clip.mp4", rebuild=True, clip_seconds=1.5).clips == 2
 
 
 def test_a_slice_of_a_clip_goes_through_the_encoder_alone(extract, folder, fake_model):
