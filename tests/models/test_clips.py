@@ -445,3 +445,30 @@ def test_slices_are_about_alike_so_that_none_has_very_few_rows(steps, most, size
     assert t == steps
     slices = preparer.prepare(clip, info, shared(filmed(2 * steps, 96, 64)), most * h * w)
     assert [one.grid_thw for one in slices] == [(size, h, w) for size in sizes]
+
+
+# ---------------------------------------------------------------------------------------------- the processor's call
+
+
+def test_a_processors_call_leaves_the_metadata_as_they_are(loaded):
+    """Qwen3-VL's lengthens the list of frames where it is odd."""
+    preparer, frames = loaded("qwen3_vl", **LIMITS), torch.from_numpy(filmed(5, 96, 64)).permute(0, 3, 1, 2)
+    metadata = VideoMetadata(15, fps=7.5, frames_indices=[0, 3, 6, 9, 12])
+    processed, text = hf.process_video(preparer.processor, frames, metadata)
+    assert metadata.frames_indices == [0, 3, 6, 9, 12]
+    assert hf.process_video(preparer.processor, frames, metadata)[1] == text
+    assert processed.keys() == {"pixel_values_videos", "video_grid_thw"}
+
+
+@pytest.mark.parametrize("lost", ["video_processor", "video_token"])
+def test_a_processor_without_videos_is_refused(loaded, lost):
+    processor = loaded("qwen3_vl", **LIMITS).processor
+    setattr(processor, lost, None)
+    with pytest.raises(ModelError, match="Qwen3VLProcessor has no video processor or no video token"):
+        hf.process_video(processor, torch.zeros(4, 3, 64, 64, dtype=torch.uint8), VideoMetadata(4, fps=2.0))
+
+
+def test_the_token_of_videos_goes_before_that_of_images():
+    assert hf.token_shown("<i><v>", "<v>", "<i>") == "<v>"
+    assert hf.token_shown("<i><i>", "<v>", "<i>") == hf.token_shown("<i>", None, "<i>") == "<i>"
+    assert hf.token_shown("text", "<v>", None) is None

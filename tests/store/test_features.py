@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from qvsplit.errors import ConfigError, StoreDamaged
-from qvsplit.store.features import StoredTensor, TensorSpec
+from qvsplit.store.features import StoredTensor, TensorSpec, containers_of
 from tests.support import rows
+from tests.support.fake_encoder import fake_config
 
 
 def test_float32_and_float16_are_given_as_they_are():
@@ -92,3 +93,19 @@ def test_a_level_that_cannot_be_is_damage(level):
     spec = rows.specs(levels=1)[1].to_json() | {"level": level, "column": f"deepstack_features_{level}"}
     with pytest.raises(StoreDamaged, match="cannot be"):
         TensorSpec.from_json(spec, "x.parquet")
+
+
+def test_containers_of_videos_are_their_own():
+    """A model may give one tensor for an image, and a list with one an item for videos."""
+    specs = (
+        TensorSpec("pooler_output", "float32", 4, "tensor"),
+        TensorSpec("deepstack_features", "float32", 4, "list", 0),
+    )
+    config = fake_config()
+    assert containers_of(specs, config) == {"pooler_output": "tensor"}
+    assert containers_of(specs, config, "video") == {}
+    videos = {"containers": {"deepstack_features_0": "tuple"}}
+    assert containers_of(specs, dataclasses.replace(config, videos=videos), "video") == {
+        "deepstack_features_0": "tuple"
+    }
+    assert containers_of(specs, dataclasses.replace(config, videos=videos)) == {"pooler_output": "tensor"}
