@@ -10,8 +10,8 @@ Makes a clip of 720p H.264, 25 frames a second, unless one is given. Contenders,
     qvsplit        `qvsplit extract` of that one file: reading, hashing, decoding, encoding, writing
 
 Memory of qvsplit is that of the process and its decoder child together, at the moment when it is most (resident pages
-of both, looked at 50 times a second; what they share counts twice), "beyond the encoder" that less the encoder's weights
-in the compute dtype. Decoding is counted as the summary has it: with resizing and cutting into patches, and with waiting
+of both, looked at 50 times a second; what they share counts twice), "beyond the encoder" that less the encoder's
+weights in the compute dtype. Decoding is counted as the summary has it: with resizing and cutting into patches, and waiting
 for a core. Last line: one JSON object.
 """
 
