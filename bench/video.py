@@ -11,7 +11,7 @@ Makes a clip of 720p H.264, 25 frames a second, unless one is given. Contenders,
 
 Memory of qvsplit is that of the process and its decoder child together, at the moment when it is most (resident pages
 of both, looked at 50 times a second; what they share counts twice), "beyond the encoder" that less the encoder's
-weights in the compute dtype. Decoding is counted as the summary has it: with resizing and cutting into patches, and waiting
+weights in the compute dtype. Decoding is counted as the summary has it: with resizing, cutting into patches and waiting
 for a core. Last line: one JSON object.
 """
 
