@@ -15,7 +15,7 @@ import torch
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ItemError, ItemNotFound
 from qvsplit.models.encoder import Encoded, EncoderSpec, load_encoder
-from qvsplit.pipeline.stages import Decode, Encode, Prepare, Quantize, Read
+from qvsplit.pipeline.stages import Decode, Encode, JoinSlices, Prepare, Quantize, Read
 from qvsplit.sources.decoder import DecoderPool
 from qvsplit.sources.source import Entry
 from qvsplit.store.features import POOLER_OUTPUT
@@ -219,3 +219,20 @@ def test_no_stage_changes_what_it_is_given(checkpoint, kernels):
     for result, again, values in zip(first, second, kept, strict=True):
         assert np.array_equal(quantize(result).tensors[POOLER_OUTPUT].raw, quantize(again).tensors[POOLER_OUTPUT].raw)
         assert torch.equal(result.tensors[POOLER_OUTPUT], values)
+
+
+def test_slices_are_joined_under_the_config_of_clips():
+    """With its containers, which may be others than those of images."""
+    encoder = FakeEncoder()
+    frames = [np.full((60, 80, 3), number, np.uint8) for number in (10, 20, 30)]
+    slices = [
+        Quantize(encoder.config, encoder.tensors)(encoder.encode([FakePreparer().prepare(one)])[0]) for one in frames
+    ]
+    config = replace(encoder.config, videos={"containers": {POOLER_OUTPUT: "tensor"}})
+    for some in (slices, slices[:1]):
+        joined = JoinSlices(config, encoder.tensors)(some)
+        assert joined.config is config
+        assert joined.containers == {POOLER_OUTPUT: "tensor"}
+        assert joined.grid_thw == (len(some), *slices[0].grid_thw[1:])
+        assert np.array_equal(joined[POOLER_OUTPUT], np.concatenate([one[POOLER_OUTPUT] for one in some]))
+        assert joined.placeholder == slices[0].placeholder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from qvsplit.pipeline import stages
 from qvsplit.sources.files import CHANGED
 from qvsplit.store.opening import open_store
 from tests.support.extracting import OLD
+from tests.support.fake_encoder import FakeEncoder
 from tests.support.fake_source import InThreadDecoders, fake_video
 
 
@@ -322,3 +324,18 @@ def test_a_file_for_features_of_many_parts_is_in_the_stores_own_folder(extract, 
     monkeypatch.setattr(parts_module, "TemporaryFile", lambda dir: (places.append(dir), real(dir=dir))[1])
     extract(folder, clip_seconds=1.0)
     assert set(places) == {out / ".qvsplit" / "staging"}
+
+
+def test_other_settings_of_the_video_processor_are_refused(extract, folder, out, monkeypatch):
+    """That no option says: of another checkpoint with the same encoder."""
+    real = FakeEncoder.load_clips
+
+    def load_clips(self):
+        clips = real(self)
+        return replace(clips, config=replace(clips.config, videos={**clips.config.videos, "settings": {"mean": 1}}))
+
+    extract(folder)
+    put(folder / "new.mp4", fake_video(4))
+    monkeypatch.setattr(FakeEncoder, "load_clips", load_clips)
+    with pytest.raises(ConfigError, match="was made under another extraction config"):
+        extract(folder)
