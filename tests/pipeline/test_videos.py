@@ -339,3 +339,12 @@ def test_other_settings_of_the_video_processor_are_refused(extract, folder, out,
     monkeypatch.setattr(FakeEncoder, "load_clips", load_clips)
     with pytest.raises(ConfigError, match="was made under another extraction config"):
         extract(folder)
+
+
+def test_a_shard_with_videos_says_how_they_were_looked_at(extract, folder, out):
+    """Rows that were known before the first video are in a shard of their own."""
+    put(folder / "a.png", b"no image")
+    extract(folder, clip_seconds=1.0)
+    store = open_store(out)
+    assert store["a.png"].status == "failed"
+    assert store.features(store.matching("clip.mp4")[2]).config.videos["clip_seconds"] == 1.0
