@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,12 @@ from tests.support.full_model import FullModel
 from tests.support.photographs import photographs
 
 torch.set_num_threads(1)
+
+# A shell that starts the suite in the background, or nohup, leaves signals ignored, and the processes under test would
+# rightly leave them so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
