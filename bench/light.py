@@ -22,12 +22,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from bench.machine import machine
 
 SMALL, LARGE = "chelsea.png", "retina.jpg"
 
@@ -82,12 +83,7 @@ def _report(results: dict[str, dict[str, float]], told: argparse.Namespace) -> N
     }
     for name, ratio in ratios.items():
         print(f"{name:52} {ratio:.3f}")
-    machine = {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }
-    print(json.dumps({"bench": "light", "machine": machine, "dtype": told.dtype, "device": told.device,
+    print(json.dumps({"bench": "light", "machine": machine(), "dtype": told.dtype, "device": told.device,
                       "results": results, "ratios": ratios}))  # fmt: skip
 
 

@@ -18,14 +18,14 @@ import argparse
 import hashlib
 import json
 import math
-import os
-import platform
 import random
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bench.machine import machine
 
 if TYPE_CHECKING:
     from qvsplit.output.answer import Answer
@@ -82,12 +82,7 @@ def main() -> None:
         results = _write(page, rows, told.questions) | _browse(page)
     for name, value in results.items():
         print(f"{name:28} {value:,}")
-    machine = {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }
-    print(json.dumps({"bench": "report", "machine": machine, "images": told.images, "questions": told.questions,
+    print(json.dumps({"bench": "report", "machine": machine(), "images": told.images, "questions": told.questions,
                       "results": results}))  # fmt: skip
 
 

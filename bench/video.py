@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bench.machine import machine
 from bench.noop import measured
 from bench.video_reader import make_clip
 
@@ -164,12 +164,7 @@ def _report(results: dict[str, Any], told: argparse.Namespace) -> None:
         ) / theirs["peak_bytes"]
     for name, ratio in ratios.items():
         print(f"{name:72} {ratio:10.3f}")
-    machine = {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }
-    print(json.dumps({"bench": "video", "machine": machine, "checkpoint": told.checkpoint.name, "device": told.device,
+    print(json.dumps({"bench": "video", "machine": machine(), "checkpoint": told.checkpoint.name, "device": told.device,
                       "results": results, "ratios": ratios}))  # fmt: skip
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+
+from bench.machine import machine
 
 GRID = (2, 20, 38)  # temporal steps, rows and columns of patches: 190 tokens a step
 STEPS = 60  # a minute
@@ -56,8 +56,7 @@ def main() -> None:
         results[name] = found = _timed(name, told)
         ways = ", ".join(f"{way} {seconds:.1f} s" for way, seconds in found["seconds"].items())
         print(f"{name:24} {found['parameters'] / 1e6:6.0f} M parameters: {ways} a minute", flush=True)
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    print(json.dumps({"bench": "video_encoders", "machine": machine, "dtype": told.dtype, "device": told.device,
+    print(json.dumps({"bench": "video_encoders", "machine": machine(), "dtype": told.dtype, "device": told.device,
                       "results": results}))  # fmt: skip
 
 
