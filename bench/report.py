@@ -143,7 +143,7 @@ def _write(page: Path, rows: list[Row], questions: int) -> dict[str, float]:
 
 def _browse(page: Path) -> dict[str, Any]:
     """What Chromium makes of it; nothing where none is at hand."""
-    import browser  # type: ignore[import-not-found]  # of tests/, which are not typed
+    from tests.support import browser
 
     program = browser.find()
     if program is None:
