@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,20 +11,65 @@ from qvsplit.errors import UsageError
 
 DEFAULT_STORE = "embeds"
 
+# The panels of `--help`, in which every option of every command stands
+INPUT = "Input"
+MODEL = "Model"
+OUTPUT = "Output"
+INCREMENTAL = "Incremental"
+PERFORMANCE = "Performance"
+SAMPLING = "Sampling"
+
 Model = Annotated[
     str | None,
     typer.Option(
         help="The checkpoint: a folder or a hub name, NAME@REVISION for a revision, or demo for the small one in the "
         "package [default: the store's own, else QVSPLIT_MODEL, else Qwen/Qwen2-VL-2B-Instruct].",
         show_default=False,
+        rich_help_panel=MODEL,
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N [default: cuda where there is one].", show_default=False)
+    str | None,
+    typer.Option(
+        help="cpu, cuda or cuda:N [default: cuda where there is one].", show_default=False, rich_help_panel=MODEL
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, one object a line.")]
-Wait = Annotated[bool, typer.Option("--wait", help="If another run is writing the store, wait for it.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results, errors, failures and warnings.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, one object a line.", rich_help_panel=OUTPUT)]
+OutputFormat = Annotated[
+    Literal["text", "tsv", "jsonl", "paths", "paths0"] | None,
+    typer.Option(
+        "--format",
+        help="text for people, tsv with 8 fixed columns, jsonl (as --json), paths of items one a line, or paths0 with "
+        "a NUL after each [default: text].",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Absolute = Annotated[
+    bool,
+    typer.Option(
+        "--absolute",
+        help="Print absolute paths, in place of paths relative to the current folder.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Allow = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VERDICT,...",
+        help="Items with these verdicts do not trip --fail-on: uncertain, error.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Wait = Annotated[
+    bool,
+    typer.Option("--wait", help="If another run is writing the store, wait for it.", rich_help_panel=INCREMENTAL),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Print only results, errors, failures and warnings.", rich_help_panel=OUTPUT),
+]
 # For commands that read one store, and for those that write one: an argument, or the option of the same meaning
 StoreArgument = Annotated[
     str | None,
