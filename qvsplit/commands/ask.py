@@ -11,7 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qvsplit.commands.opening import open_with_progress
-from qvsplit.commands.options import DEFAULT_STORE, Json, Model, Quiet
+from qvsplit.commands.options import (
+    DEFAULT_STORE,
+    DTYPE_ALIASES,
+    DTYPES,
+    INPUT,
+    MODEL,
+    ON_DEVICE,
+    OUTPUT,
+    PERFORMANCE,
+    SAMPLING,
+    Json,
+    Model,
+    Quiet,
+    one_of,
+)  # fmt: skip
 from qvsplit.commands.questions import QuestionSources, as_text, read_questions
 from qvsplit.commands.survey import Outputs, Results, SurveyPlan, run_survey, survey_into_table, write_page
 from qvsplit.commands.wording import say_note
@@ -51,115 +65,222 @@ def ask(
     embeds: Annotated[
         list[str] | None,
         typer.Option(
+            "--embeds",
+            "-e",
             metavar="STORE|SHARD",
             help="A folder, a shard or a glob; may be repeated [default: embeds].",
             show_default=False,
+            rich_help_panel=INPUT,
         ),
     ] = None,
     questions_file: Annotated[
-        Path | None, typer.Option("--questions", metavar="FILE", help="More questions, one a line.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--questions",
+            metavar="FILE",
+            help="More questions, one a line.",
+            show_default=False,
+            rich_help_panel=INPUT,
+            hidden=True,
+        ),
     ] = None,
     checks_file: Annotated[
         Path | None,
         typer.Option(
-            "--checks", metavar="FILE", help="Checks, in TOML or YAML: see docs/checks.md.", show_default=False
+            "--checks",
+            metavar="FILE",
+            help="Checks, in TOML or YAML: see docs/checks.md.",
+            show_default=False,
+            rich_help_panel=INPUT,
         ),
     ] = None,
     choices: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B", help="The only possible answers, each with its probability: yes,no.", show_default=False
+            metavar="A,B",
+            help="The only possible answers, each with its probability: yes,no.",
+            show_default=False,
+            rich_help_panel=INPUT,
         ),
     ] = None,
     json_schema: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Answers are JSON that conforms to this schema.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="Answers are JSON that conforms to this schema.",
+            show_default=False,
+            rich_help_panel=INPUT,
+            hidden=True,
+        ),
     ] = None,
     image: Annotated[
         list[str] | None,
         typer.Option(
+            "--image",
+            "-i",
             metavar="GLOB",
             help="Only images and videos whose path or name matches; film.mp4#2 is one part of a video. May be "
             "repeated.",
             show_default=False,
+            rich_help_panel=INPUT,
         ),
     ] = None,
     together: Annotated[
-        bool, typer.Option("--together", help="Put all selected items into one prompt, in order of path and part.")
+        bool,
+        typer.Option(
+            "--together",
+            help="Put all selected items into one prompt, in order of path and part.",
+            rich_help_panel=INPUT,
+            hidden=True,
+        ),
     ] = False,
     compare: Annotated[
         str | None,
-        typer.Option(metavar="REF", help="Put each item into one prompt behind this one.", show_default=False),
+        typer.Option(
+            metavar="REF",
+            help="Put each item into one prompt behind this one.",
+            show_default=False,
+            rich_help_panel=INPUT,
+            hidden=True,
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
+            "--out",
+            "-o",
             metavar="FILE",
             help="Write answers to a table: .parquet, .csv or .jsonl. What it has already is not asked again.",
             show_default=False,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.html", help="Write answers to one page with thumbnails.", show_default=False),
+        typer.Option(
+            metavar="FILE.html",
+            help="Write answers to one page with thumbnails.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     fail_on: Annotated[
         str | None,
         typer.Option(
-            metavar="LEVEL",
-            help="Exit with 8 if a check of this level or above was flagged (info, warn or block), or if an item "
-            "could not be checked.",
+            **one_of("--fail-on", "info", "warn", "block"),
+            help="Exit with 8 if a check of this level or above was flagged, or if an item could not be checked.",
             show_default=False,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    logprobs: Annotated[bool, typer.Option("--logprobs", help="Print the log-probability of every choice.")] = False,
+    logprobs: Annotated[
+        bool,
+        typer.Option(
+            "--logprobs",
+            help="Print the log-probability of every choice.",
+            rich_help_panel=OUTPUT,
+            hidden=True,
+        ),
+    ] = False,
     system: Annotated[
-        str | None, typer.Option(help="A system message in place of the template's own.", show_default=False)
+        str | None,
+        typer.Option(
+            help="A system message in place of the template's own.",
+            show_default=False,
+            rich_help_panel=MODEL,
+            hidden=True,
+        ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer, reasoning included.")] = 128,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            help="The most tokens of an answer, reasoning included.",
+            rich_help_panel=SAMPLING,
+            hidden=True,
+        ),
+    ] = 128,
     thinking: Annotated[
         bool,
         typer.Option(
             "--thinking/--no-thinking",
             help="Ask a model that can to think before it answers: --json, --out and --report have its reasoning, "
             "plain output the answer alone. Choices are scored without.",
+            rich_help_panel=SAMPLING,
+            hidden=True,
         ),
     ] = False,
     temperature: Annotated[
-        float | None, typer.Option(help="Sample answers instead of the most probable tokens.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Sample answers instead of the most probable tokens.",
+            show_default=False,
+            rich_help_panel=SAMPLING,
+            hidden=True,
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Sample from the most probable tokens of this probability.", show_default=False),
+        typer.Option(
+            help="Sample from the most probable tokens of this probability.",
+            show_default=False,
+            rich_help_panel=SAMPLING,
+            hidden=True,
+        ),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Sample from this many of the most probable tokens.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Sample from this many of the most probable tokens.",
+            show_default=False,
+            rich_help_panel=SAMPLING,
+            hidden=True,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed samples the same answers.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="The same seed samples the same answers.",
+            rich_help_panel=SAMPLING,
+            hidden=True,
+        ),
+    ] = 0,
     stop: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="End an answer before this text; may be repeated.", show_default=False),
+        typer.Option(
+            metavar="TEXT",
+            help="End an answer before this text; may be repeated.",
+            show_default=False,
+            rich_help_panel=SAMPLING,
+            hidden=True,
+        ),
     ] = None,
     token_budget: Annotated[
         int | None,
         typer.Option(
             help="Tokens in one batch: more need more memory and are faster [default: 16384 on a CPU, 131072 on CUDA].",
             show_default=False,
+            rich_help_panel=PERFORMANCE,
+            hidden=True,
         ),
     ] = None,
     model: Model = None,
     device: Annotated[
         str | None,
         typer.Option(
+            **ON_DEVICE,
             help="cpu, cuda, cuda:N, or auto to spread the model [default: cuda where there is one].",
             show_default=False,
+            rich_help_panel=MODEL,
         ),
     ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Compute in float32, bfloat16 or float16 [default: float32 on a CPU, the checkpoint's on CUDA].",
+            **one_of("--dtype", *DTYPES, aliases=DTYPE_ALIASES),
+            help="What to compute in [default: float32 on a CPU, the checkpoint's on CUDA].",
             show_default=False,
+            rich_help_panel=MODEL,
+            hidden=True,
         ),
     ] = None,
     unchecked_encoder: Annotated[
@@ -167,6 +288,8 @@ def ask(
         typer.Option(
             "--unchecked-encoder",
             help="Ask although nothing shows that the features are from this model's vision encoder.",
+            rich_help_panel=MODEL,
+            hidden=True,
         ),
     ] = False,
     as_json: Json = False,

@@ -10,7 +10,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qvsplit.commands.opening import counting_shards
-from qvsplit.commands.options import DEFAULT_STORE, Json, Model, Quiet, Wait, parse_duration
+from qvsplit.commands.options import (
+    DEFAULT_STORE,
+    DTYPE_ALIASES,
+    DTYPES,
+    INCREMENTAL,
+    INPUT,
+    MODEL,
+    ON_DEVICE,
+    OUTPUT,
+    PERFORMANCE,
+    SAMPLING,
+    Json,
+    Model,
+    Quiet,
+    Wait,
+    one_of,
+    parse_duration,
+)  # fmt: skip
 from qvsplit.commands.wording import on_command_line, say_note
 from qvsplit.errors import ITEMS_FAILED, QvsplitError
 from qvsplit.output.progress import ProgressBar
@@ -27,34 +44,44 @@ def extract(
         str,
         typer.Option(
             "--out",
+            "-o",
             "--embeds",
+            "-e",
             metavar="STORE",
             help="The store: a folder of shards, created if needed, updated if it exists. Both names mean the same.",
+            rich_help_panel=OUTPUT,
         ),
     ] = DEFAULT_STORE,
     model: Model = None,
     device: Annotated[
         str | None,
         typer.Option(
+            **ON_DEVICE,
             help="cpu, cuda or cuda:N, or several separated by commas, each computing its own batches [default: cuda "
             "where there is one].",
             show_default=False,
+            rich_help_panel=MODEL,
         ),
     ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Compute in float32, bfloat16 or float16 [default: the store's own, else float32 on a CPU "
+            **one_of("--dtype", *DTYPES, aliases=DTYPE_ALIASES),
+            help="What to compute in [default: the store's own, else float32 on a CPU "
             "and the checkpoint's dtype on CUDA].",
             show_default=False,
+            rich_help_panel=MODEL,
         ),
     ] = None,
     storage_dtype: Annotated[
         str | None,
         typer.Option(
-            help="Store as float32, bfloat16, float16 or int8 (a byte a value and a scale a token) [default: as "
+            **one_of("--storage-dtype", *DTYPES, "int8", aliases=DTYPE_ALIASES),
+            help="What to store (int8: a byte a value and a scale a token) [default: as "
             "computed; anything narrower is lossy].",
             show_default=False,
+            rich_help_panel=MODEL,
+            hidden=True,
         ),
     ] = None,
     max_pixels: Annotated[
@@ -63,6 +90,7 @@ def extract(
             help="Scale larger images down to this many pixels, where the model's processor has such a limit [default: "
             "1,280 tokens of the Qwen-VL line, 1003520 pixels of Qwen2-VL, or the checkpoint's own limit if lower].",
             show_default=False,
+            rich_help_panel=MODEL,
         ),
     ] = None,
     min_pixels: Annotated[
@@ -71,11 +99,18 @@ def extract(
             help="Scale smaller images up to this many pixels, where there is such a limit [default: the checkpoint's "
             "own].",
             show_default=False,
+            rich_help_panel=MODEL,
+            hidden=True,
         ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes that read and decode [default: one a core, at most 8].", show_default=False),
+        typer.Option(
+            help="Processes that read and decode [default: one a core, at most 8].",
+            show_default=False,
+            rich_help_panel=PERFORMANCE,
+            hidden=True,
+        ),
     ] = None,
     patch_budget: Annotated[
         int | None,
@@ -83,27 +118,47 @@ def extract(
             help="Patches in one forward pass: more need more memory and are faster [default: 5120 on a CPU, 24576 on "
             "CUDA, fewer where memory is short].",
             show_default=False,
+            rich_help_panel=PERFORMANCE,
+            hidden=True,
         ),
     ] = None,
     kernels: Annotated[
         str | None,
         typer.Option(
+            **one_of("--kernels", "fused", "reference"),
             help="fused, the fast forward pass of Qwen2-VL, or reference, the one of transformers, to the bit "
             "[default: the store's own, else fused where there is one].",
             show_default=False,
+            rich_help_panel=PERFORMANCE,
+            hidden=True,
         ),
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option(help="Frames of a video that are looked at, a second [default: 2].", show_default=False),
+        typer.Option(
+            help="Frames of a video that are looked at, a second [default: 2].",
+            show_default=False,
+            rich_help_panel=SAMPLING,
+            hidden=True,
+        ),
     ] = None,
     max_frames: Annotated[
         int | None,
-        typer.Option(help="At most so many frames of one clip [default: 768].", show_default=False),
+        typer.Option(
+            help="At most so many frames of one clip [default: 768].",
+            show_default=False,
+            rich_help_panel=SAMPLING,
+            hidden=True,
+        ),
     ] = None,
     num_frames: Annotated[
         int | None,
-        typer.Option(help="So many frames of every clip, in place of --fps.", show_default=False),
+        typer.Option(
+            help="So many frames of every clip, in place of --fps.",
+            show_default=False,
+            rich_help_panel=SAMPLING,
+            hidden=True,
+        ),
     ] = None,
     video_max_pixels: Annotated[
         int | None,
@@ -111,6 +166,8 @@ def extract(
             help="Scale larger frames of a video down to this many pixels [default: those of 768 tokens, or the "
             "checkpoint's own limit if lower].",
             show_default=False,
+            rich_help_panel=SAMPLING,
+            hidden=True,
         ),
     ] = None,
     video_max_tokens: Annotated[
@@ -119,6 +176,8 @@ def extract(
             help="Scale the frames of a clip down until it makes at most this many tokens [default: 12288, or the "
             "checkpoint's own limit if lower].",
             show_default=False,
+            rich_help_panel=SAMPLING,
+            hidden=True,
         ),
     ] = None,
     clip_seconds: Annotated[
@@ -128,25 +187,45 @@ def extract(
             help="Cut videos into clips of so many seconds, each with a row of its own, so that questions can be asked "
             "of every clip; 0 leaves them whole.",
             show_default=False,
+            rich_help_panel=SAMPLING,
+            hidden=True,
         ),
     ] = None,
     gif: Annotated[
         str | None,
-        typer.Option(help="What a GIF is: image, its first frame, or video [default: image].", show_default=False),
+        typer.Option(
+            **one_of("--gif", "image", "video"),
+            help="What a GIF is: an image, its first frame, or a video [default: image].",
+            show_default=False,
+            rich_help_panel=INPUT,
+            hidden=True,
+        ),
     ] = None,
     no_video: Annotated[
-        bool, typer.Option("--no-video", help="Leave videos out; those in the store stay as they are.")
+        bool,
+        typer.Option(
+            "--no-video",
+            help="Leave videos out; those in the store stay as they are.",
+            rich_help_panel=INPUT,
+            hidden=True,
+        ),
     ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
             help="Only estimate, from the images' headers, what the run would take: images, tokens, bytes, seconds.",
+            rich_help_panel=INCREMENTAL,
         ),
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(help="Read at most this many images in this run; the next run continues.", show_default=False),
+        typer.Option(
+            help="Read at most this many images in this run; the next run continues.",
+            show_default=False,
+            rich_help_panel=INCREMENTAL,
+            hidden=True,
+        ),
     ] = None,
     max_runtime: Annotated[
         str | None,
@@ -154,6 +233,8 @@ def extract(
             metavar="TIME",
             help="Start no image after this time (90m, 2h30m, 45s); the next run continues.",
             show_default=False,
+            rich_help_panel=INCREMENTAL,
+            hidden=True,
         ),
     ] = None,
     item_timeout: Annotated[
@@ -163,11 +244,18 @@ def extract(
             metavar="SECONDS",
             help="An image that takes longer than this to read, or to decode, has failed; so has a video that makes no "
             "progress for so long.",
+            rich_help_panel=PERFORMANCE,
+            hidden=True,
         ),
     ] = 60.0,
     checksum: Annotated[
         bool,
-        typer.Option("--checksum", help="Read every file again, also where size and time say it has not changed."),
+        typer.Option(
+            "--checksum",
+            help="Read every file again, also where size and time say it has not changed.",
+            rich_help_panel=INCREMENTAL,
+            hidden=True,
+        ),
     ] = False,
     rebuild: Annotated[
         bool,
@@ -175,12 +263,26 @@ def extract(
             "--rebuild",
             help="Encode every image again, under another extraction config if one is given; the old store stays "
             "until the new one is whole.",
+            rich_help_panel=INCREMENTAL,
         ),
     ] = False,
     wait: Wait = False,
-    prune: Annotated[bool, typer.Option("--prune", help="Mark images as deleted whose file is not found.")] = False,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune",
+            help="Mark images as deleted whose file is not found.",
+            rich_help_panel=INCREMENTAL,
+        ),
+    ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try again what failed before, though it has not changed.")
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Try again what failed before, though it has not changed.",
+            rich_help_panel=INCREMENTAL,
+            hidden=True,
+        ),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any
 
 import typer
 
@@ -18,10 +20,64 @@ OUTPUT = "Output"
 INCREMENTAL = "Incremental"
 PERFORMANCE = "Performance"
 SAMPLING = "Sampling"
+PANELS = (INPUT, MODEL, OUTPUT, INCREMENTAL, PERFORMANCE, SAMPLING)
+# An option with hidden=True is a secondary one: `--help-all` shows it, and shells complete it all the same
+
+FORMATS = ("text", "tsv", "jsonl", "paths", "paths0")
+DTYPES = ("float32", "bfloat16", "float16")
+DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
+
+
+def one_of(option: str, *names: str, aliases: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Give what makes an option one of some choices: shown, completed, and refused in one line, for `typer.Option`."""
+    meaning = {name: name for name in names} | dict(aliases or {})
+
+    def parse(value: str) -> str:
+        chosen = meaning.get(value.strip().lower())
+        if chosen is None:
+            close = get_close_matches(value.lower(), meaning, n=1)
+            suggestion = f"; did you mean {meaning[close[0]]}?" if close else ""
+            raise UsageError(f"{option} {value}: give {', '.join(names[:-1])} or {names[-1]}{suggestion}")
+        return chosen
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return {"parser": parse, "autocompletion": complete, "metavar": "|".join(names)}
+
+
+def some_of(option: str, *names: str) -> dict[str, Any]:
+    """Give what makes an option any of some choices, with commas between them, for `typer.Option`."""
+    one: Callable[[str], str] = one_of(option, *names)["parser"]
+
+    def parse(value: str) -> str:
+        return ",".join(one(part) for part in value.split(","))
+
+    def complete(incomplete: str) -> list[str]:
+        given, comma, last = incomplete.rpartition(",")
+        return [f"{given}{comma}{name}" for name in names if name.startswith(last) and name not in given.split(",")]
+
+    return {"parser": parse, "autocompletion": complete, "metavar": f"{'|'.join(names)},..."}
+
+
+def parse_device(value: str) -> str:
+    """Give a device, or several with commas between them, in torch's words: `gpu` is cuda."""
+    return re.sub(r"\bgpu\b", "cuda", value.strip().lower())
+
+
+def complete_device(incomplete: str) -> list[str]:
+    """Give the devices that a shell completes."""
+    return [name for name in ("cpu", "cuda") if name.startswith(incomplete)]
+
+
+ON_DEVICE: dict[str, Any] = {"parser": parse_device, "autocompletion": complete_device, "metavar": "DEVICE"}
 
 Model = Annotated[
     str | None,
     typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
         help="The checkpoint: a folder or a hub name, NAME@REVISION for a revision, or demo for the small one in the "
         "package [default: the store's own, else QVSPLIT_MODEL, else Qwen/Qwen2-VL-2B-Instruct].",
         show_default=False,
@@ -31,14 +87,18 @@ Model = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        help="cpu, cuda or cuda:N [default: cuda where there is one].", show_default=False, rich_help_panel=MODEL
+        **ON_DEVICE,
+        help="cpu, cuda or cuda:N [default: cuda where there is one].",
+        show_default=False,
+        rich_help_panel=MODEL,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, one object a line.", rich_help_panel=OUTPUT)]
 OutputFormat = Annotated[
-    Literal["text", "tsv", "jsonl", "paths", "paths0"] | None,
+    str | None,
     typer.Option(
         "--format",
+        **one_of("--format", *FORMATS),
         help="text for people, tsv with 8 fixed columns, jsonl (as --json), paths of items one a line, or paths0 with "
         "a NUL after each [default: text].",
         show_default=False,
@@ -51,15 +111,17 @@ Absolute = Annotated[
         "--absolute",
         help="Print absolute paths, in place of paths relative to the current folder.",
         rich_help_panel=OUTPUT,
+        hidden=True,
     ),
 ]
 Allow = Annotated[
     str | None,
     typer.Option(
-        metavar="VERDICT,...",
-        help="Items with these verdicts do not trip --fail-on: uncertain, error.",
+        **some_of("--allow", "uncertain", "error"),
+        help="Items with these verdicts do not trip --fail-on.",
         show_default=False,
         rich_help_panel=OUTPUT,
+        hidden=True,
     ),
 ]
 Wait = Annotated[
@@ -77,7 +139,14 @@ StoreArgument = Annotated[
 ]
 StoreOption = Annotated[
     str | None,
-    typer.Option("--embeds", metavar="STORE|SHARD", help="Another way to give the store.", show_default=False),
+    typer.Option(
+        "--embeds",
+        "-e",
+        metavar="STORE|SHARD",
+        help="Another way to give the store.",
+        show_default=False,
+        rich_help_panel=INPUT,
+    ),
 ]
 FolderArgument = Annotated[
     str | None,
@@ -85,7 +154,14 @@ FolderArgument = Annotated[
 ]
 FolderOption = Annotated[
     str | None,
-    typer.Option("--embeds", metavar="STORE", help="Another way to give the store.", show_default=False),
+    typer.Option(
+        "--embeds",
+        "-e",
+        metavar="STORE",
+        help="Another way to give the store.",
+        show_default=False,
+        rich_help_panel=INPUT,
+    ),
 ]
 
 

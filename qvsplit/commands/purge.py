@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qvsplit.commands.options import DEFAULT_STORE, Json, Quiet, Wait
+from qvsplit.commands.options import DEFAULT_STORE, INPUT, Json, Quiet, Wait
 from qvsplit.commands.wording import say_note
 from qvsplit.output.text import print_json, purged_lines, say
 
@@ -16,7 +16,16 @@ def purge(
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH", help="An image, a video, a folder, or a path as the store has it.")
     ],
-    embeds: Annotated[str, typer.Option(metavar="STORE", help="The store's folder.")] = DEFAULT_STORE,
+    embeds: Annotated[
+        str,
+        typer.Option(
+            "--embeds",
+            "-e",
+            metavar="STORE",
+            help="The store's folder.",
+            rich_help_panel=INPUT,
+        ),
+    ] = DEFAULT_STORE,
     wait: Wait = False,
     as_json: Json = False,
     quiet: Quiet = False,

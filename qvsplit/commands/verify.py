@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qvsplit.commands.opening import open_with_progress
-from qvsplit.commands.options import Device, Json, Model, Quiet, StoreArgument, StoreOption, store_place
+from qvsplit.commands.options import INPUT, Device, Json, Model, Quiet, StoreArgument, StoreOption, store_place
 from qvsplit.commands.wording import on_command_line, say_note
 from qvsplit.errors import StoreDamaged, escaped, printable
 from qvsplit.output.text import plural, print_json
@@ -21,7 +21,12 @@ def verify(
     store: StoreArgument = None,
     embeds: StoreOption = None,
     sample: Annotated[
-        int, typer.Option(min=0, help="Also encode this many images and videos again with the full model, and compare.")
+        int,
+        typer.Option(
+            min=0,
+            help="Also encode this many images and videos again with the full model, and compare.",
+            rich_help_panel=INPUT,
+        ),
     ] = 0,
     model: Model = None,
     device: Device = None,
