@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from qvsplit.answering.checks import Question
 from qvsplit.answering.options import AskOptions
 from qvsplit.answering.requests import CANCELLED, ERROR, SKIPPED, PromptItems, judged
 from qvsplit.output.answer import Answer
-from qvsplit.output.table import Key, Table, key_parts
+from qvsplit.output.table import LISTS, Key, Table, key_parts, now
 from qvsplit.store.row import Row
+
+_OF_ONE = ("kind", "part", "start", "end")
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class Recorder:
         answer = Answer(
             rows=items.rows, question=question.text, id=question.id, text=record["answer"] or "",
             tokens=record["tokens"] or [], prompt_tokens=record["prompt_tokens"] or 0,
-            finish_reason=record["finish_reason"], encoder_check=record["encoder_check"], logprobs=record["logprobs"],
-            recalled=record["time"], reasoning=record["reasoning"] or "",
+            finish_reason=record["finish_reason"], encoder_check=record["encoder_check"],
+            recalled=record["time"], reasoning=record["reasoning"] or "", **_of_choices(record["choices"]),
         )  # fmt: skip
         return judged(answer, question)
 
@@ -96,14 +98,15 @@ class Recorder:
         has_text = answer.finish_reason not in (SKIPPED, ERROR)
         return {
             "root": _joined([row.root for row in answer.rows]), "path": _joined([row.path for row in answer.rows]),
-            "sha256": key.sha256, **_items(answer.rows), "id": answer.name, "question": answer.question,
-            "answer": answer.text if has_text else None, "reasoning": answer.reasoning or None,
-            "probability": answer.probability,
-            "flagged": answer.flagged, "level": answer.level, "probabilities": _plain(answer.probabilities),
-            "logprobs": _plain(answer.logprobs), "choice_mass": answer.choice_mass, "tokens": answer.tokens,
+            **_items(answer.rows), "sha256": key.sha256, "run": _run(self._origin, key.prompt_hash), "id": answer.name,
+            "question": answer.question, "answer": answer.text if has_text else None,
+            "reasoning": answer.reasoning or None, "verdict": answer.verdict, "score": answer.score,
+            "choice": answer.choice, "choice_probability": answer.choice_probability,
+            "choice_form": answer.choice_form, "choice_mass": answer.choice_mass, "flagged": answer.flagged,
+            "level": answer.level, "choices": _choices(answer), "tokens": answer.tokens,
             "prompt_tokens": answer.prompt_tokens, "finish_reason": answer.finish_reason, "error": answer.error,
             "config": key.config, "prompt_hash": key.prompt_hash, "model": self._origin.model, "weights": key.weights,
-            "dtype": key.dtype, "encoder_check": answer.encoder_check, "time": answer.recalled or _now(),
+            "dtype": key.dtype, "encoder_check": answer.encoder_check, "time": answer.recalled or now(),
         }  # fmt: skip
 
     def drop_stale(self) -> None:
@@ -122,7 +125,7 @@ def prompt_hash(question: Question, options: AskOptions) -> str:
     """Hash what decides an answer beside items, config and model: the prompt, the choices, the decoding."""
     digest_input: dict[str, Any] = {"question": question.text, "system": options.system}
     if question.choices is not None:
-        digest_input["choices"] = {choice: list(spellings) for choice, spellings in question.spellings.items()}
+        digest_input["choices"] = {choice: list(forms) for choice, forms in question.forms.items()}
     else:
         digest_input |= {"max_new_tokens": options.max_new_tokens, "stop": list(options.stop)}
         digest_input["schema"] = json.dumps(options.json_schema)  # in its own order, which is the answer's
@@ -132,13 +135,40 @@ def prompt_hash(question: Question, options: AskOptions) -> str:
     return hashlib.sha256(json.dumps(digest_input, sort_keys=True).encode()).hexdigest()
 
 
+def _run(origin: Origin, prompt: str) -> str:
+    """Name what the answers to one question have in common: language model, dtype, extraction config and prompt.
+
+    Not what the config says of videos, so that the answers about images and videos of one store are of one run.
+    """
+    decided = [origin.weights, origin.dtype, origin.config, prompt]
+    return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:12]
+
+
+def _choices(answer: Answer) -> list[dict[str, Any]] | None:
+    """Give each choice with its form and probability. What the model excludes has no log-probability: JSON has none."""
+    if answer.logprobs is None:
+        return None
+    forms, probabilities = answer.forms or {}, answer.probabilities or {}
+    return [
+        {"choice": choice, "form": forms.get(choice), "probability": probabilities.get(choice),
+         "logprob": logprob if math.isfinite(logprob) else None}
+        for choice, logprob in answer.logprobs.items()
+    ]  # fmt: skip
+
+
+def _of_choices(choices: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """Invert `_choices`, but for the probabilities, which follow from the rest."""
+    if choices is None:
+        return {}
+    logprobs = {one["choice"]: -math.inf if one["logprob"] is None else one["logprob"] for one in choices}
+    return {"logprobs": logprobs, "forms": {one["choice"]: one["form"] for one in choices if one["form"] is not None}}
+
+
 def _items(rows: Sequence[Row]) -> dict[str, Any]:
     """Give what is known of one item, in columns of their own, or of several, as a list."""
-    of_each = [{name: getattr(row, name) for name in ("kind", "part", "start", "end")} for row in rows]
     if len(rows) == 1:
-        return of_each[0] | {"items": None}
-    items = [{"root": row.root, "path": row.path} | one for row, one in zip(rows, of_each, strict=True)]
-    return dict.fromkeys(("kind", "part", "start", "end")) | {"items": items}
+        return {name: getattr(rows[0], name) for name in _OF_ONE} | {"items": None}
+    return dict.fromkeys(_OF_ONE) | {"items": [{name: getattr(row, name) for name in LISTS["items"]} for row in rows]}
 
 
 def _is_stale(record: Mapping[str, Any], current: Callable[[str, str], Row | None]) -> bool:
@@ -164,11 +194,3 @@ def _parts(text: str, number: int) -> list[str]:
         return [str(name) for name in json.loads(text)]
     except (ValueError, TypeError):
         return []  # not ours: nothing is known of it
-
-
-def _plain(values: Mapping[str, float] | None) -> dict[str, float] | None:
-    return None if values is None else dict(values)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

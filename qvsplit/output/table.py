@@ -3,7 +3,7 @@
 While questions are asked, every record goes to a journal beside the file first, so that a killed run loses no answer
 that was finished; at the end, and after an interruption, the file is written anew and put in place whole. A record is
 found again by what decided it: the bytes of the items, which part of each, the prompt, the extraction config and the
-model. Needs no torch.
+model. The columns are a contract: docs/tables.md. Needs no torch.
 """
 
 from __future__ import annotations
@@ -12,36 +12,49 @@ import csv
 import fcntl
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from qvsplit.errors import StoreDamaged, StoreInUse, UsageError
+from qvsplit.errors import StoreDamaged, StoreInUse, UsageError, some_of
+from qvsplit.output import spreadsheets
 from qvsplit.runtime import interrupts
 from qvsplit.runtime.atomic_files import disk_errors, sync_folder, written_whole
 
-Record = dict[str, Any]
-_Place = tuple[str, str, tuple[int, ...], str]
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-# Column and kind. `json` is a list or an object: itself in JSON Lines, JSON text elsewhere, but for Parquet's tokens.
+Record = dict[str, Any]
+_Place = tuple[str, str, tuple[int, ...], str, str]
+
+# Column and kind. `tokens`, and the lists of objects in `LISTS`, are JSON text in CSV; `time` is text but in Parquet.
 COLUMNS: Mapping[str, str] = {
-    "root": "text", "path": "text", "sha256": "text", "kind": "text", "part": "int", "start": "float", "end": "float",
-    "items": "json", "id": "text", "question": "text", "answer": "text", "reasoning": "text", "probability": "float",
-    "flagged": "bool", "level": "text", "probabilities": "json", "logprobs": "json", "choice_mass": "float",
-    "tokens": "json", "prompt_tokens": "int", "finish_reason": "text", "error": "text", "config": "text",
-    "prompt_hash": "text", "model": "text", "weights": "text", "dtype": "text", "encoder_check": "text",
-    "time": "text",
+    "root": "text", "path": "text", "kind": "text", "part": "int", "start": "float", "end": "float", "sha256": "text",
+    "items": "items", "run": "text", "id": "text", "question": "text", "answer": "text", "reasoning": "text",
+    "verdict": "text", "score": "float", "choice": "text", "choice_probability": "float", "choice_form": "text",
+    "choice_mass": "float", "flagged": "bool", "level": "text", "choices": "choices", "tokens": "tokens",
+    "prompt_tokens": "int", "finish_reason": "text", "error": "text", "config": "text", "prompt_hash": "text",
+    "model": "text", "weights": "text", "dtype": "text", "encoder_check": "text", "time": "time",
 }  # fmt: skip
-_ADDED = ("kind", "part", "start", "end", "items", "reasoning")  # columns that tables of before lack
+LISTS: Mapping[str, Mapping[str, str]] = {
+    "items": {"root": "text", "path": "text", "kind": "text", "part": "int", "start": "float", "end": "float"},
+    "choices": {"choice": "text", "form": "text", "probability": "float", "logprob": "float"},
+}  # fmt: skip
+_IN_JSON = ("tokens", *LISTS)
 NO_ANSWER = ("skipped", "error")  # finish reasons of records that answer nothing
 FORMATS = (".parquet", ".csv", ".jsonl")
 SYNC_SECONDS = 5
 MAX_FIELD = 1 << 30  # characters in a cell; the csv module's own limit is below the tokens of a long answer
-_REQUIRED = ("root", "path", "sha256", "id", "question", "finish_reason", "config", "prompt_hash", "weights")
+_REQUIRED = (
+    "root", "path", "sha256", "run", "id", "question", "finish_reason", "config", "prompt_hash", "weights", "time",
+)  # fmt: skip
+_SMALLEST, _LARGEST = -(1 << 31), (1 << 31) - 1  # of Parquet's int32
 
 
 @dataclass(frozen=True)
@@ -62,14 +75,13 @@ class Key:
 class Table:
     """The answers in one file, open for reading and adding. Use it in a `with` block: the end writes the file.
 
-    Records are the newest by (root, path, part, id), in the order in which they first came. UsageError for a file that
-    is no such table, StoreInUse while another process has it open, StoreDamaged for a journal that was tampered with,
-    DiskError where nothing can be written.
+    Records are the newest by (root, path, part, id, run), in the order in which they first came. UsageError for a file
+    that is no such table, StoreInUse while another process has it open, StoreDamaged for a journal that was tampered
+    with, DiskError where nothing can be written.
     """
 
     def __init__(self, file: Path) -> None:
-        if file.suffix.lower() not in FORMATS:
-            raise UsageError(f"`out` {file}: the name must end in {', '.join(FORMATS)}")
+        _check_name(file)
         if file.is_dir():
             raise UsageError(f"`out` {file} is a folder; name a file in it")
         if not file.parent.is_dir():
@@ -123,7 +135,7 @@ class Table:
         return self._known.get(key)
 
     def put(self, record: Record) -> None:
-        """Add `record`, over an older one of its root, path, part and id; one that says the same is left as it is.
+        """Add `record`, over an older one of its root, path, part, id and run; one that says the same is left as it is.
 
         From here on it survives a killed process; a power cut may cost the last seconds' records.
         """
@@ -155,11 +167,11 @@ class Table:
 
 
 def _place(record: Record) -> _Place:
-    return record["root"], record["path"], _parts(record), record["id"]
+    return record["root"], record["path"], _parts(record), record["id"], record["run"]
 
 
 def _parts(record: Record) -> tuple[int, ...]:
-    """Give the part of each item; none where all are 0, as in tables of before."""
+    """Give the part of each item; none where all are 0."""
     if (items := record.get("items")) is not None:
         return key_parts([item["part"] for item in items])
     return key_parts([record.get("part") or 0])
@@ -170,12 +182,27 @@ def key_parts(parts: Sequence[int]) -> tuple[int, ...]:
     return tuple(parts) if any(parts) else ()
 
 
+def read_records(file: Path) -> list[Record]:
+    """Give the records of a table as its last run left it; also while another run adds to it. Writes nothing.
+
+    UsageError where there is no file, or one that is no such table.
+    """
+    _check_name(file)
+    if not file.is_file():
+        raise UsageError(f"no table of answers at {file}; `qvsplit ask --out {file}` makes one")
+    return list(_read(file)) if file.stat().st_size else []
+
+
+def _check_name(file: Path) -> None:
+    if file.suffix.lower() not in FORMATS:
+        raise UsageError(f"the table {file}: its name must end in {', '.join(FORMATS)}")
+
+
 # -------------------------------------------------------------------------------------------------------- journal
 
 
 def _locked(journal: Path) -> IO[bytes]:
     """The journal, open and ours alone; StoreInUse if another process has it. The lock ends with the process."""
-    csv.field_size_limit(MAX_FIELD)
     while True:
         stream = open(journal, "a+b")  # noqa: SIM115 - it stays open
         try:
@@ -208,7 +235,7 @@ def _read_journal(stream: IO[bytes], journal: Path) -> Iterator[Record]:
 
 
 def _line(record: Record) -> bytes:
-    return json.dumps(record, ensure_ascii=True, allow_nan=True).encode() + b"\n"
+    return json.dumps(record, ensure_ascii=True, allow_nan=False).encode() + b"\n"
 
 
 # -------------------------------------------------------------------------------------------------------- formats
@@ -224,7 +251,7 @@ def _read(file: Path) -> Iterator[Record]:
             yield _checked(row)
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise UsageError(
-            f"`out` {file} is there and is no table of qvsplit's answers ({error}); choose another name"
+            f"{file} is there and is no table of this version's answers ({error}); choose another name"
         ) from None
 
 
@@ -232,39 +259,75 @@ def _checked(row: Any) -> Record:
     """ValueError unless `row` is a record."""
     if not isinstance(row, dict):
         raise ValueError("a line is no record")
-    missing = [name for name in _REQUIRED if not isinstance(row.get(name), str)]
+    _check_columns(list(row))
+    missing = [name for name in _REQUIRED if not isinstance(row[name], str)]
     if missing:
         raise ValueError(f"without {missing[0]}")
-    record = {name: row.get(name) for name in COLUMNS}
+    record = {name: row[name] for name in COLUMNS}
     wrong = [name for name, kind in COLUMNS.items() if not _is_of_kind(record[name], kind)]
-    wrong += [] if _are_items(record["items"]) else ["items"]
-    if wrong or (record["finish_reason"] == "scored" and not _are_logprobs(record["logprobs"])):
-        raise ValueError(f"its {wrong[0] if wrong else 'logprobs'} is of the wrong kind")
-    return record
+    wrong += ["choices"] if record["finish_reason"] == "scored" and not record["choices"] else []
+    if wrong:
+        raise ValueError(f"its {wrong[0]} is of the wrong kind")
+    return record | {"time": _time_text(_time(record["time"]))}
 
 
 def _is_of_kind(value: Any, kind: str) -> bool:
-    kinds: Mapping[str, tuple[type, ...]] = {
-        "text": (str,), "float": (int, float), "int": (int,), "bool": (bool,), "json": (list, dict)
-    }  # fmt: skip
-    return value is None or (isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool)))
+    if value is None:
+        return True
+    if kind in ("text", "bool"):
+        return isinstance(value, str if kind == "text" else bool)
+    if kind == "int":
+        return type(value) is int and _SMALLEST <= value <= _LARGEST
+    if kind == "float":
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if kind == "time":
+        return isinstance(value, str) and _is_time(value)
+    if kind == "tokens":
+        return isinstance(value, list) and all(_is_of_kind(one, "int") and one is not None for one in value)
+    return isinstance(value, list) and all(_is_object(one, kind) for one in value)
 
 
-def _are_logprobs(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(one, int | float) for one in value.values())
-
-
-def _are_items(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, list) and all(isinstance(one, dict) and type(one.get("part")) is int for one in value)
+def _is_object(value: Any, of: str) -> bool:
+    """Whether `value` is an object of the list `of`; its first field, and an item's part, are never null."""
+    fields = LISTS[of]
+    if not isinstance(value, dict) or value.keys() != fields.keys():
+        return False
+    never_null = (next(iter(fields)), "part" if of == "items" else None)
+    return all(
+        _is_of_kind(one, fields[name]) and not (one is None and name in never_null) for name, one in value.items()
     )
 
 
+def _is_time(text: str) -> bool:
+    try:
+        return bool(_time(text))
+    except (ValueError, OverflowError):
+        return False
+
+
+def _time(text: str) -> datetime:
+    """ValueError for a text that is no time, or one of no zone."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("its time has no zone")
+    return moment.astimezone(UTC)
+
+
+def _time_text(moment: datetime) -> str:
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def now() -> str:
+    """Give the time as records have it."""
+    return _time_text(datetime.now(UTC))
+
+
 def _check_columns(names: list[str]) -> None:
-    """ValueError unless a table with these columns may be ours, were it empty."""
-    missing = [name for name in COLUMNS if name not in names and name not in _ADDED]
-    if missing:
-        raise ValueError(f"without {missing[0]}")
+    """ValueError unless these are exactly our columns, in whatever order."""
+    if missing := [name for name in COLUMNS if name not in names]:
+        raise ValueError(f"it lacks the column {some_of(missing, 3)}")
+    if more := [str(name) for name in names if name not in COLUMNS]:
+        raise ValueError(f"it has the column {some_of(more, 3)}, which is none of them")
 
 
 def _read_parquet(file: Path) -> Iterator[Record]:
@@ -278,18 +341,19 @@ def _read_parquet(file: Path) -> Iterator[Record]:
         raise ValueError(str(error).splitlines()[0]) from None
     _check_columns(table.column_names)
     for row in table.to_pylist():
-        yield {name: json.loads(v) if _is_text(name) and v is not None else v for name, v in row.items()}
+        moment = row["time"]
+        yield row | {"time": _time_text(moment.astimezone(UTC)) if isinstance(moment, datetime) else moment}
 
 
 def _read_csv(file: Path) -> Iterator[Record]:
-    with file.open(encoding="utf-8", newline="") as stream:
-        rows = csv.DictReader(stream, strict=True)
-        _check_columns(list(rows.fieldnames or ()))
-        for row in rows:
-            record = {name: _parsed(text, COLUMNS.get(name, "text")) for name, text in row.items()}
-            if record.get("answer") is None and record.get("finish_reason") not in NO_ANSWER:
-                record["answer"] = ""  # CSV knows no difference between nothing and an empty text
-            yield record
+    csv.field_size_limit(MAX_FIELD)
+    names, rows = spreadsheets.read_rows(file, COLUMNS)
+    _check_columns(names)
+    for row in rows:
+        record = {name: _parsed(text, COLUMNS.get(name, "text")) for name, text in row.items()}
+        if record.get("answer") is None and record.get("finish_reason") not in NO_ANSWER:
+            record["answer"] = ""  # CSV knows no difference between nothing and an empty text
+        yield record
 
 
 def _read_jsonl(file: Path) -> Iterator[Record]:
@@ -302,14 +366,10 @@ def _parsed(text: str | None, kind: str) -> Any:
     if not text:
         return None
     parse: Mapping[str, Callable[[str], Any]] = {
-        "int": int, "float": float, "json": json.loads, "bool": lambda word: {"true": True, "false": False}[word],
+        "text": spreadsheets.from_cell, "int": int, "float": spreadsheets.number, "bool": spreadsheets.truth,
+        **dict.fromkeys(_IN_JSON, json.loads),
     }  # fmt: skip
     return parse.get(kind, str)(text)
-
-
-def _is_text(column: str) -> bool:
-    """Whether Parquet holds this column's lists and objects as JSON text."""
-    return COLUMNS.get(column) == "json" and column != "tokens"
 
 
 def _write(file: Path, records: list[Record]) -> None:
@@ -322,12 +382,21 @@ def _write_parquet(stream: IO[bytes], records: list[Record]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {"text": pa.string(), "json": pa.string(), "int": pa.int32(), "float": pa.float64(), "bool": pa.bool_()}
-    fields = [(name, pa.list_(pa.int32()) if name == "tokens" else types[kind]) for name, kind in COLUMNS.items()]
-    columns = {
-        name: [_json(r[name]) if _is_text(name) else r[name] for r in records] for name in COLUMNS
+    columns = {name: [record[name] for record in records] for name in COLUMNS}
+    columns["time"] = [_time(text) for text in columns["time"]]
+    pq.write_table(pa.table(columns, _parquet_schema()), stream, compression="zstd")
+
+
+def _parquet_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    types = {
+        "text": pa.string(), "int": pa.int32(), "float": pa.float64(), "bool": pa.bool_(),
+        "tokens": pa.list_(pa.int32()), "time": pa.timestamp("us", tz="UTC"),
     }  # fmt: skip
-    pq.write_table(pa.table(columns, pa.schema(fields)), stream, compression="zstd")
+    for name, fields in LISTS.items():
+        types[name] = pa.list_(pa.struct([(field, types[kind]) for field, kind in fields.items()]))
+    return pa.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
 
 
 def _write_csv(stream: IO[bytes], records: list[Record]) -> None:
@@ -343,19 +412,18 @@ def _write_csv(stream: IO[bytes], records: list[Record]) -> None:
 
 def _write_jsonl(stream: IO[bytes], records: list[Record]) -> None:
     for record in records:
-        stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        whole = {name: record[name] for name in COLUMNS}
+        stream.write(json.dumps(whole, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
 def _cell(value: Any, kind: str) -> Any:
     if value is None:
         return ""
-    if kind == "json":
-        return _json(value)
+    if kind in _IN_JSON:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if kind == "text":
+        return spreadsheets.as_cell(value)
     return str(value).lower() if kind == "bool" else value
-
-
-def _json(value: Any) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _disk_errors(file: Path) -> AbstractContextManager[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -15,14 +16,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qvsplit.answering.local_engine import LocalEngine
 from qvsplit.answering.requests import Questioner
 from qvsplit.demo import POSTCARDS
 from qvsplit.errors import DiskError, StoreDamaged, StoreInUse, UsageError
 from qvsplit.extract import extract_files
-from qvsplit.output import table as table_module
-from qvsplit.output.table import COLUMNS, FORMATS, Key, Table
+from qvsplit.output.table import COLUMNS, FORMATS, Key, Table, read_records
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store
 
@@ -92,9 +94,9 @@ def asked(monkeypatch):
 
 def record(path="a.jpg", name="q", **more):
     blank = dict.fromkeys(COLUMNS) | {
-        "root": "/r", "path": path, "sha256": "ab" * 32, "id": name, "question": "Is it?", "answer": "yes",
-        "finish_reason": "stop", "config": "r", "prompt_hash": "p" + name, "weights": "w", "model": "demo",
-        "tokens": [1, 2, 3], "prompt_tokens": 40, "time": "2026-01-01T00:00:00Z",
+        "root": "/r", "path": path, "sha256": "ab" * 32, "run": "0123456789ab", "id": name, "question": "Is it?",
+        "answer": "yes", "finish_reason": "stop", "config": "r", "prompt_hash": "p" + name, "weights": "w",
+        "model": "demo", "tokens": [1, 2, 3], "prompt_tokens": 40, "time": "2026-01-01T00:00:00.000000Z",
     }  # fmt: skip
     return blank | more
 
@@ -105,10 +107,12 @@ RECORDS = [
     record("b.jpg", answer="", finish_reason="length", tokens=[]),
     record("c.jpg", answer=None, finish_reason="skipped", tokens=[]),
     record(HOSTILE, HOSTILE, answer=HOSTILE, question=HOSTILE),
-    record("d.jpg", "check", probability=0.25, flagged=True, level="warn", probabilities={"yes": 0.25, "no": 0.75},
-           logprobs={"yes": -1.5, "no": -0.25}, choice_mass=1e-9, tokens=[], finish_reason="scored"),
-    record("e.jpg", "check", flagged=False),
-    record("f.jpg", answer=None, finish_reason="error", error="its features are damaged", tokens=[]),
+    record("d.jpg", "check", verdict="warn", score=0.25, choice="no", choice_probability=0.75, choice_form="No.",
+           choice_mass=1e-9, flagged=True, level="warn", tokens=[], finish_reason="scored", choices=[
+               {"choice": "yes", "form": "yes", "probability": 0.25, "logprob": -1.5},
+               {"choice": "no", "form": "No.", "probability": 0.75, "logprob": -0.25}]),
+    record("e.jpg", "check", flagged=False, verdict="pass"),
+    record("f.jpg", answer=None, finish_reason="error", error="its features are damaged", tokens=[], verdict="error"),
     record("g.jpg", answer="", finish_reason="length", reasoning="Is it\na cat?"),
     *(record("film.mp4", kind="video", part=part, start=10.0 * part, end=10.0 * part + 7.5) for part in range(2)),
     *(record('["film.mp4", "film.mp4"]', root='["/r", "/r"]', sha256=f"{'ab' * 32}+{'ab' * 32}", items=[
@@ -139,21 +143,123 @@ def test_what_is_put_is_read_again_to_the_bit(tmp_path, suffix):
         assert [one["answer"] for one in table][:2] == ["no", ""]
 
 
-@pytest.mark.parametrize("added", [("reasoning",), ("kind", "part", "start", "end", "items", "reasoning")])
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_a_table_of_before_there_were_some_columns_is_read(tmp_path, suffix, added, monkeypatch):
-    file = tmp_path / f"answers{suffix}"
-    before = {name: kind for name, kind in COLUMNS.items() if name not in added}
-    with monkeypatch.context() as patch:
-        patch.setattr(table_module, "COLUMNS", before)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+INTS = st.integers(-(2**31), 2**31 - 1)
+VALUES = {
+    "text": TEXTS, "int": INTS, "float": FLOATS, "bool": st.booleans(), "tokens": st.lists(INTS),
+    "time": st.datetimes().map(lambda moment: moment.isoformat(timespec="microseconds") + "Z"),
+    "items": st.lists(st.fixed_dictionaries({
+        "root": TEXTS, "path": TEXTS | st.none(), "kind": TEXTS | st.none(), "part": INTS,
+        "start": FLOATS | st.none(), "end": FLOATS | st.none()})),
+    "choices": st.lists(st.fixed_dictionaries({
+        "choice": TEXTS, "form": TEXTS | st.none(), "probability": FLOATS | st.none(), "logprob": FLOATS | st.none()}),
+        min_size=1),
+}  # fmt: skip
+NEVER_NULL = {"root", "path", "sha256", "run", "id", "question", "answer", "finish_reason", "config", "prompt_hash",
+              "weights", "time"}  # fmt: skip
+ANY_RECORD = st.fixed_dictionaries(
+    {name: VALUES[kind] if name in NEVER_NULL else VALUES[kind] | st.none() for name, kind in COLUMNS.items()}
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(records=st.lists(ANY_RECORD, max_size=4, unique_by=lambda one: one["id"]))
+def test_any_record_is_the_same_in_every_format(tmp_path, records):
+    for suffix in FORMATS:
+        file = tmp_path / f"any{suffix}"
+        file.unlink(missing_ok=True)
         with Table(file) as table:
-            table.put({name: record()[name] for name in before})
-    assert b"reasoning" not in file.read_bytes()
+            for one in records:
+                table.put(one)
+        assert read_records(file) == records
+
+
+COLUMNS_OF_BEFORE = [  # before there were runs, choices and verdicts
+    "root", "path", "sha256", "kind", "part", "start", "end", "items", "id", "question", "answer", "reasoning",
+    "probability", "flagged", "level", "probabilities", "logprobs", "choice_mass", "tokens", "prompt_tokens",
+    "finish_reason", "error", "config", "prompt_hash", "model", "weights", "dtype", "encoder_check", "time",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [
+    COLUMNS_OF_BEFORE, [name for name in COLUMNS if name != "run"], [*COLUMNS, "reviewed by"], ["name"],
+])  # fmt: skip
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_table_with_other_columns_is_refused_and_left_as_it_is(tmp_path, suffix, columns):
+    import pyarrow as pa
+
+    file = tmp_path / f"answers{suffix}"
+    row = {name: record(tokens=None).get(name, "x") for name in columns}
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([row]), file)
+    elif suffix == ".csv":
+        file.write_text(",".join(columns) + "\n" + ",".join(str(value or "") for value in row.values()) + "\n")
+    else:
+        file.write_text(json.dumps(row) + "\n")
+    before = file.read_bytes()
+    for use in (lambda: Table(file).__enter__(), lambda: read_records(file)):
+        with pytest.raises(UsageError, match=r"no table of this version's answers \(it (lacks|has) the column") as told:
+            use()
+        assert "\n" not in str(told.value)
+        assert file.read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    if columns[-1] == "reviewed by":
+        assert "it has the column reviewed by" in str(told.value)
+
+
+def test_another_run_is_another_record(tmp_path):
+    with Table(tmp_path / "a.csv") as table:
+        table.put(record())
+        table.put(record(run="another run", prompt_hash="other", answer="no"))
+        table.put(record(answer="maybe"))
+    assert [(one["run"], one["answer"]) for one in read_records(tmp_path / "a.csv")] == [
+        ("0123456789ab", "maybe"), ("another run", "no"),
+    ]  # fmt: skip
+
+
+def test_parquet_has_types_that_need_no_parsing(tmp_path):
+    import pyarrow as pa
+
+    with Table(_full_table(tmp_path)) as table:
+        assert len(table) == len(RECORDS)
+    schema = pq.read_schema(tmp_path / "answers.parquet")
+    choices = [("choice", pa.string()), ("form", pa.string()), ("probability", pa.float64()), ("logprob", pa.float64())]
+    items = [("root", pa.string()), ("path", pa.string()), ("kind", pa.string()), ("part", pa.int32()),
+             ("start", pa.float64()), ("end", pa.float64())]  # fmt: skip
+    expected = {
+        "choices": pa.list_(pa.struct(choices)), "items": pa.list_(pa.struct(items)), "tokens": pa.list_(pa.int32()),
+        "time": pa.timestamp("us", "UTC"), "flagged": pa.bool_(), "part": pa.int32(), "prompt_tokens": pa.int32(),
+        "score": pa.float64(), "verdict": pa.string(),
+    }  # fmt: skip
+    assert {name: schema.field(name).type for name in expected} == expected
+    import duckdb
+
+    (answer,) = duckdb.sql(f"""
+        SELECT choices[2].form, year("time" AT TIME ZONE 'UTC'), flagged, tokens
+        FROM '{tmp_path}/answers.parquet' WHERE flagged
+    """).fetchall()
+    assert answer == ("No.", 2026, True, [])
+
+
+def _full_table(folder):
+    with Table(folder / "answers.parquet") as table:
+        for one in RECORDS:
+            table.put(one)
+    return folder / "answers.parquet"
+
+
+def test_reading_takes_no_lock_and_says_what_is_no_table(tmp_path):
+    with pytest.raises(UsageError, match=r"no table of answers at .*none\.csv"):
+        read_records(tmp_path / "none.csv")
+    with pytest.raises(UsageError, match="must end in"):
+        read_records(tmp_path / "none.txt")
+    (tmp_path / "empty.csv").touch()
+    assert read_records(tmp_path / "empty.csv") == []
+    file = _full_table(tmp_path)
     with Table(file) as table:
-        assert list(table) == [record()]
-        table.put(record("b.jpg", reasoning="Is it?"))
-    with Table(file) as table:
-        assert list(table) == [record(), record("b.jpg", reasoning="Is it?")]
+        table.put(record("new.jpg"))
+        assert read_records(file) == RECORDS  # as the last run left it
 
 
 def test_every_reader_reads_it(tmp_path):
@@ -174,7 +280,7 @@ def test_a_file_that_is_something_else_is_left_alone(tmp_path, suffix):
     file = tmp_path / f"mine{suffix}"
     for content in (b"name,age\nada,36\n", b'{"name": "ada"}\n', b"PAR1 and so on", b"\xff\xfe"):
         file.write_bytes(content)
-        with pytest.raises(UsageError, match="no table of qvsplit's answers"), Table(file):
+        with pytest.raises(UsageError, match="no table of this version's answers"), Table(file):
             pass
         assert file.read_bytes() == content
         assert [path.name for path in tmp_path.iterdir()] == [file.name]  # no journal left behind
@@ -247,7 +353,11 @@ def test_an_answer_of_any_length_fits_into_a_cell(tmp_path):
         assert list(table) == [long]
 
 
-@pytest.mark.parametrize("wrong", [{"logprobs": "x"}, {"finish_reason": "scored"}, {"tokens": 3}, {"flagged": "yes"}])
+@pytest.mark.parametrize("wrong", [
+    {"choices": "x"}, {"choices": [{"choice": "yes"}]}, {"finish_reason": "scored"}, {"tokens": 3}, {"tokens": [None]},
+    {"flagged": "yes"}, {"score": math.nan}, {"score": 10**400}, {"score": True}, {"part": 2**40}, {"time": "today"},
+    {"time": "2026-01-01T00:00:00"}, {"items": [{"part": 0}]},
+])  # fmt: skip
 def test_a_record_that_was_tampered_with_is_not_believed(tmp_path, wrong):
     (tmp_path / "a.jsonl").write_text(json.dumps(record() | wrong) + "\n")
     with pytest.raises(UsageError, match="of the wrong kind"), Table(tmp_path / "a.jsonl"):
@@ -523,7 +633,7 @@ def test_the_moments_of_the_recipes_are_found(tmp_path, monkeypatch):
     with Table(tmp_path / "clips.parquet") as table:
         for part, (answer, probability) in enumerate([("yes", 0.9), ("no", 0.95), ("yes", 0.6), ("yes", 0.99)]):
             table.put(record("walk.mp4", "Is there a dog?", kind="video", part=part, start=10.0 * part,
-                             end=10.0 * part + 10, answer=answer, probability=probability))  # fmt: skip
+                             end=10.0 * part + 10, answer=answer, choice_probability=probability))  # fmt: skip
     monkeypatch.chdir(tmp_path)
     section = (ROOT / "docs" / "recipes.md").read_text().split("## Videos")[1].split("\n## ")[0]
     (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
