@@ -23,10 +23,11 @@ _SMALLER = {
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """A request, its prompt, and the tokens of each of its choices."""
+    """A request, its prompt, and what is scored: texts, and the tokens of each."""
 
     request: Request
     prompt: Prompt
+    texts: tuple[str, ...] = ()
     choices: tuple[tuple[int, ...], ...] = ()
 
     @cached_property

@@ -14,13 +14,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
+from qvsplit.answering.forms import forms_of
 from qvsplit.errors import UsageError, some_of
-from qvsplit.output.levels import DEFAULT_LEVEL, LEVELS
+from qvsplit.output.levels import DEFAULT_LEVEL, LEVELS, UNSURE
 from qvsplit.runtime import arguments
 
-UNSURE = "unsure"  # the answer where none reaches the threshold
+MIN_CHOICE_MASS = 0.5  # below it the model would more likely have said something else than any of the choices
 _ID = re.compile(r"[^\s=,]+")
-_KEYS = {"id", "question", "choices", "flag", "threshold", "level", "only_if"}
+_KEYS = {"id", "question", "choices", "flag", "threshold", "level", "min_choice_mass", "only_if"}
+_FILE_KEYS = {"check", "min_choice_mass"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,14 @@ class Question:
     Attributes:
         text: What is asked.
         id: A name for it.
-        choices: A list, or each choice's spellings, whose probabilities are added.
+        choices: A list, or each choice's spellings; their usual forms (`Yes.` for `yes`) are tried by themselves, and
+            the probabilities of all forms of a choice are added.
         flag: The choices that are flagged, if their probability together reaches `threshold`. Without, the most
             probable choice must reach `threshold`, else the answer is `unsure`.
         threshold: A probability.
         level: How grave a flagged answer is.
+        min_choice_mass: How probable it must be that the model would have given any of the choices by itself. Where it
+            is less probable the answer is `unsure` and its verdict `uncertain`.
         only_if: What must hold for the question to be asked.
     """
 
@@ -59,6 +64,7 @@ class Question:
     threshold: float | None = None
     level: str = DEFAULT_LEVEL
     only_if: Condition | None = None
+    min_choice_mass: float = MIN_CHOICE_MASS
 
     def __post_init__(self) -> None:
         """Make a list choices with one spelling each. UsageError for what cannot be asked, or chosen from."""
@@ -72,7 +78,9 @@ class Question:
         flag: Any = self.flag
         listed = [flag] if isinstance(flag, str) else _listed(flag, "flag")
         object.__setattr__(self, "flag", _flag(listed, self.spellings, self.name))
-        _threshold(self.threshold, self.name)
+        _probability(self.threshold, "threshold", self.name)
+        if _probability(self.min_choice_mass, "min_choice_mass", self.name) is None:
+            raise UsageError(f"{self.name}: min_choice_mass is a probability, 0 to 1")
         if not isinstance(self.level, str) or self.level not in LEVELS:
             raise UsageError(f"{self.name}: level is one of {', '.join(LEVELS)}")
         if not isinstance(self.only_if, Condition):
@@ -85,6 +93,11 @@ class Question:
         return cast("Mapping[str, tuple[str, ...]]", self.choices or {})
 
     @property
+    def forms(self) -> Mapping[str, tuple[str, ...]]:
+        """Each choice and all forms of its spellings that are scored."""
+        return forms_of(self.spellings)
+
+    @property
     def name(self) -> str:
         """Its id, or the question itself where it has none."""
         return self.id or self.text
@@ -92,11 +105,19 @@ class Question:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the probabilities of a question's choices come to. `flagged` is None where nothing could be flagged."""
+    """What the probabilities of a question's choices come to.
+
+    Attributes:
+        answer: The most probable choice, or `unsure`.
+        flagged: None where nothing could be flagged, or the model would have said something else.
+        score: The probability of the choices that are flagged; None without a flag.
+        uncertain: Whether the model would have said something else.
+    """
 
     answer: str
-    probability: float
     flagged: bool | None
+    score: float | None
+    uncertain: bool
 
 
 def with_choices(question: Question, choices: Sequence[str]) -> Question:
@@ -116,14 +137,17 @@ def normalised(logprobs: Mapping[str, float]) -> dict[str, float]:
     return {choice: weight / total for choice, weight in weights.items()}
 
 
-def outcome(question: Question, probabilities: Mapping[str, float]) -> Outcome:
+def outcome(question: Question, probabilities: Mapping[str, float], choice_mass: float) -> Outcome:
     """Give the answer, and whether it is flagged; a tie goes to the choice named first."""
     best = max(probabilities, key=lambda choice: probabilities[choice])
-    if question.flag:
-        total = sum(probabilities[choice] for choice in question.flag)
-        return Outcome(best, probabilities[best], total >= (0.5 if question.threshold is None else question.threshold))
+    score = sum(probabilities[choice] for choice in question.flag) if question.flag else None
+    if choice_mass < question.min_choice_mass:
+        return Outcome(UNSURE, None, score, uncertain=True)
+    if score is not None:
+        flagged = score >= (0.5 if question.threshold is None else question.threshold)
+        return Outcome(best, flagged, score, uncertain=False)
     sure = probabilities[best] >= (question.threshold or 0.0)
-    return Outcome(best if sure else UNSURE, probabilities[best], None)
+    return Outcome(best if sure else UNSURE, None, None, uncertain=False)
 
 
 def rounds(questions: Sequence[Question]) -> list[list[Question]]:
@@ -161,9 +185,13 @@ def read_checks(file: str | PathLike[str]) -> list[Question]:
     listed = content.get("check") if isinstance(content, dict) else content
     if not isinstance(listed, list) or not listed:
         raise UsageError(f"{file}: no checks; each begins with [[check]] and has an id and a question")
-    if isinstance(content, dict) and content.keys() - {"check"}:
-        raise UsageError(f"{file}: {some_of(map(str, content.keys() - {'check'}))} is not known; only [[check]] is")
-    questions = [_question(entry, f"{file}, check {number}") for number, entry in enumerate(listed, 1)]
+    if isinstance(content, dict) and content.keys() - _FILE_KEYS:
+        raise UsageError(
+            f"{file}: {some_of(map(str, content.keys() - _FILE_KEYS))} is not known; known are [[check]] and, above "
+            "the first of them, min_choice_mass"
+        )
+    least = content.get("min_choice_mass", MIN_CHOICE_MASS) if isinstance(content, dict) else MIN_CHOICE_MASS
+    questions = [_question(entry, f"{file}, check {number}", least) for number, entry in enumerate(listed, 1)]
     names = [question.id for question in questions]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -198,7 +226,7 @@ def _parse(file: Path) -> Any:
         raise UsageError(f"{file} is not TOML ({error})") from None
 
 
-def _question(entry: Any, where: str) -> Question:
+def _question(entry: Any, where: str, min_choice_mass: Any) -> Question:
     if not isinstance(entry, dict):
         raise UsageError(f"{where}: not a table of id, question, choices …")
     name = entry.get("id")
@@ -214,14 +242,16 @@ def _question(entry: Any, where: str) -> Question:
         raise UsageError(f"{where}: needs a question")
     choices = _choices(entry["choices"], where) if "choices" in entry else None
     flag = _flag(entry.get("flag", []), choices or {}, where)
-    if choices is None and ("threshold" in entry or "level" in entry):
-        raise UsageError(f"{where}: a threshold or level needs choices")
+    if choices is None and entry.keys() & {"threshold", "level", "min_choice_mass"}:
+        raise UsageError(f"{where}: a threshold, level or min_choice_mass needs choices")
     if not flag and "level" in entry:
         raise UsageError(f"{where}: a level needs flag, the choice that is flagged")
-    threshold, level = _threshold(entry.get("threshold"), where), entry.get("level", DEFAULT_LEVEL)
+    threshold, level = _probability(entry.get("threshold"), "threshold", where), entry.get("level", DEFAULT_LEVEL)
     if level not in LEVELS:
         raise UsageError(f"{where}: level is one of {', '.join(LEVELS)}")
-    return Question(text, name, choices, flag, threshold, level, _condition(entry.get("only_if"), where))
+    least = _probability(entry.get("min_choice_mass", min_choice_mass), "min_choice_mass", where)
+    condition = _condition(entry.get("only_if"), where)
+    return Question(text, name, choices, flag, threshold, level, condition, MIN_CHOICE_MASS if least is None else least)
 
 
 def _flag(given: Any, choices: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -232,10 +262,10 @@ def _flag(given: Any, choices: Mapping[str, Any], where: str) -> tuple[str, ...]
     return flag
 
 
-def _threshold(given: Any, where: str) -> float | None:
+def _probability(given: Any, key: str, where: str) -> float | None:
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     if given is not None and (not is_number or not 0 <= given <= 1):
-        raise UsageError(f"{where}: threshold is a probability, 0 to 1")
+        raise UsageError(f"{where}: {key} is a probability, 0 to 1")
     return given if is_number else None
 
 

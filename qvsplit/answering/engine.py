@@ -37,7 +37,8 @@ class Request:
         features: What the items are.
         shared: How many of the features begin other requests' prompts, too: a hint.
         decoding: How the answer is made.
-        choices: Spellings of whole answers. Where there are any, they are scored, and nothing is generated.
+        choices: Whole answers. Where there are any, they are scored, and nothing is generated.
+        forms: Further answers to score. One that is to the model the same as another is left out of the completion.
         seed: For sampling.
     """
 
@@ -47,6 +48,7 @@ class Request:
     shared: int = 0
     decoding: Decoding = field(default_factory=Decoding)
     choices: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()
     seed: int = 0
 
     @property
@@ -65,7 +67,7 @@ class Completion:
         tokens: Its tokens, those of the reasoning included, without the prompt's.
         prompt_tokens: How many tokens the prompt had.
         finish_reason: `stop`, `length`, `scored`, `cancelled` (with the text so far) or `error`.
-        logprobs: The log-probability of each spelling in `choices` as a whole answer.
+        logprobs: The log-probability of each of the `choices` and `forms` as a whole answer.
         error: Why there is no answer. A value, not raised: other requests are answered all the same.
         reasoning: What the model thought before it answered.
     """

@@ -145,12 +145,8 @@ class LocalEngine:
         prompter = self.language.prompter
         placeholders = [Placeholder.from_row(self._reader.row(ref)) for ref in request.features]
         prompt = prompter.chat(request.messages, placeholders, thinking=request.thinking)
-        choices = tuple(tuple(prompter.text_tokens(spelling)) for spelling in request.choices)
-        if not all(choices) or len(set(choices)) < len(choices):
-            raise UsageError(
-                f"to this model two of the choices {some_of(request.choices)} are the same, or one is nothing"
-            )
-        prepared = PreparedRequest(request, prompt, choices)
+        scored = _scored(request, prompter.text_tokens)
+        prepared = PreparedRequest(request, prompt, tuple(scored), tuple(scored.values()))
         return prepared if self.context is None else within_context(prepared, self.context)
 
     # ------------------------------------------------------------------------------------------------------- batches
@@ -219,7 +215,7 @@ class LocalEngine:
             if isinstance(mine, QvsplitError)
             else Completion(
                 one.request.id, prompt_tokens=len(one.prompt.input_ids), finish_reason="scored",
-                logprobs=dict(zip(one.request.choices, mine, strict=True)),
+                logprobs=dict(zip(one.texts, mine, strict=True)),
             )
             for one, mine in zip(batch, scores, strict=True)
         ]  # fmt: skip
@@ -278,6 +274,20 @@ class LocalEngine:
         prefix = self.language.prefill(prompt, new, after=after)
         self.prefix_cache.put(key, prefix)
         return prefix
+
+
+def _scored(request: Request, tokens_of: Callable[[str], list[int]]) -> dict[str, tuple[int, ...]]:
+    """Give the tokens of what is scored, by its text. UsageError if the model cannot tell two of the choices apart."""
+    scored = {choice: tuple(tokens_of(choice)) for choice in request.choices}
+    known = set(scored.values())
+    if not all(known) or len(known) < len(request.choices):
+        raise UsageError(f"to this model two of the choices {some_of(request.choices)} are the same, or one is nothing")
+    for form in request.forms:
+        tokens = tuple(tokens_of(form))
+        if tokens and tokens not in known:
+            known.add(tokens)
+            scored[form] = tokens
+    return scored
 
 
 def _failed(request: Request, error: QvsplitError, prompt: Prompt | None = None) -> Completion:

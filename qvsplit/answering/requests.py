@@ -102,13 +102,15 @@ class Questioner:
             self.check_row(row)
         refs = tuple(FeatureRef(*row.content) for row in items.rows if row.content is not None)
         kinds = [row.kind for row in items.rows]
+        spellings = tuple(spelling for spellings in question.spellings.values() for spelling in spellings)
         return Request(
             id=str(place),
             messages=tuple(question_messages(question.text, kinds, self.options.system)),
             features=refs,
             shared=items.shared,
             decoding=self.options.decoding,
-            choices=tuple(spelling for spellings in question.spellings.values() for spelling in spellings),
+            choices=spellings,
+            forms=tuple(form for forms in question.forms.values() for form in forms if form not in spellings),
             seed=self._seed(refs, question),
         )
 
@@ -123,11 +125,15 @@ class Questioner:
         if completion.error is not None:
             return replace(blank, finish_reason=ERROR, error=str(completion.error))
         if completion.logprobs is not None:
-            logprobs = {
-                choice: _log_sum([completion.logprobs[spelling] for spelling in spellings])
-                for choice, spellings in question.spellings.items()
+            scored = completion.logprobs
+            of_forms = {
+                choice: {form: scored[form] for form in forms if form in scored}
+                for choice, forms in question.forms.items()
             }
-            return judged(replace(blank, logprobs=logprobs, finish_reason=completion.finish_reason), question)
+            logprobs = {choice: _log_sum(list(mine.values())) for choice, mine in of_forms.items()}
+            forms = {choice: max(mine, key=mine.__getitem__) for choice, mine in of_forms.items()}
+            answer = replace(blank, logprobs=logprobs, forms=forms, finish_reason=completion.finish_reason)
+            return judged(answer, question)
         return replace(
             blank, text=completion.text, reasoning=completion.reasoning, tokens=list(completion.tokens),
             finish_reason=completion.finish_reason,
@@ -135,14 +141,16 @@ class Questioner:
 
 
 def judged(answer: Answer, question: Question) -> Answer:
-    """Judge `answer` by its log-probabilities, under the threshold, flag and level that `question` has now."""
+    """Judge `answer` by its log-probabilities, under what `question` says now: threshold, flag, level, choice mass."""
     if answer.logprobs is None:
         return answer
-    probabilities = normalised(answer.logprobs)
-    found = outcome(question, probabilities)
+    answer = replace(answer, probabilities=normalised(answer.logprobs), id=question.id)
+    assert answer.probabilities is not None
+    assert answer.choice_mass is not None
+    found = outcome(question, answer.probabilities, answer.choice_mass)
     return replace(
-        answer, text=found.answer, probabilities=probabilities, flagged=found.flagged,
-        level=question.level if question.flag else None, id=question.id,
+        answer, text=found.answer, flagged=found.flagged, level=question.level if found.flagged else None,
+        score=found.score, uncertain=found.uncertain,
     )  # fmt: skip
 
 

@@ -125,6 +125,26 @@ def finite_rows(values: torch.Tensor) -> list[bool]:
 # ------------------------------------------------------------------------------------------- choices, one a row each
 
 
+@dataclass(frozen=True)
+class RowLogs:
+    """Log-probabilities along one row: of each token of its choice, and of the end before and after each of them."""
+
+    tokens: Sequence[float]
+    ends: Sequence[float]
+
+    def of(self, length: int) -> float:
+        """Give that of the choice's first `length` tokens as a whole answer."""
+        return sum(self.tokens[:length]) + self.ends[length]
+
+
+def choices_with_rows(choices: Choices) -> list[list[Sequence[int]]]:
+    """Give for each question the choices that need a row: not those with which another begins (`Yes` and `Yes.`)."""
+    return [
+        [tokens for tokens in mine if not any(_goes_on(other, tokens) and other != tokens for other in mine)]
+        for mine in choices
+    ]
+
+
 def choice_rows(questions: Sequence[PrefixedQuestion], choices: Choices) -> list[PrefixedQuestion]:
     """Give one row for each question and choice: the choice stands behind the question as if it had been answered."""
     return [
@@ -134,26 +154,41 @@ def choice_rows(questions: Sequence[PrefixedQuestion], choices: Choices) -> list
     ]
 
 
-def choice_sums(tails: Sequence[torch.Tensor], choices: Choices, stops: Sequence[int]) -> list[list[float] | None]:
-    """Add up log-probabilities of choices that have a row each.
+def row_logs(scores: torch.Tensor, tokens: Sequence[int], stops: Sequence[int]) -> RowLogs | None:
+    """Read a row's last scores, [choice tokens + 1, vocabulary]: they foretell its tokens and the end after each.
 
-    `tails` are each row's last scores, [choice tokens + 1, vocabulary]: they foretell its tokens and the end after
-    them, which is any of `stops`.
+    An end is any of `stops`. None where the model computes no numbers.
     """
-    waiting = iter(tails)
-    sums = [[_sum(next(waiting), tokens, stops) for tokens in mine] for mine in choices]
-    return [None if any(one is None for one in mine) else [one for one in mine if one is not None] for mine in sums]
-
-
-def _sum(scores: torch.Tensor, tokens: Sequence[int], stops: Sequence[int]) -> float | None:
     import torch
 
     if not all(finite_rows(scores[None])):
         return None
     logs = torch.log_softmax(scores.float(), -1).double()
     each = [float(logs[place, token]) for place, token in enumerate(tokens)]
-    total = sum(each) + float(torch.logsumexp(logs[len(tokens), list(stops)], 0))
-    return None if math.isnan(total) else total
+    ends = torch.logsumexp(logs[:, list(stops)], -1).tolist()
+    return None if any(map(math.isnan, [*each, *ends])) else RowLogs(each, ends)
+
+
+def choice_sums(logs: Sequence[RowLogs | None], choices: Choices) -> list[list[float] | None]:
+    """Give the log-probability of every choice from the `logs` of `choices_with_rows`, in their order."""
+    waiting = iter(logs)
+    sums: list[list[float] | None] = []
+    for mine, with_rows in zip(choices, choices_with_rows(choices), strict=True):
+        of_rows = [(tokens, next(waiting)) for tokens in with_rows]
+        if any(row is None for _, row in of_rows):
+            sums.append(None)
+        else:
+            sums.append([_of_first(of_rows, tokens) for tokens in mine])
+    return sums
+
+
+def _of_first(rows: Sequence[tuple[Sequence[int], RowLogs | None]], tokens: Sequence[int]) -> float:
+    """Give the log-probability of `tokens` from the first row that begins with them."""
+    return next(row.of(len(tokens)) for one, row in rows if row is not None and _goes_on(one, tokens))
+
+
+def _goes_on(other: Sequence[int], tokens: Sequence[int]) -> bool:
+    return list(other[: len(tokens)]) == list(tokens)
 
 
 def runs_of_one_length(questions: Sequence[PrefixedQuestion]) -> list[list[int]]:

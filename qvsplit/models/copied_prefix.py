@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qvsplit.models.asking import Choices, PrefixedQuestion, choice_rows, choice_sums, grow
+from qvsplit.models.asking import (
+    Choices,
+    PrefixedQuestion,
+    RowLogs,
+    choice_rows,
+    choice_sums,
+    choices_with_rows,
+    grow,
+    row_logs,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -82,16 +91,18 @@ class CopiedPrefix:
 
     def score(self, questions: Sequence[PrefixedQuestion], choices: Choices) -> list[list[float] | None]:
         """Score choices, each in a row of its own."""
-        rows = choice_rows(questions, choices)
-        counts = [len(tokens) + 1 for mine in choices for tokens in mine]
-        tails: dict[int, torch.Tensor] = {}
+        with_rows = choices_with_rows(choices)
+        rows = choice_rows(questions, with_rows)
+        each = [tokens for mine in with_rows for tokens in mine]
+        logs: dict[int, RowLogs | None] = {}
         for part in self._parts(rows):
             for group in _groups([rows[number] for number in part]):
                 _, hidden = _ask(self._forward, [rows[part[place]] for place in group])
                 for row, place in enumerate(group):
                     number = part[place]
-                    tails[number] = self._forward.scores(hidden[row, -counts[number] :])
-        return choice_sums([tails[number] for number in range(len(rows))], choices, self._stops())
+                    scores = self._forward.scores(hidden[row, -len(each[number]) - 1 :])
+                    logs[number] = row_logs(scores, each[number], self._stops())
+        return choice_sums([logs[number] for number in range(len(rows))], choices)
 
     def _parts(self, questions: Sequence[PrefixedQuestion]) -> Iterator[list[int]]:
         """Cut the questions' numbers into parts that have room together."""

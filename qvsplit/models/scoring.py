@@ -1,8 +1,9 @@
 """Several choices behind one question in one row: which token stands where, at which position, and what it sees.
 
-A row is padding, the question's suffix, then all of its choices one after the other. A choice sees the suffix and
-itself, and stands at the positions it would have alone. Lists come in, tensors of a whole batch go out. For layers with
-attention only: a recurrent state has no way around a choice.
+A row is padding, the question's suffix, then a tree of its choices: what several begin with (`Yes` and `Yes.`) stands
+there once. A token sees the suffix and what is before it in its choice, and stands at the position it would have
+alone. Lists come in, tensors of a whole batch go out. For layers with attention only: a recurrent state has no way
+around a choice.
 """
 
 from __future__ import annotations
@@ -53,33 +54,55 @@ def score_layout(
     suffixes: Sequence[Sequence[int]], choices: Sequence[Sequence[Sequence[int]]], first: Sequence[int]
 ) -> ScoreLayout:
     """Lay out each suffix and its choices; a suffix's first token stands at the position that `first` gives."""
-    rows = [
-        [*suffix, *(token for tokens in mine for token in tokens)]
-        for suffix, mine in zip(suffixes, choices, strict=True)
-    ]
+    trees = [_Tree(mine) for mine in choices]
+    rows = [[*suffix, *tree.tokens] for suffix, tree in zip(suffixes, trees, strict=True)]
     longest = max(map(len, rows))
     padding = [longest - len(row) for row in rows]
     positions = torch.zeros(len(rows), longest, dtype=torch.long)
-    part = torch.full((len(rows), longest), -1)  # of its row: -1 padding, 0 the suffix, then the choices
+    seen = torch.zeros(len(rows), longest, longest, dtype=torch.bool)
     columns: list[list[list[int]]] = []
-    for number, (suffix, mine) in enumerate(zip(suffixes, choices, strict=True)):
-        column = padding[number] + len(suffix)
+    for number, (suffix, tree) in enumerate(zip(suffixes, trees, strict=True)):
+        start, column = padding[number], padding[number] + len(suffix)
         behind = first[number] + len(suffix)
-        positions[number, padding[number] : column] = torch.arange(first[number], behind)
-        part[number, padding[number] : column] = 0
+        positions[number, start:column] = torch.arange(first[number], behind)
+        seen[number, start:column, start:column] = torch.ones(len(suffix), len(suffix), dtype=torch.bool).tril()
         last = column - 1  # of the suffix: it foretells every choice's first token
-        columns.append([])
-        for which, tokens in enumerate(mine, 1):
-            end = column + len(tokens)
-            positions[number, column:end] = torch.arange(behind, behind + len(tokens))
-            part[number, column:end] = which
-            columns[-1].append([last, *range(column, end)])
-            column = end
-    same = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
-    seen = same.tril() & (part >= 0)[:, None, :]
+        for node, parent in enumerate(tree.parents):
+            before = last if parent is None else column + parent
+            seen[number, column + node] = seen[number, before]
+            seen[number, column + node, column + node] = True
+            positions[number, column + node] = positions[number, before] + 1 if before >= start else behind
+        columns.append([[last, *(column + node for node in path)] for path in tree.paths])
     places = (positions - torch.tensor(list(first))[:, None]).clamp(min=0)
     ids = torch.tensor([[0] * pad + row for pad, row in zip(padding, rows, strict=True)])
     return ScoreLayout(ids, positions, places, seen, padding, columns)
+
+
+class _Tree:
+    """The choices of one question, token by token: what they begin with together stands there once.
+
+    Attributes:
+        tokens: One a node.
+        parents: Each node's, which stands before it; None for a choice's first token.
+        paths: Each choice's nodes.
+    """
+
+    def __init__(self, choices: Sequence[Sequence[int]]) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int | None] = []
+        self.paths: list[list[int]] = []
+        nodes: dict[tuple[int | None, int], int] = {}
+        for tokens in choices:
+            parent: int | None = None
+            path: list[int] = []
+            for token in tokens:
+                if (parent, token) not in nodes:
+                    nodes[parent, token] = len(self.tokens)
+                    self.tokens.append(token)
+                    self.parents.append(parent)
+                parent = nodes[parent, token]
+                path.append(parent)
+            self.paths.append(path)
 
 
 def sums_of_layout(
@@ -94,19 +117,22 @@ def sums_of_layout(
     `hidden` are the states [B, q, width] of the layout's tokens, `scores_of` turns some into scores over the
     vocabulary. None for a question whose states are not finite.
     """
-    wanted = [
-        (number, which, column, [token] if token is not None else list(stops))
-        for number, mine in enumerate(choices)
-        for which, tokens in enumerate(mine)
-        for column, token in zip(layout.columns[number][which], [*tokens, None], strict=True)
-    ]
+    wanted: dict[
+        tuple[int, int], list[tuple[int, list[int]]]
+    ] = {}  # by question and column: for which choice, and what
+    for number, mine in enumerate(choices):
+        for which, tokens in enumerate(mine):
+            for column, token in zip(layout.columns[number][which], [*tokens, None], strict=True):
+                wanted.setdefault((number, column), []).append((which, [token] if token is not None else list(stops)))
     sums = [[0.0] * len(mine) for mine in choices]
-    for start in range(0, len(wanted), LOGITS_AT_ONCE):
-        some = wanted[start : start + LOGITS_AT_ONCE]
-        at = hidden[[number for number, _, _, _ in some], [column for _, _, column, _ in some]]
+    places = list(wanted)
+    for start in range(0, len(places), LOGITS_AT_ONCE):
+        some = places[start : start + LOGITS_AT_ONCE]
+        at = hidden[[number for number, _ in some], [column for _, column in some]]
         logs = torch.log_softmax(scores_of(at).float(), -1)
-        for (number, which, _, tokens), line in zip(some, logs, strict=True):
-            sums[number][which] += float(torch.logsumexp(line[tokens].double(), 0))
+        for place, line in zip(some, logs, strict=True):
+            for which, tokens in wanted[place]:
+                sums[place[0]][which] += float(torch.logsumexp(line[tokens].double(), 0))
     finite = asking.finite_rows(hidden)
     return [
         mine if sound and not any(map(math.isnan, mine)) else None for sound, mine in zip(finite, sums, strict=True)

@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from qvsplit.models.asking import Choices, PrefixedQuestion, choice_rows, choice_sums, grow, runs_of_one_length
+from qvsplit.models.asking import (
+    Choices,
+    PrefixedQuestion,
+    RowLogs,
+    choice_rows,
+    choice_sums,
+    choices_with_rows,
+    grow,
+    row_logs,
+    runs_of_one_length,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -66,9 +76,9 @@ class SharedPrefix:
         from qvsplit.models.scoring import score_layout, sums_of_layout
 
         if _is_recurrent(questions):
-            rows = choice_rows(questions, choices)
-            tails = self._tails(rows, [len(tokens) + 1 for mine in choices for tokens in mine])
-            return choice_sums(tails, choices, self._stops())
+            with_rows = choices_with_rows(choices)
+            logs = self._row_logs(choice_rows(questions, with_rows), [one for mine in with_rows for one in mine])
+            return choice_sums(logs, choices)
         prefixes = [_prefix(one.prefix) for one in questions]
         layout = score_layout(
             [one.suffix for one in questions], choices, [prefix.next_position for prefix in prefixes]
@@ -77,14 +87,16 @@ class SharedPrefix:
         hidden = _run(self._forward, cache, layout.input_ids, layout.positions, seen=layout.seen, places=layout.places)
         return sums_of_layout(hidden, layout, choices, self._stops(), self._forward.scores)
 
-    def _tails(self, rows: Sequence[PrefixedQuestion], counts: Sequence[int]) -> list[torch.Tensor]:
-        """Give scores of each row's last `counts` columns."""
-        tails: dict[int, torch.Tensor] = {}
+    def _row_logs(self, rows: Sequence[PrefixedQuestion], choices: Sequence[Sequence[int]]) -> list[RowLogs | None]:
+        """Give the log-probabilities along each row, which ends with the choice of its number."""
+        logs: dict[int, RowLogs | None] = {}
         for run in runs_of_one_length(rows):
             _, hidden = _ask(self._forward, [rows[number] for number in run])
             for place, number in enumerate(run):
-                tails[number] = self._forward.scores(hidden[place, -counts[number] :])
-        return [tails[number] for number in range(len(rows))]
+                tokens = choices[number]
+                scores = self._forward.scores(hidden[place, -len(tokens) - 1 :])
+                logs[number] = row_logs(scores, tokens, self._stops())
+        return [logs[number] for number in range(len(rows))]
 
     def tokens(self, questions: Sequence[PrefixedQuestion]) -> int:
         """Count every prefix once, and the suffixes padded to the longest."""

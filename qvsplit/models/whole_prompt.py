@@ -13,7 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qvsplit.models.asking import NOT_FINITE, Choices, PrefixedQuestion, choice_rows, choice_sums, finite_rows
+from qvsplit.models.asking import (
+    NOT_FINITE,
+    Choices,
+    PrefixedQuestion,
+    choice_rows,
+    choice_sums,
+    choices_with_rows,
+    finite_rows,
+    row_logs,
+)
 from qvsplit.models.forward import model_inputs
 
 if TYPE_CHECKING:
@@ -77,14 +86,16 @@ class WholePrompt:
 
     def score(self, questions: Sequence[PrefixedQuestion], choices: Choices) -> list[list[float] | None]:
         """Score one choice after the other, each by a forward pass of prompt and choice."""
-        counts = [len(tokens) for mine in choices for tokens in mine]
-        tails = []
-        for row, count in zip(choice_rows(questions, choices), counts, strict=True):
-            given = self._inputs(row, count)
+        with_rows = choices_with_rows(choices)
+        each = [tokens for mine in with_rows for tokens in mine]
+        logs = []
+        for row, tokens in zip(choice_rows(questions, with_rows), each, strict=True):
+            given = self._inputs(row, len(tokens))
             if "logits_to_keep" in self._forward.takes:
-                given["logits_to_keep"] = count + 1
-            tails.append(self._forward.model(**given).logits[0, -count - 1 :].float())
-        return choice_sums(tails, choices, self._stops())
+                given["logits_to_keep"] = len(tokens) + 1
+            scores = self._forward.model(**given).logits[0, -len(tokens) - 1 :]
+            logs.append(row_logs(scores, tokens, self._stops()))
+        return choice_sums(logs, choices)
 
     def tokens(self, questions: Sequence[PrefixedQuestion]) -> int:
         """Count the longest prompt: there is but one at a time."""

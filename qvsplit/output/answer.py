@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qvsplit.output.levels import DEFAULT_LEVEL, ERROR, verdict
+from qvsplit.output.levels import DEFAULT_LEVEL, ERROR, PASS, UNCERTAIN
 from qvsplit.output.names import names_of
 from qvsplit.store.row import Row
 
@@ -19,8 +19,9 @@ class Answer:
         answer = session.answer("cat.jpg", "What is in the image?")
         print(answer.text, answer.finish_reason)
 
-    For a question with choices `text` is the most probable of them, `tokens` is empty, `logprobs` has the
-    log-probability of each as a whole answer, and `probabilities` the same normalised over them.
+    For a question with choices `text` is the most probable of them, or `unsure` where none can be taken for the
+    answer; `tokens` is empty, `logprobs` has the log-probability of each as a whole answer, in any of its forms, and
+    `probabilities` the same normalised over them.
 
     Attributes:
         rows: The images and videos it is about, in their order; of a video in several parts, which of them.
@@ -32,10 +33,13 @@ class Answer:
         encoder_check: What shows that the features are of the model's own encoder: `fingerprint`, its weights at hand;
             `note`, that of a language model alone; `revision`, name and commit on the hub; `unchecked`, nothing.
         id: The check's id; empty for a question without.
-        level: How grave it is if it is flagged.
-        flagged: Whether the answer is one that its check flags; None where nothing could be.
+        level: How grave it is; None unless it is flagged.
+        flagged: Whether the answer is one that its check flags; None where nothing could be, or it is uncertain.
+        uncertain: Whether the model would rather have said something else than any of the choices.
+        score: The probability of what the check flags; None where it flags nothing.
         logprobs: By choice.
         probabilities: By choice.
+        forms: By choice, the likeliest of its forms: `Yes.` of `yes`.
         recalled: When it was given, where it was known from before.
         error: Why there is no answer, on one line.
         reasoning: What the model thought before it answered; empty for one that does not think.
@@ -51,8 +55,11 @@ class Answer:
     id: str = ""
     level: str | None = None
     flagged: bool | None = None
+    uncertain: bool = False
+    score: float | None = None
     logprobs: Mapping[str, float] | None = None
     probabilities: Mapping[str, float] | None = None
+    forms: Mapping[str, str] | None = None
     recalled: str | None = None
     error: str | None = None
     reasoning: str = ""
@@ -68,28 +75,55 @@ class Answer:
         return self.finish_reason == "length" and bool(self.reasoning) and not self.text
 
     @property
-    def probability(self) -> float | None:
-        """The probability of the most probable choice."""
+    def verdict(self) -> str | None:
+        """What this answer alone comes to: `pass`, a level, `uncertain` or `error`.
+
+        None for an answer in the model's own words, for one that was skipped, and where nothing could be flagged.
+        """
+        if self.error is not None:
+            return ERROR
+        if self.uncertain:
+            return UNCERTAIN
+        if self.flagged is None:
+            return None
+        return (self.level or DEFAULT_LEVEL) if self.flagged else PASS
+
+    @property
+    def choice(self) -> str | None:
+        """The most probable choice, whether or not it can be taken for the answer."""
+        return max(self.probabilities, key=self.probabilities.__getitem__) if self.probabilities else None
+
+    @property
+    def choice_probability(self) -> float | None:
+        """Its probability among the choices."""
         return max(self.probabilities.values()) if self.probabilities else None
+
+    @property
+    def choice_form(self) -> str | None:
+        """The likeliest of its forms."""
+        return (self.forms or {}).get(self.choice) if self.choice is not None else None
 
     @property
     def choice_mass(self) -> float | None:
         """How probable it is that the model would have given any of the choices by itself."""
         return math.fsum(map(math.exp, self.logprobs.values())) if self.logprobs else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, *, absolute: bool = False) -> dict[str, Any]:
         """Give it as the commands print it in JSON: `path`, or `paths` where items were asked about together."""
-        record = names_of(self.rows) | ({"id": self.id} if self.id else {})
+        record: dict[str, Any] = {"type": "answer"} | names_of(self.rows, absolute=absolute)
+        record |= {"id": self.id} if self.id else {}
         record |= {"question": self.question, "answer": self.text}
         if self.reasoning:
             record |= {"reasoning": self.reasoning}
         if self.probabilities is not None:
             record |= {
-                "probability": self.probability, "probabilities": dict(self.probabilities),
-                "logprobs": dict(self.logprobs or {}), "choice_mass": self.choice_mass,
+                "choice": self.choice, "choice_probability": self.choice_probability,
+                "choice_form": self.choice_form, "choice_mass": self.choice_mass,
+                "probabilities": dict(self.probabilities), "logprobs": dict(self.logprobs or {}),
+                "forms": dict(self.forms or {}),
             }  # fmt: skip
-        if self.flagged is not None:
-            record |= {"flagged": self.flagged, "level": self.level}
+        if self.verdict is not None:
+            record |= {"verdict": self.verdict, "score": self.score, "flagged": self.flagged, "level": self.level}
         if self.error is not None:
             record |= {"error": self.error}
         return record | {
@@ -98,10 +132,3 @@ class Answer:
             "finish_reason": self.finish_reason,
             "encoder_check": self.encoder_check,
         }
-
-
-def verdict_on(answers: Iterable[Answer]) -> str:
-    """Give the verdict that all answers about one item come to: the gravest level flagged, ERROR where one failed."""
-    levels = [ERROR if answer.error is not None else answer.level or DEFAULT_LEVEL
-              for answer in answers if answer.flagged or answer.error is not None]  # fmt: skip
-    return verdict(levels)

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 LEVELS = ("info", "warn", "block")
 DEFAULT_LEVEL = "warn"  # of a check that names none
 PASS = "pass"  # the verdict on an item for which nothing was flagged
-ERROR = "error"  # the verdict on an item that could not be checked: graver than any level, as nothing is known of it
-VERDICTS = (PASS, *LEVELS, ERROR)  # the gravest last
-CHOICE_MASS_LOW = 0.01  # below it the choices were none of what the model would have said by itself
+UNCERTAIN = "uncertain"  # the model would have said something else than the choices of a check
+ERROR = "error"  # the item, or one of its questions, could not be checked
+UNSURE = "unsure"  # the answer to a check where no choice can be taken for one
+UNKNOWN = (UNCERTAIN, ERROR)  # verdicts that trip a gate unless they are allowed
+# The gravest last. What is not known may be anything up to block: nothing but a known block is graver.
+VERDICTS = (PASS, "info", "warn", *UNKNOWN, "block")
 
 
-def verdict(levels: Iterable[str]) -> str:
-    """Give the verdict on an item from the levels of what was flagged, and ERROR where an answer failed: the gravest.
-
-    `pass` where nothing was.
-    """
-    return max(levels, key=VERDICTS.index, default=PASS)
+def verdict(verdicts: Iterable[str]) -> str:
+    """Give the verdict on an item from what each of its answers comes to: the gravest; `pass` where there is none."""
+    return max(verdicts, key=VERDICTS.index, default=PASS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qvsplit.output.text import counted_items
+from qvsplit.runtime.names import file_on_disk, is_within
 from qvsplit.store.row import Row
 
 _TIME_SPAN = re.compile(r" \([0-9:.]+ to [0-9:.]+\)$")
@@ -43,17 +45,42 @@ def without_time_span(name: str) -> str:
     return _TIME_SPAN.sub("", name)
 
 
-def names_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """Name the items of one prompt for programs: `path` and `root`, or `paths` and `roots` where there are several.
+def file_of(row: Row, *, absolute: bool = False) -> str:
+    """Give the path by which the file of a row opens from here: relative below the current folder, else absolute.
 
-    Where any of them is a video, also `kind`, `part`, `start` and `end`, or `kinds`, `parts`, `starts` and `ends`.
+    As the file system has it: a byte that is not UTF-8 is a surrogate. Features at hand have no file: then their name.
     """
+    if not row.root:
+        return row.path
+    file = file_on_disk(row.root, row.path)
+    return file if absolute else from_here(file)
+
+
+def from_here(file: str) -> str:
+    """Give an absolute file by a path that opens from here: relative below the current folder, else absolute."""
+    try:
+        here = os.getcwd()
+    except OSError:  # the current folder has been removed: from there nothing opens but by its whole path
+        return file
+    if here == "/" or not is_within(file, here):
+        return file
+    relative = file[len(here) + 1 :]
+    return f"./{relative}" if relative.startswith("-") else relative  # no command may take it for an option
+
+
+def names_of(rows: Sequence[Row], *, absolute: bool = False) -> dict[str, Any]:
+    """Name the items of one prompt for programs: `file`, `path` and `root`; where there are several, lists of these.
+
+    The lists are `files`, `paths` and `roots`. Where any of the items is a video there are also `kind`, `part`, `start`
+    and `end`, or `kinds`, `parts`, `starts` and `ends`.
+    """
+    files = [file_of(row, absolute=absolute) for row in rows]
     fields = ["path", "root"]
     if any(row.kind == "video" for row in rows):
         fields += ["kind", "part", "start", "end"]
     if len(rows) == 1:
-        return {name: getattr(rows[0], name) for name in fields}
-    return {f"{name}s": [getattr(row, name) for row in rows] for name in fields}
+        return {"file": files[0]} | {name: getattr(rows[0], name) for name in fields}
+    return {"files": files} | {f"{name}s": [getattr(row, name) for row in rows] for name in fields}
 
 
 def count_rows(rows: Iterable[Row]) -> str:

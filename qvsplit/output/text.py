@@ -30,8 +30,16 @@ def say(line: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object on a line of stdout: JSON is UTF-8, so where stdout has another encoding, as ASCII."""
-    print(json.dumps(value, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"), flush=True)
+    """Print one JSON object on a line of stdout: JSON is UTF-8, so where stdout has another encoding, as ASCII.
+
+    As ASCII also where a file's name has bytes that are not UTF-8: each is half a surrogate pair, as Python has them.
+    """
+    line = json.dumps(value, ensure_ascii=sys.stdout.encoding.lower() != "utf-8")
+    print(line if _is_text(line) else json.dumps(value), flush=True)
+
+
+def _is_text(line: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in line)
 
 
 def plural(number: int, singular: str, many: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -137,10 +138,10 @@ def test_probabilities_add_up_and_keep_their_order():
 
 def test_an_answer_is_flagged_from_the_threshold_on():
     check = Question("?", "x", {"a": ("a",), "b": ("b",), "c": ("c",)}, flag=("a", "b"), threshold=0.4)
-    assert outcome(check, {"a": 0.25, "b": 0.15, "c": 0.6}).flagged is True  # together; though c is more probable
-    assert outcome(check, {"a": 0.25, "b": 0.15, "c": 0.6}).answer == "c"
-    assert outcome(check, {"a": 0.2, "b": 0.15, "c": 0.65}).flagged is False
-    assert outcome(with_choices(Question("?"), ["a", "b"]), {"a": 0.5, "b": 0.5}).answer == "a"
+    assert outcome(check, {"a": 0.25, "b": 0.15, "c": 0.6}, 1.0).flagged is True  # together; though c is more probable
+    assert outcome(check, {"a": 0.25, "b": 0.15, "c": 0.6}, 1.0).answer == "c"
+    assert outcome(check, {"a": 0.2, "b": 0.15, "c": 0.65}, 1.0).flagged is False
+    assert outcome(with_choices(Question("?"), ["a", "b"]), {"a": 0.5, "b": 0.5}, 1.0).answer == "a"
 
 
 def test_a_choice_that_is_flagged_twice_counts_once(tmp_path):
@@ -164,9 +165,34 @@ def test_a_condition_on_what_is_not_asked():
 
 def test_without_a_flag_a_threshold_makes_it_unsure():
     check = Question("?", "x", {"a": ("a",), "b": ("b",)}, threshold=0.8)
-    assert outcome(check, {"a": 0.79, "b": 0.21}).answer == "unsure"
-    assert outcome(check, {"a": 0.8, "b": 0.2}).answer == "a"
-    assert outcome(check, {"a": 0.8, "b": 0.2}).flagged is None
+    assert outcome(check, {"a": 0.79, "b": 0.21}, 1.0).answer == "unsure"
+    assert outcome(check, {"a": 0.8, "b": 0.2}, 1.0).answer == "a"
+    assert outcome(check, {"a": 0.8, "b": 0.2}, 1.0).flagged is None
+
+
+@pytest.mark.parametrize("flag", ["a", ()])
+def test_what_the_model_would_hardly_have_said_is_no_answer(flag):
+    check = Question("?", "x", {"a": ("a",), "b": ("b",)}, flag=flag)
+    wrong = outcome(check, {"a": 0.9999, "b": 0.0001}, 1e-34)
+    assert (wrong.answer, wrong.flagged, wrong.uncertain) == ("unsure", None, True)
+    assert wrong.score == (0.9999 if flag else None)
+    assert outcome(check, {"a": 0.9, "b": 0.1}, 0.499).uncertain
+    right = outcome(check, {"a": 0.9, "b": 0.1}, 0.5)
+    assert (right.answer, right.flagged, right.uncertain) == ("a", True if flag else None, False)
+    assert not outcome(replace(check, min_choice_mass=0.0), {"a": 0.9, "b": 0.1}, 0.0).uncertain
+
+
+def test_the_least_choice_mass_is_that_of_the_check_or_of_the_file(tmp_path):
+    text = "min_choice_mass = 0.2\n" + GOOD.replace('level = "info"', 'level = "info"\nmin_choice_mass = 0.9')
+    assert [check.min_choice_mass for check in read_checks(written(tmp_path, text))][:2] == [0.9, 0.2]
+    assert read_checks(written(tmp_path, GOOD))[0].min_choice_mass == 0.5
+    for wrong in ("1.5", "-0.1", '"half"', "true"):
+        with pytest.raises(UsageError, match="min_choice_mass is a probability, 0 to 1"):
+            read_checks(written(tmp_path, f"min_choice_mass = {wrong}\n" + GOOD))
+        with pytest.raises(UsageError, match="min_choice_mass is a probability, 0 to 1"):
+            read_checks(written(tmp_path, GOOD.replace('level = "info"', f"min_choice_mass = {wrong}")))
+    with pytest.raises(UsageError, match="min_choice_mass"):
+        Question("?", choices=["a", "b"], min_choice_mass=None)
 
 
 def test_rounds_follow_the_conditions(tmp_path):

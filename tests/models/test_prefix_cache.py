@@ -507,16 +507,17 @@ def test_text_grows_by_whole_characters():
 
 def test_scores_are_the_whole_models_log_probabilities_of_whole_answers(session, few, whole, photos):
     spelt = {"yes": ("yes", "Yes, of course."), "no": ("no",), "a cat on a chair": ("a cat on a chair",)}
-    asked = [Question(text, choices=spelt) for text in questions(3)]
+    asked = [Question(text, choices=spelt) for text in questions(2)]
     rows = few[1][:2]
     answers = list(session.survey([PromptItems((row,)) for row in rows], asked))
+    assert {"Yes.", " yes"} < set(asked[0].forms["yes"])
     ends = sorted(session.engine.language.stops)
     for answer in answers:
         inputs = whole.inputs([upright_rgb(photos / answer.rows[0].path)], answer.question)
-        for name, spellings in spelt.items():
-            total = 0.0
-            for spelling in spellings:
-                tokens = whole.processor.tokenizer(spelling, add_special_tokens=False)["input_ids"]
+        for name, forms in asked[0].forms.items():
+            of_forms = {}
+            for form in forms:
+                tokens = whole.processor.tokenizer(form, add_special_tokens=False)["input_ids"]
                 ids = torch.cat([inputs["input_ids"], torch.tensor([tokens])], 1)
                 types = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, len(tokens), dtype=torch.long)], 1)
                 with torch.inference_mode():
@@ -530,8 +531,11 @@ def test_scores_are_the_whole_models_log_probabilities_of_whole_answers(session,
                     ).logits[0, -len(tokens) - 1 :]
                 logs = torch.log_softmax(logits.double(), -1)
                 each = logs[range(len(tokens)), tokens].sum() + torch.logsumexp(logs[-1, ends], 0)
-                total += float(torch.exp(each))
-            assert answer.logprobs[name] == pytest.approx(torch.tensor(total).double().log().item(), abs=2e-3)
+                of_forms[form] = float(torch.exp(each))
+            total = torch.tensor(sum(of_forms.values())).double()
+            assert answer.logprobs[name] == pytest.approx(total.log().item(), abs=2e-3)
+            assert answer.forms[name] == max(of_forms, key=of_forms.get)
         assert sum(answer.probabilities.values()) == pytest.approx(1)
-        assert answer.text == max(answer.logprobs, key=answer.logprobs.get)
+        assert answer.choice == max(answer.logprobs, key=answer.logprobs.get)
+        assert (answer.text, answer.verdict) == ("unsure", "uncertain")  # a random model would say something else
         assert (answer.tokens, answer.finish_reason) == ([], "scored")

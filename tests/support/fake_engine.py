@@ -56,7 +56,8 @@ class FakeEngine:
         if isinstance(answer, QvsplitError):
             return Completion(request.id, finish_reason="error", error=answer)
         if isinstance(answer, Mapping):
-            logprobs = {spelling: math.log(answer[spelling]) for spelling in request.choices}
+            forms = [form for form in request.forms if form in answer]
+            logprobs = {text: math.log(answer[text]) for text in (*request.choices, *forms)}
             return Completion(request.id, finish_reason="scored", prompt_tokens=9, logprobs=logprobs)
         reasoning, answer = answer if isinstance(answer, tuple) else ("", answer)
         if on_text is not None:
