@@ -21,7 +21,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.errors import UsageError
-from qvsplit.output.levels import CHOICE_MASS_LOW, DEFAULT_LEVEL, ERROR, VERDICTS, verdict
+from qvsplit.output.levels import ERROR, PASS, VERDICTS, verdict
 from qvsplit.output.thumbnails import Thumbnails, shown_text
 from qvsplit.output.verdicts import failure_reason
 from qvsplit.runtime.atomic_files import disk_errors, written_whole
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 MARK = b'<meta name="generator" content="qvsplit">'
 # What an answer's third number says, added up
-FLAGGED, CUT, SKIPPED, LOW_CHOICE_MASS, FAILED = 1, 2, 4, 8, 16
-SCORES = 4  # level, probabilities, log-probabilities, choice mass
+FLAGGED, CUT, SKIPPED, UNCERTAIN, FAILED = 1, 2, 4, 8, 16
+SCORES = 4  # verdict, probabilities, log-probabilities, choice mass
 _THUMBNAILS, _DATA = "<!-- thumbnails -->", "<!-- data -->"
 
 
@@ -151,7 +151,7 @@ class _Cards:
         self._keys: list[tuple[Key, int]] = []  # of the items of the card that is open, each with its part
         self._items: Sequence[int] = ()
         self._answers: list[list[Any]] = []
-        self._levels: list[str] | None = None  # of what was flagged or failed; None where nothing could be
+        self._verdicts: list[str] = []  # on its answers; none where nothing could be flagged
 
     def add_failed(self, row: Row, item: int) -> None:
         """Add a card for an item that could not be encoded."""
@@ -167,12 +167,7 @@ class _Cards:
         question = self._questions.setdefault((answer.id, answer.question), len(self._questions))
         if question == len(self._choices):
             self._choices.append({})
-        if answer.flagged is not None:
-            self._levels = self._levels or []
-            if answer.flagged:
-                self._levels.append(_level(answer))
-        if answer.error is not None:
-            self._levels = [*(self._levels or []), ERROR]
+        self._verdicts += [answer.verdict] if answer.verdict is not None else []
         text = answer.text if answer.error is None else answer.error
         scores = self._scores(question, answer)
         if answer.reasoning:
@@ -183,7 +178,7 @@ class _Cards:
         return self._texts.setdefault(shown_text(text), len(self._texts))
 
     def _scores(self, question: int, answer: Answer) -> list[Any]:
-        """Give the level's number, probabilities and log-probabilities in the order of the choices, and choice mass."""
+        """Give the verdict's number, probabilities and log-probabilities in the order of the choices, and choice mass."""
         if not answer.probabilities:
             return []
         choices = self._choices[question]
@@ -191,7 +186,7 @@ class _Cards:
             choices.setdefault(name, self._number(name))
         logprobs = answer.logprobs or {}
         return [
-            VERDICTS.index(_level(answer)) if answer.flagged is not None else 0,
+            VERDICTS.index(answer.verdict or PASS),
             [_figure(answer.probabilities.get(name)) for name in choices],
             [_figure(logprobs.get(name)) for name in choices],
             _figure(answer.choice_mass, digits=3),
@@ -200,9 +195,9 @@ class _Cards:
     def _close(self) -> None:
         if not self._answers:
             return
-        number = -1 if self._levels is None else VERDICTS.index(verdict(self._levels))
+        number = VERDICTS.index(verdict(self._verdicts)) if self._verdicts else -1
         self._cards.append(_json([self._items, number, self._answers]))
-        self._answers, self._levels = [], None
+        self._answers, self._verdicts = [], []
 
     def to_json(self, title: str, facts: Mapping[str, str], items: Sequence[Sequence[Any]]) -> Iterator[str]:
         """Give all of it as JSON that can stand in a page, in parts."""
@@ -224,17 +219,12 @@ class _Cards:
         yield "]}"
 
 
-def _level(answer: Answer) -> str:
-    return answer.level or DEFAULT_LEVEL
-
-
 def _marks(answer: Answer) -> int:
     if answer.error is not None:
         return FAILED
     reason = answer.finish_reason
     marks = FLAGGED * bool(answer.flagged) + CUT * (reason == "length") + SKIPPED * (reason == "skipped")
-    choice_mass = answer.choice_mass if answer.probabilities else None
-    return marks + LOW_CHOICE_MASS * (choice_mass is not None and choice_mass < CHOICE_MASS_LOW)
+    return marks + UNCERTAIN * answer.uncertain
 
 
 def _figure(value: float | None, *, digits: int = 6) -> float | None:

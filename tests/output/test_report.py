@@ -18,6 +18,7 @@ from PIL import Image
 
 from qvsplit.errors import DiskError, UsageError
 from qvsplit.output import report, thumbnails
+from qvsplit.output.levels import VERDICTS
 from qvsplit.sources import images, pixels
 from tests.support.report_pages import data_of, failed_row, generated, no_row, row_of, scored, thumbnails_of, written
 
@@ -248,7 +249,7 @@ def test_what_could_not_be_checked_never_reads_as_pass(tmp_path):
 
 
 def test_choice_mass_is_in_the_data_and_marks_answers_that_mean_little(tmp_path):
-    row, shown = no_row("a.jpg"), (0.9, 0.0100001, 0.0099999, 3.21987e-12, 0.99999)
+    row, shown = no_row("a.jpg"), (0.9, 0.500001, 0.499999, 3.21987e-12, 0.99999)
     answers = [scored(row, f"check-{number}", 0.9, choice_mass=choice_mass) for number, choice_mass in enumerate(shown)]
     answers += [
         scored(row, "flagged", 0.9, choice_mass=1e-5, level="warn"),
@@ -256,9 +257,11 @@ def test_choice_mass_is_in_the_data_and_marks_answers_that_mean_little(tmp_path)
         generated(row, "What?", "x"),
     ]
     answers_in_page = data_of(written(tmp_path / "page.html", answers))["cards"][0][2]
-    assert [answer[6] for answer in answers_in_page[:7]] == [0.9, 0.01, 0.01, 3.22e-12, 1.0, 1e-5, None]
-    few = report.LOW_CHOICE_MASS
-    assert [answer[2] for answer in answers_in_page] == [0, 0, few, few, 0, few + report.FLAGGED, 0, 0]
+    assert [answer[6] for answer in answers_in_page[:7]] == [0.9, 0.5, 0.5, 3.22e-12, 1.0, 1e-5, None]
+    few = report.UNCERTAIN
+    assert [answer[2] for answer in answers_in_page] == [0, 0, few, few, 0, few, 0, 0]
+    uncertain = VERDICTS.index("uncertain")
+    assert [answer[3] for answer in answers_in_page[:7]] == [0, 0, uncertain, uncertain, 0, uncertain, 0]
 
 
 def test_the_data_is_compact(tmp_path):

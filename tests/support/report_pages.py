@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qvsplit.answering.checks import Question
+from qvsplit.answering.requests import judged
 from qvsplit.errors import ItemError
 from qvsplit.output.answer import Answer
 from qvsplit.output.report import write_report
@@ -80,10 +82,9 @@ def scored(
 ) -> Answer:  # fmt: skip
     probabilities = {"yes": yes, "no": 1 - yes}
     logprobs = {name: math.log(p) + math.log(choice_mass) if p else -math.inf for name, p in probabilities.items()}
-    return Answer(
-        (rows,), question, "yes" if yes >= 0.5 else "no", [], 9, "scored", "fingerprint", id=id, level=level,
-        flagged=None if level is None else yes >= 0.5, logprobs=logprobs, probabilities=probabilities,
-    )  # fmt: skip
+    check = Question(question, id, ["yes", "no"], flag="yes" if level else (), level=level or "warn")
+    answer = Answer((rows,), question, "", [], 9, "scored", "fingerprint", logprobs=logprobs)
+    return replace(judged(answer, check), probabilities=probabilities)
 
 
 def data_of(page: Path) -> dict:
