@@ -1,0 +1,206 @@
+"""Answers as a wide table: one row an item, a column a question. The columns are a contract: docs/tables.md.
+
+Prompts about several items together have no row. Where an item's answers are of several runs, those of the newest run
+of each question count, and no other: answers of two models or prompts never stand in one column.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from qvsplit.errors import UsageError
+from qvsplit.output.levels import VERDICTS, verdict
+from qvsplit.output.spreadsheets import as_cell
+from qvsplit.output.table import Record
+from qvsplit.runtime.atomic_files import disk_errors, written_whole
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ITEM_COLUMNS = ("root", "path", "kind", "part", "start", "end", "sha256", "verdict")
+SCORE = "_score"  # behind the name of a question with choices
+FORMATS = (".parquet", ".csv")
+_Item = tuple[str, str, int]
+
+
+def wide(records: Iterable[Record]) -> pa.Table:
+    """Give one row an item, in the order in which items first came.
+
+    `verdict` is the gravest of the item's answers. It is null where none of them was to be checked, and where a check
+    that was once asked of the item has no answer by the check's newest run, or about the item's present bytes: then
+    it is not known, unless another check is flagged `block`.
+
+    Raises:
+        UsageError: Two columns would have one name.
+    """
+    import pyarrow as pa
+
+    everything = [record for record in records if record["items"] is None]
+    items: dict[_Item, list[Record]] = {}
+    for record in everything:
+        items.setdefault((record["root"], record["path"], record["part"] or 0), []).append(record)
+    runs = newest_runs(everything)
+    scored = dict.fromkeys((record["id"] for record in everything), False)
+    for record in everything:
+        scored[record["id"]] |= runs[record["id"]] == record["run"] and record["choices"] is not None
+    names = check_names(scored)
+    checks = {record["id"] for record in everything if record["score"] is not None}
+    rows = [_row(mine, runs, checks) for mine in items.values()]
+    types = {"part": pa.int32(), "start": pa.float64(), "end": pa.float64()}
+    types |= {name + SCORE: pa.float64() for name, has_choices in scored.items() if has_choices}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
+    return pa.table({name: [row.get(name) for row in rows] for name in names}, schema)
+
+
+def newest_runs(records: Iterable[Record]) -> dict[str, str]:
+    """Give, of each question, the run whose newest record is newest; of equally new ones the later in the table."""
+    newest: dict[str, tuple[str, str]] = {}
+    for record in records:
+        if record["id"] not in newest or record["time"] >= newest[record["id"]][0]:
+            newest[record["id"]] = record["time"], record["run"]
+    return {name: run for name, (_, run) in newest.items()}
+
+
+def count_together(records: Iterable[Record]) -> int:
+    """Count the answers about several items together, which a wide table leaves out."""
+    return sum(record["items"] is not None for record in records)
+
+
+def check_names(questions: Mapping[str, bool]) -> list[str]:
+    """Give the columns for these questions; the value says whether it has choices. UsageError if two have one name."""
+    owners = dict.fromkeys(ITEM_COLUMNS, "the item")
+    for name, has_choices in questions.items():
+        for column in (name, name + SCORE) if has_choices else (name,):
+            if column in owners:
+                raise UsageError(
+                    f"in a wide table the question {name} has a column {column}, which is also that of "
+                    f"{owners[column]}; give the question another id, and a table of its own"
+                )
+            owners[column] = f"the question {name}"
+    return list(owners)
+
+
+def _row(records: Sequence[Record], runs: Mapping[str, str], checks: set[str]) -> dict[str, Any]:
+    """Give the row of one item, of all its records."""
+    last = max(reversed(records), key=lambda record: record["time"])
+    answers = {
+        record["id"]: record for record in records
+        if record["run"] == runs[record["id"]] and record["sha256"] == last["sha256"]
+    }  # fmt: skip
+    row = {name: last.get(name) for name in ITEM_COLUMNS} | {"part": last["part"] or 0}
+    row["verdict"] = _verdict(answers, {record["id"] for record in records} - answers.keys(), checks)
+    for name, record in answers.items():
+        row[name] = record["answer"]
+        row[name + SCORE] = _score(record)
+    return row
+
+
+def _verdict(answers: Mapping[str, Record], missing: set[str], checks: set[str]) -> str | None:
+    known = [record["verdict"] for record in answers.values() if record["verdict"] is not None]
+    gravest = verdict(known)
+    if missing & checks and gravest != VERDICTS[-1]:
+        return None
+    return gravest if known or answers.keys() & checks else None
+
+
+def _score(record: Record) -> float | None:
+    """Give the score, or the probability of the choice; of an answer that is uncertain they say nothing."""
+    if record["verdict"] == "uncertain":
+        return None
+    score: float | None = record["choice_probability"] if record["score"] is None else record["score"]
+    return score
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+def write_wide(records: Iterable[Record], file: Path) -> int:
+    """Write the wide table of `records` to `file`, Parquet or CSV by its name, whole or not at all.
+
+    Returns:
+        How many items it has.
+
+    Raises:
+        UsageError: It cannot be written there, or two columns differ in case alone, which SQL takes for one.
+        DiskError: The disk is full, say.
+    """
+    target = check_target(file)
+    table = wide(records)
+    _check_case(table.column_names)
+    with _disk_errors(target), written_whole(target) as stream:
+        (_write_parquet if target.suffix.lower() == ".parquet" else _write_csv)(stream, table)
+    return len(table)
+
+
+def check_target(file: Path) -> Path:
+    """Give where a wide table for `file` goes, links followed. UsageError if it cannot, or something would be lost."""
+    if file.suffix.lower() not in FORMATS:
+        raise UsageError(f"the wide table {file}: its name must end in {' or '.join(FORMATS)}")
+    target = Path(os.path.realpath(file))
+    if not target.parent.is_dir():
+        raise UsageError(f"the wide table {file}: no folder at {target.parent}")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"the wide table {file} is not a file; choose another name")
+    if target.exists() and target.stat().st_size and not _is_wide(target):
+        raise UsageError(f"{file} exists and is no wide table of answers; choose another name")
+    return target
+
+
+def _is_wide(file: Path) -> bool:
+    with _disk_errors(file):
+        return tuple(_names_in(file)[: len(ITEM_COLUMNS)]) == ITEM_COLUMNS
+
+
+def _names_in(file: Path) -> list[str]:
+    if file.suffix.lower() == ".csv":
+        with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+            return stream.readline(1000).rstrip("\r\n").replace('"', "").split(",")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pa.OSFile(os.fsencode(file)) as source:
+            names: list[str] = pq.read_schema(source).names
+    except pa.ArrowException:
+        return []
+    return names
+
+
+def _check_case(names: Sequence[str]) -> None:
+    by_lower: dict[str, str] = {}
+    for name in names:
+        other = by_lower.setdefault(name.lower(), name)
+        if other != name:
+            raise UsageError(
+                f"in a wide table the columns {other} and {name} differ in case alone, and SQL takes them for one; "
+                "give one of the questions another id, and a table of its own"
+            )
+
+
+def _write_parquet(stream: IO[bytes], table: pa.Table) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, stream, compression="zstd")
+
+
+def _write_csv(stream: IO[bytes], table: pa.Table) -> None:
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+    writer = csv.writer(text)
+    writer.writerow(map(_cell, table.column_names))
+    for row in table.to_pylist():
+        writer.writerow(map(_cell, row.values()))
+    text.detach()
+
+
+def _cell(value: Any) -> Any:
+    return as_cell(value) if isinstance(value, str) else value
+
+
+def _disk_errors(file: Path) -> AbstractContextManager[None]:
+    return disk_errors(file, "the answers are kept in their own table")
