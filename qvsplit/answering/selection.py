@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qvsplit.errors import UsageError
 from qvsplit.output.names import count_rows, shown_name, without_time_span
+from qvsplit.store.finding import hint
 from qvsplit.store.row import Row
 from qvsplit.store.store import Store
 
@@ -28,10 +29,10 @@ def select(store: Store, names: Sequence[str] = (), *, only: int | None = None) 
     The name of a video names all its parts, `film.mp4#1` one of them. What `output.names.shown_name` gives is a name.
 
     Raises:
-        UsageError: There are none, neither sound nor failed; or another number of sound ones than `only`.
+        UsageError: A name names none, neither sound nor failed; or there is another number of sound ones than `only`.
     """
     if names:
-        found = {(row.key, row.part): row for name in names for row in _matching(store, name)}
+        found = {(row.key, row.part): row for name in names for row in _matching(store, name, only)}
         chosen = [found[key] for key in sorted(found)]
         rows = [row for row in chosen if row.status == "ok"]
         failed = [row for row in chosen if row.status == "failed"]
@@ -45,14 +46,18 @@ def select(store: Store, names: Sequence[str] = (), *, only: int | None = None) 
         raise UsageError(f"{named} matches {len(rows)} of the store's {count_rows(store)}, not {only}{why}")
     if not rows and not failed and chosen:
         raise UsageError(f"`image` {named}: {shown_name(chosen[0])} has been deleted from {chosen[0].root}")
-    if not rows and not failed and names:
-        raise UsageError(f"`image` {named} matches none of the store's {count_rows(store)}")
     if not rows and not failed:
         raise UsageError("the store holds no item that can be asked about; `qvsplit inspect` says what is in it")
     return Selection(rows, failed)
 
 
-def _matching(store: Store, name: str) -> list[Row]:
-    """Give the rows of a name, also of one that was printed with the seconds of a part."""
-    rows = store.matching(name)
-    return rows or store.matching(without_time_span(name))
+def _matching(store: Store, name: str, only: int | None) -> list[Row]:
+    """Give the rows of a name, also of one that was printed with the seconds of a part.
+
+    UsageError where there are none: of several names one that is mistyped must not go unnoticed.
+    """
+    rows = store.matching(name) or store.matching(without_time_span(name))
+    if rows:
+        return rows
+    what = name if only is not None else f"`image` {name}"
+    raise UsageError(f"{what} matches none of the store's {count_rows(store)}{hint(store.catalogue, name)}")

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qvsplit.errors import UsageError
-from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk
-from qvsplit.store import layout, rebuild
+from qvsplit.runtime.names import file_on_disk
+from qvsplit.store import finding, layout, rebuild
 from qvsplit.store.catalogue import CataloguedShard
 from qvsplit.store.catalogue_file import catalogue_of
 from qvsplit.store.lock import Lock
@@ -153,19 +153,14 @@ def _shards_with(
 def _matching(store: Store, name: str) -> set[Key]:
     if not name.strip():
         raise UsageError("an empty name: say which item is to be purged")
-    places = {os.path.abspath(name), os.path.realpath(name)}
-
-    def is_there(root: str, path: str) -> bool:
-        return any(is_within(file_on_disk(root, path), place) for place in places)
-
-    def is_named(root: str, path: str) -> bool:
-        return is_within(name_on_disk(path), name.rstrip("/"))
-
-    keys = {row.key for row in store.catalogue.rows_named(is_there)}
+    keys = {row.key for row in finding.below(store.catalogue, name, by_place=True)}
     if not keys:
-        keys = {row.key for row in store.catalogue.rows_named(is_named)}
+        keys = {row.key for row in finding.below(store.catalogue, name, by_place=False)}
         if len({root for root, _ in keys}) > 1:
             raise UsageError(f"the store has {name} in more than one root; give the whole path")
     if not keys:
-        raise UsageError(f"the store knows no item at {name}; `qvsplit inspect` says which roots it has")
+        raise UsageError(
+            f"the store knows no item at {name}{finding.hint(store.catalogue, name)}; `qvsplit inspect` says which "
+            "roots it has"
+        )
     return keys

@@ -5,20 +5,28 @@ may be pasted, with its escapes. A name that is there is meant, also where it wo
 
 A part of a video has the number of the part behind its name: `clip.mp4#2`. A file of that very name is meant first. In
 a glob what stands behind the last # is one of its own, of numbers: `*.mp4#0`, `clip.mp4#[3-5]`, `*#*`.
+
+A glob that matches nothing is tried with its brackets taken as they are: `[2024]*` names what begins so. Of what names
+nothing `hint` says what it may have meant.
 """
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
+import os
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from qvsplit.runtime.names import name_on_disk, stored_name, typed_name
+from qvsplit.errors import escaped, some_of
+from qvsplit.runtime.names import is_within, name_on_disk, stored_name, typed_name
 from qvsplit.store.catalogue import Catalogue
 from qvsplit.store.row import PART_MARK, Row
 
 Matches = Callable[[str, str], bool]  # of a root and a path, both as stored
+_MOST_COMPARED = 20_000  # names that a mistyped one is held against; more take too long for a hint
+_AS_ALIKE = 0.75  # of difflib's ratio: one letter in four may be wrong
 
 
 def named(catalogue: Catalogue, name: str) -> list[Row]:
@@ -35,8 +43,96 @@ def named(catalogue: Catalogue, name: str) -> list[Row]:
 def matching(catalogue: Catalogue, pattern: str) -> list[Row]:
     """Give the current rows that `pattern` names, else those that it matches as a glob, by path or by file name."""
     rows = named(catalogue, pattern)
-    if rows or not any(character in pattern for character in "*?["):
+    if rows or not _is_glob(pattern):
         return rows
+    return _of_glob_with_parts(catalogue, pattern) or (
+        _of_glob_with_parts(catalogue, pattern.replace("[", "[[]")) if "[" in pattern else []
+    )
+
+
+def below(catalogue: Catalogue, name: str, *, by_place: bool) -> list[Row]:
+    """Give the current rows of the file or the folder of this name, and of all below it.
+
+    What is written just as typed comes first, before what differs in the form of Unicode.
+
+    Args:
+        catalogue: Whose rows.
+        name: As typed or pasted.
+        by_place: Whether it is one on this machine, by which whole paths are held against it; else a path below a root.
+    """
+    forms = list(map(name_on_disk, _forms(name)))
+    folders = {form.rstrip("/") for form in forms}
+    if by_place:
+        folders = {place for form in forms for place in (os.path.abspath(form), os.path.realpath(form))}
+    for same in (name_on_disk, _on_disk):
+        ours = {same(stored_name(folder)) for folder in folders}
+        if rows := catalogue.rows_named(_is_below(ours, same, whole=by_place)):
+            return rows
+    return []
+
+
+def _is_below(folders: set[str], same: Callable[[str], str], *, whole: bool) -> Matches:
+    """Give what says whether an item is in one of `folders`, by its whole path or by that below its root."""
+
+    def is_match(root: str, path: str) -> bool:
+        file = f"{same(root).rstrip('/')}/{same(path)}" if whole else same(path)
+        return any(is_within(file, folder) for folder in folders)
+
+    return is_match
+
+
+def hint(catalogue: Catalogue, pattern: str) -> str:
+    """Say, behind a semicolon, what a name or glob that names nothing may have meant; nothing where nothing is like it."""
+    alike = _but_for_case(catalogue, pattern)
+    if alike:
+        are = "differs" if len(alike) == 1 else "differ"
+        return f"; {some_of(alike, 3)} {are} in upper and lower case, or in the kind of blanks, alone"
+    nearest = _nearest(catalogue, pattern)
+    return f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+
+
+def _but_for_case(catalogue: Catalogue, pattern: str) -> list[str]:
+    """Give the names that match where case, and what kind a blank is, make no difference."""
+    wanted = {_folded(form) for form in _forms(pattern)}
+    patterns = {*wanted, *(one.replace("[", "[[]") for one in wanted)} if _is_glob(pattern) else set()
+    globs = [re.compile(fnmatch.translate(one)).match for one in patterns]
+
+    def is_match(root: str, path: str) -> bool:
+        file = _folded(path)
+        names = (file, file.rpartition("/")[2], f"{_folded(root).rstrip('/')}/{file}")
+        return not wanted.isdisjoint(names) or any(match(name) for match in globs for name in names)
+
+    return _names_of(catalogue.rows_named(is_match))
+
+
+def _nearest(catalogue: Catalogue, pattern: str) -> list[str]:
+    """Give up to three names that are spelt like this one."""
+    if _is_glob(pattern) or sum(catalogue.counts_by_folder().values()) > _MOST_COMPARED:
+        return []
+    wanted = _folded(_forms(pattern)[-1])
+    spelt: dict[str, set[str]] = {}  # as it is compared: a file's name, or its path where one was given → paths
+    for row in catalogue.rows():
+        name = _folded(row.path)
+        spelt.setdefault(name if "/" in wanted else name.rpartition("/")[2], set()).update(_names_of([row]))
+    close = difflib.get_close_matches(wanted, spelt, n=3, cutoff=_AS_ALIKE)
+    return [path for name in close for path in sorted(spelt[name])][:3]
+
+
+def _names_of(rows: Sequence[Row]) -> list[str]:
+    """Give the paths of the items that are there, each once and as it can be pasted."""
+    return list(dict.fromkeys(escaped(name_on_disk(row.path)) for row in rows if row.status != "deleted"))
+
+
+def _folded(stored: str) -> str:
+    return unicodedata.normalize("NFKC", _on_disk(stored)).casefold()
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(character in pattern for character in "*?[")
+
+
+def _of_glob_with_parts(catalogue: Catalogue, pattern: str) -> list[Row]:
+    """Give the current rows that the glob matches; what stands behind its last # may be one of numbers of parts."""
     found = {(row.key, row.part): row for row in _of_glob(catalogue, pattern)}
     file, mark, numbers = pattern.rpartition(PART_MARK)
     if mark:

@@ -17,7 +17,7 @@ from qvsplit.runtime import arguments
 from qvsplit.store.catalogue import Catalogue, CataloguedShard, Place
 from qvsplit.store.config import ExtractionConfig, Provenance
 from qvsplit.store.features import Features, TensorSpec
-from qvsplit.store.finding import matching, named
+from qvsplit.store.finding import hint, matching, named
 from qvsplit.store.row import Content, Key, Row, item_row
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.shard_reader import ADVICE, Shard
@@ -184,7 +184,7 @@ class Store:
         text = os.fspath(name)
         found = self._named(text)
         if not found:
-            raise KeyError(f"{self.name} has no image named {text}")
+            raise KeyError(f"{self.name} has no image named {text}{hint(self.catalogue, text)}")
         if len({row.key for row in found}) > 1:
             places = some_of((f"{row.root}/{row.name}" for row in found), 3)
             raise UsageError(f"{self.name} has several images named {text} ({places}); give the whole path")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qvsplit.errors import UsageError, escaped
 from qvsplit.runtime.names import name_on_disk, stored_name
-from qvsplit.store.finding import matching, named
+from qvsplit.store.finding import below, hint, matching, named
 from qvsplit.store.opening import read_store
 from tests.support import rows
 from tests.support.memory_storage import MemoryStorage
@@ -152,3 +154,80 @@ def test_a_store_gives_no_part_of_its_own_choice(videos):
     assert rows.raws(videos.features("x/b.mp4#1")) == rows.raws(rows.parts("x/b.mp4", 2)[1][1])
     with pytest.raises(KeyError, match=r"has no image named a\.mp4#12"):
         videos["a.mp4#12"]
+
+
+# ------------------------------------------------------------------------------------------------- what was not found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[2024]*", ["[2024] c.png"]),  # as a class it matches nothing
+        ("*/[2024]*", ["[2024] c.png"]),  # by the whole path
+        ("x/[2024]*", []),
+        ("[2024]?c.*", ["[2024] c.png"]),
+        ("[dx]*.png", ["d*.png", "dd.png", "x/a.png", "x/y/b.png"]),  # a class that matches is one
+    ],
+)
+def test_brackets_that_match_nothing_as_a_class_are_themselves(store, text, expected):
+    assert names(store, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("X/Y/B.PNG", "; x/y/b.png differs in upper and lower case, or in the kind of blanks, alone"),
+        ("d.jpg", "; x/D.JPG differs"),
+        ("*.jpg", "; x/D.JPG differs"),
+        ("/PHOTOS/x/d.jpg", "; x/D.JPG differs"),
+        ("F\u00dcR DICH.PNG", f"; {NFD} differs"),
+        ("f\u00fcr\u00a0dich.png", f"; {NFD} differs"),
+        ("nar row.png", "; nar\u202frow.png differs"),
+        ("[2024] C.png", "; [2024] c.png differs"),
+        ("[2024]\u3000*", "; [2024] c.png differs"),
+        ("*A.PNG", "; a.png, x/a.png differ"),
+        ("BYTE\\udcff.png", "; byte\\udcff.png differs"),
+        ("two blank.png", "; did you mean two  blanks.png?"),
+        ("x/y/c.png", "; did you mean x/y/b.png or x/a.png?"),
+        ("ddd.png", "; did you mean dd.png or d*.png?"),
+        ("holiday.mov", ""),
+        ("*.nef", ""),
+        ("", ""),
+    ],
+)
+def test_what_names_nothing_may_have_meant(store, text, expected):
+    assert matching(store.catalogue, text) == []
+    found = hint(store.catalogue, text)
+    assert found.startswith(expected) and bool(found) == bool(expected)
+
+
+def test_a_hint_leaves_out_what_was_deleted_and_is_given_for_few_names_only(store, monkeypatch):
+    gone = read_store(rows.write_store(MemoryStorage(), [(rows.deleted("a.png"), None), rows.item("b.png")]))
+    assert hint(gone.catalogue, "A.PNG") == "; did you mean b.png?"
+    monkeypatch.setattr("qvsplit.store.finding._MOST_COMPARED", len(PATHS))
+    assert hint(store.catalogue, "ddd.png") == ""  # there is one more
+
+
+@given(st.sampled_from(ODD + PATHS), st.data())
+def test_whatever_is_printed_of_a_name_names_it(name, data):
+    """In text and in TSV alike: both print `escaped`."""
+    stored = stored_name(name)
+    store = read_store(rows.write_store(MemoryStorage(), list(map(rows.item, dict.fromkeys([stored, *PATHS])))))
+    printed = escaped(data.draw(st.sampled_from([name_on_disk(stored), f"/photos/{name_on_disk(stored)}"])))
+    assert "\t" not in printed and "\n" not in printed
+    assert stored in names(store, printed)
+
+
+@pytest.mark.parametrize("name", ["z\u00fcrich", "zu\u0308rich", "/photos/z\u00fcrich/", "z\u00fcrich/a.png"])
+@pytest.mark.parametrize("by_place", [True, False])
+def test_a_folder_is_named_in_either_form_of_unicode_and_as_it_was_typed_first(name, by_place):
+    nfc, nfd = "z\u00fcrich/a.png", "zu\u0308rich/a.png"
+    if by_place:
+        name = f"/photos/{name.removeprefix('/photos/')}"
+    elif name.startswith("/"):
+        return
+    both = read_store(rows.write_store(MemoryStorage(), [rows.item(nfc), rows.item(nfd), rows.item("z")]))
+    assert [row.path for row in below(both.catalogue, name, by_place=by_place)] == [nfd if "zu\u0308" in name else nfc]
+    for there in (nfc, nfd):
+        one = read_store(rows.write_store(MemoryStorage(), [rows.item(there), rows.item("z")]))
+        assert [row.path for row in below(one.catalogue, name, by_place=by_place)] == [there]
