@@ -27,6 +27,7 @@ What is here:
     load_session, Session, AskOptions, Question, read_checks, Answer       questions about a store
     load_encoder, VisionEncoder, VideoOptions, Sampling                     images and videos to features alone
     load_language_model, FeatureSession                                    questions about features, without a store
+    gate, Judgement, GateCallbacks                                         checks of files, and whether they may pass
     check_shards, check_items, describe                                    whether a store is sound; what is in it
     write_report, save_language_model                                      a page of answers; half a checkpoint
     QvsplitError, ItemError                                                every error: the call's, or one item's
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from qvsplit.encode import VisionEncoder, load_encoder
     from qvsplit.errors import ItemError, QvsplitError
     from qvsplit.extract import extract_files
+    from qvsplit.judging import GateCallbacks, Judgement, gate
     from qvsplit.models.sampling import Sampling, VideoOptions
     from qvsplit.output.answer import Answer
     from qvsplit.output.report import write_report
@@ -65,7 +67,9 @@ _MODULES = {
     "ExtractOptions": "pipeline.options",
     "FeatureSession": "ask",
     "Features": "store.features",
+    "GateCallbacks": "judging",
     "ItemError": "errors",
+    "Judgement": "judging",
     "Progress": "pipeline.summary",
     "Question": "answering.checks",
     "QvsplitError": "errors",
@@ -80,6 +84,7 @@ _MODULES = {
     "check_shards": "verify",
     "describe": "verify",
     "extract_files": "extract",
+    "gate": "judging",
     "load_encoder": "encode",
     "load_language_model": "ask",
     "load_session": "ask",
@@ -96,7 +101,9 @@ __all__ = [
     "ExtractOptions",
     "FeatureSession",
     "Features",
+    "GateCallbacks",
     "ItemError",
+    "Judgement",
     "Progress",
     "Question",
     "QvsplitError",
@@ -111,6 +118,7 @@ __all__ = [
     "check_shards",
     "describe",
     "extract_files",
+    "gate",
     "load_encoder",
     "load_language_model",
     "load_session",

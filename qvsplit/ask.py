@@ -14,6 +14,7 @@ from typing import Any
 
 from qvsplit.answering.at_hand import FeaturesAtHand
 from qvsplit.answering.checks import Question
+from qvsplit.answering.collection import Collection
 from qvsplit.answering.engine import Engine, FeatureRef
 from qvsplit.answering.evidence import check_encoder, check_features
 from qvsplit.answering.given import a_callback, a_question, each, questions_of
@@ -30,6 +31,7 @@ from qvsplit.output.answer import Answer
 from qvsplit.output.names import shown_name
 from qvsplit.output.table import Table
 from qvsplit.runtime import arguments
+from qvsplit.runtime.loading import OnLoad, nobody
 from qvsplit.store.config import ExtractionConfig
 from qvsplit.store.features import POOLER_OUTPUT, Features
 from qvsplit.store.opening import open_store
@@ -62,13 +64,13 @@ _FEATURES = "features, or a list of them"
 
 
 class Session:
-    """A store and the language model that may answer for it. Made by `load_session`.
+    """A store, or files at hand, and the language model that may answer for it. Made by `load_session`.
 
         session = qvsplit.load_session("embeds")
         print(session.answer("cat.jpg", "What is in the image?").text)
 
     Attributes:
-        store: The store.
+        store: The store, or what stands for one.
         engine: What answers.
         options: How it answers.
         encoder_check: What shows that the store was made by the encoder of the model: see `Answer.encoder_check`.
@@ -76,7 +78,7 @@ class Session:
 
     def __init__(
         self,
-        store: Store,
+        store: Collection,
         engine: Engine,
         *,
         options: AskOptions | None = None,
@@ -212,9 +214,9 @@ class Session:
 
 
 class StoreReader:
-    """Gives an engine what requests name, from a store."""
+    """Gives an engine what requests name, from a store or what stands for one."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Collection) -> None:
         self._store = store
 
     def check(self, row: Row) -> None:
@@ -325,6 +327,7 @@ def load_session(
     device: str | None = None,
     dtype: str | None = None,
     loaded: bool = True,
+    on_load: OnLoad = nobody,
 ) -> Session:
     """Check that a store belongs to the model, and load its language model alone.
 
@@ -338,22 +341,39 @@ def load_session(
         device: `cpu`, `cuda` or `cuda:N`, or `auto` to spread the model; by default CUDA where there is one.
         dtype: Compute in `float32`, `bfloat16` or `float16`; by default float32 on a CPU, the checkpoint's on CUDA.
         loaded: If not, the model is loaded when it is first used.
+        on_load: Hears each part of loading as it begins, and how many of how many bytes of tensors have been read.
 
     Raises:
         UsageError: An argument is wrong, or there is no such store.
         ConfigError: The store does not belong to the model, or nothing shows that it does.
         ModelError: The model cannot be loaded.
     """
-    options = _options(options, model=model, device=device, dtype=dtype)
-    opened = _opened(store)
-    if opened.provenance is None:
+    options = asked_options(options, model=model, device=device, dtype=dtype)
+    return session_over(_opened(store), options, loaded=loaded, on_load=on_load)
+
+
+def session_over(
+    collection: Collection, options: AskOptions, *, loaded: bool = True, on_load: OnLoad = nobody
+) -> Session:
+    """Give the session of a store that is open, or of what stands for one. Raises what `load_session` does."""
+    checkpoint, evidence = checked_language_model(collection, options)
+    engine = engine_for(checkpoint, options, StoreReader(collection), loaded=loaded, on_load=on_load)
+    return Session(collection, engine, options=options, encoder_check=evidence, checkpoint=checkpoint)
+
+
+def checked_language_model(collection: Collection, options: AskOptions) -> tuple[Checkpoint, str]:
+    """Give the checkpoint whose language model is to answer, and the evidence that it may. Loads none.
+
+    Raises:
+        UsageError: There is nothing to ask about.
+        ConfigError: The features are not shown to come from its encoder.
+        ModelError: There is no such checkpoint.
+    """
+    provenance = collection.provenance
+    if provenance is None:
         raise UsageError("store: there are no rows in it; extract images or videos into it first")
-    checkpoint = choose_checkpoint(
-        options.model, "language", own=opened.provenance.model, revision=opened.provenance.revision
-    )
-    evidence = check_encoder(opened, checkpoint, allow_unchecked=options.unchecked_encoder)
-    engine = engine_for(checkpoint, options, StoreReader(opened), loaded=loaded)
-    return Session(opened, engine, options=options, encoder_check=evidence, checkpoint=checkpoint)
+    checkpoint = choose_checkpoint(options.model, "language", own=provenance.model, revision=provenance.revision)
+    return checkpoint, check_encoder(collection, checkpoint, allow_unchecked=options.unchecked_encoder)
 
 
 def load_language_model(
@@ -362,6 +382,7 @@ def load_language_model(
     device: str | None = None,
     dtype: str | None = None,
     options: AskOptions | None = None,
+    on_load: OnLoad = nobody,
 ) -> FeatureSession:
     """Load the language model of a checkpoint alone, to answer from features without a store.
 
@@ -373,19 +394,21 @@ def load_language_model(
         device: As for `load_session`.
         dtype: As for `load_session`.
         options: How answers are made.
+        on_load: As for `load_session`.
 
     Raises:
         UsageError: An argument is wrong.
         ModelError: The model cannot be loaded.
     """
     name = arguments.a_path("model", model, "a checkpoint's folder or hub name")
-    options = _options(options, model=name, device=device, dtype=dtype)
+    options = asked_options(options, model=name, device=device, dtype=dtype)
     checkpoint = open_checkpoint(name, "language")
     reader = FeaturesAtHand()
-    return FeatureSession(engine_for(checkpoint, options, reader, loaded=True), reader, checkpoint, options)
+    engine = engine_for(checkpoint, options, reader, loaded=True, on_load=on_load)
+    return FeatureSession(engine, reader, checkpoint, options)
 
 
-def _options(options: AskOptions | None, **more: Any) -> AskOptions:
+def asked_options(options: AskOptions | None, **more: Any) -> AskOptions:
     """Give the options with those that were given beside them. UsageError for values that cannot be."""
     if options is None:
         options = AskOptions()

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qvsplit.commands import ask, compact, demo, extract, inspect, purge, verify
+from qvsplit.commands import ask, compact, demo, extract, gate, inspect, purge, verify
 from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import BUG, INTERRUPTED, TERMINATED, DiskError, QvsplitError, UsageError, printable
 from qvsplit.output.text import say
@@ -27,6 +27,7 @@ from qvsplit.runtime import interrupts, streams
 COMMANDS: dict[str, Callable[..., None]] = {
     "extract": extract.extract,
     "ask": ask.ask,
+    "gate": gate.gate,
     "inspect": inspect.inspect,
     "verify": verify.verify,
     "compact": compact.compact,

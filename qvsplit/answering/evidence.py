@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from qvsplit.answering.collection import Collection
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.errors import ConfigError
 from qvsplit.store.config import ExtractionConfig, Provenance
-from qvsplit.store.store import Store
 
 
-def check_encoder(store: Store, checkpoint: Checkpoint, *, allow_unchecked: bool = False) -> str:
+def check_encoder(store: Collection, checkpoint: Checkpoint, *, allow_unchecked: bool = False) -> str:
     """Give the evidence that `store` was made by the encoder of `checkpoint`; see `check_features`."""
     assert store.config is not None
     return check_features(
