@@ -178,7 +178,7 @@ class _Cards:
         return self._texts.setdefault(shown_text(text), len(self._texts))
 
     def _scores(self, question: int, answer: Answer) -> list[Any]:
-        """Give the verdict's number, probabilities and log-probabilities in the order of the choices, and choice mass."""
+        """Give the verdict's number, probabilities and log-probabilities by choice, and choice mass."""
         if not answer.probabilities:
             return []
         choices = self._choices[question]

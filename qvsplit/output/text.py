@@ -8,6 +8,7 @@ Standard library only.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -40,6 +41,16 @@ def print_json(value: Any) -> None:
 
 def _is_text(line: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in line)
+
+
+def print_path(file: str, *, nul: bool) -> None:
+    """Print the path of a file: escaped on a line, or with `nul` byte for byte as it is, with a NUL behind it."""
+    if not nul:
+        print(escaped(file), flush=True)
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(file) + b"\0")
+    sys.stdout.buffer.flush()
 
 
 def plural(number: int, singular: str, many: str = "") -> str:

@@ -41,6 +41,12 @@ class ItemVerdict:
     error: str = ""
     level: str | None = None
 
+    @property
+    def reason(self) -> str:
+        """What the verdict hangs on: the names of the checks that were flagged or are uncertain, and the error."""
+        names = ",".join((*self.flagged, *self.uncertain))
+        return "; ".join(part for part in (names, self.error) if part)
+
     def to_json(self, *, absolute: bool = False) -> dict[str, Any]:
         """Give it as the commands print it in JSON."""
         record: dict[str, Any] = {"type": "verdict"} | names_of(self.rows, absolute=absolute)

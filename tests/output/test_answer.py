@@ -16,10 +16,11 @@ PLAIN = Answer((row("a.jpg"),), "What?", "A cat.", [1, 2], 40, "stop", "fingerpr
 
 def test_an_answer_in_the_models_own_words():
     assert json.loads(json.dumps(PLAIN.to_json())) == {
-        "path": "a.jpg", "root": "/photos", "question": "What?", "answer": "A cat.", "tokens": [1, 2],
+        "type": "answer", "file": "/photos/a.jpg", "path": "a.jpg", "root": "/photos", "question": "What?", "answer": "A cat.", "tokens": [1, 2],
         "prompt_tokens": 40, "finish_reason": "stop", "encoder_check": "fingerprint",
     }  # fmt: skip
-    assert (PLAIN.name, PLAIN.probability, PLAIN.choice_mass) == ("What?", None, None)
+    assert (PLAIN.name, PLAIN.choice, PLAIN.choice_probability, PLAIN.choice_mass) == ("What?", None, None, None)
+    assert (PLAIN.choice_form, PLAIN.verdict) == (None, None)
 
 
 def test_reasoning_is_beside_the_answer():
@@ -35,10 +36,16 @@ def test_an_answer_to_a_check():
     logprobs = {"yes": math.log(0.3), "no": math.log(0.1)}
     answer = replace(
         PLAIN, text="yes", tokens=[], finish_reason="scored", id="cat", level="block", flagged=True, logprobs=logprobs,
-        probabilities={"yes": 0.75, "no": 0.25},
+        probabilities={"yes": 0.75, "no": 0.25}, score=0.75, forms={"yes": "Yes.", "no": "no"},
     )  # fmt: skip
     record = answer.to_json()
-    assert (record["id"], record["flagged"], record["level"], record["probability"]) == ("cat", True, "block", 0.75)
+    assert (record["id"], record["flagged"], record["level"], record["score"]) == ("cat", True, "block", 0.75)
+    assert (record["choice"], record["choice_probability"], record["choice_form"]) == ("yes", 0.75, "Yes.")
+    assert record["verdict"] == "block"
+    assert replace(answer, flagged=False, level=None).verdict == "pass"
+    assert replace(answer, flagged=None, level=None, uncertain=True).verdict == "uncertain"
+    assert replace(answer, error="no memory").verdict == "error"
+    assert replace(answer, flagged=None, level=None).verdict is None
     assert record["choice_mass"] == pytest.approx(0.4)
     assert answer.name == "cat"
 
@@ -46,5 +53,9 @@ def test_an_answer_to_a_check():
 def test_an_answer_that_failed_and_one_about_several_images():
     answer = replace(PLAIN, rows=(row("a.jpg"), row("b.jpg")), text="", finish_reason="error", error="no memory")
     assert answer.to_json()["error"] == "no memory"
-    assert names_of(answer.rows) == {"paths": ["a.jpg", "b.jpg"], "roots": ["/photos", "/photos"]}
+    assert names_of(answer.rows) == {
+        "files": ["/photos/a.jpg", "/photos/b.jpg"],
+        "paths": ["a.jpg", "b.jpg"],
+        "roots": ["/photos", "/photos"],
+    }
     assert "error" not in PLAIN.to_json()

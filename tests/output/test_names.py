@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qvsplit.output.names import count_rows, names_of, shown_name, timestamp, without_time_span
-from qvsplit.output.printer import AnswerPrinter
+from qvsplit.output.printer import AnswerPrinter, PrintOptions
 from qvsplit.output.verdicts import ItemVerdict, verdict_on_failed
 from tests.support import rows
 from tests.support.report_pages import generated
@@ -36,11 +36,12 @@ def test_a_part_is_shown_with_its_seconds():
 
 
 def test_programs_get_part_and_seconds_of_videos_alone():
-    assert names_of([IMAGE]) == {"path": "a.jpg", "root": "/photos"}
+    assert names_of([IMAGE]) == {"file": "/photos/a.jpg", "path": "a.jpg", "root": "/photos"}
     assert names_of([PART]) == {
-        "path": "in/film.mp4", "root": "/photos", "kind": "video", "part": 1, "start": 10.0, "end": 20.0
+        "file": "/photos/in/film.mp4", "path": "in/film.mp4", "root": "/photos", "kind": "video", "part": 1, "start": 10.0, "end": 20.0
     }  # fmt: skip
     assert names_of([IMAGE, PART]) == {
+        "files": ["/photos/a.jpg", "/photos/in/film.mp4"],
         "paths": ["a.jpg", "in/film.mp4"], "roots": ["/photos", "/photos"], "kinds": ["image", "video"],
         "parts": [0, 1], "starts": [None, 10.0], "ends": [None, 20.0],
     }  # fmt: skip
@@ -55,16 +56,19 @@ def test_rows_are_counted_by_kind():
 
 
 def test_lines_and_verdicts_say_which_part(capsys):
-    printer = AnswerPrinter(as_json=False, single=False, one_root=True)
+    printer = AnswerPrinter(PrintOptions("tsv"))
     printer.answer(generated(PART, "What?", "A cat."))
     printer.answer(generated((IMAGE, PART), "What differs?", "All."))
     printer.verdict(ItemVerdict((PART,), "pass"))
     assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == [
-        ["in/film.mp4#1 (0:10 to 0:20)", "What?", "A cat."],
-        ["a.jpg,in/film.mp4#1 (0:10 to 0:20)", "What differs?", "All."],
-        ["in/film.mp4#1 (0:10 to 0:20)", "verdict", "pass", ""],
+        ["answer", "/photos/in/film.mp4", "1", "What?", "A cat.", "", "", ""],
+        ["answer", "/photos/a.jpg,/photos/in/film.mp4", ",1", "What differs?", "All.", "", "", ""],
+        ["verdict", "/photos/in/film.mp4", "1", "", "", "", "pass", ""],
     ]
-    printer = AnswerPrinter(as_json=True, single=False, one_root=True)
+    printer = AnswerPrinter(PrintOptions("text"))
+    printer.answer(generated((IMAGE, PART), "What differs?", "All."))
+    assert capsys.readouterr().out == "\na.jpg, in/film.mp4#1 (0:10 to 0:20)  What differs?\nAll.\n"
+    printer = AnswerPrinter(PrintOptions("jsonl"))
     printer.answer(generated(PART, "What?", "A cat."))
     printer.verdict(verdict_on_failed(rows.failed("torn.mp4", kind="video")))
     answer, verdict = map(json.loads, capsys.readouterr().out.splitlines())
