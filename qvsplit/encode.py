@@ -20,6 +20,7 @@ from qvsplit.pipeline.options import ExtractOptions, check_options
 from qvsplit.pipeline.parts import Parts
 from qvsplit.pipeline.stages import JoinSlices, PrepareClips, Quantize
 from qvsplit.runtime import arguments, devices
+from qvsplit.runtime.loading import READY, OnLoad, nobody
 from qvsplit.runtime.names import stored_name
 from qvsplit.sources import images as decoding
 from qvsplit.sources.decoder import DecoderPool
@@ -182,6 +183,7 @@ def load_encoder(
     max_pixels: int | None = None,
     kernels: str | None = None,
     videos: VideoOptions | None = None,
+    on_load: OnLoad = nobody,
 ) -> VisionEncoder:
     """Load the vision encoder of a checkpoint, and nothing else of it.
 
@@ -197,6 +199,7 @@ def load_encoder(
             limit if lower.
         kernels: `fused`, the fast forward pass, or `reference`, transformers' own, to the bit; by default `fused`.
         videos: How `encode_video` looks at videos; by default at 2 frames a second, at most 768 of them.
+        on_load: Hears each part of loading as it begins, and how many of how many bytes of tensors have been read.
 
     Raises:
         UsageError: An argument is wrong.
@@ -213,7 +216,9 @@ def load_encoder(
         checkpoint, str(place), devices.dtype_name(chosen), min_pixels=min_pixels, max_pixels=max_pixels,
         kernels=kernels or checkpoint.family.default_kernels, videos=videos or VideoOptions(),
     )  # fmt: skip
-    return VisionEncoder(models.load_encoder(spec))
+    encoder = VisionEncoder(models.load_encoder(spec, on_load))
+    on_load(READY, 0, 0)
+    return encoder
 
 
 def _load_module(spec: EncoderSpec) -> Any:

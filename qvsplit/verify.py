@@ -25,6 +25,7 @@ from qvsplit.models.sampling import Clip, metadata_of
 from qvsplit.output.names import count_rows, shown_name
 from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
 from qvsplit.runtime.devices import is_out_of_memory
+from qvsplit.runtime.loading import LIBRARIES, PROCESSOR, READY, OnLoad, nobody
 from qvsplit.sources import images
 from qvsplit.sources.decoder import Decoder, DecoderPool
 from qvsplit.sources.files import read
@@ -183,9 +184,14 @@ def _spread(rows: Sequence[Row], number: int) -> list[Row]:
 
 
 def check_items(
-    store: Store, rows: Sequence[Row], *, model: str | None = None, device: str | None = None
+    store: Store,
+    rows: Sequence[Row],
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    on_load: OnLoad = nobody,
 ) -> Iterator[ItemCheck]:
-    """Encode `rows` again with the full model, and compare features and tokens.
+    """Encode `rows` again with the full model, and compare features and tokens; `on_load` hears how it is loaded.
 
         for check in qvsplit.check_items(store, [store["coffee.png"]]):
             print(check.path, check.agrees)
@@ -195,7 +201,7 @@ def check_items(
         ModelError: The full model cannot be loaded.
         StoreDamaged: A row names frames that its video does not have.
     """
-    reference = _Reference(store, model, device)
+    reference = _Reference(store, model, device, on_load)
     # whatever is stored as a video was read as one
     with closing(DecoderPool(gifs_are_videos=True)) as pool:
         for row in rows:
@@ -269,7 +275,8 @@ def _clip_of(row: Row, info: VideoInfo) -> Clip:
 class _Reference:
     """The full model with its processor, with the limits of a store's extraction config in force."""
 
-    def __init__(self, store: Store, model: str | None, device: str | None) -> None:
+    def __init__(self, store: Store, model: str | None, device: str | None, on_load: OnLoad) -> None:
+        on_load(LIBRARIES, 0, 0)
         import torch
 
         from qvsplit.answering.evidence import check_encoder
@@ -286,7 +293,8 @@ class _Reference:
         self.store = store
         self.config = store.config
         self.checkpoint = checkpoint
-        self.model = load_full_model(checkpoint, dtype=dtype, device=choose_device(device))
+        self.model = load_full_model(checkpoint, dtype=dtype, device=choose_device(device), on_load=on_load)
+        on_load(PROCESSOR, 0, 0)
         self._attention = self.model.config.get_text_config()._attn_implementation  # transformers' own choice
         self.prefix = checkpoint.family.prefix
         self.prompter = Prompter(checkpoint)
@@ -296,6 +304,7 @@ class _Reference:
             self.processor.image_processor.size = {
                 "shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]
             }  # fmt: skip
+        on_load(READY, 0, 0)
 
     def check(self, row: Row, item: Item) -> ItemCheck:
         """Compare the stored features of `row`, and an answer from them, with the full model on the pixels.

@@ -22,12 +22,13 @@ from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.families import Family, without_root
 from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, SINGLE_FILE, small_files
 from qvsplit.checkpoints.fingerprint import TensorHasher, encoder_fingerprint, fingerprint_of
-from qvsplit.checkpoints.hf import load_config, transformers_errors
+from qvsplit.checkpoints.hf import hearing_tensors, load_config, transformers_errors
 from qvsplit.checkpoints.model_class import class_of, half_class
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.checkpoints.tensors import SAFETENSORS_BYTES, TensorPlace, read_tensors, torch_dtype_name
 from qvsplit.errors import ModelError, WeightsError
 from qvsplit.runtime import arguments
+from qvsplit.runtime.loading import LAYOUT, TENSORS, OnLoad, nobody
 
 if TYPE_CHECKING:
     import torch
@@ -57,10 +58,13 @@ class EncoderWeights:
 # ---------------------------------------------------------------------------------------------------- vision encoder
 
 
-def load_encoder_weights(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> EncoderWeights:
+def load_encoder_weights(
+    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, on_load: OnLoad = nobody
+) -> EncoderWeights:
     """Load the vision encoder alone, on `device`, in `dtype`. Reads nothing but its bytes, once, and hashes them.
 
     Tensors get their names in the full model, and their form where it is another, by transformers' own rules.
+    `on_load` hears how many bytes have been read.
 
     Raises:
         WeightsError: The checkpoint holds not exactly the encoder's tensors.
@@ -70,6 +74,8 @@ def load_encoder_weights(checkpoint: Checkpoint, *, device: torch.device, dtype:
     config = load_config(checkpoint)
     encoder_class = half_class(class_of(checkpoint), checkpoint.family.encoder_has)
     state: dict[str, torch.Tensor] = {}
+    done, total = 0, sum(place.size for place in places.values())
+    on_load(TENSORS, 0, total)
     with TensorHasher() as hasher:
         for name, raw in read_tensors(places):
             # in the compute dtype at once: else the stored tensors stay in memory beside those that are computed with
@@ -78,7 +84,10 @@ def load_encoder_weights(checkpoint: Checkpoint, *, device: torch.device, dtype:
             del stored
             hasher.add(name, raw)
             del raw  # else it is in memory beside the next
+            done += places[name].size
+            on_load(TENSORS, done, total)
         fingerprint = fingerprint_of(checkpoint, places, hasher.digests())
+    on_load(LAYOUT, 0, 0)
     size = sum(t.numel() * t.element_size() for t in state.values())
     with transformers_errors(checkpoint):
         model, info = encoder_class.from_pretrained(
@@ -92,7 +101,7 @@ def load_encoder_weights(checkpoint: Checkpoint, *, device: torch.device, dtype:
         model=model.eval(),
         module=_only_module(model, checkpoint.family),
         fingerprint=fingerprint,
-        bytes_read=sum(place.size for place in places.values()),
+        bytes_read=total,
         encoder_bytes=size,
     )
 
@@ -119,7 +128,11 @@ def _as_tensor(raw: bytearray, place: TensorPlace) -> torch.Tensor:
 
 
 def load_language_model(
-    checkpoint: Checkpoint, *, dtype: torch.dtype | None, device_map: str | Mapping[str, Any] | None = None
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None,
+    device_map: str | Mapping[str, Any] | None = None,
+    on_load: OnLoad = nobody,
 ) -> Any:
     """Load the full model's class without its encoder, with its weights, in evaluation mode.
 
@@ -127,6 +140,7 @@ def load_language_model(
         checkpoint: Its language model's files must be on this disk.
         dtype: None keeps the checkpoint's.
         device_map: As transformers' `from_pretrained` takes it; a quantised checkpoint's own settings hold as well.
+        on_load: Hears how many bytes of tensors are in place.
 
     Raises:
         WeightsError: The checkpoint holds not exactly the language model's tensors.
@@ -137,7 +151,8 @@ def load_language_model(
     # a file may hold tensors of both halves
     others = [rf"^(model\.|thinker\.)*{re.escape(module)}\." for module in (*family.encoder_modules, *family.ignored)]
     language_class = half_class(class_of(checkpoint), family.language_model_has, ignored=others)
-    with _language_view(checkpoint) as folder, transformers_errors(checkpoint):
+    sizes = {name: place.size for name, place in checkpoint.places(checkpoint.language_names).items()}
+    with _language_view(checkpoint) as folder, transformers_errors(checkpoint), hearing_tensors(on_load, sizes):
         model, info = language_class.from_pretrained(
             folder,
             config=config,
@@ -157,14 +172,19 @@ def load_language_model(
     return model.eval()
 
 
-def load_full_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> Any:
+def load_full_model(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, on_load: OnLoad = nobody
+) -> Any:
     """Load the full model as transformers does: the reference that `verify` holds a store against.
+
+    `on_load` hears how many bytes of tensors are in place.
 
     Raises:
         WeightsError: The checkpoint holds not exactly the model's tensors.
         ModelError: It cannot be loaded.
     """
-    with transformers_errors(checkpoint):
+    sizes = {name: place.size for name, place in checkpoint.places(checkpoint.tensor_names("both")).items()}
+    with transformers_errors(checkpoint), hearing_tensors(on_load, sizes):
         model, info = class_of(checkpoint).from_pretrained(
             checkpoint.folder,
             dtype=dtype,

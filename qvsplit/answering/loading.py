@@ -8,6 +8,7 @@ from qvsplit.answering.local_engine import PREFIX_CACHE_TOKENS, TOKEN_BUDGET, En
 from qvsplit.answering.options import AskOptions
 from qvsplit.answering.survey import WindowLimits
 from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.runtime.loading import LIBRARIES, READY, OnLoad, nobody
 
 if TYPE_CHECKING:
     from qvsplit.models.language import LanguageModel
@@ -15,17 +16,20 @@ if TYPE_CHECKING:
 QUANTISED = "quantised by"
 
 
-def engine_for(checkpoint: Checkpoint, options: AskOptions, reader: FeatureReader, *, loaded: bool) -> LocalEngine:
+def engine_for(
+    checkpoint: Checkpoint, options: AskOptions, reader: FeatureReader, *, loaded: bool, on_load: OnLoad = nobody
+) -> LocalEngine:
     """Give an engine for the language model of a checkpoint; if not `loaded`, that is loaded when it is first used."""
     limits = EngineLimits(options.token_budget, options.prefix_cache_tokens)
-    engine = LocalEngine(lambda: load(checkpoint, options), reader, limits)
+    engine = LocalEngine(lambda: load(checkpoint, options, on_load), reader, limits)
     if loaded:
         _ = engine.language
     return engine
 
 
-def load(checkpoint: Checkpoint, options: AskOptions) -> LanguageModel:
+def load(checkpoint: Checkpoint, options: AskOptions, on_load: OnLoad = nobody) -> LanguageModel:
     """Load the language model alone, on the device and in the dtype that the options name."""
+    on_load(LIBRARIES, 0, 0)
     from qvsplit.models import language
     from qvsplit.runtime import devices
 
@@ -36,7 +40,11 @@ def load(checkpoint: Checkpoint, options: AskOptions) -> LanguageModel:
         dtype = devices.choose_dtype(options.dtype, device, "")
     elif "quantization_config" not in checkpoint.config:
         dtype = devices.choose_dtype(None, device, checkpoint.stored_dtype("language"))
-    return language.load(checkpoint, device=device, dtype=dtype, device_map="auto" if spread else None)
+    model = language.load(
+        checkpoint, device=device, dtype=dtype, device_map="auto" if spread else None, on_load=on_load
+    )
+    on_load(READY, 0, 0)
+    return model
 
 
 def expected_dtype(checkpoint: Checkpoint, options: AskOptions) -> str:

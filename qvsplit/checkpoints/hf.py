@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.model_class import class_of
 from qvsplit.errors import ModelError, QvsplitError
 from qvsplit.runtime.devices import is_out_of_memory
+from qvsplit.runtime.loading import TENSORS, OnLoad
 
 
 @contextmanager
@@ -48,6 +49,39 @@ def transformers_errors(checkpoint: Checkpoint, outcome: str = "cannot be loaded
         if type(error).__module__.startswith("torch"):
             raise
         raise ModelError(f"{checkpoint.folder} {outcome}: {_shortened(error)}") from error
+
+
+@contextmanager
+def hearing_tensors(on_load: OnLoad, sizes: Mapping[str, int]) -> Iterator[None]:
+    """Have `on_load` hear inside the block how many bytes of tensors transformers' `from_pretrained` has put in place.
+
+    transformers tells a progress bar of its own, parameter by parameter, and lets others take that bar's place.
+
+    Args:
+        on_load: Hears.
+        sizes: The bytes of every tensor that is to be read, by its name in the checkpoint.
+    """
+    from transformers.utils import logging
+
+    total = sum(sizes.values())
+
+    def counted(parameters: Any) -> Iterator[Any]:
+        done = 0
+        on_load(TENSORS, 0, total)
+        for parameter in parameters:
+            yield parameter
+            names = {name for sources in parameter[1].layer_targets.values() for name in sources}
+            done += sum(sizes.get(name, 0) for name in names)
+            on_load(TENSORS, done, total)
+
+    def in_place_of_bar(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return counted(*args) if options.get("desc") == "Loading weights" else make(*args, **options)
+
+    before = logging.set_tqdm_hook(in_place_of_bar)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 def _shortened(error: Exception) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 
-from qvsplit.commands.options import FolderArgument, FolderOption, Json, Quiet, Wait, store_place
+from qvsplit.commands.opening import counting_shards
+from qvsplit.commands.options import FolderArgument, FolderOption, Json, ProgressMode, Quiet, Wait, store_place
 from qvsplit.commands.wording import say_note
+from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import compacted_line, print_json, say
 from qvsplit.runtime.streams import is_terminal
 
@@ -16,6 +18,7 @@ def compact(
     embeds: FolderOption = None,
     wait: Wait = False,
     as_json: Json = False,
+    progress: ProgressMode = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Tidy a store.
@@ -26,8 +29,11 @@ def compact(
     from qvsplit.store import compact as library
 
     place = store_place(store, embeds)
-    with library.opened_for_writing(place, wait=wait, on_note=say_note) as (storage, lock):
-        done = library.compact(storage, lock)
+    with (
+        ProgressBar(progress, shown=not quiet) as shown,
+        library.opened_for_writing(place, wait=wait, on_note=say_note) as (storage, lock),
+    ):
+        done = library.compact(storage, lock, on_shard=counting_shards(shown, "shards rewritten", few=1))
     changed = done.rows_dropped or done.shards_before != done.shards_after
     if as_json:
         print_json(asdict(done))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qvsplit.commands.extract import callbacks
-from qvsplit.commands.options import Device, Json, Quiet
+from qvsplit.commands.options import Device, Json, ProgressMode, Quiet
 from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import print_json
 from qvsplit.runtime.streams import is_terminal, shows_escape_codes
@@ -21,6 +21,7 @@ def demo(
     ] = Path("qvsplit-demo"),
     device: Device = None,
     as_json: Json = False,
+    progress: ProgressMode = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Show extraction and questions on a dozen images, without network and without GPU.
@@ -33,13 +34,14 @@ def demo(
     from qvsplit.runtime.memory import give_back_freed_memory
 
     give_back_freed_memory()
-    with ProgressBar(shown=is_terminal(sys.stderr) and not quiet) as progress:
+    with ProgressBar(progress, shown=not quiet) as shown:
         outcome = library.run(
             folder,
             device=device,
-            callbacks=callbacks(progress),
-            on_asking=lambda answers: progress.start("answers", answers),
-            on_answer=progress.advance,
+            callbacks=callbacks(shown),
+            on_asking=lambda answers: shown.start("answers", answers),
+            on_answer=shown.advance,
+            on_load=shown.loading,
         )
     if as_json:
         for answer in outcome.answers:

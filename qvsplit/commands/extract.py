@@ -23,6 +23,7 @@ from qvsplit.commands.options import (
     SAMPLING,
     Json,
     Model,
+    ProgressMode,
     Quiet,
     Wait,
     one_of,
@@ -285,6 +286,7 @@ def extract(
         ),
     ] = False,
     as_json: Json = False,
+    progress: ProgressMode = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Encode images and videos and keep their features.
@@ -307,13 +309,13 @@ def extract(
         item_timeout=item_timeout, dry_run=dry_run,
         max_runtime=None if max_runtime is None else parse_duration(max_runtime, "--max-runtime"),
     )  # fmt: skip
-    with ProgressBar(shown=is_terminal(sys.stderr) and not quiet and not dry_run) as progress:
+    with ProgressBar(progress, shown=not quiet and not dry_run) as shown:
         heard: list[Summary] = []  # of a run that has begun, also where an exception ends it
-        hearing = replace(callbacks(progress), on_end=heard.append)
+        hearing = replace(callbacks(shown), on_end=heard.append)
         try:
             summary = extract_files(paths, out=out, options=options, callbacks=hearing)
         except KeyboardInterrupt:
-            progress.stop()
+            shown.stop()
             for so_far in heard:
                 _print_summary(so_far, as_json=as_json, quiet=quiet)
             raise
@@ -340,6 +342,7 @@ def callbacks(progress: ProgressBar) -> ExtractCallbacks:
         on_failure=lambda path, reason: progress.failure(path, on_command_line(reason)),
         on_note=lambda line: progress.note(on_command_line(line)),
         on_shard=counting_shards(progress),
+        on_load=progress.loading,
     )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qvsplit.output.progress import ProgressBar
-from qvsplit.runtime.streams import is_terminal
 
 if TYPE_CHECKING:
     from qvsplit.store.store import Store
@@ -15,22 +13,24 @@ if TYPE_CHECKING:
 FEW_SHARDS = 8  # fewer are read in less than a second
 
 
-def open_with_progress(*places: str, quiet: bool = False) -> Store:
-    """Open the store in `places`; where somebody watches, a bar counts the shards that have to be read."""
+def open_with_progress(*places: str, quiet: bool = False, progress: str = "auto") -> Store:
+    """Open the store in `places`, and show how many shards have been read of those that have to be."""
     from qvsplit.store.opening import open_store
 
-    with ProgressBar(shown=is_terminal(sys.stderr) and not quiet) as progress:
-        return open_store(*places, on_shard=counting_shards(progress))
+    with ProgressBar(progress, shown=not quiet) as shown:
+        return open_store(*places, on_shard=counting_shards(shown))
 
 
-def counting_shards(progress: ProgressBar) -> Callable[[int, int], None]:
-    """Give what hears of each shard that is read, and counts it in `progress`."""
+def counting_shards(
+    progress: ProgressBar, what: str = "shards read", few: int = FEW_SHARDS
+) -> Callable[[int, int], None]:
+    """Give what hears of each shard, and counts it in `progress`, where there are `few` or more."""
 
     def on_shard(done: int, total: int) -> None:
-        if total < FEW_SHARDS:
+        if total < few:
             return
         if done == 0:
-            progress.start("shards read", total)
+            progress.start(what, total)
         else:
             progress.advance()
         if done == total:

@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qvsplit.commands.opening import open_with_progress
-from qvsplit.commands.options import INPUT, Device, Json, Model, Quiet, StoreArgument, StoreOption, store_place
+from qvsplit.commands.options import (
+    INPUT,
+    Device,
+    Json,
+    Model,
+    ProgressMode,
+    Quiet,
+    StoreArgument,
+    StoreOption,
+    store_place,
+)
 from qvsplit.commands.wording import on_command_line, say_note
 from qvsplit.errors import StoreDamaged, escaped, printable
+from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import plural, print_json
 
 if TYPE_CHECKING:
@@ -31,6 +42,7 @@ def verify(
     model: Model = None,
     device: Device = None,
     as_json: Json = False,
+    progress: ProgressMode = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Check a store, byte by byte.
@@ -44,18 +56,24 @@ def verify(
     from qvsplit.store.shards import shard_paths
 
     place = store_place(store, embeds)
-    problems = []
-    for check in library.check_shards(shard_paths(place)):
-        _print_shard(check, as_json=as_json, quiet=quiet)
-        problems += [check.error] if check.error else []
+    problems, shards = [], shard_paths(place)
+    with ProgressBar(progress, shown=not quiet, prints=True) as shown:
+        shown.start("shards", len(shards))
+        for check in library.check_shards(shards):
+            _print_shard(check, as_json=as_json, quiet=quiet)
+            shown.advance()
+            problems += [check.error] if check.error else []
     if not problems:
-        opened = open_with_progress(place, quiet=quiet)
+        opened = open_with_progress(place, quiet=quiet, progress=progress)
         problems += library.check_store(opened)
         if sample:
-            checks = []
-            for item in library.check_items(opened, library.sample(opened, sample), model=model, device=device):
-                _print_item(item, as_json=as_json, quiet=quiet)
-                checks.append(item)
+            checks, rows = [], library.sample(opened, sample)
+            with ProgressBar(progress, shown=not quiet, prints=True) as shown:
+                shown.start("images", len(rows))
+                for item in library.check_items(opened, rows, model=model, device=device, on_load=shown.loading):
+                    _print_item(item, as_json=as_json, quiet=quiet)
+                    shown.advance()
+                    checks.append(item)
             problems += _problems(checks)
             if not problems:
                 library.require_comparison(checks)

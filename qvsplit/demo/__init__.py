@@ -23,6 +23,7 @@ from qvsplit.errors import ConfigError, DiskError, UsageError
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.runtime import interrupts
+from qvsplit.runtime.loading import OnLoad, nobody
 from qvsplit.runtime.names import stored_name
 from qvsplit.store.opening import open_store
 
@@ -120,6 +121,7 @@ def run(
     callbacks: ExtractCallbacks | None = None,
     on_asking: Callable[[int], None] = lambda answers: None,
     on_answer: Callable[[str], None] = lambda path: None,
+    on_load: OnLoad = nobody,
 ) -> DemoOutcome:
     """Copy the postcards, extract them into `folder`/store, and ask every question about each from there alone.
 
@@ -129,6 +131,7 @@ def run(
         callbacks: Called while images are extracted.
         on_asking: Called with the number of answers there will be.
         on_answer: Called with the path of the image after each answer.
+        on_load: Called while the language model is loaded: see `load_session`.
 
     Raises:
         QvsplitError: What `extract_files` and `load_session` raise.
@@ -142,7 +145,7 @@ def run(
         root = stored_name(os.path.realpath(photos))
         rows = tuple(row for row in store if row.root == root)
         with interrupts.at_once():  # only reading
-            session = load_session(store, AskOptions(model=DEMO_MODEL, device=device, dtype="float32"))
+            session = load_session(store, AskOptions(model=DEMO_MODEL, device=device, dtype="float32"), on_load=on_load)
     except ConfigError as error:
         raise ConfigError(f"{place} was not made by this demo ({error}); give another FOLDER, or remove it") from None
     on_asking(len(rows) * len(truths()[0]))

@@ -33,6 +33,7 @@ from qvsplit.models.preparing import (
 )
 from qvsplit.models.sampling import VideoOptions
 from qvsplit.runtime.devices import dtype_name, has_bfloat16_units, is_out_of_memory
+from qvsplit.runtime.loading import PROCESSOR, OnLoad, nobody
 from qvsplit.sources.images import IMAGE_POLICY
 from qvsplit.store.config import ExtractionConfig
 from qvsplit.store.features import LIST, POOLER_OUTPUT, TensorSpec
@@ -420,18 +421,21 @@ def _raise_if_set(cancelled: threading.Event) -> None:
         raise Cancelled
 
 
-def load_encoder(spec: EncoderSpec) -> TransformersEncoder:
-    """Load the encoder that `spec` describes, and nothing else of its checkpoint."""
+def load_encoder(spec: EncoderSpec, on_load: OnLoad = nobody) -> TransformersEncoder:
+    """Load the encoder that `spec` describes, and nothing else of its checkpoint; `on_load` hears of each part."""
     import torch
 
     family = spec.checkpoint.family
     check_kernels(spec.kernels, family)
     began = [time.perf_counter()]
+    on_load(PROCESSOR, 0, 0)
     preparer = load_preparer(
         spec.checkpoint, hf.load_config(spec.checkpoint), min_pixels=spec.min_pixels, max_pixels=spec.max_pixels
     )
     began.append(time.perf_counter())
-    weights = load_encoder_weights(spec.checkpoint, device=torch.device(spec.device), dtype=getattr(torch, spec.dtype))
+    weights = load_encoder_weights(
+        spec.checkpoint, device=torch.device(spec.device), dtype=getattr(torch, spec.dtype), on_load=on_load
+    )
     began.append(time.perf_counter())
     if not family.fused_kernels:
         # as transformers loads them: torch's matmul goes another way, with other rounding, for frozen weights

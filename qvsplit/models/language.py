@@ -23,6 +23,7 @@ from qvsplit.models.forward import Forward
 from qvsplit.models.prompt import Prompt, Prompter
 from qvsplit.models.ways import way_of
 from qvsplit.runtime.devices import dtype_name, is_out_of_memory
+from qvsplit.runtime.loading import LAYOUT, PROCESSOR, OnLoad, nobody
 from qvsplit.store.features import Features
 from qvsplit.weights import load_language_model
 
@@ -204,18 +205,28 @@ def _memory_errors(tokens: int) -> Iterator[None]:
 
 
 def load(
-    checkpoint: Checkpoint, *, device: torch.device | None, dtype: torch.dtype | None, device_map: str | None = None
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+    device_map: str | None = None,
+    on_load: OnLoad = nobody,
 ) -> LanguageModel:
-    """Load the language model on `device`, or spread by `device_map` as transformers and accelerate do."""
+    """Load the language model on `device`, or spread by `device_map` as transformers and accelerate do.
+
+    `on_load` hears of each part.
+    """
     import torch
 
     from qvsplit.kernels.packed_linear import pack
 
+    on_load(PROCESSOR, 0, 0)
     prompter = Prompter(checkpoint)
     mapped: str | dict[str, Any] | None = device_map
     if device_map is None and device is not None and device.type != "cpu":
         mapped = {"": device}
-    model = load_language_model(checkpoint, dtype=dtype, device_map=mapped)
+    model = load_language_model(checkpoint, dtype=dtype, device_map=mapped, on_load=on_load)
+    on_load(LAYOUT, 0, 0)
     if model.dtype == torch.float32 and not hasattr(model, "hf_device_map"):
         pack(model)
     return LanguageModel(model, prompter, checkpoint.family.prefix)

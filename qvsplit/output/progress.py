@@ -1,35 +1,51 @@
-"""A progress bar with rate and time left, on a terminal; failures and notes as lines, with or without a bar.
+"""How far a run is, on stderr: a bar on a terminal, elsewhere a line now and then; failures and notes as lines.
 
-On a terminal without escape codes (`TERM=dumb`, NO_COLOR) it is a line now and then. Where nothing is shown, nothing of
-rich is imported.
+A terminal without escape codes (`TERM=dumb`, NO_COLOR) is an elsewhere. Where no bar is drawn, nothing of rich is
+imported.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qvsplit.errors import escaped, printable
+from qvsplit.output.meter import BYTES, Meter
 from qvsplit.output.text import say
-from qvsplit.runtime.streams import shows_escape_codes
+from qvsplit.runtime.clock import active_seconds
+from qvsplit.runtime.loading import READY
+from qvsplit.runtime.streams import is_terminal, shows_escape_codes
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
-LINE_SECONDS = 10.0  # between two lines in place of a bar
+LINE_SECONDS = 60.0  # before the first line, and between two: what is done sooner says nothing, as cron mails it
+JSON_SECONDS = 1.0
+LOADING = "loading model"
 
 
 class ProgressBar:
-    """Counts one thing after another. Use it in a `with` block: the end takes the bar away."""
+    """Counts one phase after another. Use it in a `with` block: the end takes the bar away.
 
-    def __init__(self, *, shown: bool) -> None:
-        self._shown = shown
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._lines: _Lines | None = None
+    Args:
+        mode: `bar`, `plain` (a line a minute), `json` (an object a second), `none`, or `auto`: a bar where stderr is a
+            terminal that can show one, else plain lines. A `bar` that cannot be shown is plain lines, too.
+        shown: If not, it is `none`.
+        prints: Results go to stdout meanwhile: where that is the terminal, they show how far it is, and a bar would be
+            in their way.
+    """
+
+    def __init__(self, mode: str = "auto", *, shown: bool = True, prints: bool = False) -> None:
+        self._display = _display(mode if shown else "none")
+        self._counts = not (prints and isinstance(self._display, _Bar) and is_terminal(sys.stdout))
+        self._counting: Meter | None = None
+        self._loading: tuple[Meter, float] | None = None  # since when
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -39,29 +55,48 @@ class ProgressBar:
 
     def start(self, what: str, total: int) -> None:
         """Count `total` of `what` from here on."""
-        if not self._shown or not total:
-            return
         self.stop()
-        if shows_escape_codes(sys.stderr):
-            self._progress = _progress()
-            self._progress.start()
-            self._task = self._progress.add_task(what, total=total, rate="")
-        else:
-            self._lines = _Lines(what, total)
+        if total and self._counts:
+            self._counting = Meter(what, total)
+            self._display.begin(self._counting)
 
     def stop(self) -> None:
-        """Take the bar away, so that other output can follow."""
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress = self._lines = None
+        """End the phase, and take the bar away, so that other output can follow."""
+        self._counting = self._loading = None
+        self._display.end()
 
     def advance(self, name: str = "") -> None:
         """Count one more; `name` says which, and is not shown."""
-        if self._progress is not None and self._task is not None:
-            speed = self._progress.tasks[0].speed
-            self._progress.update(self._task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
-        elif self._lines is not None:
-            self._lines.advance()
+        if self._counting is not None:
+            self._counting.advance()
+
+    def skip(self) -> None:
+        """Count one more that took no time, as it was known already."""
+        if self._counting is not None:
+            self._counting.skip()
+
+    def loading(self, part: str, done: int, total: int) -> None:
+        """Show a part of loading the model (see runtime/loading.py); what is being counted goes on behind it."""
+        if part == READY:
+            self._loaded()
+            return
+        if self._loading is None:
+            self._display.end()
+            self._loading = Meter(LOADING, unit=BYTES), active_seconds()
+            self._loading[0].set(part, done, total)
+            self._display.begin(self._loading[0], keep=False)
+        else:
+            self._loading[0].set(part, done, total)
+
+    def _loaded(self) -> None:
+        if self._loading is None:
+            return
+        self._display.end()
+        _, since = self._loading
+        self._loading = None
+        if self._counting is not None:
+            self._counting.leave_out(active_seconds() - since)
+            self._display.begin(self._counting)
 
     def failure(self, path: str, reason: str) -> None:
         """Print that one item failed, and why."""
@@ -69,39 +104,160 @@ class ProgressBar:
 
     def note(self, line: str) -> None:
         """Print a line above the bar."""
-        if self._progress is not None:
-            text = f"qvsplit: {printable(line)}"
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            say(line)
+        self._display.note(line)
+
+
+# -------------------------------------------------------------------------------------------------------- displays
+
+
+class _Display(Protocol):
+    """What shows a meter, from its beginning to its end."""
+
+    def begin(self, meter: Meter, *, keep: bool = True) -> None:
+        """Show this meter, and whatever it will say, until the end; `keep` what it says then on the screen."""
+
+    def end(self) -> None:
+        """Show nothing any more."""
+
+    def note(self, line: str) -> None:
+        """Print a line beside it."""
+
+
+def _display(mode: str) -> _Display:
+    if mode == "none":
+        return _Nothing()
+    if mode == "json":
+        return _Lines(JSON_SECONDS, _as_json, ends=True)
+    drawn = shows_escape_codes(sys.stderr) or (
+        mode == "bar" and is_terminal(sys.stderr) and os.environ.get("TERM", "") not in {"", "dumb", "unknown"}
+    )
+    return _Bar() if mode != "plain" and drawn else _Lines(LINE_SECONDS, _as_line)
+
+
+class _Nothing:
+    def begin(self, meter: Meter, *, keep: bool = True) -> None: ...
+
+    def end(self) -> None: ...
+
+    def note(self, line: str) -> None:
+        say(line)
 
 
 class _Lines:
-    """Says how far it is, in a line every LINE_SECONDS at the most."""
+    """Prints a line every so many seconds, from a thread of its own: also where nothing comes to an end meanwhile.
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what = what
-        self.total = total
-        self.done = 0
-        self.said = time.monotonic()
+    Args:
+        seconds: Before the first line, and between two.
+        text: A meter and the time of day, as a line.
+        ends: Print where each meter ends, too.
+        clock: Whose seconds.
+    """
 
-    def advance(self) -> None:
-        self.done += 1
-        now = time.monotonic()
-        if now - self.said >= LINE_SECONDS:
-            self.said = now
-            say(f"{self.done:,} of {self.total:,} {self.what}")
+    def __init__(
+        self,
+        seconds: float,
+        text: Callable[[Meter, str], str],
+        *,
+        ends: bool = False,
+        clock: Callable[[], float] = active_seconds,
+    ) -> None:
+        self._seconds = seconds
+        self._text = text
+        self._ends = ends
+        self._clock = clock
+        self._due = clock() + seconds  # over all meters
+        self._meter: Meter | None = None
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+
+    def begin(self, meter: Meter, *, keep: bool = True) -> None:
+        self.end()
+        self._meter = meter
+        self._ended.clear()
+        self._thread = threading.Thread(target=self._run, name="qvsplit-progress", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        meter, self._meter = self._meter, None
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
+        if meter is not None and self._ends:
+            self._print(meter)
+
+    def note(self, line: str) -> None:
+        say(line)
+
+    def _run(self) -> None:
+        while not self._ended.wait(max(0.01, self._due - self._clock())):
+            self.tick()
+
+    def tick(self) -> None:
+        """Print a line, if it is time for one."""
+        meter = self._meter
+        if meter is not None and self._clock() >= self._due:
+            self._due = self._clock() + self._seconds
+            self._print(meter)
+
+    def _print(self, meter: Meter) -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        sys.stderr.write(self._text(meter, now) + "\n")
+        sys.stderr.flush()
 
 
-def _progress() -> Progress:
+def _as_line(meter: Meter, now: str) -> str:
+    return f"{now} {meter.line}"
+
+
+def _as_json(meter: Meter, now: str) -> str:
+    rate, left = meter.rate, meter.seconds_left
+    progress: dict[str, Any] = {"type": "progress", "phase": meter.phase}
+    if meter.part:
+        progress["part"] = meter.part
+    progress |= {
+        "done": meter.done, "total": meter.total or None, "unit": meter.unit,
+        "rate": None if rate is None else round(rate, 4), "seconds_left": None if left is None else round(left, 1),
+        "time": now,
+    }  # fmt: skip
+    return json.dumps(progress)
+
+
+class _Bar:
+    """A bar of rich's, as wide as the terminal."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    def begin(self, meter: Meter, *, keep: bool = True) -> None:
+        self.end()
+        self._progress = _progress(meter, keep=keep)
+        self._progress.start()
+
+    def end(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = None
+
+    def note(self, line: str) -> None:
+        if self._progress is None:
+            say(line)
+            return
+        text = f"qvsplit: {printable(line)}"
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _progress(meter: Meter, *, keep: bool) -> Progress:
     """Make a bar of rich's that a user may stop and continue.
 
-    The cursor stays visible: nobody would show it again where the process is stopped or killed. And nothing is drawn
-    while the process is in the background: the line it would draw on is the one that the user types on.
+    The cursor stays visible: nobody would show it again where the process is stopped or killed. Nothing is drawn while
+    the process is in the background: the line it would draw on is the one that the user types on. And what goes to
+    stdout goes there: rich would have it on the terminal, also where stdout is a file.
     """
     from rich.console import Console, ConsoleRenderable
     from rich.live import Live
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task
+    from rich.text import Text
 
     class VisibleCursor(Console):
         def show_cursor(self, show: bool = True) -> bool:
@@ -115,11 +271,38 @@ def _progress() -> Progress:
         def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
             return super().process_renderables(renderables) if _in_foreground() else renderables
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
-    progress = Progress(*columns, TimeRemainingColumn(), console=VisibleCursor(file=sys.stderr))
+    class Words(ProgressColumn):
+        """What the meter says at the moment of drawing."""
+
+        def __init__(self, words: Callable[[], str], style: str = "") -> None:
+            super().__init__()
+            self._words, self._style = words, style
+
+        def render(self, task: Task) -> Text:
+            return Text(self._words(), style=self._style, no_wrap=True)
+
+    class MeterBar(BarColumn):
+        def render(self, task: Task) -> Any:
+            task.total, task.completed = meter.total or None, meter.done
+            return super().render(task)
+
+    def count() -> str:
+        counted = meter.total and meter.unit != BYTES
+        return f"{meter.done:,}/{meter.total:,}" if counted else meter.count
+
+    progress = Progress(
+        Words(lambda: meter.name), MeterBar(bar_width=None), Words(count, "progress.download"),
+        Words(lambda: meter.speed), Words(lambda: meter.left, "progress.remaining"),
+        console=VisibleCursor(file=sys.stderr), expand=True,
+    )  # fmt: skip
     progress.live = ForegroundLive(
-        console=progress.console, refresh_per_second=10, get_renderable=progress.get_renderable
+        console=progress.console,
+        refresh_per_second=10,
+        get_renderable=progress.get_renderable,
+        redirect_stdout=False,
+        transient=not keep,
     )
+    progress.add_task("")
     return progress
 
 

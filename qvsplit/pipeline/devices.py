@@ -21,6 +21,7 @@ from qvsplit.pipeline.runner import Devices, DeviceWorker
 from qvsplit.pipeline.stages import Encode, Prepare, Quantize
 from qvsplit.pipeline.summary import Summary, Timer
 from qvsplit.runtime import devices
+from qvsplit.runtime.loading import LIBRARIES, PROCESSOR, READY, OnLoad, nobody
 from qvsplit.runtime.memory import keep_freed_activations
 from qvsplit.store.config import ExtractionConfig, Provenance, installed_versions
 from qvsplit.store.features import TensorSpec
@@ -49,9 +50,13 @@ class StoreDeclares:
 
 
 def load_devices(
-    options: ExtractOptions, own: StoreDeclares, summary: Summary, on_note: Callable[[str], None]
+    options: ExtractOptions,
+    own: StoreDeclares,
+    summary: Summary,
+    on_note: Callable[[str], None],
+    on_load: OnLoad = nobody,
 ) -> Loaded:
-    """Load.
+    """Load; `on_load` hears of each part.
 
     Raises:
         UsageError: No such device, or pixel limits that cross.
@@ -60,12 +65,13 @@ def load_devices(
     """
     checkpoint = _checkpoint(options, own.provenance)
     summary.model = checkpoint.name
+    on_load(LIBRARIES, 0, 0)
     with Timer(summary.stages, "load libraries"):
         places = devices.choose_devices(options.device)  # imports torch
         hf.import_libraries(checkpoint)
     spec = _spec(options, own.config, checkpoint, places[0])
     specs = {place: replace(spec, device=str(place)) for place in dict.fromkeys(places)}
-    loaded = {place: models.load_encoder(one) for place, one in specs.items()}
+    loaded = {place: models.load_encoder(one, on_load) for place, one in specs.items()}
     keep_freed_activations()
     for one in loaded.values():
         summary.add_seconds(one.load_seconds)
@@ -90,6 +96,7 @@ def load_devices(
             "this CPU multiplies bfloat16 in hardware: with `dtype=bfloat16`, the checkpoint's own, a new store is "
             "made faster and is half as large, and its features differ by that dtype's rounding"
         )
+    on_load(READY, 0, 0)
     return Loaded(
         Devices(
             encoder, Prepare(encoder.preparer), workers, budget, encoder.tensors, models.slice_budget(encoder, budget)
@@ -98,17 +105,20 @@ def load_devices(
     )
 
 
-def load_clips(loaded: Loaded, own: StoreDeclares) -> Clips | ItemError:
+def load_clips(loaded: Loaded, own: StoreDeclares, on_load: OnLoad = nobody) -> Clips | ItemError:
     """Load what videos need beside the encoder; an ItemError says why none can be encoded in this run.
 
     Raises:
         ConfigError: The store's videos were encoded under other settings.
         UsageError: Limits that the model's processor does not have.
     """
+    on_load(PROCESSOR, 0, 0)
     try:
         clips = loaded.devices.encoder.load_clips()
     except ModelError as error:
         return ItemError(f"is a video: {error}; `videos=False` leaves videos out")
+    finally:
+        on_load(READY, 0, 0)
     before, now = own.config.videos if own.config else None, clips.config.videos
     if before is not None and now is not None and (reader := other_reader(now, before)) is not None:
         return ItemError(

@@ -115,7 +115,9 @@ class Execution:
             with held_back():
                 self._end_shard()  # then nothing is at stake while libraries and weights are loaded
             with Timer(self._summary.stages, "load"), interrupts.at_once():
-                self._loaded = load_devices(self._options, self._own(), self._summary, self._callbacks.on_note)
+                self._loaded = load_devices(
+                    self._options, self._own(), self._summary, self._callbacks.on_note, self._callbacks.on_load
+                )
             self._set_schema(self._loaded.schema)  # its next shards have rows of this encoder
         return self._loaded.devices
 
@@ -124,7 +126,7 @@ class Execution:
         self._load()
         assert self._loaded is not None
         with Timer(self._summary.stages, "load"):
-            clips = load_clips(self._loaded, self._own())
+            clips = load_clips(self._loaded, self._own(), self._callbacks.on_load)
         if not isinstance(clips, ItemError):
             with held_back():
                 self._end_shard()

@@ -122,6 +122,8 @@ class ExtractCallbacks:
         on_failure: Hears path and reason of each item that failed and had not failed before, ahead of its `on_item`.
         on_note: Hears remarks, a line each.
         on_shard: Hears how many of how many shards have been read, where the store's catalogue does not know them.
+        on_load: Hears each part of loading the encoder as it begins, and how many of how many bytes of its tensors have
+            been read: `libraries`, `config and processor`, `tensors`, `laying out`; in the end `ready`.
         on_end: Hears once what the run did, however it ends: by returning, by an error, by an interrupt.
     """
 
@@ -130,6 +132,7 @@ class ExtractCallbacks:
     on_failure: Callable[[str, str], None] = lambda path, reason: None
     on_note: Callable[[str], None] = lambda line: None
     on_shard: Callable[[int, int], None] = lambda done, total: None
+    on_load: Callable[[str, int, int], None] = lambda part, done, total: None
     on_end: Callable[[Summary], None] = lambda summary: None
 
 

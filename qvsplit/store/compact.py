@@ -12,7 +12,7 @@ from qvsplit.errors import UsageError
 from qvsplit.runtime.names import file_on_disk
 from qvsplit.store import finding, layout, rebuild
 from qvsplit.store.catalogue import CataloguedShard
-from qvsplit.store.catalogue_file import catalogue_of
+from qvsplit.store.catalogue_file import OnShard, catalogue_of, no_progress
 from qvsplit.store.lock import Lock
 from qvsplit.store.repair import clear_marks
 from qvsplit.store.rewrite import Rewrite, Rewritten, rewrite
@@ -67,14 +67,17 @@ def opened_for_writing(
         yield storage, lock
 
 
-def compact(storage: Storage, lock: Lock) -> Rewritten:
-    """Merge small shards, and drop rows and features that nothing current needs. Nothing is encoded again."""
+def compact(storage: Storage, lock: Lock, *, on_shard: OnShard = no_progress) -> Rewritten:
+    """Merge small shards, and drop rows and features that nothing current needs. Nothing is encoded again.
+
+    `on_shard` hears how many of how many shards have been rewritten.
+    """
     store = _opened(storage)
     entries = store.catalogue.shards
     small = frozenset(entry.name for entry in entries if entry.size < SMALL_BYTES)
     doomed = set(small if len(small) > 1 else ())
     doomed |= {entry.name for entry in entries if _dead_rows(storage, store, entry) >= max(1, WORTHWHILE * entry.rows)}
-    done = rewrite(storage, store, Rewrite(frozenset(doomed)), lock)
+    done = rewrite(storage, store, Rewrite(frozenset(doomed), on_shard=on_shard), lock)
     _opened(storage)
     return done
 

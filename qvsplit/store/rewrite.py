@@ -15,6 +15,7 @@ from qvsplit.errors import ShardDamaged
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.store import layout
 from qvsplit.store.catalogue import CataloguedShard, Place
+from qvsplit.store.catalogue_file import OnShard, no_progress
 from qvsplit.store.features import Features
 from qvsplit.store.lock import Lock
 from qvsplit.store.row import Key, Row
@@ -46,12 +47,14 @@ class Rewrite:
         on_lost: Called with a row whose features cannot be read, which is then written without; where it is None
             that is an error.
         delete: Whether the doomed are deleted in the end.
+        on_shard: Called with how many of how many shards have been gone through.
     """
 
     doomed: frozenset[str]
     drop: frozenset[Key] = frozenset()
     on_lost: Callable[[Row], None] | None = None
     delete: bool = True
+    on_shard: OnShard = no_progress
 
 
 def rewrite(storage: Storage, store: Store, what: Rewrite, lock: Lock) -> Rewritten:
@@ -88,6 +91,7 @@ def _write(storage: Storage, store: Store, what: Rewrite, old: Sequence[Catalogu
         for parts in _Items(storage, store, what, old):
             writer.append_item(parts, as_found=True)
         writer.end_shard()
+        what.on_shard(len(old), len(old))
     except BaseException:
         writer.abandon()
         raise
@@ -110,7 +114,8 @@ class _Items:
 
     def __iter__(self) -> Iterator[Iterable[Part]]:
         """Go through the old shards row by row; an item's parts come together, where the first of them is."""
-        for entry in self._old:
+        for number, entry in enumerate(self._old):
+            self._what.on_shard(number, len(self._old))
             # not the store's own, which are kept open: this one's rows are done with behind it
             shard = Shard(self._storage, entry.name, keeps_features=True)
             current = self._store.catalogue.current_places(entry.number)

@@ -21,6 +21,7 @@ from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_
 from qvsplit.pipeline.runner import Devices, DeviceWorker
 from qvsplit.pipeline.stages import Encode, Prepare, Quantize
 from qvsplit.pipeline.summary import Summary
+from qvsplit.runtime.loading import OnLoad, nobody
 from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.config import ExtractionConfig, Provenance
 from qvsplit.store.features import POOLER_OUTPUT, TensorSpec
@@ -149,7 +150,12 @@ class FakeModel:
         self.loads = 0
 
     def load_devices(
-        self, options: ExtractOptions, own: StoreDeclares, summary: Summary, on_note: Callable[[str], None]
+        self,
+        options: ExtractOptions,
+        own: StoreDeclares,
+        summary: Summary,
+        on_note: Callable[[str], None],
+        on_load: OnLoad = nobody,
     ) -> Loaded:
         """Make an encoder by the options, else by the store, else by default."""
         self.loads += 1
