@@ -162,16 +162,12 @@ def run_cli(capsys, monkeypatch):
     """Run one command in this process: gives its exit code, stdout and stderr."""
     import io
 
-    from qvsplit.cli import app
+    from qvsplit import cli
 
     def run(*words: object, stdin: str = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         capsys.readouterr()
-        try:
-            app([str(word) for word in words], prog_name="qvsplit", standalone_mode=True)
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
+        code = cli.run([str(word) for word in words])
         told = capsys.readouterr()
         assert "Traceback" not in told.err
         return code, told.out, told.err

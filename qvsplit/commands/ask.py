@@ -301,6 +301,16 @@ def ask(
     Only the language model is loaded, and an item's part of the prompt is computed once for all its questions. Answers
     are greedy by default, and the same as those of the full model, token for token. With --out or --report they go
     there, and to stdout only with --json.
+
+    Examples:
+        # One question about every image of ./embeds
+        qvsplit ask "What is on this photo?"
+        # About some of another store, with the probability of each answer
+        qvsplit ask -e album -i "2024/*" "Is a dog on it?" --choices yes,no
+        # Checks, into a table and a page; run again, it asks what is new
+        qvsplit ask --checks checks.toml -o answers.parquet --report answers.html
+        # Exit code 8 if an item is blocked, or could not be judged
+        qvsplit ask --checks checks.toml --fail-on block
     """
     from qvsplit.answering.schema import read_schema
     from qvsplit.ask import AskOptions

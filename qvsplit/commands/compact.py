@@ -25,6 +25,11 @@ def compact(
 
     Merges small shards, and drops superseded rows and the features of deleted items. Nothing is encoded again, and
     no answer changes; it may be killed at any moment. Needs as much free disk space as it rewrites.
+
+    Examples:
+        # What it would do
+        qvsplit compact album --dry-run
+        qvsplit compact album
     """
     from qvsplit.store import compact as library
 

@@ -29,6 +29,10 @@ def demo(
     Copies drawn postcards into FOLDER/postcards, extracts them into FOLDER/store with the small model of the package,
     and asks a handful of questions about each from the store alone; the right answer stands beside every answer. That
     model was trained on such postcards and knows nothing else.
+
+    Examples:
+        qvsplit demo
+        qvsplit demo ~/tried --json
     """
     from qvsplit import demo as library
     from qvsplit.runtime.memory import give_back_freed_memory

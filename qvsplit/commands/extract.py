@@ -294,6 +294,18 @@ def extract(
     Every image and video under PATH that the store does not know is encoded once. Only the vision encoder is loaded,
     and only if there is something new. A file that cannot be read becomes a failed row, and the run continues; exit
     code 1 says that files failed which had not failed before.
+
+    Examples:
+        # All images and videos below a folder, into ./embeds
+        qvsplit extract ./photos
+        # What that would take, without doing it
+        qvsplit extract ./photos --dry-run
+        # Into another store; run again, it encodes what is new
+        qvsplit extract ./photos -o album -m Qwen/Qwen2.5-VL-3B-Instruct
+        # On a GPU, in another precision
+        qvsplit extract ./photos --device gpu --dtype bf16
+        # Every night, until morning; deleted files are marked as deleted
+        qvsplit extract ./photos --prune --max-runtime 6h --quiet
     """
     from qvsplit.extract import extract_files
     from qvsplit.pipeline.options import ExtractOptions

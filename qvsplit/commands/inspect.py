@@ -15,6 +15,10 @@ def inspect(store: StoreArgument = None, embeds: StoreOption = None, as_json: Js
 
     Images, videos and clips by status, tokens, sizes, the extraction config, provenance, the last runs, and what failed
     and why.
+
+    Examples:
+        qvsplit inspect
+        qvsplit inspect album --json
     """
     from qvsplit.pipeline.plan import failure_now
     from qvsplit.runtime.memory import machine_memory

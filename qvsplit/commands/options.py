@@ -20,7 +20,8 @@ OUTPUT = "Output"
 INCREMENTAL = "Incremental"
 PERFORMANCE = "Performance"
 SAMPLING = "Sampling"
-PANELS = (INPUT, MODEL, OUTPUT, INCREMENTAL, PERFORMANCE, SAMPLING)
+HELP = "Help"
+PANELS = (INPUT, MODEL, OUTPUT, INCREMENTAL, PERFORMANCE, SAMPLING, HELP)
 # An option with hidden=True is a secondary one: `--help-all` shows it, and shells complete it all the same
 
 FORMATS = ("text", "tsv", "jsonl", "paths", "paths0")

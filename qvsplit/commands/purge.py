@@ -34,6 +34,12 @@ def purge(
 
     Their rows and features, superseded ones too, are removed from the disk. Tables and reports that were written from
     the store are not changed. The next `extract` encodes a file that still exists again.
+
+    Examples:
+        # Which items that would be
+        qvsplit purge ./photos/private --dry-run
+        # A folder, and an image by its path in the store, from another store
+        qvsplit purge ./photos/private 2024/you.jpg -e album
     """
     from qvsplit.store import compact as library
 

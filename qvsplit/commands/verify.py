@@ -51,6 +51,12 @@ def verify(
 
     With --sample N and the full checkpoint, N items, images or videos, are encoded again by the full model: their
     features, and its answer, must be those of the store.
+
+    Examples:
+        # Whether every byte is as it was written
+        qvsplit verify album
+        # And whether five items, encoded again, give the same features and answers
+        qvsplit verify album --sample 5
     """
     from qvsplit import verify as library
     from qvsplit.store.shards import shard_paths

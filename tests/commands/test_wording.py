@@ -44,7 +44,7 @@ def test_the_table_is_what_the_commands_have():
         for parameter in command.params
         if any(opt == f"--{parameter.name.replace('_', '-')}" for opt in parameter.opts)
     }
-    assert has - {"help"} == OPTIONS
+    assert has - {"help", "help_all"} == OPTIONS
 
 
 def literals(path: Path) -> list[tuple[int, str]]:
