@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import errno
 import functools
-import io
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from qvsplit.commands import ask, compact, demo, extract, gate, inspect, purge, verify
+from qvsplit.commands.help import SETTINGS, Command, Group, help_and_examples, mistake, with_help_all
 from qvsplit.commands.wording import on_command_line
-from qvsplit.errors import BUG, INTERRUPTED, TERMINATED, DiskError, QvsplitError, UsageError, printable
+from qvsplit.errors import BUG, INTERRUPTED, TERMINATED, DiskError, QvsplitError, UsageError
 from qvsplit.output.text import say
 from qvsplit.runtime import interrupts, streams
 
@@ -36,10 +36,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 app = typer.Typer(
-    add_completion=False,
+    cls=Group,
+    context_settings=SETTINGS,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
+    epilog="\nExamples:\n  qvsplit demo\n  qvsplit extract ./photos\n  qvsplit ask 'What is on this photo?'",
     help="Encode images once, and ask any number of questions from the stored features.\n\n"
     "`extract` loads only the vision encoder of a model and keeps the features of every image in Parquet; `ask` "
     "loads only the language model, and answers from the features with the same tokens as the full model.",
@@ -56,7 +58,7 @@ def main() -> None:
     if not streams.shows_escape_codes(sys.stderr):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     interrupts.install()
-    code = _exit_code(_run)
+    code = run(sys.argv[1:])
     code = _exit_code(streams.flush) if code == 0 else code
     try:
         streams.flush()
@@ -69,9 +71,24 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run() -> int:
-    """Read the command line and run its command; gives an exit code."""
-    code: int | None = app(prog_name="qvsplit", complete_var="", standalone_mode=False)
+# Options of Typer's, which end by an exit of their own
+COMPLETION = {"--install-completion", "--show-completion"}
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command that the words of a command line name; gives its exit code."""
+    return _exit_code(lambda: _run(words))
+
+
+def _run(words: Sequence[str]) -> int:
+    try:
+        code: int | None = app(args=list(words), prog_name="qvsplit", standalone_mode=False)
+    except SystemExit as end:  # so end Typer's own ways to complete words; anything else's is a bug
+        if "_QVSPLIT_COMPLETE" in os.environ:
+            return int(end.code or 0)
+        if COMPLETION.isdisjoint(words):
+            raise
+        return UsageError.exit_code if end.code else 0
     interrupts.check()  # Typer takes Ctrl-C for all that interrupts it before there is a command
     return code or 0
 
@@ -93,20 +110,14 @@ def _exit_code(action: Callable[[], int | None]) -> int:
         return streams.READER_GONE
     except (Exception, SystemExit) as error:  # no library may end the command, with an exit code of its own
         if hasattr(error, "format_message"):  # Typer's, for which it has a public name only in some versions
-            _say_usage(error)
+            if line := mistake(error):
+                say(line)
             return UsageError.exit_code
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             say("the disk is full: the output could not be written")
             return DiskError.exit_code
         traceback.print_exc()
         return BUG
-
-
-def _say_usage(error: Any) -> None:
-    """Print what is wrong with the words of the command line, as Typer says it, on several lines."""
-    said = io.StringIO()
-    error.show(file=said)
-    print(printable(said.getvalue(), keep="\n"), end="", file=sys.stderr)
 
 
 def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
@@ -118,7 +129,7 @@ def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
         if code:
             raise typer.Exit(code)
 
-    return reported
+    return with_help_all(reported)
 
 
 def _print_version(wanted: bool) -> None:
@@ -139,4 +150,5 @@ def _qvsplit(
 
 
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_with_exit_codes(_command))
+    _text, _examples = help_and_examples(_command)
+    app.command(_name, cls=Command, context_settings=SETTINGS, help=_text, epilog=_examples)(_with_exit_codes(_command))
