@@ -24,6 +24,7 @@ HELP = "Help"
 PANELS = (INPUT, MODEL, OUTPUT, INCREMENTAL, PERFORMANCE, SAMPLING, HELP)
 # An option with hidden=True is a secondary one: `--help-all` shows it, and shells complete it all the same
 
+PROGRESS_MODES = ("auto", "bar", "plain", "json", "none")
 FORMATS = ("text", "tsv", "jsonl", "paths", "paths0")
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
@@ -101,7 +102,7 @@ OutputFormat = Annotated[
         "--format",
         **one_of("--format", *FORMATS),
         help="text for people, tsv with 8 fixed columns, jsonl (as --json), paths of items one a line, or paths0 with "
-        "a NUL after each [default: text].",
+        "a NUL after each [default: text on a terminal, else tsv].",
         show_default=False,
         rich_help_panel=OUTPUT,
     ),
@@ -132,6 +133,16 @@ Wait = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print only results, errors, failures and warnings.", rich_help_panel=OUTPUT),
+]
+ProgressMode = Annotated[
+    str,
+    typer.Option(
+        **one_of("--progress", *PROGRESS_MODES),
+        help="How to show on stderr how far it is: a bar, plain lines once a minute, json once a second, or none; auto "
+        "is a bar on a terminal and plain lines elsewhere.",
+        rich_help_panel=OUTPUT,
+        hidden=True,
+    ),
 ]
 # For commands that read one store, and for those that write one: an argument, or the option of the same meaning
 StoreArgument = Annotated[
@@ -164,6 +175,13 @@ FolderOption = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
+
+
+def as_format(name: str | None, *, as_json: bool) -> str | None:
+    """Give the format that --format and --json name together; None where neither does."""
+    if as_json and name not in (None, "jsonl"):
+        raise UsageError(f"--json is --format jsonl, and --format {name} is given too; give one of them")
+    return "jsonl" if as_json else name
 
 
 def store_place(argument: str | None, option: str | None) -> str:
