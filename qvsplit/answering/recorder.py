@@ -13,7 +13,8 @@ from qvsplit.answering.checks import Question
 from qvsplit.answering.options import AskOptions
 from qvsplit.answering.requests import CANCELLED, ERROR, SKIPPED, PromptItems, judged
 from qvsplit.output.answer import Answer
-from qvsplit.output.table import LISTS, Key, Table, key_parts, now
+from qvsplit.output.levels import UNCERTAIN
+from qvsplit.output.table import LISTS, Key, Record, Table, key_parts, now
 from qvsplit.store.row import Row
 
 _OF_ONE = ("kind", "part", "start", "end")
@@ -142,6 +143,26 @@ def _run(origin: Origin, prompt: str) -> str:
     """
     decided = [origin.weights, origin.dtype, origin.config, prompt]
     return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:12]
+
+
+def answer_of(record: Record) -> Answer:
+    """Give the answer that a record of a table tells of; of its rows only what the table has."""
+    contents = record["sha256"].split("+")
+    items = record["items"] if record["items"] is not None else [record]
+    rows = tuple(
+        Row(item["root"], item["path"], content, 0, "ok", kind=item["kind"] or "image", part=item["part"] or 0,
+            start=item["start"], end=item["end"])
+        for item, content in zip(items, contents, strict=len(items) > 1)
+    )  # fmt: skip
+    probabilities = {one["choice"]: one["probability"] or 0.0 for one in record["choices"] or ()}
+    return Answer(
+        rows=rows, question=record["question"], id="" if record["id"] == record["question"] else record["id"],
+        text=record["answer"] or "", tokens=record["tokens"] or [], prompt_tokens=record["prompt_tokens"] or 0,
+        finish_reason=record["finish_reason"], encoder_check=record["encoder_check"] or "", level=record["level"],
+        flagged=record["flagged"], uncertain=record["verdict"] == UNCERTAIN, score=record["score"],
+        probabilities=probabilities or None, recalled=record["time"], error=record["error"],
+        reasoning=record["reasoning"] or "", **_of_choices(record["choices"]),
+    )  # fmt: skip
 
 
 def _choices(answer: Answer) -> list[dict[str, Any]] | None:
