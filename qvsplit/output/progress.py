@@ -62,8 +62,8 @@ class ProgressBar:
 
     def stop(self) -> None:
         """End the phase, and take the bar away, so that other output can follow."""
+        self._display.end(keep=self._loading is None)
         self._counting = self._loading = None
-        self._display.end()
 
     def advance(self, name: str = "") -> None:
         """Count one more; `name` says which, and is not shown."""
@@ -81,17 +81,17 @@ class ProgressBar:
             self._loaded()
             return
         if self._loading is None:
-            self._display.end()
+            self._display.end(keep=False)
             self._loading = Meter(LOADING, unit=BYTES), active_seconds()
             self._loading[0].set(part, done, total)
-            self._display.begin(self._loading[0], keep=False)
+            self._display.begin(self._loading[0])
         else:
             self._loading[0].set(part, done, total)
 
     def _loaded(self) -> None:
         if self._loading is None:
             return
-        self._display.end()
+        self._display.end(keep=False)
         _, since = self._loading
         self._loading = None
         if self._counting is not None:
@@ -113,11 +113,11 @@ class ProgressBar:
 class _Display(Protocol):
     """What shows a meter, from its beginning to its end."""
 
-    def begin(self, meter: Meter, *, keep: bool = True) -> None:
-        """Show this meter, and whatever it will say, until the end; `keep` what it says then on the screen."""
+    def begin(self, meter: Meter) -> None:
+        """Show this meter, and whatever it will say, until the end."""
 
-    def end(self) -> None:
-        """Show nothing any more."""
+    def end(self, *, keep: bool = True) -> None:
+        """Show it no more; `keep` what it says then on the screen."""
 
     def note(self, line: str) -> None:
         """Print a line beside it."""
@@ -135,9 +135,9 @@ def _display(mode: str) -> _Display:
 
 
 class _Nothing:
-    def begin(self, meter: Meter, *, keep: bool = True) -> None: ...
+    def begin(self, meter: Meter) -> None: ...
 
-    def end(self) -> None: ...
+    def end(self, *, keep: bool = True) -> None: ...
 
     def note(self, line: str) -> None:
         say(line)
@@ -170,14 +170,14 @@ class _Lines:
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
 
-    def begin(self, meter: Meter, *, keep: bool = True) -> None:
+    def begin(self, meter: Meter) -> None:
         self.end()
         self._meter = meter
         self._ended.clear()
         self._thread = threading.Thread(target=self._run, name="qvsplit-progress", daemon=True)
         self._thread.start()
 
-    def end(self) -> None:
+    def end(self, *, keep: bool = True) -> None:
         meter, self._meter = self._meter, None
         self._ended.set()
         if self._thread is not None:
@@ -229,13 +229,14 @@ class _Bar:
     def __init__(self) -> None:
         self._progress: Progress | None = None
 
-    def begin(self, meter: Meter, *, keep: bool = True) -> None:
+    def begin(self, meter: Meter) -> None:
         self.end()
-        self._progress = _progress(meter, keep=keep)
+        self._progress = _progress(meter)
         self._progress.start()
 
-    def end(self) -> None:
+    def end(self, *, keep: bool = True) -> None:
         if self._progress is not None:
+            self._progress.live.transient = not keep
             self._progress.stop()
         self._progress = None
 
@@ -247,7 +248,7 @@ class _Bar:
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _progress(meter: Meter, *, keep: bool) -> Progress:
+def _progress(meter: Meter) -> Progress:
     """Make a bar of rich's that a user may stop and continue.
 
     The cursor stays visible: nobody would show it again where the process is stopped or killed. Nothing is drawn while
@@ -300,7 +301,6 @@ def _progress(meter: Meter, *, keep: bool) -> Progress:
         refresh_per_second=10,
         get_renderable=progress.get_renderable,
         redirect_stdout=False,
-        transient=not keep,
     )
     progress.add_task("")
     return progress
