@@ -78,6 +78,11 @@ def answers(
 
     What an answer was given by, model, prompt and extraction config together, is its run: docs/tables.md. The table
     itself is only read, also while `ask` adds to it.
+
+    Examples:
+        qvsplit answers album.parquet
+        qvsplit answers album.parquet --wide --out album.csv
+        qvsplit answers album.parquet --jsonl > batch.jsonl
     """
     from qvsplit.output.table import read_records
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 
 import pytest
 
 from qvsplit.answering.checks import Question
 from qvsplit.answering.options import AskOptions
-from qvsplit.answering.recorder import Origin, Recorder, prompt_hash
-from qvsplit.answering.requests import PromptItems
+from qvsplit.answering.recorder import Origin, Recorder, answer_of, prompt_hash
+from qvsplit.answering.requests import PromptItems, judged
 from qvsplit.output.answer import Answer
 from qvsplit.output.table import Table
 from tests.support.fake_engine import row
@@ -50,6 +52,126 @@ def test_another_origin_is_another_answer(table, change):
     recorder(table).put(SCORED)
     assert recorder(table, **change).recall(ITEMS, CHECK) is None
     assert recorder(table, model="another name").recall(ITEMS, CHECK) is not None
+
+
+@pytest.mark.parametrize(
+    ("origin", "question", "options", "same"),
+    [
+        ({}, {}, {}, True),
+        ({"model": "another name", "video_config": "x"}, {}, {}, True),
+        ({}, {"threshold": 0.9, "level": "block", "min_choice_mass": 0.1, "flag": ("no",), "only_if": "x"}, {}, True),
+        ({}, {}, {"device": "cpu", "token_budget": 9, "max_new_tokens": 3}, True),
+        ({"weights": "x"}, {}, {}, False),
+        ({"dtype": "bfloat16"}, {}, {}, False),
+        ({"config": "x"}, {}, {}, False),
+        ({}, {"text": "Was it?"}, {}, False),
+        ({}, {"choices": ["yes", "no", "maybe"]}, {}, False),
+        ({}, {}, {"system": "Be brief."}, False),
+    ],
+)
+def test_a_run_is_what_decides_answers_and_another_overwrites_nothing(table, origin, question, options, same):
+    recorder(table).put(SCORED)
+    other = replace(CHECK, **question)
+    answer = judged(replace(SCORED, question=other.text, logprobs={"yes": -0.1, "no": -3.0}), other)
+    recorder(table, other, AskOptions(**options), **origin).put(answer)
+    assert len({one["run"] for one in table}) == len(table) == (1 if same else 2)
+    assert all(re.fullmatch("[0-9a-f]{12}", one["run"]) for one in table)
+
+
+def test_images_and_videos_of_one_store_are_of_one_run(table):
+    mine = recorder(table, video_config="videos")
+    mine.put(SCORED)
+    mine.put(replace(SCORED, rows=(part(0),)))
+    assert len(table) == 2
+    assert len({one["run"] for one in table}) == 1
+    assert len({one["config"] for one in table}) == 2
+
+
+def test_every_form_that_is_scored_is_part_of_the_prompt():
+    """Otherwise answers of a version with other forms would be taken for those of this one."""
+    forms = CHECK.forms
+    assert "Yes." in forms["yes"]
+    before = prompt_hash(CHECK, AskOptions())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Question, "forms", property(lambda self: {name: mine[:1] for name, mine in forms.items()}))
+        assert prompt_hash(CHECK, AskOptions()) != before
+
+
+def test_a_record_has_the_judgement_in_columns_of_their_own(table):
+    probabilities = {"yes": -0.2, "no": -1.9}
+    flagged = judged(replace(SCORED, logprobs=probabilities, forms={"yes": "Yes.", "no": "no"}), CHECK)
+    recorder(table).put(flagged)
+    (record,) = table
+    shares = [math.exp(-0.2) / (math.exp(-0.2) + math.exp(-1.9)), math.exp(-1.9) / (math.exp(-0.2) + math.exp(-1.9))]
+    names = (
+        "answer",
+        "verdict",
+        "score",
+        "choice",
+        "choice_probability",
+        "choice_form",
+        "choice_mass",
+        "flagged",
+        "level",
+    )
+    assert [record[name] for name in names] == [
+        "yes", "warn", pytest.approx(shares[0]), "yes", pytest.approx(shares[0]), "Yes.",
+        pytest.approx(math.exp(-0.2) + math.exp(-1.9)), True, "warn",
+    ]  # fmt: skip
+    assert record["choices"] == [
+        {"choice": "yes", "form": "Yes.", "probability": pytest.approx(shares[0]), "logprob": -0.2},
+        {"choice": "no", "form": "no", "probability": pytest.approx(shares[1]), "logprob": -1.9},
+    ]
+    recorder(table).put(judged(replace(flagged, logprobs={"yes": -3.0, "no": -0.1}), CHECK))
+    (record,) = table
+    assert (record["verdict"], record["flagged"], record["level"]) == ("pass", False, None)  # the level of nothing
+    recorder(table).put(judged(replace(flagged, logprobs={"yes": -40.0, "no": -50.0}), CHECK))
+    (record,) = table
+    assert (record["answer"], record["verdict"], record["flagged"], record["level"]) == (
+        "unsure",
+        "uncertain",
+        None,
+        None,
+    )
+    assert (record["choice"], round(record["choice_probability"], 3)) == ("yes", 1.0)
+
+
+def test_another_choice_mass_judges_anew_and_asks_nothing(table):
+    recorder(table).put(judged(replace(SCORED, logprobs={"yes": -2.0, "no": -4.0}), CHECK))
+    assert [one["verdict"] for one in table] == ["uncertain"]
+    lenient = replace(CHECK, min_choice_mass=0.1)
+    again = recorder(table, lenient)
+    again.put(again.recall(ITEMS, lenient))
+    assert [(one["verdict"], one["answer"]) for one in table] == [("warn", "yes")]
+    assert (again.asked, again.recalled) == (0, 1)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_what_the_model_excludes_is_recalled_as_that(tmp_path, suffix):
+    """JSON has no infinity: readers other than Python's would refuse the whole table."""
+    file = tmp_path / f"a{suffix}"
+    with Table(file) as table:
+        recorder(table).put(judged(replace(SCORED, logprobs={"yes": -math.inf, "no": -0.1}), CHECK))
+    assert b"Infinity" not in file.read_bytes()
+    with Table(file) as table:
+        answer = recorder(table).recall(ITEMS, CHECK)
+        assert answer.logprobs == {"yes": -math.inf, "no": -0.1}
+        assert (answer.text, answer.flagged, answer.score) == ("no", False, 0.0)
+
+
+def test_an_answer_is_made_of_its_record_again(table):
+    mine = recorder(table)
+    whole = judged(replace(SCORED, forms={"yes": "Yes", "no": "no"}, reasoning="Is it?"), CHECK)
+    several = replace(whole, rows=(part(0), part(1), row("a.jpg")))
+    for answer in (whole, several, replace(SCORED, rows=(part(2),), finish_reason="error", error="no memory", text="",
+                                           logprobs=None, probabilities=None)):  # fmt: skip
+        mine.put(answer)
+        *_, record = table
+        again = answer_of(record)
+        assert replace(again, rows=(), recalled=None) == replace(answer, rows=())
+        assert again.verdict == answer.verdict
+        names = [(one.root, one.path, one.sha256, one.kind, one.part, one.start, one.end) for one in answer.rows]
+        assert [(one.root, one.path, one.sha256, one.kind, one.part, one.start, one.end) for one in again.rows] == names
 
 
 def test_other_bytes_or_another_part_of_them_are_another_answer(table):
