@@ -15,6 +15,7 @@ from safetensors import safe_open
 from qvsplit import weights
 from qvsplit.answering.evidence import check_features
 from qvsplit.ask import AskOptions, load_session
+from qvsplit.checkpoints.hf import hearing_tensors
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ConfigError, ModelError, WeightsError
 from qvsplit.extract import extract_files
@@ -235,3 +236,45 @@ def test_a_store_of_another_family_is_refused_for_that_alone(family_checkpoint):
     with pytest.raises(ConfigError) as caught:
         check_features(rows.config(), 64, checkpoint)
     assert "(family: qwen2_vl, not gemma3)" in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------- who hears of it
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "qwen3_vl_moe"])
+def test_loading_is_heard_in_bytes_of_the_checkpoints_tensors(family_checkpoint, family):
+    """Also where the model's parameters are stacked from many tensors of the checkpoint, as of experts."""
+    folder = family_checkpoint(family)
+    heard: list[tuple[str, int, int]] = []
+
+    def on_load(*said):
+        heard.append(said)
+
+    encoder, language, both = (open_checkpoint(folder, half) for half in ("encoder", "language", "both"))
+    sizes = {
+        "encoder": sum(place.size for place in encoder.encoder_places().values()),
+        "language": sum(place.size for place in language.places(language.language_names).values()),
+        "both": sum(place.size for place in both.places(both.tensor_names("both")).values()),
+    }
+    load = {
+        "encoder": lambda: weights.load_encoder_weights(encoder, device=CPU, dtype=torch.float32, on_load=on_load),
+        "language": lambda: weights.load_language_model(language, dtype=torch.float32, on_load=on_load),
+        "both": lambda: weights.load_full_model(both, dtype=torch.float32, device=CPU, on_load=on_load),
+    }
+    for half, size in sizes.items():
+        heard.clear()
+        load[half]()
+        done = [read for part, read, total in heard if part == "tensors" and total == size]
+        assert done[0] == 0
+        assert done[-1] == size
+        assert done == sorted(done)
+        assert len(set(done)) > 10  # as it goes on
+
+
+def test_another_progress_bar_of_transformers_stays_as_it_is(own):
+    from transformers.utils import logging
+
+    weights.load_language_model(open_checkpoint(own, "language"), dtype=None, on_load=lambda *said: None)
+    assert logging.set_tqdm_hook(None) is None
+    with hearing_tensors(lambda *said: pytest.fail("no loading"), {}):
+        assert list(logging.tqdm(range(3), desc="Fetching files", disable=True)) == [0, 1, 2]

@@ -127,7 +127,7 @@ def _display(mode: str) -> _Display:
     if mode == "none":
         return _Nothing()
     if mode == "json":
-        return _Lines(JSON_SECONDS, _as_json, ends=True)
+        return _Lines(JSON_SECONDS, _as_json, edges=True)
     drawn = shows_escape_codes(sys.stderr) or (
         mode == "bar" and is_terminal(sys.stderr) and os.environ.get("TERM", "") not in {"", "dumb", "unknown"}
     )
@@ -149,7 +149,7 @@ class _Lines:
     Args:
         seconds: Before the first line, and between two.
         text: A meter and the time of day, as a line.
-        ends: Print where each meter ends, too.
+        edges: Print where each meter begins and ends, too.
         clock: Whose seconds.
     """
 
@@ -158,12 +158,12 @@ class _Lines:
         seconds: float,
         text: Callable[[Meter, str], str],
         *,
-        ends: bool = False,
+        edges: bool = False,
         clock: Callable[[], float] = active_seconds,
     ) -> None:
         self._seconds = seconds
         self._text = text
-        self._ends = ends
+        self._edges = edges
         self._clock = clock
         self._due = clock() + seconds  # over all meters
         self._meter: Meter | None = None
@@ -173,6 +173,8 @@ class _Lines:
     def begin(self, meter: Meter) -> None:
         self.end()
         self._meter = meter
+        if self._edges:
+            self._print(meter)
         self._ended.clear()
         self._thread = threading.Thread(target=self._run, name="qvsplit-progress", daemon=True)
         self._thread.start()
@@ -183,7 +185,7 @@ class _Lines:
         if self._thread is not None:
             self._thread.join()
         self._thread = None
-        if meter is not None and self._ends:
+        if meter is not None and self._edges:
             self._print(meter)
 
     def note(self, line: str) -> None:

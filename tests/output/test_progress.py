@@ -229,7 +229,9 @@ def test_json_is_an_object_a_line(monkeypatch, capsys):
         bar.note("a note")
     printed = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line != "qvsplit: a note"]
     assert all(re.fullmatch(STAMP, one.pop("time")) for one in printed)
-    assert printed == [
+    whole = [one for one in printed if one["done"]]
+    assert [one["phase"] for one in printed if not one["done"]] == ["loading model", "images"]  # as each begins
+    assert whole == [
         {
             "type": "progress", "phase": "loading model", "part": "tensors", "done": 3, "total": 7, "unit": "bytes",
             "rate": None, "seconds_left": None,
