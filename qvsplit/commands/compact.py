@@ -6,16 +6,17 @@ import sys
 from dataclasses import asdict
 
 from qvsplit.commands.opening import counting_shards
-from qvsplit.commands.options import FolderArgument, FolderOption, Json, ProgressMode, Quiet, Wait, store_place
+from qvsplit.commands.options import DryRun, FolderArgument, FolderOption, Json, ProgressMode, Quiet, Wait, store_place
 from qvsplit.commands.wording import say_note
 from qvsplit.output.progress import ProgressBar
-from qvsplit.output.text import compacted_line, print_json, say
+from qvsplit.output.text import compacted_line, foretold_line, print_json, say
 from qvsplit.runtime.streams import is_terminal
 
 
 def compact(
     store: FolderArgument = None,
     embeds: FolderOption = None,
+    dry_run: DryRun = False,
     wait: Wait = False,
     as_json: Json = False,
     progress: ProgressMode = "auto",
@@ -34,6 +35,14 @@ def compact(
     from qvsplit.store import compact as library
 
     place = store_place(store, embeds)
+    if dry_run:
+        with library.opened_for_reading(place) as (reading, opened):
+            plan = asdict(library.foretell_compact(reading, opened))
+        if as_json:
+            print_json({"type": "preview"} | plan)
+        else:
+            print(foretold_line(plan))  # to stdout: it is the result
+        return
     with (
         ProgressBar(progress, shown=not quiet) as shown,
         library.opened_for_writing(place, wait=wait, on_note=say_note) as (storage, lock),

@@ -130,6 +130,14 @@ Wait = Annotated[
     bool,
     typer.Option("--wait", help="If another run is writing the store, wait for it.", rich_help_panel=INCREMENTAL),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Only say what would be done; nothing is changed, and no other run is kept waiting.",
+        rich_help_panel=INCREMENTAL,
+    ),
+]
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print only results, errors, failures and warnings.", rich_help_panel=OUTPUT),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from qvsplit.commands.options import DEFAULT_STORE, INPUT, Json, Quiet, Wait
+from qvsplit.commands.options import DEFAULT_STORE, INPUT, DryRun, Json, Quiet, Wait
 from qvsplit.commands.wording import say_note
-from qvsplit.output.text import print_json, purged_lines, say
+from qvsplit.output.text import foretold_purge_lines, print_json, purged_lines, say
 
 
 def purge(
@@ -26,6 +27,7 @@ def purge(
             rich_help_panel=INPUT,
         ),
     ] = DEFAULT_STORE,
+    dry_run: DryRun = False,
     wait: Wait = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -43,6 +45,9 @@ def purge(
     """
     from qvsplit.store import compact as library
 
+    if dry_run:
+        _foretell(embeds, paths, as_json=as_json)
+        return
     with library.opened_for_writing(embeds, wait=wait, on_note=say_note) as (storage, lock):
         done = library.purge(storage, paths, lock)
     if as_json:
@@ -51,3 +56,19 @@ def purge(
     what_happened, *warnings = purged_lines(asdict(done), embeds)
     for line in warnings if quiet else [what_happened, *warnings]:
         say(line)
+
+
+def _foretell(place: str, paths: Sequence[str], *, as_json: bool) -> None:
+    """Print what would be purged, to stdout: it is the result."""
+    from qvsplit.output.names import file_of
+    from qvsplit.store import compact as library
+
+    with library.opened_for_reading(place) as (storage, store):
+        found = library.foretell_purge(storage, store, paths)
+    plan = {name: value for name, value in vars(found).items() if name != "items"}
+    if as_json:
+        items = [{"file": file_of(row), "root": row.root, "path": row.path} for row in found.items]
+        print_json({"type": "preview"} | plan | {"items": items})
+        return
+    for line in foretold_purge_lines(plan, [file_of(row) for row in found.items]):
+        print(line)

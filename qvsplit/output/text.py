@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qvsplit.errors import escaped, printable, size
@@ -226,16 +226,43 @@ def compacted_line(done: Mapping[str, Any], place: str) -> str:
     )
 
 
+def foretold_line(plan: Mapping[str, Any]) -> str:
+    """Say what a rewrite of shards would do, from `Foretold`."""
+    shards = plural(plan["shards"], "shard")
+    if not plan["shards_rewritten"]:
+        return f"nothing to do: {shards}, {size(plan['bytes'])}"
+    features = plural(plan["features_dropped"], "image or clip", "images and clips")
+    return (
+        f"would rewrite {plan['shards_rewritten']:,} of {shards}, {size(plan['bytes_rewritten'])} of "
+        f"{size(plan['bytes'])}: {plural(plan['rows_kept'], 'row')} kept, {plan['rows_dropped']:,} dropped, with the "
+        f"features of {features}"
+    )
+
+
+def foretold_purge_lines(plan: Mapping[str, Any], items: Sequence[str]) -> Iterable[str]:
+    """Say what `purge` would do, from `ForetoldPurge` and the files of its items."""
+    for item in items:
+        yield f"would purge {escaped(item)}"
+    yield f"{plural(len(items), 'item')} would be purged"
+    yield foretold_line(plan)
+    yield from _purge_warnings(plan, foretold=True)
+
+
 def purged_lines(done: Mapping[str, Any], place: str) -> Iterable[str]:
     """Say what `purge` did to the store at `place`: first what happened, then what a user should know of it."""
     items, before, after = plural(done["purged"], "item"), size(done["bytes_before"]), size(done["bytes_after"])
     yield f"{items} purged; {before} → {after}; {escaped(place)}"
+    yield from _purge_warnings(done)
+
+
+def _purge_warnings(done: Mapping[str, Any], *, foretold: bool = False) -> Iterable[str]:
+    """Say what a user should know of a purge that was done, or is `foretold`."""
     if done["shared"]:
         yield f"{done['shared']:,} of them: features kept, because other items of the store have the same bytes"
     if done["still_there"]:
         yield f"{done['still_there']:,} of them: the file still exists, and the next extract would encode it again"
     if done["removed_rebuild"]:
-        yield "an unfinished rebuild, which may have held them, was removed"
-    if done["removed_quarantined"]:
-        shards = plural(done["removed_quarantined"], "quarantined shard")
-        yield f"{shards}, which may have held them, {'was' if done['removed_quarantined'] == 1 else 'were'} removed"
+        yield f"an unfinished rebuild, which may have held them, {'would be' if foretold else 'was'} removed"
+    if number := done["removed_quarantined"]:
+        were = "would be" if foretold else "was" if number == 1 else "were"
+        yield f"{plural(number, 'quarantined shard')}, which may have held them, {were} removed"

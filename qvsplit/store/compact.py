@@ -14,14 +14,16 @@ from qvsplit.store import finding, layout, rebuild
 from qvsplit.store.catalogue import CataloguedShard
 from qvsplit.store.catalogue_file import OnShard, catalogue_of, no_progress
 from qvsplit.store.lock import Lock
+from qvsplit.store.opening import open_store
 from qvsplit.store.repair import clear_marks
-from qvsplit.store.rewrite import Rewrite, Rewritten, rewrite
-from qvsplit.store.row import Content, Key
+from qvsplit.store.rewrite import Foretold, Rewrite, Rewritten, foretell, rewrite
+from qvsplit.store.row import Content, Key, Row
 from qvsplit.store.shard_reader import Shard
 from qvsplit.store.shards import placed_from, shard_files, shards_in
 from qvsplit.store.storage import LocalStorage, Storage
 from qvsplit.store.store import Store
 from qvsplit.store.store_writer import SHARD_BYTES
+from qvsplit.store.walked import forget_walked
 
 SMALL_BYTES = SHARD_BYTES // 2
 WORTHWHILE = 0.2  # of a shard's rows or features that nobody needs any more
@@ -56,15 +58,31 @@ def opened_for_writing(
         UsageError: There is no store.
         StoreInUse: Another process is writing it.
     """
-    folder = Path(place)
+    storage = _storage_at(Path(place))
+    with storage.lock(wait=wait, on_note=on_note) as lock:
+        rebuild.finish(storage)
+        yield storage, lock
+
+
+@contextmanager
+def opened_for_reading(place: str | os.PathLike[str]) -> Iterator[tuple[Storage, Store]]:
+    """Open the store in the folder `place` as any reader does, without its lock.
+
+    Raises:
+        UsageError: There is no store.
+    """
+    storage = _storage_at(Path(place))
+    with open_store(place) as store:
+        yield storage, store
+
+
+def _storage_at(folder: Path) -> LocalStorage:
     if folder.is_file():
         raise UsageError(f"{folder} is a file; give the store's folder")
     storage = LocalStorage(folder)
     if not folder.is_dir() or (not shards_in(storage) and placed_from(storage) is None):
         raise UsageError(f"no store at {folder}; give a folder of shards")
-    with storage.lock(wait=wait, on_note=on_note) as lock:
-        rebuild.finish(storage)
-        yield storage, lock
+    return storage
 
 
 def compact(storage: Storage, lock: Lock, *, on_shard: OnShard = no_progress) -> Rewritten:
@@ -73,13 +91,23 @@ def compact(storage: Storage, lock: Lock, *, on_shard: OnShard = no_progress) ->
     `on_shard` hears how many of how many shards have been rewritten.
     """
     store = _opened(storage)
+    done = rewrite(storage, store, Rewrite(_worthwhile(storage, store), on_shard=on_shard), lock)
+    _opened(storage)
+    return done
+
+
+def foretell_compact(storage: Storage, store: Store) -> Foretold:
+    """Say what `compact` would do to the store as it is read here. Takes no lock, and changes nothing."""
+    return foretell(storage, store, Rewrite(_worthwhile(storage, store)))
+
+
+def _worthwhile(storage: Storage, store: Store) -> frozenset[str]:
+    """Name the shards that are to be merged, or hold much that nobody needs."""
     entries = store.catalogue.shards
     small = frozenset(entry.name for entry in entries if entry.size < SMALL_BYTES)
     doomed = set(small if len(small) > 1 else ())
     doomed |= {entry.name for entry in entries if _dead_rows(storage, store, entry) >= max(1, WORTHWHILE * entry.rows)}
-    done = rewrite(storage, store, Rewrite(frozenset(doomed), on_shard=on_shard), lock)
-    _opened(storage)
-    return done
+    return frozenset(doomed)
 
 
 def _opened(storage: Storage) -> Store:
@@ -107,24 +135,78 @@ def purge(storage: Storage, names: Sequence[str], lock: Lock) -> Purged:
         UsageError: The store knows no item of such a name.
     """
     store = _opened(storage)
+    what = _to_purge(storage, store, names)
+    done = rewrite(storage, store, what.rewrite, lock)
+    clear_marks(storage)
+    forget_walked(storage, (os.path.realpath(name) for name in names))
+    storage.delete(*what.quarantined, layout.CATALOGUE)  # a copy of it would still have their names between its rows
+    _opened(storage)
+    return Purged(
+        **asdict(done),
+        purged=len(what.items),
+        shared=what.shared,
+        still_there=what.still_there,
+        removed_quarantined=len(what.quarantined),
+        removed_rebuild=rebuild.discard(storage),
+    )
+
+
+@dataclass(frozen=True)
+class ForetoldPurge(Foretold):
+    """What `purge` would do: see `Purged`.
+
+    Attributes:
+        items: The first row of each item that would go, by root and path.
+    """
+
+    items: tuple[Row, ...]
+    shared: int
+    still_there: int
+    removed_quarantined: int
+    removed_rebuild: bool
+
+
+def foretell_purge(storage: Storage, store: Store, names: Sequence[str]) -> ForetoldPurge:
+    """Say what `purge` would do to the store as it is read here. Takes no lock, and changes nothing.
+
+    Raises:
+        UsageError: The store knows no item of such a name.
+    """
+    what = _to_purge(storage, store, names)
+    return ForetoldPurge(
+        **asdict(foretell(storage, store, what.rewrite)),
+        items=tuple(rows[0] for rows in what.items),
+        shared=what.shared,
+        still_there=what.still_there,
+        removed_quarantined=len(what.quarantined),
+        removed_rebuild=bool(shards_in(storage.below(layout.REBUILD)) or storage.list(layout.REBUILD)),
+    )
+
+
+@dataclass(frozen=True)
+class _ToPurge:
+    """What is to be purged: the rows of each item, what else goes with them, and how that is written."""
+
+    rewrite: Rewrite
+    items: Sequence[Sequence[Row]]
+    shared: int
+    still_there: int
+    quarantined: Sequence[str]
+
+
+def _to_purge(storage: Storage, store: Store, names: Sequence[str]) -> _ToPurge:
     keys = frozenset(key for name in names for key in _matching(store, name))
-    purged = [store.catalogue.rows_of(*key) for key in sorted(keys)]
+    items = [store.catalogue.rows_of(*key) for key in sorted(keys)]
     only_theirs = {content for content in _contents(storage, keys) if not _is_shown(store, content, keys)}
     # of what no other item shows, old names go too: they would tell its hash
     traces = frozenset(row.key for row in store.catalogue.rows_with_status("deleted") if row.content in only_theirs)
     doomed = _shards_with(storage, store, keys | traces, only_theirs)
-    quarantined = [f"{layout.QUARANTINE}/{file.name}" for file in storage.list(layout.QUARANTINE)]
-    done = rewrite(storage, store, Rewrite(doomed, drop=keys | traces), lock)
-    clear_marks(storage)
-    storage.delete(*quarantined, layout.CATALOGUE)  # a copy of it would still have their names between its rows
-    _opened(storage)
-    return Purged(
-        **asdict(done),
-        purged=len(purged),
-        shared=sum(any(row.status == "ok" and row.content not in only_theirs for row in rows) for rows in purged),
-        still_there=sum(rows[0].status != "deleted" and os.path.lexists(file_on_disk(*rows[0].key)) for rows in purged),
-        removed_quarantined=len(quarantined),
-        removed_rebuild=rebuild.discard(storage),
+    return _ToPurge(
+        Rewrite(doomed, drop=keys | traces),
+        items,
+        shared=sum(any(row.status == "ok" and row.content not in only_theirs for row in rows) for rows in items),
+        still_there=sum(rows[0].status != "deleted" and os.path.lexists(file_on_disk(*rows[0].key)) for rows in items),
+        quarantined=[f"{layout.QUARANTINE}/{file.name}" for file in storage.list(layout.QUARANTINE)],
     )
 
 

@@ -38,6 +38,29 @@ class Rewritten:
 
 
 @dataclass(frozen=True)
+class Foretold:
+    """What a rewrite would do. Sizes in bytes on disk, as they are before it.
+
+    Attributes:
+        shards: All of the store.
+        bytes: Their size.
+        shards_rewritten: Those whose rows would go into new ones.
+        bytes_rewritten: Their size: so much free space a rewrite needs at most.
+        rows_kept: Rows that would be written.
+        rows_dropped: Rows that would not.
+        features_dropped: Images, and parts of videos, whose features would go.
+    """
+
+    shards: int
+    bytes: int
+    shards_rewritten: int
+    bytes_rewritten: int
+    rows_kept: int
+    rows_dropped: int
+    features_dropped: int
+
+
+@dataclass(frozen=True)
 class Rewrite:
     """What is to be written anew.
 
@@ -75,6 +98,24 @@ def rewrite(storage: Storage, store: Store, what: Rewrite, lock: Lock) -> Rewrit
     after = _sizes(storage)
     dropped = sum(entry.rows for entry in old) - written
     return Rewritten(len(before), len(after), sum(before), sum(after), max(0, dropped))
+
+
+def foretell(storage: Storage, store: Store, what: Rewrite) -> Foretold:
+    """Say what `rewrite` would do, without a lock and without reading features."""
+    sizes = _sizes(storage)
+    old = [entry for entry in store.catalogue.shards if entry.name in what.doomed]
+    items = _WithoutFeatures(storage, store, what, old)
+    kept = sum(1 for parts in items for _ in parts)
+    features = sum(row.has_features for entry in old for row in Shard(storage, entry.name).rows)
+    return Foretold(
+        shards=len(sizes),
+        bytes=sum(sizes),
+        shards_rewritten=len(old),
+        bytes_rewritten=sum(entry.size for entry in old),
+        rows_kept=kept,
+        rows_dropped=max(0, sum(entry.rows for entry in old) - kept),
+        features_dropped=features - items.with_features,
+    )
 
 
 def _sizes(storage: Storage) -> list[int]:
@@ -181,3 +222,13 @@ class _Items:
 
     def _name_of(self, number: int) -> str:
         return next(entry.name for entry in self._old if entry.number == number)
+
+
+class _WithoutFeatures(_Items):
+    """The items to write, whose features are counted and not read."""
+
+    with_features = 0
+
+    def _features(self, shard: Shard, index: int) -> Features | None:
+        self.with_features += 1
+        return None

@@ -57,10 +57,23 @@ def test_every_short_form_means_one_thing(name):
 
 
 def examples_of(name: str) -> list[str]:
-    """The command lines among the examples of a help, without what stands behind a pipe."""
+    """The lines of the examples of a help, without what explains them."""
     lines = (GROUP.commands[name].epilog or "").strip().splitlines()
     assert lines[:1] == ["Examples:"], name
     return [line.strip() for line in lines[1:] if not line.strip().startswith("#")]
+
+
+def commands_of(line: str) -> list[list[str]]:
+    """The words behind each `qvsplit` of a line, as a shell reads them."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    commands: list[list[str]] = [[]]
+    for word in lexer:
+        if set(word) <= set("|&;<>"):
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    return [words[1:] for words in commands if words[:1] == ["qvsplit"]]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -68,10 +81,11 @@ def test_every_help_ends_with_examples_that_can_be_typed(name):
     examples = examples_of(name)
     assert examples
     for example in examples:
-        program, command, *words = shlex.split(re.split(r" [|>&]", example)[0])
-        assert (program, command) == ("qvsplit", name)
-        context = typer.main.get_command(app).commands[name].make_context(name, words)  # parses all, runs nothing
-        assert context.params
+        found = commands_of(example)
+        assert name in [command for command, *_ in found]
+        for command, *words in found:
+            context = typer.main.get_command(app).commands[command].make_context(command, words)  # parses, runs nothing
+            assert context.params
     assert any(example in help_of(name, "-h", COLUMNS="200") for example in examples)
 
 

@@ -237,3 +237,40 @@ def test_a_file_that_still_exists_is_said_once(tmp_path):
     storage = rows.write_store(tmp_path / "store", clip)
     done = purged(storage, "c.mp4")
     assert (done.purged, done.shared, done.still_there, done.rows_dropped) == (1, 0, 1, 3)
+
+
+# -------------------------------------------------------------------------------------------------------- foretold
+
+
+def foretold(storage, call, *words):
+    """What would be done by one call, and that nothing changed for it."""
+    before = {name: storage.open(name).read() for name in shards_in(storage)}
+    said = call(storage, compacting._opened(storage), *words)
+    assert {name: storage.open(name).read() for name in shards_in(storage)} == before
+    return said
+
+
+def test_what_a_compaction_would_do_is_what_it_does(empty):
+    again = rows.item("a.png", generation=2, sha256=rows.sha("a again"))
+    storage = rows.write_store(empty, [rows.item("a.png"), rows.item("b.png")], [again])
+    said = foretold(storage, compacting.foretell_compact)
+    done = compacted(storage)
+    assert (said.shards, said.bytes) == (done.shards_before, done.bytes_before)
+    assert (said.rows_dropped, done.rows_dropped) == (1, 1)
+    assert (said.shards_rewritten, said.bytes_rewritten, said.features_dropped) == (2, done.bytes_before, 1)
+    assert said.rows_kept == 2 == sum(len(shard.rows) for shard in read_store(storage).shards)
+    said = foretold(storage, compacting.foretell_compact)
+    assert (said.shards_rewritten, said.rows_kept, said.rows_dropped, said.features_dropped) == (0, 0, 0, 0)
+
+
+def test_what_a_purge_would_do_is_what_it_does(empty):
+    storage = rows.write_store(empty, [rows.item("a.png"), rows.item("b.png"), rows.item("c.png")])
+    said = foretold(storage, compacting.foretell_purge, ["b.png"])
+    done = purged(storage, "b.png")
+    assert [row.path for row in said.items] == ["b.png"]
+    assert (said.shared, said.still_there, said.removed_quarantined, said.removed_rebuild) == (
+        done.shared, done.still_there, done.removed_quarantined, done.removed_rebuild,
+    )  # fmt: skip
+    assert (said.rows_dropped, said.rows_kept) == (done.rows_dropped, 2)
+    with pytest.raises(UsageError, match="knows no item"):
+        foretold(storage, compacting.foretell_purge, ["b.png"])
