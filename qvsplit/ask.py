@@ -36,7 +36,6 @@ from qvsplit.store.config import ExtractionConfig
 from qvsplit.store.features import POOLER_OUTPUT, Features
 from qvsplit.store.opening import open_store
 from qvsplit.store.row import Row
-from qvsplit.store.store import Store
 
 __all__ = [
     "MAX_NEW_TOKENS",
@@ -320,7 +319,7 @@ class FeatureSession:
 
 
 def load_session(
-    store: Store | str | PathLike[str] | Iterable[str | PathLike[str]],
+    store: Collection | str | PathLike[str] | Iterable[str | PathLike[str]],
     options: AskOptions | None = None,
     *,
     model: str | PathLike[str] | None = None,
@@ -423,8 +422,8 @@ def asked_options(options: AskOptions | None, **more: Any) -> AskOptions:
     return options
 
 
-def _opened(store: object) -> Store:
-    if isinstance(store, Store):
+def _opened(store: object) -> Collection:
+    if isinstance(store, Collection):
         return store
     return open_store(*arguments.paths("store", store, "a store, a path or several"))
 

@@ -9,6 +9,7 @@ features and so answers are those of `extract` and `ask`. Nothing is written to 
 from __future__ import annotations
 
 import gc
+import heapq
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -78,7 +79,7 @@ class GivenFile:
 
 
 class FilesAtHand:
-    """Files with their rows and features. A `Collection`: a session answers from it as from a store.
+    """Files with their rows and features, beside what a store has. A `Collection`: it is asked as a store is.
 
         with files_at_hand(["cat.jpg"]) as files:
             session = session_over(files, AskOptions())
@@ -133,7 +134,7 @@ class FilesAtHand:
         return None if self._made.schema is None else self._made.schema.provenance[-1]
 
     def __iter__(self) -> Iterator[Row]:
-        """Iterate over the rows of files that can be asked about, sorted."""
+        """Iterate over the rows that can be asked about, of the files and of the store, sorted."""
         return self.rows_with_status("ok")
 
     def __len__(self) -> int:
@@ -159,8 +160,15 @@ class FilesAtHand:
         return next((self.rows_of(file) for file in self.files if file.name == name), [])
 
     def rows_with_status(self, status: str) -> Iterator[Row]:
-        """Iterate over the rows of this status, sorted."""
-        return iter(sorted((row for row in self.rows if row.status == status), key=lambda row: (row.key, row.part)))
+        """Iterate over the rows of this status, of the files and of the store's other items, sorted."""
+        mine = sorted((row for row in self.rows if row.status == status), key=_place_of)
+        stored = self._store.rows_with_status(status) if self._store is not None else iter(())
+        others = (row for row in stored if row.key not in self._made.held.rows)
+        return heapq.merge(mine, others, key=_place_of)
+
+    def hint(self, pattern: str) -> str:
+        """Say what may have been meant by a name that names nothing."""
+        return "" if self._store is None else self._store.hint(pattern)
 
     def current(self, root: str, path: str) -> Row | None:
         """Give the row that stands for a file, or for an item of the store."""
@@ -197,6 +205,10 @@ class FilesAtHand:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _place_of(row: Row) -> tuple[str, str, int]:
+    return row.root, row.path, row.part
 
 
 def files_at_hand(

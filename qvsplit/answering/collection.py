@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from qvsplit.store.config import ExtractionConfig, Provenance
 from qvsplit.store.features import Features
 from qvsplit.store.row import Content, Row
 
 
+@runtime_checkable
 class Collection(Protocol):
     """Items under one extraction config, as far as asking needs them: see `Store` for each."""
 
@@ -37,6 +38,9 @@ class Collection(Protocol):
 
     def matching(self, pattern: str) -> list[Row]:
         """Give the rows, whatever their status, that a name or a glob names."""
+
+    def hint(self, pattern: str) -> str:
+        """Say, behind a semicolon, what may have been meant by a name that names nothing; empty where that is open."""
 
     def rows_with_status(self, status: str) -> Iterator[Row]:
         """Iterate over the rows of this status, sorted."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qvsplit.answering.collection import Collection
 from qvsplit.errors import UsageError
 from qvsplit.output.names import count_rows, shown_name, without_time_span
-from qvsplit.store.finding import hint
 from qvsplit.store.row import Row
-from qvsplit.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Selection:
     failed: list[Row]
 
 
-def select(store: Store, names: Sequence[str] = (), *, only: int | None = None) -> Selection:
+def select(store: Collection, names: Sequence[str] = (), *, only: int | None = None) -> Selection:
     """Choose the rows that `names` name or, as globs, match, by path or by file name; all without names.
 
     The name of a video names all its parts, `film.mp4#1` one of them. What `output.names.shown_name` gives is a name.
@@ -51,7 +50,7 @@ def select(store: Store, names: Sequence[str] = (), *, only: int | None = None) 
     return Selection(rows, failed)
 
 
-def _matching(store: Store, name: str, only: int | None) -> list[Row]:
+def _matching(store: Collection, name: str, only: int | None) -> list[Row]:
     """Give the rows of a name, also of one that was printed with the seconds of a part.
 
     UsageError where there are none: of several names one that is mistyped must not go unnoticed.
@@ -60,4 +59,4 @@ def _matching(store: Store, name: str, only: int | None) -> list[Row]:
     if rows:
         return rows
     what = name if only is not None else f"`image` {name}"
-    raise UsageError(f"{what} matches none of the store's {count_rows(store)}{hint(store.catalogue, name)}")
+    raise UsageError(f"{what} matches none of the store's {count_rows(store)}{store.hint(name)}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from qvsplit.commands.ask_files import without_failures
 from qvsplit.commands.extract import callbacks
 from qvsplit.commands.opening import open_with_progress
 from qvsplit.commands.options import (
@@ -20,21 +21,19 @@ from qvsplit.commands.options import (
     OUTPUT,
     PERFORMANCE,
     Absolute,
-    Allow,
     Json,
     Model,
     OutputFormat,
     ProgressMode,
     Quiet,
+    as_format,
     one_of,
+    some_of,
 )
 from qvsplit.errors import CHECKS_FLAGGED, UsageError
 from qvsplit.output.levels import LEVELS
 from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import say
-
-if TYPE_CHECKING:
-    from qvsplit.pipeline.summary import ExtractCallbacks
 
 STDIN = "-"
 
@@ -82,7 +81,15 @@ def gate(
             rich_help_panel=OUTPUT,
         ),
     ] = LEVELS[0],
-    allow: Allow = None,
+    allow: Annotated[
+        str | None,
+        typer.Option(
+            **some_of("--allow", "uncertain", "error"),
+            help="Files with these verdicts keep it open all the same.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     model: Model = None,
     device: Annotated[
         str | None,
@@ -113,9 +120,9 @@ def gate(
             hidden=True,
         ),
     ] = 60.0,
-    output_format: OutputFormat = None,
-    absolute: Absolute = False,
+    format: OutputFormat = None,
     as_json: Json = False,
+    absolute: Absolute = False,
     progress: ProgressMode = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -124,6 +131,14 @@ def gate(
     Prints one verdict a file, in the order given: pass, the highest level flagged, uncertain, or error. Exits with 8 if
     anything is flagged at the level of --fail-on or above, or if any file is uncertain or an error and --allow does not
     name that; else with 0. What no store has is encoded in memory, and nothing is written anywhere.
+
+    Examples:
+        # Exit code 8 unless this file may be shown
+        qvsplit gate upload.jpg --checks checks.toml
+        # Only what is flagged at the level block, or is not known, keeps it shut
+        qvsplit gate *.jpg --checks checks.toml --fail-on block
+        # Many files, of which a store has some already; the paths of those that did not pass
+        find . -name "*.jpg" -print0 | qvsplit gate --files-from - --checks checks.toml -e embeds --format paths
     """
     if checks is None:
         raise UsageError("--checks FILE is needed: what the files are judged by")
@@ -133,12 +148,12 @@ def gate(
     from qvsplit.answering.options import AskOptions
     from qvsplit.judging import GateCallbacks
     from qvsplit.judging import gate as judge
-    from qvsplit.output.printer import AnswerPrinter
+    from qvsplit.output.printer import AnswerPrinter, PrintOptions
     from qvsplit.output.verdicts import count_line
     from qvsplit.runtime.memory import give_back_freed_memory
 
     give_back_freed_memory()
-    printer = AnswerPrinter(as_json=as_json, single=False, one_root=False)
+    printer = AnswerPrinter(PrintOptions(as_format(format, as_json=as_json), absolute), one_root=False)
     store = None if embeds is None else open_with_progress(embeds, quiet=quiet, progress=progress)
     with ProgressBar(progress, shown=not quiet) as shown:
         hearing = GateCallbacks(
@@ -157,13 +172,6 @@ def gate(
         say(count_line(judgement.verdicts))
     if not judgement.passed:
         raise typer.Exit(CHECKS_FLAGGED)
-
-
-def without_failures(hearing: ExtractCallbacks) -> ExtractCallbacks:
-    """Give callbacks that pass over failed files: their verdicts name them."""
-    from dataclasses import replace
-
-    return replace(hearing, on_failure=lambda path, reason: None)
 
 
 def _listed(place: str) -> list[str]:

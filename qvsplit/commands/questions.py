@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvsplit.errors import UsageError
+from qvsplit.errors import UsageError, escaped, some_of
 from qvsplit.runtime.names import utf8_text
 from qvsplit.runtime.streams import is_terminal
 
@@ -36,6 +37,7 @@ def read_questions(sources: QuestionSources) -> list[Question]:
     """Give all questions: the command line's, a file's, the checks, and, where none has any, the pipe's."""
     from qvsplit.answering.checks import Question, read_checks
 
+    _refuse_files(sources.words)
     texts = [*(as_text(word, "a question") for word in sources.words), *_lines(sources)]
     stripped = [text.rstrip("\r") for text in texts if text.strip()]
     questions = [with_choices_of(Question(text), sources.choices) for text in stripped]
@@ -43,6 +45,20 @@ def read_questions(sources: QuestionSources) -> list[Question]:
     if not questions:
         raise UsageError('no question; give one in quotes: qvsplit ask "What is in the image?"')
     return questions
+
+
+def _refuse_files(questions: Sequence[str]) -> None:
+    """UsageError where a question is the path of a file: an image to be asked about, most likely."""
+    from qvsplit.sources.folders import SUFFIXES
+
+    files = [word for word in questions if os.path.isfile(word)]
+    if not files:
+        return
+    name = files[0]
+    option = "--image" if os.path.splitext(name)[1].lower() in SUFFIXES else "--image or --questions"
+    if len(files) == 1:
+        raise UsageError(f"{escaped(name)} is a file; did you mean {option} {escaped(name)}?")
+    raise UsageError(f"{some_of(map(escaped, files), 3)} are files; did you mean {option} before each of them?")
 
 
 def _lines(sources: QuestionSources) -> list[str]:
