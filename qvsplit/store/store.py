@@ -202,6 +202,10 @@ class Store:
         """Give the current rows, whatever their status, that a name or, as a glob, `pattern` names: see finding.py."""
         return matching(self.catalogue, pattern)
 
+    def hint(self, pattern: str) -> str:
+        """Say, behind a semicolon, what a name or a glob may have meant that names nothing; see finding.py."""
+        return hint(self.catalogue, pattern)
+
     def rows_with_status(self, status: str) -> Iterator[Row]:
         """Iterate over the current rows of this status, sorted."""
         return self.catalogue.rows_with_status(status)
