@@ -188,7 +188,7 @@ def test_the_command_reference_has_every_command_of_the_app_and_every_option_of_
     assert [*re.findall(r"(?m)^## qvsplit (\w+)$", REFERENCE)] == list(commands)
     overview = REFERENCE.split("\n## ")[1]
     for name, command in commands.items():
-        assert re.search(rf"(?m)^  {name}  ", overview), name
+        assert re.search(rf"(?m)^│ {name}  ", overview), name
         page = REFERENCE.split(f"## qvsplit {name}\n")[1].split("\n## ")[0]
         assert len(command.params) > 2
         for option in {one for param in command.params for one in param.opts if one.startswith("-")}:

@@ -1,4 +1,4 @@
-"""Write what the documents show of the program: docs/commands.md from the commands' own --help, docs/demo.svg.
+"""Write what the documents show of the program: docs/commands.md from the commands' own --help-all, docs/demo.svg.
 
 python tools/make_docs.py            # the command reference
 python tools/make_docs.py --picture  # and what `qvsplit demo` prints, as an image
@@ -45,19 +45,23 @@ Answers and `--json` go to stdout, all else to stderr.
 
 def reference() -> str:
     """Give the page of commands as it should be."""
-    page = "# Commands\n\nWritten by `make docs` from the commands' own `--help`.\n"
+    page = (
+        "# Commands\n\nWritten by `make docs` from the commands' own `--help-all`; `--help` shows what is used most.\n"
+    )
     for command in ("", *COMMANDS):
-        words = ["qvsplit", *([command] if command else []), "--help"]
-        page += f"\n## {' '.join(words[:-1])}\n\n```\n{_help(words[1:])}```\n"
+        words = [command, "--help-all"] if command else ["--help"]
+        page += f"\n## {' '.join(['qvsplit', *words[:-1]])}\n\n```\n{_help(words)}```\n"
     return page + PRINTED
 
 
 def _help(words: list[str]) -> str:
-    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    """Give the help of a command, 100 columns wide, in whatever terminal and locale this runs."""
+    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
-        [sys.executable, "-m", "qvsplit", *words], env=environment, capture_output=True, text=True, check=True
-    )
-    return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines()) + "\n"
+        [sys.executable, "-m", "qvsplit", *words],
+        env=environment, capture_output=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    return "\n".join(line.rstrip() for line in done.stdout.splitlines()).strip("\n") + "\n"
 
 
 def demo_image() -> str:
