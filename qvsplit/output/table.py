@@ -189,7 +189,7 @@ def read_records(file: Path) -> list[Record]:
     """
     _check_name(file)
     if not file.is_file():
-        raise UsageError(f"no table of answers at {file}; `qvsplit ask --out {file}` makes one")
+        raise UsageError(f"no table of answers at {file}; make one with `qvsplit ask` and `out={file}`")
     return list(_read(file)) if file.stat().st_size else []
 
 
