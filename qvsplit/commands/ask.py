@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvsplit.commands.opening import open_with_progress
+from qvsplit.commands.ask_files import open_items
 from qvsplit.commands.options import (
     DEFAULT_STORE,
     DTYPE_ALIASES,
@@ -21,25 +21,32 @@ from qvsplit.commands.options import (
     OUTPUT,
     PERFORMANCE,
     SAMPLING,
+    Absolute,
+    Allow,
     Json,
     Model,
+    OutputFormat,
+    ProgressMode,
     Quiet,
+    as_format,
     one_of,
 )  # fmt: skip
 from qvsplit.commands.questions import QuestionSources, as_text, read_questions
+from qvsplit.commands.stale import with_stale_items
 from qvsplit.commands.survey import Outputs, Results, SurveyPlan, run_survey, survey_into_table, write_page
 from qvsplit.commands.wording import say_note
 from qvsplit.errors import CHECKS_FLAGGED, UsageError, escaped
+from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import say
 from qvsplit.runtime import interrupts
 
 if TYPE_CHECKING:
     from qvsplit.answering.checks import Question
+    from qvsplit.answering.collection import Collection
     from qvsplit.answering.selection import Selection
     from qvsplit.ask import AskOptions, PromptItems, Session
     from qvsplit.output.printer import AnswerPrinter
     from qvsplit.output.table import Table
-    from qvsplit.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,9 @@ def ask(
         typer.Option(
             "--image",
             "-i",
-            metavar="GLOB",
-            help="Only images and videos whose path or name matches; film.mp4#2 is one part of a video. May be "
-            "repeated.",
+            metavar="GLOB|FILE",
+            help="Only images and videos whose path or name matches; film.mp4#2 is one part of a video. A file that is "
+            "none of the store's items is encoded for these questions alone. May be repeated.",
             show_default=False,
             rich_help_panel=INPUT,
         ),
@@ -155,6 +162,16 @@ def ask(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    wide: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --out: write another table, .parquet or .csv, with one row an item and a column a question.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+            hidden=True,
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -168,11 +185,13 @@ def ask(
         str | None,
         typer.Option(
             **one_of("--fail-on", "info", "warn", "block"),
-            help="Exit with 8 if a check of this level or above was flagged, or if an item could not be checked.",
+            help="Exit with 8 if a check of this level or above was flagged, or if an item could not be checked or is "
+            "uncertain.",
             show_default=False,
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    allow: Allow = None,
     logprobs: Annotated[
         bool,
         typer.Option(
@@ -292,7 +311,10 @@ def ask(
             hidden=True,
         ),
     ] = False,
+    format: OutputFormat = None,
     as_json: Json = False,
+    absolute: Absolute = False,
+    progress: ProgressMode = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Answer questions from a store.
@@ -314,8 +336,11 @@ def ask(
     """
     from qvsplit.answering.schema import read_schema
     from qvsplit.ask import AskOptions
+    from qvsplit.output.printer import PrintOptions
 
-    outputs = Outputs(out, report, fail_on, logprobs, as_json, quiet)
+    printing = PrintOptions(as_format(format, as_json=as_json), absolute, logprobs)
+    allowed = frozenset(allow.split(",") if allow else ())
+    outputs = Outputs(out, report, fail_on, printing, quiet, progress, allowed, wide)
     chosen = Items(embeds or [DEFAULT_STORE], image or [], together, compare)
     if json_schema is not None and stop:
         raise UsageError("--stop would cut what --json-schema promises; leave one out")
@@ -324,8 +349,14 @@ def ask(
     sources = QuestionSources(questions or [], questions_file, checks_file, choices)
     _check_combinations(outputs, chosen, typed=sources.are_typed)
     asked = [] if sources.are_typed else read_questions(sources)
-    if fail_on is not None and not any(question.flag for question in asked):
-        raise UsageError("--fail-on needs --checks FILE with a check that has a flag")
+    if not any(question.flag for question in asked):
+        if fail_on is not None:
+            raise UsageError("--fail-on needs --checks FILE with a check that has a flag")
+        if printing.names_items:
+            raise UsageError(
+                f"--format {format} gives the items that did not pass, and needs --checks FILE with a check that has a "
+                "flag; `qvsplit find` gives the items with an answer"
+            )
     options = AskOptions(
         model=model, device=device, dtype=dtype, max_new_tokens=max_new_tokens, system=system,
         unchecked_encoder=unchecked_encoder, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
@@ -341,13 +372,10 @@ def ask(
 
 def _check_combinations(outputs: Outputs, chosen: Items, *, typed: bool) -> None:
     """UsageError for options that exclude each other."""
-    from qvsplit.output.verdicts import check_level
-
-    if outputs.fail_on is not None:
-        try:
-            check_level(outputs.fail_on)
-        except UsageError as error:
-            raise UsageError(f"--fail-on {error}") from None
+    if outputs.allowed and outputs.fail_on is None:
+        raise UsageError("--allow says what does not trip --fail-on LEVEL; give that, too")
+    if outputs.wide is not None and outputs.table is None:
+        raise UsageError("--wide FILE is made of the table that --out FILE names; give that, too")
     if chosen.together and chosen.reference is not None:
         raise UsageError("--together and --compare: choose one")
     if typed and any(value is not None for value in (outputs.table, outputs.report, outputs.fail_on)):
@@ -356,18 +384,21 @@ def _check_combinations(outputs: Outputs, chosen: Items, *, typed: bool) -> None
 
 def _converse(chosen: Items, options: AskOptions, outputs: Outputs, choices: str | None) -> None:
     """Answer questions that are typed one by one."""
+    from qvsplit.answering.selection import select
     from qvsplit.ask import load_session
     from qvsplit.commands.prompt_loop import prompt_loop
     from qvsplit.output.names import shown_name
     from qvsplit.output.verdicts import failure_reason
 
-    store = open_with_progress(*chosen.places, quiet=outputs.quiet)
-    selection, items = _select(store, chosen)
+    store = _opened(chosen, options, outputs)
+    selection = select(store, chosen.globs)
+    items = _prompts(store, selection, chosen)
     for row in selection.failed:
         say(f"failed: {escaped(shown_name(row))} {failure_reason(row)}")
     _require_items(items)
-    with interrupts.at_once():  # only reading so far
-        session = load_session(store, options)
+    shown = ProgressBar(outputs.progress, shown=not outputs.quiet)
+    with shown as progress, interrupts.at_once():  # only reading so far
+        session = load_session(store, options, on_load=progress.loading)
     _say_notes(session, quiet=outputs.quiet)
     prompt_loop(session, items, _printer(selection, outputs, single=False), choices)
 
@@ -376,9 +407,15 @@ def _ask_all(
     chosen: Items, questions: Sequence[Question], options: AskOptions, outputs: Outputs, *, single: bool
 ) -> None:
     """Ask all questions about all items, and end with the exit code that the answers call for."""
+    from qvsplit.answering.selection import select
+
     table = _checked_outputs(outputs)
-    store = open_with_progress(*chosen.places, quiet=outputs.quiet)
-    selection, items = _select(store, chosen)
+    store = _opened(chosen, options, outputs)
+    selection = select(store, chosen.globs)
+    if any(question.flag for question in questions):
+        is_gate = outputs.fail_on is not None
+        selection = with_stale_items(selection, chosen.places, chosen.globs, is_gate=is_gate, quiet=outputs.quiet)
+    items = _prompts(store, selection, chosen)
     plan = SurveyPlan(items, questions, selection.failed)
     single = single and len(items) * len(questions) == 1 and not selection.failed
     results = Results(plan, outputs, _printer(selection, outputs, single=single))
@@ -393,12 +430,21 @@ def _ask_all(
     _end(results)
 
 
+def _opened(chosen: Items, options: AskOptions, outputs: Outputs) -> Collection:
+    """Open the store; files that are named and none of its items are encoded beside it."""
+    names = [*chosen.globs, *([] if chosen.reference is None else [chosen.reference])]
+    return open_items(chosen.places, names, options, quiet=outputs.quiet, progress=outputs.progress)
+
+
 def _checked_outputs(outputs: Outputs) -> Table | None:
     """Give the table, if there is one. UsageError or DiskError where answers could not be written."""
     from qvsplit.output.report import check_target
     from qvsplit.output.table import Table
+    from qvsplit.output.wide import check_target as check_wide
 
     table = Table(outputs.table) if outputs.table is not None else None
+    if outputs.wide is not None:
+        check_wide(outputs.wide)
     if outputs.report is not None:
         if outputs.table is not None and os.path.realpath(outputs.report) == os.path.realpath(outputs.table):
             raise UsageError("--out and --report name the same file")
@@ -406,13 +452,13 @@ def _checked_outputs(outputs: Outputs) -> Table | None:
     return table
 
 
-def _survey(store: Store, options: AskOptions, results: Results, table: Table | None, *, whole_store: bool) -> str:
+def _survey(store: Collection, options: AskOptions, results: Results, table: Table | None, *, whole_store: bool) -> str:
     """Load the model and ask; gives the model's name."""
     from qvsplit.ask import load_session
 
     quiet = results.outputs.quiet
-    with interrupts.at_once():  # only reading so far
-        session = load_session(store, options, loaded=table is None)
+    with results.progress as progress, interrupts.at_once():  # only reading so far
+        session = load_session(store, options, loaded=table is None, on_load=progress.loading)
     if table is None:
         _say_notes(session, quiet=quiet)
         run_survey(session, results)
@@ -430,7 +476,7 @@ def _end(results: Results) -> None:
     outputs, plan = results.outputs, results.plan
     if plan.has_checks and results.verdicts and not outputs.quiet:
         say(count_line(results.verdicts))
-    if outputs.fail_on is not None and trips(results.verdicts, outputs.fail_on):
+    if outputs.fail_on is not None and trips(results.verdicts, outputs.fail_on, outputs.allowed):
         raise typer.Exit(CHECKS_FLAGGED)
     if results.error is not None:
         raise typer.Exit(results.error.exit_code)
@@ -442,29 +488,28 @@ def _require_items(items: Sequence[PromptItems]) -> None:
         raise UsageError("none of the selected images and videos can be asked about; all of them have failed")
 
 
-def _select(store: Store, chosen: Items) -> tuple[Selection, list[PromptItems]]:
-    """Give the selected items, and how they stand in the prompts."""
+def _prompts(store: Collection, selection: Selection, chosen: Items) -> list[PromptItems]:
+    """Say how the selected items stand in the prompts."""
     from qvsplit.answering.selection import select
     from qvsplit.ask import PromptItems
 
-    selection = select(store, chosen.globs)
     rows = selection.rows
     if chosen.together:
-        return selection, [PromptItems(tuple(rows))] if rows else []
+        return [PromptItems(tuple(rows))] if rows else []
     if chosen.reference is None:
-        return selection, [PromptItems((row,)) for row in rows]
+        return [PromptItems((row,)) for row in rows]
     (reference,) = select(store, [chosen.reference], only=1).rows
     items = [PromptItems((reference, row), shared=1) for row in rows if row != reference]
     if not items and not selection.failed:
         raise UsageError(f"--compare {chosen.reference}: there is no other item to compare it with")
-    return selection, items
+    return items
 
 
 def _printer(selection: Selection, outputs: Outputs, *, single: bool) -> AnswerPrinter:
     from qvsplit.output.printer import AnswerPrinter
 
     roots = {row.root for row in (*selection.rows, *selection.failed)}
-    return AnswerPrinter(as_json=outputs.as_json, single=single, one_root=len(roots) == 1, logprobs=outputs.logprobs)
+    return AnswerPrinter(outputs.printing, single=single, one_root=len(roots) == 1)
 
 
 def _say_notes(session: Session, *, quiet: bool) -> None:

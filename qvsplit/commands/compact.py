@@ -50,6 +50,6 @@ def compact(
         done = library.compact(storage, lock, on_shard=counting_shards(shown, "shards rewritten", few=1))
     changed = done.rows_dropped or done.shards_before != done.shards_after
     if as_json:
-        print_json(asdict(done))
+        print_json({"type": "summary"} | asdict(done))
     elif not quiet and (changed or is_terminal(sys.stderr)):
         say(compacted_line(asdict(done), place))

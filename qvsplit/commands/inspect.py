@@ -35,7 +35,7 @@ def inspect(store: StoreArgument = None, embeds: StoreOption = None, as_json: Js
             readable = os.access(file_on_disk(row.root, row.path), os.R_OK)
             failure["error"] = failure_now(row, readers, memory, readable=readable)
     if as_json:
-        print_json(description)
+        print_json({"type": "store"} | description)
         return
     for line in description_lines(description):
         print(on_command_line(line))

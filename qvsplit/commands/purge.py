@@ -51,7 +51,7 @@ def purge(
     with library.opened_for_writing(embeds, wait=wait, on_note=say_note) as (storage, lock):
         done = library.purge(storage, paths, lock)
     if as_json:
-        print_json(asdict(done))
+        print_json({"type": "summary"} | asdict(done))
         return
     what_happened, *warnings = purged_lines(asdict(done), embeds)
     for line in warnings if quiet else [what_happened, *warnings]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING
 
 from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import QvsplitError, escaped, size, some_of
-from qvsplit.output.levels import CHOICE_MASS_LOW
 from qvsplit.output.names import count_rows, shown_name
+from qvsplit.output.printer import TEXT
 from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import plural, say
 from qvsplit.output.verdicts import ItemVerdict, failure_reason, verdict_on_answers, verdict_on_failed
 from qvsplit.runtime import interrupts
-from qvsplit.runtime.streams import is_terminal
 
 if TYPE_CHECKING:
     from qvsplit.answering.checks import Question
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from qvsplit.answering.survey import Survey
     from qvsplit.ask import PromptItems, Session
     from qvsplit.output.answer import Answer
-    from qvsplit.output.printer import AnswerPrinter
+    from qvsplit.output.printer import AnswerPrinter, PrintOptions
     from qvsplit.output.table import Table
     from qvsplit.store.row import Row
 
@@ -56,19 +54,21 @@ class SurveyPlan:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where answers go, and what trips the gate."""
+    """Where answers go and how they are printed, and what trips the gate: `fail_on`, unless it is `allowed`."""
 
     table: Path | None
     report: Path | None
     fail_on: str | None
-    logprobs: bool
-    as_json: bool
+    printing: PrintOptions
     quiet: bool
+    progress: str = "auto"
+    allowed: frozenset[str] = frozenset()
+    wide: Path | None = None
 
     @property
     def printed(self) -> bool:
         """Whether answers go to stdout."""
-        return self.as_json or (self.table is None and self.report is None)
+        return self.printing.format is not None or (self.table is None and self.report is None)
 
 
 class Results:
@@ -78,10 +78,11 @@ class Results:
         self.plan = plan
         self.outputs = outputs
         self.printer = printer
+        self.progress = ProgressBar(outputs.progress, shown=not outputs.quiet, prints=outputs.printed)
         self.verdicts: list[ItemVerdict] = []
         self.answers: list[Answer] = []  # kept for a report
         self.error: QvsplitError | None = None  # of the first question that could not be answered
-        self._low_choice_mass: Counter[str] = Counter()  # by question
+        self._uncertain: Counter[str] = Counter()  # by question
         self._cut = self._cut_thoughts = 0
 
     def add_failed(self) -> None:
@@ -96,11 +97,10 @@ class Results:
         """Add all answers about one item, or about the items of one prompt."""
         self.answers += answers if self.outputs.report is not None else []
         for answer in answers:
+            self._uncertain[answer.name] += answer.uncertain
             if answer.error is None and answer.recalled is None:
                 self._cut += answer.finish_reason == "length"
                 self._cut_thoughts += answer.is_cut_thought
-                mass = answer.choice_mass
-                self._low_choice_mass[answer.name] += mass is not None and mass < CHOICE_MASS_LOW
         _say_errors(answers)
         item = verdict_on_answers(answers)
         if self.plan.has_checks or item.error:
@@ -108,17 +108,16 @@ class Results:
 
     def _add_verdict(self, item: ItemVerdict) -> None:
         self.verdicts.append(item)
-        if self.outputs.printed and (self.plan.has_checks or self.outputs.as_json):
+        if self.outputs.printed and (self.plan.has_checks or self.printer.format != TEXT):
             self.printer.verdict(item)
 
     def warn(self, *, answers_are_json: bool) -> None:
         """Say which probabilities mean little, and which answers are not whole."""
-        for name, number in self._low_choice_mass.items():
+        for name, number in self._uncertain.items():
             if number:
                 say(
-                    f"{name}: for {number:,} of {self.plan.counted} the model would hardly have "
-                    "given any of the choices by itself, and their probabilities mean little; spell them as it does "
-                    "(docs/checks.md)"
+                    f"{_shortened(name)}: uncertain for {number:,} of {self.plan.counted}: the model would rather have "
+                    "said something else than any of the choices; name them in the question (docs/checks.md)"
                 )
         if self._cut_thoughts:
             say(
@@ -152,8 +151,7 @@ def run_survey(session: Session, results: Results, recorder: Recorder | None = N
         return
     survey = _survey(session, plan, recorder)
     results.add_failed()  # only now: what is wrong with the questions comes before any output
-    watched = is_terminal(sys.stderr) and not outputs.quiet and not (outputs.printed and printer.streams)
-    with ProgressBar(shown=watched) as progress:
+    with results.progress as progress:
         progress.start("answers", len(plan.items) * len(plan.questions))
         answers = _passed_on(_recorded(survey, recorder), printer if outputs.printed else None, progress)
         for item in _in_groups(answers, len(plan.questions)):
@@ -181,7 +179,10 @@ def _passed_on(answers: Iterable[Answer], printer: AnswerPrinter | None, progres
     for answer in answers:
         if printer is not None:
             printer.answer(answer)
-        progress.advance()
+        if answer.recalled is None and answer.finish_reason != "skipped":
+            progress.advance()
+        else:
+            progress.skip()
         yield answer
 
 
@@ -209,12 +210,16 @@ def answer_one(session: Session, items: PromptItems, question: Question, printer
 
 def survey_into_table(session: Session, results: Results, table: Table, *, whole_store: bool) -> None:
     """Ask what the table does not know, and put it in; a `whole_store` tells what is out of date."""
+    from qvsplit.output.wide import write_wide
+
     with table:
         with interrupts.at_once():  # the fingerprint of the weights takes its time, once
             recorder = session.recorder(table, results.plan.questions)
         run_survey(session, results, recorder)
         if whole_store:
             recorder.drop_stale()
+        if results.outputs.wide is not None:
+            write_wide(table, results.outputs.wide)
     if not results.outputs.quiet:
         place = escaped(str(results.outputs.table))
         say(f"{recorder.recalled:,} answers known, {recorder.asked:,} asked; {len(table):,} in {place}")
@@ -227,7 +232,7 @@ def write_page(file: Path, results: Results, facts: dict[str, str]) -> None:
     failed = results.plan.failed
     rows = {(row.key, row.part): row for items in results.plan.items for row in items.rows}
     rows |= {(row.key, row.part): row for row in failed}
-    with ProgressBar(shown=is_terminal(sys.stderr) and not results.outputs.quiet) as progress:
+    with results.progress as progress:
         progress.start("thumbnails", len(rows))
         facts = facts | {"asked": time.strftime("%Y-%m-%d %H:%M")}
         write_report(file, results.answers, failed=failed, title=file.stem, facts=facts, on_item=progress.advance)

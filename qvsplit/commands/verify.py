@@ -91,14 +91,14 @@ def verify(
 
 def _print_shard(check: ShardCheck, *, as_json: bool, quiet: bool) -> None:
     if as_json:
-        print_json(check.to_json())
+        print_json({"type": "shard"} | check.to_json())
     elif check.error is None and not quiet:
         print(f"{escaped(check.shard)}: {plural(check.rows, 'row')}, {plural(check.tokens, 'token')}, no damage")
 
 
 def _print_item(check: ItemCheck, *, as_json: bool, quiet: bool) -> None:
     if as_json:
-        print_json(check.to_json())
+        print_json({"type": "sample"} | check.to_json())
     elif not quiet:
         print(f"{escaped(check.path)}: {printable(on_command_line(check.explanation))}", flush=True)
 

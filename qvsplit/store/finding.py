@@ -18,6 +18,8 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from qvsplit.errors import escaped, some_of
 from qvsplit.runtime.names import is_within, name_on_disk, stored_name, typed_name
@@ -29,7 +31,41 @@ _MOST_COMPARED = 20_000  # names that a mistyped one is held against; more take 
 _AS_ALIKE = 0.75  # of difflib's ratio: one letter in four may be wrong
 
 
-def named(catalogue: Catalogue, name: str) -> list[Row]:
+class Named(Protocol):
+    """Rows that can be found by their names: all of a `Catalogue`, or some at hand."""
+
+    @property
+    def roots(self) -> frozenset[str]:
+        """Their roots, as stored."""
+
+    def rows_of(self, root: str, path: str) -> list[Row]:
+        """Give the rows of one item, by part."""
+
+    def rows_named(self, wanted: Callable[[str, str], bool]) -> list[Row]:
+        """Give the rows whose root and path are `wanted`, sorted by root, path and part."""
+
+
+@dataclass(frozen=True)
+class RowsAtHand:
+    """Some rows, each an item of its own, that no catalogue has."""
+
+    rows: Sequence[Row]
+
+    @property
+    def roots(self) -> frozenset[str]:
+        """Their roots, as stored."""
+        return frozenset(row.root for row in self.rows)
+
+    def rows_of(self, root: str, path: str) -> list[Row]:
+        """Give the rows of one item."""
+        return [row for row in self.rows if row.key == (root, path)]
+
+    def rows_named(self, wanted: Callable[[str, str], bool]) -> list[Row]:
+        """Give the rows whose root and path are `wanted`, sorted."""
+        return sorted((row for row in self.rows if wanted(*row.key)), key=lambda row: row.key)
+
+
+def named(catalogue: Named, name: str) -> list[Row]:
     """Give the current rows of this name: a path below a root, else a whole path, else a file's name. Sorted.
 
     Of a video in several parts all of them, or the one whose number is behind the name.
@@ -40,7 +76,7 @@ def named(catalogue: Catalogue, name: str) -> list[Row]:
     return [row for row in _of_file(catalogue, file) if row.is_part and str(row.part) == number] if mark else []
 
 
-def matching(catalogue: Catalogue, pattern: str) -> list[Row]:
+def matching(catalogue: Named, pattern: str) -> list[Row]:
     """Give the current rows that `pattern` names, else those that it matches as a glob, by path or by file name."""
     rows = named(catalogue, pattern)
     if rows or not _is_glob(pattern):
@@ -82,7 +118,7 @@ def _is_below(folders: set[str], same: Callable[[str], str], *, whole: bool) -> 
 
 
 def hint(catalogue: Catalogue, pattern: str) -> str:
-    """Say, behind a semicolon, what a name or glob that names nothing may have meant; nothing where nothing is like it."""
+    """Say, behind a semicolon, what a name or glob may have meant that names nothing; "" where nothing is like it."""
     alike = _but_for_case(catalogue, pattern)
     if alike:
         are = "differs" if len(alike) == 1 else "differ"
@@ -131,7 +167,7 @@ def _is_glob(pattern: str) -> bool:
     return any(character in pattern for character in "*?[")
 
 
-def _of_glob_with_parts(catalogue: Catalogue, pattern: str) -> list[Row]:
+def _of_glob_with_parts(catalogue: Named, pattern: str) -> list[Row]:
     """Give the current rows that the glob matches; what stands behind its last # may be one of numbers of parts."""
     found = {(row.key, row.part): row for row in _of_glob(catalogue, pattern)}
     file, mark, numbers = pattern.rpartition(PART_MARK)
@@ -141,7 +177,7 @@ def _of_glob_with_parts(catalogue: Catalogue, pattern: str) -> list[Row]:
     return [found[key] for key in sorted(found)]
 
 
-def _of_file(catalogue: Catalogue, name: str) -> list[Row]:
+def _of_file(catalogue: Named, name: str) -> list[Row]:
     """Give the current rows of the files of this name, with all their parts."""
     for form in _forms(name):  # looked up; all others have to be looked for
         rows = [row for root in sorted(catalogue.roots) for row in catalogue.rows_of(root, form)]
@@ -154,7 +190,7 @@ def _of_file(catalogue: Catalogue, name: str) -> list[Row]:
     return []
 
 
-def _of_glob(catalogue: Catalogue, pattern: str) -> list[Row]:
+def _of_glob(catalogue: Named, pattern: str) -> list[Row]:
     """Give the current rows of the files whose path or name the glob matches, with all their parts."""
     matches = [re.compile(fnmatch.translate(_on_disk(form))).match for form in _forms(pattern)]
 

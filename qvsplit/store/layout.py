@@ -13,6 +13,7 @@ OWN_FOLDER = ".qvsplit"
 LOCK = f"{OWN_FOLDER}/lock"
 CATALOGUE = f"{OWN_FOLDER}/catalogue.sqlite"  # cache: the current rows, and what was found in each folder
 HISTORY = f"{OWN_FOLDER}/history.jsonl"  # what the last runs did
+WALKED = f"{OWN_FOLDER}/walked.json"  # the folders that the store is brought up to date with
 GENERATIONS = f"{OWN_FOLDER}/generations"  # a file for the generation that was claimed last
 DAMAGE = f"{OWN_FOLDER}/damage"  # a file for each shard in which `verify` found damage
 QUARANTINE = f"{OWN_FOLDER}/quarantine"  # damaged shards, as they were found

@@ -23,7 +23,7 @@ def test_answers_to_stdout_and_nothing_else(run_cli, small_store):
     code, out, said = run_cli("ask", "--embeds", small_store, "--max-new-tokens", 5, "What\tis it?", "Day or night?")
     rows = [line.split("\t") for line in out.splitlines()]
     assert (code, len(rows), said) == (0, 8, "")
-    assert {(row[0], row[1]) for row in rows} == {
+    assert {(Path(row[1]).name, row[3]) for row in rows} == {
         (path, question) for path in ("chelsea.png", "coffee.png", "coins.png", "rocket.jpg")
         for question in ("What is it?", "Day or night?")
     }  # fmt: skip
@@ -107,7 +107,7 @@ def test_images_of_two_roots_can_be_told_apart(run_cli, store, four_photos, chec
     shutil.copyfile(four_photos / "coins.png", tmp_path / "more" / "coins.png")
     run_cli("extract", tmp_path / "more", "--model", checkpoint, "--out", store, "--quiet")
     _, out, _ = run_cli("ask", "--embeds", store, "--image", "coins.png", "--max-new-tokens", 2, "What?")
-    assert {line.split("\t")[0] for line in out.splitlines()} == {
+    assert {line.split("\t")[1] for line in out.splitlines()} == {
         str(four_photos / "coins.png"),
         str(tmp_path / "more" / "coins.png"),
     }
@@ -122,7 +122,9 @@ def test_a_name_that_looks_like_a_pattern_can_be_chosen(run_cli, some_photos, ch
 def test_choices_give_probabilities(run_cli, postcards):
     words = ("ask", "--embeds", postcards, "--image", "su*", "--choices", "day, night", "Day or night?")
     code, out, _ = run_cli(*words)
-    assert (code, out) == (0, "day\t1.000\n")
+    file = postcards.parent / "postcards" / "sunday.jpg"
+    assert (code, out) == (0, f"answer\t{file}\t\tDay or night?\tday\t1\t\t\n")
+    assert run_cli(*words, "--format", "text") == (0, "day  1.000\n", "")
     _, out, _ = run_cli(*words, "--json")
     answer = json.loads(out)
     assert answer["answer"] == "day"
@@ -130,10 +132,11 @@ def test_choices_give_probabilities(run_cli, postcards):
     assert list(answer["probabilities"]) == ["day", "night"]
     assert answer["choice_mass"] > 0.99
     _, out, _ = run_cli(*words, "Is there a dog?", "--logprobs")
-    assert [line.split("\t")[:3] for line in out.splitlines()] == [
-        ["sunday.jpg", "Day or night?", "day"], ["sunday.jpg", "Is there a dog?", "night"]
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert [(line[3], line[4], line[6]) for line in lines] == [
+        ("Day or night?", "day", ""), ("Is there a dog?", "unsure", "uncertain")
     ]  # fmt: skip
-    assert all("day=-" in line and "night=-" in line for line in out.splitlines())
+    assert all("day=-" in line[7] and "night=-" in line[7] for line in lines)
 
 
 def test_compare_shows_each_image_behind_the_reference(run_cli, postcards):
@@ -146,7 +149,7 @@ def test_compare_shows_each_image_behind_the_reference(run_cli, postcards):
 
 
 def test_seeds_and_stop_strings(run_cli, postcards):
-    words = ("ask", "--embeds", postcards, "--image", "sunday.jpg", "Describe the image.")
+    words = ("ask", "--embeds", postcards, "--image", "sunday.jpg", "--format", "text", "Describe the image.")
     sampled = [run_cli(*words, "--temperature", "3", "--seed", seed)[1] for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
     _, whole, _ = run_cli(*words)
@@ -161,10 +164,10 @@ def test_seeds_and_stop_strings(run_cli, postcards):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--fail-on", "fatal", "?"], "choose one of info, warn, block"),
+        (["--fail-on", "fatal", "?"], "--fail-on fatal: give info, warn or block"),
         (["--fail-on", "warn", "?"], "needs --checks"),
         (["--together", "--compare", "x", "?"], "choose one"),
-        (["--compare", "none.jpg", "?"], "matches 0 of"),
+        (["--compare", "none.jpg", "?"], "matches none of"),
         (["--compare", "*", "?"], "matches 4 of"),
         (["--choices", "yes", "?"], "at least two choices"),
         (["--choices", "yes,,no", "?"], "a choice is a text"),
@@ -190,7 +193,7 @@ def test_what_is_off_is_said_in_one_line(run_cli, small_store, words, said):
 
 
 def test_a_question_by_the_name_of_a_check_does_not_displace_it(run_cli, postcards):
-    code, out, said = run_cli("ask", "--embeds", postcards, "--checks", EXAMPLES / "moderation.toml", "dog")
+    code, out, said = run_cli("ask", "--embeds", postcards, "--checks", EXAMPLES / "demo" / "moderation.toml", "dog")
     assert (code, out) == (2, "")
     assert "two different questions have the name dog" in one_line(said)
 
@@ -253,7 +256,7 @@ def test_what_a_model_thinks_is_in_no_answer(run_cli, small_store, thinks, tmp_p
     words = ("ask", "--embeds", small_store, "--image", "co*", "What is it?")
     for switch in ((), ("--thinking",)):
         code, out, _ = run_cli(*words, *switch)
-        assert (code, [line.split("\t")[2] for line in out.splitlines()]) == (0, ["A cat.", "A cat."])
+        assert (code, [line.split("\t")[4] for line in out.splitlines()]) == (0, ["A cat.", "A cat."])
         _, out, _ = run_cli(*words, *switch, "--json")
         answers = [json.loads(line) for line in out.splitlines()]
         assert [(one["answer"], one["reasoning"]) for one in answers] == [("A cat.", "Is it a cat? Yes.")] * 2
