@@ -23,12 +23,12 @@ SHOWN = ("turned-left.jpg", "city-lights.jpg", "kite-dogs.webp")  # of the demo'
 PRINTED = """
 ## Words
 
-- **Short forms**: `-e` is `--embeds`, `-m` `--model`, `-o` `--out`, `-i` `--image`, `-q` `--quiet`, `-h` `--help`, wherever
-  there is such an option.
-- **Completion**: `qvsplit --install-completion` has bash, zsh, fish or PowerShell, whichever it is run in, complete commands,
-  options and choices; `--show-completion` prints what that installs.
-- **Other names**: `bf16`, `fp16`, `half` and `fp32` are bfloat16, float16 and float32; the device `gpu` is cuda, `gpu:1`
-  cuda:1. Capitals do not matter in choices and devices.
+- **Short forms**: `-e` is `--embeds`, `-m` `--model`, `-o` `--out`, `-i` `--image`, `-q` `--quiet`, `-h` `--help`,
+  wherever there is such an option.
+- **Completion**: `qvsplit --install-completion` has bash, zsh, fish or PowerShell, whichever it is run in, complete
+  commands, options and choices; `--show-completion` prints what that installs.
+- **Other names**: `bf16`, `fp16`, `half` and `fp32` are bfloat16, float16 and float32; the device `gpu` is cuda,
+  `gpu:1` cuda:1. Capitals do not matter in choices and devices.
 - **Mistakes** are one line on stderr with what may have been meant, and exit code 2. Words behind `--` are no options.
 
 ## What is printed
