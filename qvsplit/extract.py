@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qvsplit.errors import ConfigError, QvsplitError, StoreDamaged, UsageError, some_of
 from qvsplit.pipeline.options import ExtractOptions, check_against, check_options, like
@@ -25,6 +25,7 @@ from qvsplit.runtime import arguments
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.runtime.memory import peak_memory
+from qvsplit.sources.source import LeftOut
 from qvsplit.store import history, layout, rebuild
 from qvsplit.store.catalogue_file import Noted, catalogue_of
 from qvsplit.store.generation import claim_generation
@@ -127,8 +128,16 @@ def _nothing_to_do(call: Call, view: View) -> Summary | None:
         check_model(call.options, view.store.config, view.store.provenance)
     call.callbacks.on_plan(0)
     found = sum(listing.number for listing in view.listings)
-    summary = Summary(found=found, unchanged=total.ok, failed_before=total.failed, not_found=total.not_found)
+    summary = Summary(
+        found=found, unchanged=total.ok, failed_before=total.failed, not_found=total.not_found, excluded=total.excluded,
+        **_left_out(view.source.scope.left_out),
+    )  # fmt: skip
     return _finished(call, summary)
+
+
+def _left_out(left_out: LeftOut) -> dict[str, Any]:
+    """Give what a walk has left out as a summary has it."""
+    return {"left_out": dict(left_out.kinds), "excluded_files": left_out.files, "excluded_folders": left_out.folders}
 
 
 # ------------------------------------------------------------------------------------------------------------ doing
@@ -148,7 +157,7 @@ def _go(call: Call, view: View, lock: Lock | None) -> Summary:
     from qvsplit.pipeline.execution import Target
 
     check_model(call.options, store.config, store.provenance)  # all that is to be read may turn out to be known
-    summary = _summary_of(planned, view.repaired or 0)
+    summary = _summary_of(planned, view, view.repaired or 0)
     if lock is None:
         from qvsplit.pipeline.preview import preview
 
@@ -182,10 +191,11 @@ def _planned(call: Call, view: View, store: Store) -> Plan:
     return settle(planned, presence, view.listings, store, options)
 
 
-def _summary_of(planned: Plan, repaired: int) -> Summary:
+def _summary_of(planned: Plan, view: View, repaired: int) -> Summary:
     return Summary(
         found=planned.found, unchanged=planned.unchanged, failed_before=planned.failed_before,
         to_read=len(planned.to_read), not_found=len(planned.absent), repaired=repaired,
+        excluded=planned.excluded_before + len(planned.excluded), **_left_out(view.source.scope.left_out),
     )  # fmt: skip
 
 
@@ -261,8 +271,8 @@ def _rebuild(call: Call, view: View, old: Store, found: Plan, lock: Lock) -> Sum
     store = _staged(call, new)
     view = replace(view, store=store, tallies={})
     planned = plan(view.listings, view.source.scope, store, {}, PlanOptions(call.options.retry_failed))
-    summary = _summary_of(planned, 0)
-    summary.not_found = 0
+    summary = _summary_of(planned, view, 0)
+    summary.not_found = summary.excluded = 0
     call.callbacks.on_plan(len(planned.to_read))
     generation = _claimed(call, planned, max(store.generation, old.generation))
     first = next_number(call.storage)
@@ -289,6 +299,13 @@ def _refuse_loss(call: Call, view: View, old: Store, found: Plan) -> None:
     seen |= {entry.key for entry in found.to_read}
     if call.options.prune:
         seen |= {row.key for row in found.absent if row.key not in found.empty_folders}
+    excluded = {row.key for row in found.excluded}
+    left_out = [path for _, path in dict.fromkeys(row.key for row in old if row.key in excluded)]
+    if left_out:
+        raise UsageError(
+            f"{len(left_out):,} items of the store are excluded now ({some_of(left_out, 3)}), and `rebuild=True` would "
+            "drop them; exclude them no longer, or take them out with `qvsplit purge`"
+        )
     lost = [path for _, path in dict.fromkeys(row.key for row in old if row.key not in seen)]
     if lost:
         raise UsageError(

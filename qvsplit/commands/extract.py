@@ -211,6 +211,17 @@ def extract(
             hidden=True,
         ),
     ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude",
+            metavar="GLOB",
+            help="Leave out what this matches, as a line of a .gitignore below each PATH: '*.png', 'raw/', '/2023/**', "
+            "'!@eaDir'. May be given several times. A file .qvsplitignore does the same for its folder.",
+            rich_help_panel=INPUT,
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -315,6 +326,7 @@ def extract(
     options = ExtractOptions(
         model=model, device=device, dtype=dtype, storage_dtype=storage_dtype, min_pixels=min_pixels,
         max_pixels=max_pixels, workers=workers, patch_budget=patch_budget, kernels=kernels, videos=not no_video,
+        exclude=exclude or (),
         fps=fps, max_frames=max_frames, num_frames=num_frames, video_max_pixels=video_max_pixels,
         video_max_tokens=video_max_tokens, clip_seconds=clip_seconds, gif=gif, prune=prune,
         retry_failed=retry_failed, checksum=checksum, rebuild=rebuild, wait=wait, limit=limit,

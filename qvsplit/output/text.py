@@ -109,6 +109,24 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if summary["not_found"]:
         files = plural(summary["not_found"], "item of the store was", "items of the store were")
         lines.append(f"{files} not found; `prune=True` marks {_them(summary['not_found'])} as deleted")
+    return [*lines, *_left_out_lines(summary)]
+
+
+def _left_out_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Give the lines that say what a walk has left out; none where it left out nothing."""
+    lines = []
+    if summary["left_out"]:
+        kinds = ", ".join(f"{number:,} {escaped(suffix)}" for suffix, number in summary["left_out"].items())
+        lines.append(f"left out: {kinds}, which nothing here reads")
+    excluded = [
+        plural(summary[f"excluded_{what}s"], what) for what in ("file", "folder") if summary[f"excluded_{what}s"]
+    ]
+    if excluded:
+        lines.append(f"excluded: {' and '.join(excluded)}")
+    if number := summary["excluded"]:
+        items = plural(number, "item of the store is", "items of the store are")
+        lines.append(f"{items} excluded now, and left as {'it is' if number == 1 else 'they are'}; "
+                     f"`qvsplit purge` takes {_them(number)} out")
     return lines
 
 
@@ -120,6 +138,7 @@ def preview_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = [f"{summary['to_read']:,} of {plural(summary['found'], 'item')} would be read, {known}"]
     if summary["not_found"]:
         lines.append(plural(summary["not_found"], "item of the store was", "items of the store were") + " not found")
+    lines += _left_out_lines(summary)
     preview = summary["preview"]
     if not preview or not preview["items"]:
         return lines

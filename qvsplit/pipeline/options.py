@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import Any
@@ -43,6 +44,8 @@ class ExtractOptions:
         patch_budget: Patches in one forward pass.
         kernels: The forward pass: "reference" or "fused".
         videos: Take videos as well; else a walk leaves them out.
+        exclude: Leave out what these patterns match: a text, or several, each as in a .gitignore, relative to every
+            folder that is given.
         fps: Frames of a video that are looked at, a second.
         max_frames: At most so many of one clip.
         num_frames: So many of every clip, whatever its length, in place of `fps`.
@@ -71,6 +74,7 @@ class ExtractOptions:
     patch_budget: int | None = None
     kernels: str | None = None
     videos: bool = True
+    exclude: str | Sequence[str] = ()
     fps: float | None = None
     max_frames: int | None = None
     num_frames: int | None = None
@@ -89,10 +93,13 @@ class ExtractOptions:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        """Take a path as a model's name, too."""
+        """Take a path as a model's name, too, and one pattern for several."""
         model: Any = self.model
         if isinstance(model, PathLike):
             object.__setattr__(self, "model", fspath(model))
+        exclude: Any = self.exclude
+        if isinstance(exclude, str | list):
+            object.__setattr__(self, "exclude", (exclude,) if isinstance(exclude, str) else tuple(exclude))
 
 
 def check_options(options: ExtractOptions) -> None:
@@ -100,6 +107,8 @@ def check_options(options: ExtractOptions) -> None:
     arguments.instance_of("options", options, ExtractOptions, "ExtractOptions")
     arguments.check_texts("a text", {name: getattr(options, name) for name in _TEXTS})
     arguments.check_flags({name: getattr(options, name) for name in _FLAGS})
+    if not isinstance(options.exclude, Sequence) or not all(isinstance(one, str) for one in options.exclude):
+        raise arguments.wrong("exclude", options.exclude, "a pattern, or several")
     for name, known in (("dtype", tuple(DTYPE_BYTES)), ("storage_dtype", STORAGE_DTYPES), ("kernels", KERNELS)):
         if getattr(options, name) is not None:
             arguments.check_one_of(name, getattr(options, name), known)

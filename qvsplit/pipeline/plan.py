@@ -98,6 +98,8 @@ class Plan:
             disk is that is not mounted.
         unlisted: Folders of rows that no listing has though their file exists.
         settled: Folders that were listed out and have nothing to read: how many are ok, and how many failed before.
+        excluded: Items that no listing has, as every walk leaves their file out: they stay as they are.
+        excluded_before: Such items in the folders that are known.
     """
 
     found: int
@@ -109,6 +111,8 @@ class Plan:
     empty_folders: Mapping[Key, str] = field(default_factory=dict)
     unlisted: frozenset[Folder] = frozenset()
     settled: Mapping[Folder, tuple[int, int]] = field(default_factory=dict)
+    excluded: tuple[Row, ...] = ()
+    excluded_before: int = 0
 
 
 # ------------------------------------------------------------------------------------------------- before reading
@@ -130,15 +134,17 @@ def nothing_to_do(
         return None
     known = {listing.folder for listing in listings if listing.known}
     for listing in listings:
-        if not listing.known and (listing.lines or tallies.get(listing.folder, NOTHING).digest):
+        before = tallies.get(listing.folder, NOTHING)
+        if not listing.known and (listing.lines or before.digest or before.excluded):
             return None
-    ok = failed = not_found = 0
+    ok = failed = not_found = excluded = 0
     for folder, tally in tallies.items():
         if scope.covers(folder):
             if (tally.digest and folder not in known) or (tally.not_found and prune):
                 return None
-            ok, failed, not_found = ok + tally.ok, failed + tally.failed, not_found + tally.not_found
-    return FolderTally("", ok, failed, not_found)
+            ok, failed = ok + tally.ok, failed + tally.failed
+            not_found, excluded = not_found + tally.not_found, excluded + tally.excluded
+    return FolderTally("", ok, failed, not_found, excluded)
 
 
 def plan(
@@ -156,6 +162,8 @@ def plan(
     sorter = _Sorter(options)
     settled = {}
     unseen: dict[Key, Row] = {}
+    seen: set[Key] = set()  # in folders of which some files were also named by themselves
+    partly = {listing.folder for listing in listings if not listing.complete}
     for listing in listings:
         if not listing.lines:
             continue
@@ -164,6 +172,8 @@ def plan(
         for entry in listing.entries():
             row, held = rows.pop(entry.key, (None, False))
             sorter.add(entry, row, held=held)
+            if listing.folder in partly:
+                seen.add(entry.key)
         unseen |= {key: row for key, (row, _) in rows.items()}
         if sorter.number == before[0]:
             settled[listing.folder] = (sorter.unchanged - before[1], sorter.failed_before - before[2])
@@ -183,6 +193,8 @@ def plan(
     for row in catalogue.rows_in(may_lack):
         rows_of.setdefault(row.key, []).append(row)
     unseen |= {key: item_row(parts) for key, parts in rows_of.items()}
+    for key in seen:
+        unseen.pop(key, None)
     return Plan(
         found=sum(listing.number for listing in listings),
         to_read=tuple(sorter.to_read),
@@ -192,6 +204,7 @@ def plan(
             unseen[key] for key in sorted(unseen) if unseen[key].status != "deleted" and is_below(unseen[key])
         ),
         settled=settled,
+        excluded_before=sum(tallies[folder].excluded for folder in known),
     )
 
 
@@ -205,17 +218,19 @@ def settle(
     """Take up what the source says of the rows that no listing has.
 
     A file that exists though no listing has it was named by itself once, or met under another name; it is counted and
-    sorted like any other, unless its folder is known and so counted already.
+    sorted like any other, unless its folder is known and so counted already. One that is excluded now is counted apart.
     """
     counted = {listing.folder for listing in listings if listing.known}
     sorter = _Sorter(options)
-    absent, unlisted, empty_folders = [], [], {}
+    absent, unlisted, excluded, empty_folders = [], [], [], {}
     for row in planned.unseen:
         found = presence[row.key]
         if found.state == "absent" or found.empty_folder is not None:
             absent.append(row)
             if found.empty_folder is not None:
                 empty_folders[row.key] = found.empty_folder
+        elif found.is_excluded and row.folder not in counted:
+            excluded.append(row)
         elif found.entry is not None and row.folder not in counted:
             unlisted.append(row.folder)
             now = catalogue.current(*row.key)
@@ -229,6 +244,7 @@ def settle(
         absent=tuple(absent),
         empty_folders=empty_folders,
         unlisted=frozenset(unlisted),
+        excluded=tuple(excluded),
     )
 
 
@@ -366,17 +382,21 @@ def tallies_after(
         now = current(row.key)
         if now is not None and now.status != "deleted":
             not_found[row.folder] = not_found.get(row.folder, 0) + 1
+    excluded: dict[Folder, int] = {}
+    for row in planned.excluded:
+        excluded[row.folder] = excluded.get(row.folder, 0) + 1
     # of other paths; a file of such a folder that was named by itself may be one that no walk lists
     tallies = {one: tally for one, tally in before.items() if not scope.covers(one) and one not in touched}
     for listing in listings:
-        missing = not_found.pop(listing.folder, 0)
+        missing, left_out = not_found.pop(listing.folder, 0), excluded.pop(listing.folder, 0)
         if listing.known:
             tallies[listing.folder] = replace(before[listing.folder], not_found=missing)
         elif listing.folder in planned.settled and listing.complete:
-            tallies[listing.folder] = FolderTally(listing.digest, *planned.settled[listing.folder], missing)
-        elif (tally := _tally(listing, missing, current, held)) is not None:
+            tallies[listing.folder] = FolderTally(listing.digest, *planned.settled[listing.folder], missing, left_out)
+        elif (tally := _tally(listing, missing, left_out, current, held)) is not None:
             tallies[listing.folder] = tally
-    tallies |= {folder: FolderTally("", 0, 0, number) for folder, number in not_found.items()}
+    for folder in not_found.keys() | excluded.keys():
+        tallies[folder] = FolderTally("", 0, 0, not_found.get(folder, 0), excluded.get(folder, 0))
     # no listing has this digest: such a folder is listed out every time
     return tallies | dict.fromkeys(planned.unlisted, FolderTally("unlisted", 0, 0, 0))
 
@@ -384,11 +404,12 @@ def tallies_after(
 def _tally(
     listing: Listing,
     not_found: int,
+    excluded: int,
     current: Callable[[Key], Row | None],
     held: Callable[[Content | None], bool],
 ) -> FolderTally | None:
     """Give None where something is left to do in that folder, or only some of its files were looked at."""
-    if not listing.complete or (not listing.lines and not not_found):
+    if not listing.complete or not (listing.lines or not_found or excluded):
         return None
     count = {"ok": 0, "failed": 0}
     for entry in listing.entries():
@@ -396,4 +417,4 @@ def _tally(
         if row is None or not is_known(row, entry, held):
             return None
         count[row.status] += 1
-    return FolderTally(listing.digest, count["ok"], count["failed"], not_found)
+    return FolderTally(listing.digest, count["ok"], count["failed"], not_found, excluded)

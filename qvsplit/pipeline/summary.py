@@ -54,6 +54,10 @@ class Summary:
     remaining: int = 0  # for another run: stopped by a limit or an interrupt
     deleted: int = 0  # marked by this run; a moved file's old name is not counted
     not_found: int = 0  # rows whose file was not found, left as they are
+    excluded: int = 0  # rows whose file is there and is left out now, by a pattern or by default: they stay as they are
+    left_out: dict[str, int] = field(default_factory=dict)  # files that nothing here reads, by the end of their names
+    excluded_files: int = 0  # that were met and are excluded by a pattern
+    excluded_folders: int = 0  # that were met and are excluded, with all that is in them
     repaired: int = 0  # damaged shards that were quarantined
     videos: int = 0  # of the encoded: those that are videos
     clips: int = 0  # rows of these: one a video, or one a part of it

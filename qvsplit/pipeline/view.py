@@ -19,7 +19,7 @@ from qvsplit.runtime.memory import machine_memory
 from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk
 from qvsplit.sources.folders import IMAGE_SUFFIXES, SUFFIXES, LocalFolders
 from qvsplit.sources.images import optional_readers
-from qvsplit.sources.source import Folder, Listing, Source
+from qvsplit.sources.source import Folder, LeftOut, Listing, Source
 from qvsplit.store import rebuild
 from qvsplit.store.catalogue import FolderTally
 from qvsplit.store.catalogue_file import catalogue_of, known_catalogue
@@ -127,6 +127,7 @@ def listed(call: Call, store: Store, repaired: int | None) -> View:
         out=os.path.realpath(call.storage.location),
         roots=frozenset(map(name_on_disk, store.roots)),
         suffixes=_suffixes(call.options),
+        exclude=call.options.exclude,
         on_note=call.callbacks.on_note,
     )
     everything = call.options.checksum or call.options.rebuild
@@ -149,8 +150,15 @@ def _refuse_nothing(call: Call, view: View) -> None:
             raise UsageError(no_items_any_more(start, number))
     raise UsageError(
         f"no images or videos in {', '.join(fspath(path) for path in call.paths)} (looked for "
-        f"{some_of(sorted(_suffixes(call.options)), 60)}); nothing was changed"
+        f"{some_of(sorted(_suffixes(call.options)), 60)}{_left_out(view.source.scope.left_out)}); nothing was changed"
     )
+
+
+def _left_out(left_out: LeftOut) -> str:
+    """Say what there is instead, behind a semicolon; nothing where there is nothing."""
+    counts = {**left_out.kinds, "excluded files": left_out.files, "excluded folders": left_out.folders}
+    found = ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
+    return f"; there are {found}" if found else ""
 
 
 def rows_below(store: Store, start: str) -> int:

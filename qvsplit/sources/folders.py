@@ -2,8 +2,9 @@
 
 A walk takes a file by its name alone, but for those that are named as TypeScript's are: those it takes if they begin as
 MPEG transport streams do, so that a source tree is no list of failed videos. Links are followed, and a folder that was
-met before, by whatever name, is not entered again. A walk over folders that are known by their digest keeps nothing but
-their numbers: doing nothing over 100,000 files costs their stats and little more.
+met before, by whatever name, is not entered again. exclusions.py says what is left out. A walk over folders that are
+known by their digest keeps nothing but their numbers: doing nothing over 100,000 files costs their stats and little
+more.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import errno
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qvsplit.errors import UsageError, escaped
 from qvsplit.runtime.names import file_on_disk, is_within, storable_mtime, stored_name
+from qvsplit.sources.exclusions import IGNORE_FILE, Exclusions, PatternError, State
 from qvsplit.sources.files import open_long_path
 from qvsplit.sources.source import (
     UNKNOWN_LINE,
@@ -24,6 +28,7 @@ from qvsplit.sources.source import (
     Entry,
     Folder,
     Key,
+    LeftOut,
     Listing,
     Presence,
     Scope,
@@ -43,6 +48,16 @@ VIDEO_SUFFIXES = frozenset({
     ".mpeg", ".vob", ".wmv", ".asf", ".ogv", ".mxf",
 })  # fmt: skip
 SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+# What an album means as well and no reader here takes: it is counted
+_OTHER_SUFFIXES = frozenset({
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".k25", ".kdc", ".mef",
+    ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".ptx", ".raf", ".raw", ".rw2", ".rwl", ".rwz", ".sr2", ".srf",
+    ".srw", ".x3f",  # as cameras write it
+    ".jxl", ".jxr", ".hdp", ".wdp", ".bpg", ".flif", ".exr", ".hdr", ".dds", ".pcx", ".djvu", ".djv", ".heics",
+    ".psd", ".psb", ".xcf", ".kra", ".ora", ".afphoto", ".svg", ".svgz", ".eps", ".ai", ".pdf", ".wmf", ".emf",
+    ".braw", ".r3d", ".insv", ".lrv", ".dv", ".divx", ".f4v", ".m1v", ".m2v", ".mpe", ".mod", ".tod", ".ogm", ".rm",
+    ".rmvb", ".wtv", ".mj2",
+})  # fmt: skip
 # Those of TypeScript, too. To look into such a file takes as long as a few stats; there are thousands in a source tree
 # and few among videos, so that it costs nothing where there are none.
 _TYPESCRIPT_SUFFIXES = frozenset({".ts", ".mts"})
@@ -63,10 +78,11 @@ class LocalFolders:
             so that an item has one name however it was come by. Else a folder is the root of what is below it, and a
             single file's parent is that file's.
         suffixes: The ends of the names, in lower case, of what is taken in a walk.
+        exclude: Patterns of what is left out, as gitignore has them, relative to each folder of `paths`.
         on_note: Called with a line for each folder that cannot be read, and each other store that is left out.
 
     Raises:
-        UsageError: A path does not exist.
+        UsageError: A path does not exist, or a pattern is none.
     """
 
     def __init__(
@@ -76,6 +92,7 @@ class LocalFolders:
         out: str = "",
         roots: frozenset[str] = frozenset(),
         suffixes: Set[str] = SUFFIXES,
+        exclude: Sequence[str] = (),
         on_note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._starts = starts_of(paths)
@@ -85,25 +102,28 @@ class LocalFolders:
         self._roots = roots
         self._suffixes = suffixes
         self._on_note = on_note
+        self._exclusions = Exclusions(self._starts, exclude)
         self._empty: list[str] = []
+        self._left_out = LeftOut()
 
     @property
     def scope(self) -> Scope:
         """What has been listed."""
-        return Scope(tuple(self._starts), tuple(self._empty))
+        return Scope(tuple(self._starts), tuple(self._empty), self._left_out)
 
     def list(self, known_digests: Mapping[Folder, str]) -> Iterator[Listing]:
         """Walk; folders and files are sorted by name, each is met once."""
-        walk = _Walk(self._roots, known_digests, self._out, self._suffixes, self._on_note)
+        walk = _Walk(self._roots, known_digests, self._out, self._suffixes, self._exclusions, self._on_note)
         self._empty, self._unreadable = [], walk.unreadable
         for start in self._folders:
-            found, walk.met_again = 0, False
+            found, walk.met_again, excluded = 0, False, walk.excluded
             for listing in walk.below(start):
                 found += listing.number
                 yield listing
-            if not found and not walk.met_again:
+            if not found and not walk.met_again and walk.excluded == excluded:
                 self._empty.append(start)
         yield from self._single_files(walk)
+        self._left_out = walk.left_out()
 
     def _single_files(self, walk: _Walk) -> Iterator[Listing]:
         """List the files that were named one by one and that no walked folder has listed."""
@@ -114,6 +134,7 @@ class LocalFolders:
             root = root_of(folder, roots) or folder
             if not walk.has_listed(folder, name):
                 single.setdefault((root, folder[len(root) :].strip("/")), []).append(_line(name, file))
+                walk.take(folder, name)
         for (root, path), lines in single.items():
             yield Listing(stored_name(root), stored_name(path), tuple(sorted(lines)), len(lines), complete=False)
 
@@ -129,7 +150,9 @@ class LocalFolders:
         for key in keys:
             file = file_on_disk(*key)
             found[key] = presence = _presence(key, file)
-            if presence.state == "absent" and any(is_within(file, folder) for folder in gone):
+            if presence.state == "present" and self._exclusions.exclude(file):
+                found[key] = replace(presence, is_excluded=True)
+            elif presence.state == "absent" and any(is_within(file, folder) for folder in gone):
                 found[key] = Presence("unknown")
             elif presence.state == "absent":
                 folder = os.path.dirname(file)
@@ -183,10 +206,15 @@ class _Walk:
         digests: Mapping[Folder, str],
         out: str,
         suffixes: Set[str],
+        exclusions: Exclusions,
         on_note: Callable[[str], None],
     ) -> None:
         self.met_again = False
         self.unreadable: list[str] = []
+        self.excluded: tuple[int, int] = (0, 0)  # files, and folders
+        self._others: Counter[str] = Counter()  # suffix → files that nothing here reads
+        self._other_suffixes = (_OTHER_SUFFIXES | SUFFIXES) - suffixes - _TYPESCRIPT_SUFFIXES
+        self._exclusions = exclusions
         self._roots = roots
         self._digests = digests
         self._out = out
@@ -196,20 +224,21 @@ class _Walk:
 
     def below(self, start: str) -> Iterator[Listing]:
         """Walk depth first with a stack of our own: folders may be nested deeper than Python recurses."""
-        stack = [(start, root_of(start, self._roots) or start)]
+        stack = [(start, root_of(start, self._roots) or start, self._exclusions.at(start))]
         while stack:
-            folder, root = stack.pop()
+            folder, root, state = stack.pop()
             if folder in self._roots:
                 root = folder
-            content = self._content(folder)
+            content = self._content(folder, state)
             if content is None:
                 continue
-            folders, lines = content
-            stack += [(os.path.join(folder, name), root) for name in sorted(folders, reverse=True)]
-            yield self._listing(stored_name(root), stored_name(folder[len(root) :].strip("/")), tuple(sorted(lines)))
+            folders, lines, state = content
+            stack += [(os.path.join(folder, name), root, state) for name in sorted(folders, reverse=True)]
+            path = stored_name(folder[len(root) :].strip("/"))
+            yield self._listing(stored_name(root), path, tuple(sorted(lines)), state.identity)
 
-    def _content(self, folder: str) -> tuple[list[str], list[str]] | None:
-        """Read a folder: the names of those in it, and a line for each item. None where it is left out."""
+    def _content(self, folder: str, state: State) -> tuple[list[str], list[str], State] | None:
+        """Read a folder: the names of those in it, a line for each item, and what holds in it. None: it is left out."""
         try:
             at = open_long_path(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
@@ -221,37 +250,71 @@ class _Walk:
                 self.met_again = True
                 return None
             self._met.add((own.st_dev, own.st_ino))
-            folders, lines = _entries(at, self._suffixes)
-        except OSError as error:
+            found = _entries(at, self._suffixes, self._other_suffixes)
+            if found is not None and found.has_ignore_file:
+                state = state.entered(folder, at)
+        except (OSError, PatternError) as error:
             self._note_unreadable(folder, error)
             return None
         finally:
             os.close(at)
-        if folders is None:
+        if found is None:
             if folder != self._out:
                 self._on_note(f"{escaped(folder)} is a store: it is left out")
             return None
+        return *self._kept(folder, found, state), state
+
+    def _kept(self, folder: str, found: _Found, state: State) -> tuple[list[str], list[str]]:
+        """Leave out what is excluded, and count it; count what nothing here reads."""
+        folders = [name for name in found.folders if not state.excludes(f"{folder}/{name}", is_folder=True)]
+        lines, others = found.lines, found.others
+        if state.has_patterns:
+            lines = [one for one in lines if not self._is_excluded(folder, one.partition("\0")[0], state)]
+            others = [name for name in others if not self._is_excluded(folder, name, state)]
+        files = self.excluded[0] + len(found.lines) - len(lines)
+        self.excluded = files, self.excluded[1] + len(found.folders) - len(folders)
+        self._others.update(map(_suffix, others))
         return folders, lines
 
-    def _note_unreadable(self, folder: str, error: OSError) -> None:
+    @staticmethod
+    def _is_excluded(folder: str, name: str, state: State) -> bool:
+        return state.excludes(f"{folder}/{name}", is_folder=False)
+
+    def left_out(self) -> LeftOut:
+        """Say what has been left out so far."""
+        kinds = sorted(self._others.items(), key=lambda one: (-one[1], one[0]))
+        return LeftOut({suffix: number for suffix, number in kinds if number > 0}, *self.excluded)
+
+    def take(self, folder: str, name: str) -> None:
+        """Count a file no more that was named by itself, if it was left out for its name."""
+        if self._is_met(folder) and not name.startswith(".") and _suffix(name) in self._other_suffixes:
+            self._others[_suffix(name)] -= not self._exclusions.are_in_the_way_of(os.path.join(folder, name))
+
+    def _note_unreadable(self, folder: str, error: OSError | PatternError) -> None:
         self.unreadable.append(folder)
-        self._on_note(f"{escaped(folder)} cannot be read ({error.strerror}): its items are left as they are")
+        why = error.strerror if isinstance(error, OSError) else f"its {IGNORE_FILE}: {error}"
+        self._on_note(f"{escaped(folder)} cannot be read ({why}): its items are left as they are")
 
-    def _listing(self, root: str, path: str, lines: tuple[str, ...]) -> Listing:
-        if self._digests.get((root, path)) == listing_digest(lines):
+    def _listing(self, root: str, path: str, lines: tuple[str, ...], exclusions: str) -> Listing:
+        if self._digests.get((root, path)) == listing_digest(lines, exclusions):
             return Listing(root, path, (), len(lines), known=True)
-        return Listing(root, path, lines, len(lines))
+        return Listing(root, path, lines, len(lines), exclusions=exclusions)
 
-    def has_listed(self, folder: str, name: str) -> bool:
-        """Say whether the file `name` was among those of `folder` when that was walked."""
+    def _is_met(self, folder: str) -> bool:
         try:
             own = os.stat(folder)
         except OSError:
             return False
-        suffix = _suffix(name)
-        if name.startswith(".") or suffix not in self._suffixes or (own.st_dev, own.st_ino) not in self._met:
+        return (own.st_dev, own.st_ino) in self._met
+
+    def has_listed(self, folder: str, name: str) -> bool:
+        """Say whether the file `name` was among those of `folder` when that was walked."""
+        suffix, file = _suffix(name), os.path.join(folder, name)
+        if name.startswith(".") or suffix not in self._suffixes or not self._is_met(folder):
             return False
-        return suffix not in _TYPESCRIPT_SUFFIXES or _may_be_video(os.path.join(folder, name))
+        if self._exclusions.are_in_the_way_of(file):
+            return False
+        return suffix not in _TYPESCRIPT_SUFFIXES or _may_be_video(file)
 
 
 def _suffix(name: str) -> str:
@@ -272,14 +335,27 @@ def _may_be_video(file: str, at: int | None = None) -> bool:
         os.close(descriptor)
 
 
-def _entries(at: int, suffixes: Set[str]) -> tuple[list[str] | None, list[str]]:
-    """Read the folder open as `at`: the names of the folders in it, None where it is a store, and a line an item."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is in one folder: names of folders, a line for each item, names of files that nothing here reads."""
+
+    folders: list[str]
+    lines: list[str]
+    others: list[str]
+    has_ignore_file: bool
+
+
+def _entries(at: int, suffixes: Set[str], other_suffixes: Set[str]) -> _Found | None:
+    """Read the folder open as `at`; None where it is a store."""
     folders: list[str] = []
     lines: list[str] = []
+    others: list[str] = []
+    has_ignore_file = False
     with os.scandir(at) as scan:
         for entry in scan:
             name = entry.name
             if name.startswith("."):
+                has_ignore_file |= name == IGNORE_FILE
                 continue
             try:
                 if entry.is_dir():
@@ -300,9 +376,11 @@ def _entries(at: int, suffixes: Set[str]) -> tuple[list[str] | None, list[str]]:
                     continue
                 line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
                 lines.append(line if _is_readable(status, name, at) else line + UNREADABLE)
+            elif suffix in other_suffixes:
+                others.append(name)
             elif name.startswith("shard-") and STORE_FILE.fullmatch(name):
-                return None, []
-    return folders, lines
+                return None
+    return _Found(folders, lines, others, has_ignore_file)
 
 
 def _presence(key: Key, file: str) -> Presence:

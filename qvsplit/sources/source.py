@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -63,6 +63,7 @@ class Listing:
         number: Items in the folder.
         complete: False where only some files of the folder were looked at, those that were named one by one.
         known: Whether its digest is the one that the caller knew, so that it was not listed out.
+        exclusions: What changes with the patterns by which something in the folder may have been left out.
     """
 
     root: str
@@ -71,6 +72,7 @@ class Listing:
     number: int
     complete: bool = True
     known: bool = False
+    exclusions: str = ""
 
     @property
     def folder(self) -> Folder:
@@ -79,8 +81,8 @@ class Listing:
 
     @property
     def digest(self) -> str:
-        """32 hex digits over names, sizes and versions."""
-        return listing_digest(self.lines)
+        """32 hex digits over names, sizes and versions, and over the patterns."""
+        return listing_digest(self.lines, self.exclusions)
 
     def entries(self) -> Iterator[Entry]:
         """Give each item, sorted by name."""
@@ -94,14 +96,30 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
-    """What a source has listed: every path that was given, and those of them in which nothing was found.
+class LeftOut:
+    """What a walk has left out.
 
-    Both as the file system has them.
+    Attributes:
+        kinds: Files that look like images or videos and that nothing here reads, by the end of their names.
+        files: Images and videos that are excluded by a pattern, but for those in excluded folders.
+        folders: That are excluded, by a pattern or by default.
+    """
+
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    files: int = 0
+    folders: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a source has listed: every path that was given, those of them in which nothing was found, what was left out.
+
+    Paths are as the file system has them.
     """
 
     starts: tuple[str, ...]
     empty: tuple[str, ...]
+    left_out: LeftOut = LeftOut()
 
     def covers(self, folder: Folder) -> bool:
         """Say whether a folder is at or below a path in which something was found."""
@@ -117,11 +135,13 @@ class Presence:
         state: Only `absent` may become deleted. `unknown`: it cannot be looked at, or its disk may not be mounted.
         entry: The item as it is now, where it is present.
         empty_folder: The folder above it that is there and holds nothing at all, as a mount point does.
+        is_excluded: Whether it is present and every walk leaves it out.
     """
 
     state: Literal["present", "absent", "unknown"]
     entry: Entry | None = None
     empty_folder: str | None = None
+    is_excluded: bool = False
 
 
 def local_file(entry: Entry) -> Path:
@@ -157,6 +177,8 @@ def _mtime_of(version: str) -> int | None:
         return None
 
 
-def listing_digest(lines: Sequence[str]) -> str:
+def listing_digest(lines: Sequence[str], exclusions: str = "") -> str:
     """Digest a listing. A name holds no NUL, a number no newline: no two listings are joined alike."""
+    if exclusions:
+        lines = [f"\0{exclusions}", *lines]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -23,7 +23,7 @@ from qvsplit.store.config import ExtractionConfig
 from qvsplit.store.row import ROW_FIELDS, Content, Key, Row, is_whole, item_row, row_error, unknown_value
 from qvsplit.store.schema import ShardSchema
 
-VERSION = 2
+VERSION = 3
 # Long, and the same for many rows: `texts` has each once, and so has memory
 INTERNED = ("error", "warnings", "grid_thw", "placeholder", "inputs", "media")
 _ROOT, _SHA256, _GRID, _HAS_FEATURES = map(ROW_FIELDS.index, ("root", "sha256", "grid_thw", "has_features"))
@@ -41,7 +41,7 @@ CREATE TABLE shards(number INTEGER PRIMARY KEY, name TEXT NOT NULL, size INTEGER
  checksum BLOB NOT NULL, schema INTEGER NOT NULL, rows INTEGER NOT NULL, feature_tokens INTEGER NOT NULL);
 CREATE TABLE roots(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE folders(id INTEGER PRIMARY KEY, root TEXT NOT NULL, path TEXT NOT NULL, digest TEXT, ok INTEGER,
- failed INTEGER, not_found INTEGER, UNIQUE(root, path));
+ failed INTEGER, not_found INTEGER, excluded INTEGER, UNIQUE(root, path));
 CREATE TABLE texts(id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 CREATE TABLE rows(root INTEGER NOT NULL, folder INTEGER NOT NULL, shard INTEGER NOT NULL, row INTEGER NOT NULL,
  {", ".join(f'"{name}" {_TYPES.get(name, "")}'.strip() for name in ROW_FIELDS if name != "root")},
@@ -64,12 +64,14 @@ class FolderTally:
         ok: Items with status ok.
         failed: Items with status failed.
         not_found: Items whose file was not found and that are not marked deleted.
+        excluded: Items whose file is there and is left out of every walk.
     """
 
     digest: str
     ok: int
     failed: int
     not_found: int
+    excluded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,7 @@ class Catalogue:
     @cached_property
     def tallies(self) -> Mapping[Key, FolderTally]:
         """What was found in each folder in which nothing was left to do, by root and path."""
-        query = "SELECT root, path, digest, ok, failed, not_found FROM folders WHERE digest IS NOT NULL"
+        query = "SELECT root, path, digest, ok, failed, not_found, excluded FROM folders WHERE digest IS NOT NULL"
         return {(root, path): FolderTally(*tally) for root, path, *tally in self._all(query)}
 
     @cached_property

@@ -122,12 +122,15 @@ class CatalogueBuilder:
         self._drop_old_parts()
         self.connection.execute("UPDATE folders SET digest = NULL")
         self.connection.executemany(
-            "UPDATE folders SET digest = ?, ok = ?, failed = ?, not_found = ? WHERE id = ?",
-            ((one.digest, one.ok, one.failed, one.not_found, self._folder(key)) for key, one in tallies.items()),
+            "UPDATE folders SET digest = ?, ok = ?, failed = ?, not_found = ?, excluded = ? WHERE id = ?",
+            (
+                (one.digest, one.ok, one.failed, one.not_found, one.excluded, self._folder(key))
+                for key, one in tallies.items()
+            ),
         )
         # where every row is of a deleted file there is nothing to look for
         self.connection.execute(
-            "UPDATE folders SET digest = '', ok = 0, failed = 0, not_found = 0 WHERE digest IS NULL "
+            "UPDATE folders SET digest = '', ok = 0, failed = 0, not_found = 0, excluded = 0 WHERE digest IS NULL "
             "AND id NOT IN (SELECT folder FROM rows WHERE status != 'deleted')"
         )
         self._put_fact("cures", json.dumps(cures, sort_keys=True))
