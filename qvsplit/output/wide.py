@@ -72,6 +72,11 @@ def count_together(records: Iterable[Record]) -> int:
     return sum(record["items"] is not None for record in records)
 
 
+def check_questions(questions: Mapping[str, bool]) -> None:
+    """UsageError if `write_wide` would refuse these questions; the value says whether it has choices."""
+    _check_cases(check_names(questions))
+
+
 def check_names(questions: Mapping[str, bool]) -> list[str]:
     """Give the columns for these questions; the value says whether it has choices. UsageError if two have one name."""
     owners = dict.fromkeys(ITEM_COLUMNS, "the item")
@@ -132,7 +137,7 @@ def write_wide(records: Iterable[Record], file: Path) -> int:
     """
     target = check_target(file)
     table = wide(records)
-    _check_case(table.column_names)
+    _check_cases(table.column_names)
     with _disk_errors(target), written_whole(target) as stream:
         (_write_parquet if target.suffix.lower() == ".parquet" else _write_csv)(stream, table)
     return len(table)
@@ -172,7 +177,7 @@ def _names_in(file: Path) -> list[str]:
     return names
 
 
-def _check_case(names: Sequence[str]) -> None:
+def _check_cases(names: Sequence[str]) -> None:
     by_lower: dict[str, str] = {}
     for name in names:
         other = by_lower.setdefault(name.lower(), name)

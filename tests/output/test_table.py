@@ -434,6 +434,45 @@ def test_a_rerun_asks_only_what_is_new(run_cli, store, cards, checks, tmp_path, 
     assert len({run for _, run in runs}) == 2
 
 
+def test_the_wide_table_of_the_whole_table_is_written_beside_it(run_cli, store, checks, tmp_path):
+    file, wide = tmp_path / "answers.jsonl", tmp_path / "wide.parquet"
+    run_cli("ask", "--embeds", store, "--checks", checks, "--out", file, "--image", "sunday.jpg")
+    for _ in range(2):
+        code, _, said = run_cli("ask", "--embeds", store, "What is it?", "--out", file, "--wide", wide)
+        assert (code, "Traceback" in said) == (0, False)
+        found = {row["path"]: row for row in pq.read_table(wide).to_pylist()}
+        assert set(found) == set(NAMES)
+        answers = {one["path"]: one["answer"] for one in read_records(file) if one["id"] == "What is it?"}
+        assert {path: row["What is it?"] for path, row in found.items()} == answers
+        assert found["sunday.jpg"]["night"] is not None
+        assert found["seaside.jpg"]["night"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["What is it?", "--wide", "OUT"], "--out and --wide name the same file"),
+        (["What is it?", "--wide", "other.csv"], "is no wide table of answers"),
+        (["What is it?", "--wide", "a.txt"], "must end in .parquet or .csv"),
+        (["verdict", "--wide", "w.csv"], "the question verdict has a column verdict"),
+    ],
+)
+def test_what_no_wide_table_could_have_is_refused_before_anything_is_asked(
+    run_cli, store, tmp_path, words, told, asked
+):
+    with Table(tmp_path / "other.csv") as other:
+        other.put(record())
+    before = (tmp_path / "other.csv").read_bytes()
+    words = [
+        str(tmp_path / {"OUT": "a.csv"}.get(word, word)) if "." in word or word == "OUT" else word for word in words
+    ]
+    code, _, said = run_cli("ask", "--embeds", store, *words, "--out", tmp_path / "a.csv")
+    assert (code, asked) == (2, [])
+    assert told in said
+    assert (tmp_path / "other.csv").read_bytes() == before
+    assert not (tmp_path / "a.csv").exists()
+
+
 def test_a_changed_threshold_judges_anew_and_asks_nothing(run_cli, store, checks, tmp_path, asked):
     file = tmp_path / "answers.parquet"
     words = ("ask", "--embeds", store, "--checks", checks, "--out", file)

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from qvsplit.errors import DiskError, UsageError
 from qvsplit.output.levels import VERDICTS
 from qvsplit.output.table import COLUMNS
-from qvsplit.output.wide import ITEM_COLUMNS, check_names, check_target, count_together, newest_runs, wide, write_wide
+from qvsplit.output.wide import (
+    ITEM_COLUMNS,
+    check_names,
+    check_questions,
+    check_target,
+    count_together,
+    newest_runs,
+    wide,
+    write_wide,
+)
 from tests.support.answer_records import SHA, answer, check, failed, skipped
 
 
@@ -178,6 +187,10 @@ def test_names_can_be_checked_before_anything_is_asked():
     assert check_names({"dog": True, "caption": False}) == [*ITEM_COLUMNS, "dog", "dog_score", "caption"]
     with pytest.raises(UsageError, match="the question verdict"):
         check_names({"verdict": True})
+    check_questions({"dog": True})
+    for names in ({"verdict": True}, {"dog": True, "Dog_Score": False}):
+        with pytest.raises(UsageError, match="in a wide table"):
+            check_questions(names)
 
 
 def test_names_that_sql_takes_for_one_are_in_no_file(tmp_path):
