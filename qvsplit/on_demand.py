@@ -9,6 +9,7 @@ features and so answers are those of `extract` and `ask`. Nothing is written to 
 from __future__ import annotations
 
 import gc
+import hashlib
 import heapq
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -106,10 +107,12 @@ class FilesAtHand:
         return [row for rows in self._made.held.rows.values() for row in rows]
 
     def is_changed(self, file: GivenFile) -> bool:
-        """Say whether the file on disk is no longer the one that was read."""
+        """Say whether the file on disk is no longer the one that was read. One that was fresh then is hashed again."""
         row = self.rows_of(file)[0]
         now = _identity(file.place)
-        return now is None or now != file.identity or (row.size, row.mtime_ns) != now[2:]
+        if now is None or now != file.identity or (row.size, row.mtime_ns) != now[2:]:
+            return True
+        return row.version is None and _hash(file.place) != row.sha256  # its time may be too coarse to tell
 
     # ------------------------------------------------------------------------------------------------- a Collection
 
@@ -295,6 +298,14 @@ def _given(name: str, roots: frozenset[str]) -> GivenFile:
 def _identity(place: str) -> _Identity | None:
     try:
         return _stat(place)
+    except OSError:
+        return None
+
+
+def _hash(place: str) -> str | None:
+    try:
+        with open(place, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
         return None
 

@@ -235,6 +235,19 @@ def test_a_change_on_disk_is_seen(change, folder, fake, tmp_path):
         assert files.is_changed(given)
 
 
+def test_a_fresh_file_is_hashed_again_since_its_time_may_be_too_coarse(folder, fake, tmp_path):
+    file = tmp_path / "a.png"
+    shutil.copyfile(folder / "coffee.png", file)
+    before = file.stat()
+    with files_at_hand([file]) as files:
+        (given,) = files.files
+        assert not files.is_changed(given)
+        with file.open("r+b") as stream:
+            stream.write(b"other")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert files.is_changed(given)
+
+
 def test_beyond_a_bound_features_lie_in_a_file_without_a_name(folder, fake, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     wanted = names(folder)
