@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qvsplit.errors import UsageError
 from qvsplit.output.levels import UNSURE, VERDICTS
+from qvsplit.output.table import Record
+from qvsplit.output.wide import ITEM_COLUMNS, SCORE, newest_runs
 from qvsplit.runtime.names import typed_name
 
 if TYPE_CHECKING:
@@ -31,9 +33,7 @@ OPERATORS = ("=", "!=", "<", "<=", ">", ">=")
 KEYWORDS = ("and", "or", "not")
 MOST_NESTED = 100  # parentheses and `not`s within each other
 MOST_SHOWN = 30  # characters of a query on either side of the place where it is wrong
-SCORE = "_score"  # behind the id of a check: the column of its probability
 _NAMES_OF_FILES = ("root", "path")  # compared as they are written; all other text regardless of case
-_FIXED = ("root", "path", "kind", "part", "start", "end", "sha256", "verdict")  # columns that are no answers
 _KINDS = ("image", "video")
 _TOKEN = re.compile(r"""\s*(?:(?P<mark>[()]|!=|<=|>=|[=<>])|(?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*")|"""
                     r"""(?P<word>[^\s()=<>!'"]+))""")  # fmt: skip
@@ -206,12 +206,22 @@ class Column:
     choices: tuple[str, ...] = ()
 
 
+def choices_of(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
+    """Give the choices of each check, as the answers of its newest run have them."""
+    runs = newest_runs(records)
+    choices: dict[str, dict[str, None]] = {}
+    for record in records:
+        if record["choices"] is not None and record["run"] == runs[record["id"]]:
+            choices.setdefault(record["id"], {}).update(dict.fromkeys(one["choice"] for one in record["choices"]))
+    return {name: tuple(of_name) for name, of_name in choices.items()}
+
+
 def columns_of(table: pa.Table, choices: Mapping[str, Sequence[str]]) -> list[Column]:
     """Give the columns of a wide table; `choices` has those of checks that are known, by name."""
     import pyarrow as pa
 
     known = {"verdict": tuple(VERDICTS), "kind": _KINDS} | {
-        name: (*given, UNSURE) for name, given in choices.items() if name not in _FIXED
+        name: (*given, UNSURE) for name, given in choices.items() if name not in ITEM_COLUMNS
     }
     columns = []
     for number, column in enumerate(table.schema):
@@ -220,14 +230,14 @@ def columns_of(table: pa.Table, choices: Mapping[str, Sequence[str]]) -> list[Co
         elif column.name in _NAMES_OF_FILES:
             kind = "name"
         else:
-            kind = "check" if column.name not in _FIXED and column.name + SCORE in table.column_names else "text"
+            kind = "check" if column.name not in ITEM_COLUMNS and column.name + SCORE in table.column_names else "text"
         columns.append(Column(column.name, number, kind, known.get(column.name, ())))
     return columns
 
 
 def captions_of(columns: Sequence[Column]) -> list[str]:
     """Give the names of the questions without choices."""
-    return [column.name for column in columns if column.kind == "text" and column.name not in _FIXED]
+    return [column.name for column in columns if column.kind == "text" and column.name not in ITEM_COLUMNS]
 
 
 def checks_of(columns: Sequence[Column]) -> list[str]:
@@ -242,15 +252,19 @@ def _column(text: str, comparison: Comparison, columns: Sequence[Column]) -> Col
     found = by_case or [column for column in columns if column.name.lower() == name.lower()]
     if len(found) == 1:
         return found[0]
-    known = [column.name for column in columns if column.name not in _FIXED]
-    known += [fixed for fixed in _FIXED if any(column.name == fixed for column in columns)]
+    names = [column.name for column in columns]
+    questions = [*captions_of(columns), *checks_of(columns)]
+    known = [name for name in names if name in questions] + [name for name in ITEM_COLUMNS if name in names]
     if found:
         hint = "which of " + " and ".join(column.name for column in found)
     else:
-        near = difflib.get_close_matches(name.lower(), [one.lower() for one in known], 1)
-        meant = [one for one in known if one.lower() in near]
+        near = difflib.get_close_matches(name.lower(), [one.lower() for one in names], 1)
+        meant = [one for one in names if one.lower() in near]
         hint = f"did you mean {meant[0]}?" if meant else "a name with blanks is written in quotes"
-    raise error_at(text, comparison.name_at, f"there is no column {name} ({hint}; there are {', '.join(known)})")
+    scores = f"; and NAME{SCORE} of each with choices" if checks_of(columns) else ""
+    raise error_at(
+        text, comparison.name_at, f"there is no column {name} ({hint}; there are {', '.join(known)}{scores})"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- to DuckDB
@@ -265,18 +279,21 @@ class Found:
         names: The columns that the query names, in its order.
         others: The rows that it did not find.
         notes: What a user should know of the query: comparisons that no answer can fulfil.
+        columns: Those of the table.
     """
 
     rows: list[dict[str, Any]]
     names: list[str]
     others: list[dict[str, Any]]
     notes: list[str]
+    columns: list[Column]
 
 
 def find(table: pa.Table, text: str, choices: Mapping[str, Sequence[str]]) -> Found:
     """Find the rows of a wide table that the query `text` is true of. UsageError for one that means nothing."""
     query = parse(text)
-    statement = _Statement(text, columns_of(table, choices))
+    columns = columns_of(table, choices)
+    statement = _Statement(text, columns)
     condition = statement.condition(query)
     numbers = _matching(table, condition, statement.parameters)
     rows = [{"": number} | row for number, row in enumerate(table.to_pylist())]
@@ -285,7 +302,8 @@ def find(table: pa.Table, text: str, choices: Mapping[str, Sequence[str]]) -> Fo
     others: list[dict[str, Any]] = []
     for row in rows:
         (found if row.pop("") in numbers else others).append(row)
-    return Found(found, list(dict.fromkeys(statement.names)), others, list(dict.fromkeys(statement.notes)))
+    names, notes = (list(dict.fromkeys(noted)) for noted in (statement.names, statement.notes))
+    return Found(found, names, others, notes, columns)
 
 
 def _matching(table: pa.Table, condition: str, parameters: Sequence[Any]) -> set[int]:
@@ -297,7 +315,7 @@ def _matching(table: pa.Table, condition: str, parameters: Sequence[Any]) -> set
     items = pa.table(columns, names=[f"c{number}" for number in range(len(columns))])
     closed = {
         "enable_external_access": "false", "autoload_known_extensions": "false",
-        "autoinstall_known_extensions": "false", "python_enable_replacements": "false", "lock_configuration": "true",
+        "autoinstall_known_extensions": "false", "lock_configuration": "true",
     }  # fmt: skip
     with duckdb.connect(":memory:", config=closed) as connection:
         connection.register("items", items)

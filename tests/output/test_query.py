@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator as operators
 import re
 import unicodedata
@@ -123,7 +124,7 @@ def test_what_is_found(text, rows):
         ("or = 3", "expected a name (`or` itself is written in quotes): ^or = 3"),
         ("animal = 'yes", "the quote is not closed: animal = ^'yes"),
         ("animal ! yes", "! means nothing here: animal ^! yes"),
-        ("anmal = yes", "there is no column anmal (did you mean animal?; there are animal, animal_score, place, place_score, people, caption, root, path, kind, part, start, end, sha256, verdict): ^anmal = yes"),
+        ("anmal = yes", "there is no column anmal (did you mean animal?; there are animal, place, people, caption, root, path, kind, part, start, end, sha256, verdict; and NAME_score of each with choices): ^anmal = yes"),
         ("place = sea and colour = red", "there is no column colour (a name with blanks is written in quotes; there are "),
         ("animal < yes", "< compares numbers; expected one: animal < ^yes"),
         ("people > nan", "> compares numbers; expected one: people > ^nan"),
@@ -229,10 +230,11 @@ def test_the_database_has_no_access_to_anything_outside(monkeypatch, tmp_path):
     import duckdb
 
     (tmp_path / "secret.csv").write_text("a,b\n1,2\n")
+    scope = pa.table({"a": ["x"]})
     for attempt in (
         f"c0 IN (SELECT 'x' FROM read_csv('{tmp_path}/secret.csv'))",
         f"c0 IN (SELECT 'x' FROM '{tmp_path}/secret.csv')",
-        "c0 IN (SELECT 'x' FROM attempt)",  # a variable of this function, were Python's scope searched
+        "c0 IN (SELECT a FROM scope)",  # a variable of this function, were Python's scope searched
         "c0 = getenv('HOME')",
     ):
         with pytest.raises(duckdb.Error):
@@ -240,12 +242,31 @@ def test_the_database_has_no_access_to_anything_outside(monkeypatch, tmp_path):
     for more in ("SET enable_external_access = true", "INSTALL httpfs", f"COPY items TO '{tmp_path}/out.csv'"):
         with pytest.raises(duckdb.Error):
             query_module._matching(TABLE, f"true; {more}", [])
-    assert not (tmp_path / "out.csv").exists()
+    assert len(scope) == 1 and not (tmp_path / "out.csv").exists()
 
 
 # -- against an evaluation in Python ----------------------------------------------------------------------------------
 
-WORDS = ["yes", "no", "Yes", "unsure", "3", "2.5", "-1e1", "a b", "it's", 'say "hi"', "not", "AND", "(", "É", "é", ""]
+WORDS = [
+    "yes",
+    "no",
+    "Yes",
+    "unsure",
+    "3",
+    "2.5",
+    "-1e1",
+    "nan",
+    "-inf",
+    "a b",
+    "it's",
+    'say "hi"',
+    "not",
+    "AND",
+    "(",
+    "É",
+    "é",
+    "",
+]
 NUMBERS = ["0", "0.5", "2.5", "-10", "3", "1e9"]
 ROWS = st.lists(
     st.fixed_dictionaries(
@@ -313,7 +334,7 @@ def truth(query, row) -> bool | None:
         return None
     if query.name == "animal_score" or query.operator not in ("=", "!="):
         try:
-            return COMPARE[query.operator](float(value), float(query.value))
+            return COMPARE[query.operator](float(value), float(query.value)) if math.isfinite(float(value)) else None
         except ValueError:
             return None
 
