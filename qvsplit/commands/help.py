@@ -57,6 +57,7 @@ def with_help_all(command: Callable[..., None]) -> Callable[..., None]:
     taken = inspect.signature(command, eval_str=True)
     help_all = inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
     taking.__signature__ = taken.replace(parameters=[*taken.parameters.values(), help_all])  # type: ignore[attr-defined]
+    taking.__annotations__ = {}  # they have been evaluated: not once more
     return taking
 
 

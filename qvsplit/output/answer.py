@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qvsplit.output.levels import DEFAULT_LEVEL, ERROR, PASS, UNCERTAIN
 from qvsplit.output.names import names_of
-from qvsplit.store.row import Row
+
+if TYPE_CHECKING:
+    from qvsplit.store.row import Row
 
 
 @dataclass(frozen=True)

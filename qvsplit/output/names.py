@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qvsplit.output.text import counted_items
 from qvsplit.runtime.names import file_on_disk, is_within
-from qvsplit.store.row import Row
+
+if TYPE_CHECKING:
+    from qvsplit.store.row import Row
 
 _TIME_SPAN = re.compile(r" \([0-9:.]+ to [0-9:.]+\)$")
 
