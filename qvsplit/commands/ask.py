@@ -409,7 +409,7 @@ def _ask_all(
     """Ask all questions about all items, and end with the exit code that the answers call for."""
     from qvsplit.answering.selection import select
 
-    table = _checked_outputs(outputs)
+    table = _checked_outputs(outputs, questions)
     store = _opened(chosen, options, outputs)
     selection = select(store, chosen.globs)
     if any(question.flag for question in questions):
@@ -436,15 +436,19 @@ def _opened(chosen: Items, options: AskOptions, outputs: Outputs) -> Collection:
     return open_items(chosen.places, names, options, quiet=outputs.quiet, progress=outputs.progress)
 
 
-def _checked_outputs(outputs: Outputs) -> Table | None:
+def _checked_outputs(outputs: Outputs, questions: Sequence[Question]) -> Table | None:
     """Give the table, if there is one. UsageError or DiskError where answers could not be written."""
     from qvsplit.output.report import check_target
     from qvsplit.output.table import Table
+    from qvsplit.output.wide import check_questions
     from qvsplit.output.wide import check_target as check_wide
 
     table = Table(outputs.table) if outputs.table is not None else None
     if outputs.wide is not None:
+        if outputs.table is not None and os.path.realpath(outputs.wide) == os.path.realpath(outputs.table):
+            raise UsageError("--out and --wide name the same file")
         check_wide(outputs.wide)
+        check_questions({question.name: question.choices is not None for question in questions})
     if outputs.report is not None:
         if outputs.table is not None and os.path.realpath(outputs.report) == os.path.realpath(outputs.table):
             raise UsageError("--out and --report name the same file")
