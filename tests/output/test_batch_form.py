@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qvsplit.output.batch_form import batch_line, custom_id
@@ -41,6 +41,9 @@ ROOTS = NAMES.map(lambda root: "/" + root.strip("/"))
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.tuples(ROOTS, PATHS, st.integers(0, 1), NAMES, st.sampled_from("ab")), min_size=2, max_size=30))
+@example([("/a", "b//x80", 0, "q", "a"), ("/a//b", "x80", 0, "q", "a")])  # a byte beyond UTF-8, as it is stored
+@example([("/a", "b#1", 0, "q", "a"), ("/a", "b", 1, "q", "a")])
+@example([("/a", "b", 0, "q|a", "b"), ("/a", "b", 0, "q", "a|b")])
 def test_no_two_answers_have_one_name(places):
     named: dict[str, Any] = {}
     for place in places:
