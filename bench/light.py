@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("--image", type=Path, help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.contender:
-        CONTENDERS[told.contender](told.checkpoint, told.image, told.dtype, told.device)
+        image = told.image if told.image.exists() else _photograph(str(told.image))
+        CONTENDERS[told.contender](told.checkpoint, image, told.dtype, told.device)
         print(json.dumps(_usage(told.device)))
         return
     results = {}

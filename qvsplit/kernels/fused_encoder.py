@@ -3,7 +3,9 @@
 In: pixels of one temporal slice of images, float [patches, channels·patch²], or of both of clips [patches,
 channels·temporal·patch²], and one grid (t, h, w) an item. Out:
 merged tokens [Σ t·h·w / merge², hidden_size]. The same sums in another order: in float32 within 1e-5 of the
-reference, relative. Rows of this forward pass have `fused` in their extraction config's `kernels`.
+reference, relative; on CUDA within 1e-3, as transformers' patch embedding is a convolution there, whose operands cuDNN
+rounds to TF32, and the one here a product in float32. Rows of this forward pass have `fused` in their extraction
+config's `kernels`.
 
 What is done otherwise: the MLP and the queries, keys and values go a few rows at a time, so that their wide
 intermediates stay in the cache and the memory small; on a CPU weights are laid out once for oneDNN, which also

@@ -15,6 +15,7 @@ from typing import Any
 
 from qvsplit.errors import ConfigError, StoreDamaged
 from qvsplit.runtime.dtypes import DTYPE_BYTES, STORAGE_DTYPES
+from qvsplit.runtime.versions import UNKNOWN, installed_version
 
 _VIDEO_NUMBERS = ("fps", "max_frames", "num_frames", "max_pixels", "max_tokens", "clip_seconds")  # of `videos`
 KERNELS = ("fused", "reference")
@@ -168,9 +169,7 @@ class Provenance:
 def installed_versions() -> Mapping[str, str]:
     """Give the versions of Python and of the libraries that touch pixels or numbers, without importing them."""
     import platform
-    from importlib import metadata
-
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in VERSIONED}
+    return {"python": platform.python_version()} | {name: installed_version(name) or UNKNOWN for name in VERSIONED}
 
 
 def _no_config(where: str) -> StoreDamaged:

@@ -106,9 +106,9 @@ class Reference:
         """The tokens of a greedy answer."""
         return self.steps(items, question, *rest, **options)[0]
 
-    def logits(self, items: Sequence[Item], question: str, *rest: Any, **options: Any) -> torch.Tensor:
+    def logits(self, items: Sequence[Item], question: str, system: str | None = None, **template: Any) -> torch.Tensor:
         """The logits of the first token of an answer, [vocabulary]."""
-        return self.steps(items, question, *rest, **options, new_tokens=1)[1][0]
+        return self.steps(items, question, system, 1, **template)[1][0]
 
     def features(self, item: Item) -> Any:
         """What `get_image_features` or `get_video_features` gives for one item, fed as `generate` would feed it."""
