@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 import subprocess
@@ -343,3 +344,38 @@ def test_the_image_of_the_demo_is_of_today_and_calls_nobody():
     text = re.sub(r"<[^>]*>", "", image).replace("&#160;", " ")
     for words in ("by the vision encoder alone", "from the stored features", *truths()[0][:1]):
         assert words in text
+
+
+def test_the_script_of_the_album_page_runs_as_it_is_written(tmp_path):
+    """Twice, as by cron, with other folders and the demo's model, on the demo's postcards."""
+    from qvsplit.demo import POSTCARDS
+
+    (script,) = blocks((ROOT / "docs" / "album.md").read_text(), "sh")
+    photos, home, programs = tmp_path / "photos", tmp_path / "home", tmp_path / "bin"
+    shutil.copytree(POSTCARDS, photos)
+    home.mkdir()
+    programs.mkdir()
+    shutil.copyfile(ROOT / "examples" / "demo" / "album.toml", home / "album.toml")
+    (programs / "qvsplit").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qvsplit "$@"\n')
+    (programs / "qvsplit").chmod(0o755)
+    script = script.replace("/srv/photos", str(photos)).replace("/var/lib/qvsplit", str(home))
+    environment = os.environ | {
+        "PATH": f"{programs}:/usr/bin:/bin", "HOME": str(home), "QVSPLIT_MODEL": "demo", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+
+    def run() -> str:
+        done = subprocess.run(["/bin/sh", "-c", script], env=environment, capture_output=True, text=True, cwd="/")
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        return done.stderr
+
+    def album() -> set[str]:
+        folder = photos / "albums" / "dogs-at-the-sea"
+        return {os.path.relpath(link.resolve(), photos) for link in folder.iterdir() if link.is_symlink()}
+
+    assert "torn.jpg" in run()
+    expected = {"boats-in-snow.jpg", "copies/seaside (1).jpg", "seaside.jpg"}
+    assert album() == expected
+    (photos / "seaside.jpg").unlink()
+    shutil.copyfile(photos / "boats-in-snow.jpg", photos / "new.jpg")
+    assert "new.jpg" not in run()
+    assert album() == expected - {"seaside.jpg"} | {"new.jpg"}
