@@ -46,6 +46,9 @@ Files = str | PathLike[str] | Iterable[str | PathLike[str]]
 class GateCallbacks:
     """What a caller may want to hear while a gate judges. Called in the caller's thread.
 
+        hears = qvsplit.GateCallbacks(on_answer=lambda answer: print(answer.name, answer.text))
+        qvsplit.gate(["upload.jpg"], "moderation.toml", callbacks=hears)
+
     Attributes:
         encoding: Hears of files that are read and encoded, as of an extraction.
         on_asking: Hears how many answers there will be, before the language model is loaded.

@@ -313,9 +313,10 @@ def test_a_store_of_another_model_is_refused_before_anything_is_encoded(few, fol
     assert fake.loads == 0
 
 
-def test_options_that_are_not_the_stores_are_refused(few, folder):
+def test_options_that_are_not_the_stores_are_refused_before_anything_is_loaded(few, folder, fake):
     with pytest.raises(ConfigError, match="storage_dtype"):
         files_at_hand([folder / "coffee.png"], store=open_store(few), options=ExtractOptions(storage_dtype="int8"))
+    assert fake.loads == 0
 
 
 def test_a_language_model_alone_asks_with_the_encoder_of_the_store(few, folder, checkpoint, tmp_path):
