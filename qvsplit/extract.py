@@ -33,6 +33,7 @@ from qvsplit.store.opening import read_store, store_of
 from qvsplit.store.shards import next_number, shard_files, shards_in
 from qvsplit.store.storage import LocalStorage, Storage
 from qvsplit.store.store import Store
+from qvsplit.store.walked import Walked, note_walked
 
 if TYPE_CHECKING:
     from qvsplit.pipeline.execution import Execution, Target
@@ -163,6 +164,7 @@ def _go(call: Call, view: View, lock: Lock | None) -> Summary:
 
         summary.preview = preview(planned.to_read, store, call.storage, call.options)
         return _finished(call, summary)
+    _note_walked(call, view)
     call.callbacks.on_plan(len(planned.to_read))
     generation = _claimed(call, planned, store.generation)
     target = Target(call.storage, store, lock, generation, cures=call.cures, fetch=view.source.fetch)
@@ -177,6 +179,13 @@ def _repaired(call: Call, view: View, lock: Lock) -> View:
     if repaired or view.store.roots != store.roots or view.tallies != store.catalogue.tallies:
         return listed(call, store, repaired)
     return replace(view, store=store, repaired=repaired)
+
+
+def _note_walked(call: Call, view: View) -> None:
+    """Note which folders belong to the store, before anything of them is read: a run may be killed."""
+    options = call.options
+    folders = [start for start in view.source.scope.starts if os.path.isdir(start)]
+    note_walked(call.storage, [Walked(folder, tuple(options.exclude), options.videos) for folder in folders])
 
 
 def _planned(call: Call, view: View, store: Store) -> Plan:
@@ -267,6 +276,7 @@ def _rebuild(call: Call, view: View, old: Store, found: Plan, lock: Lock) -> Sum
     _refuse_loss(call, view, old, found)
     call = replace(call, options=like(old.config, old.provenance, call.options))
     lock.announce()
+    _note_walked(call, view)
     new = rebuild.begin(call.storage)
     store = _staged(call, new)
     view = replace(view, store=store, tallies={})

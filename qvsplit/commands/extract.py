@@ -351,7 +351,7 @@ def extract(
         for line in preview_lines(summary.to_json()):  # to stdout: it is the result
             print(line)
     else:
-        _print_summary(summary, as_json=as_json, quiet=quiet)
+        _print_summary(summary, as_json=as_json, quiet=quiet, kind="preview" if dry_run else "summary")
     if summary.failed:
         raise typer.Exit(ITEMS_FAILED)
 
@@ -370,10 +370,10 @@ def callbacks(progress: ProgressBar) -> ExtractCallbacks:
     )
 
 
-def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
+def _print_summary(summary: Summary, *, as_json: bool, quiet: bool, kind: str = "summary") -> None:
     """Print one JSON object, or what happened: nothing where nothing happened and nobody watches, as cron mails it."""
     if as_json:
-        print_json(summary.to_json())
+        print_json({"type": kind} | summary.to_json())
     elif not quiet and (summary.did_anything or is_terminal(sys.stderr)):
         for line in summary_lines(summary.to_json()):
             say_note(line)
@@ -382,4 +382,4 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
 def _print_error(error: QvsplitError, heard: Sequence[Summary]) -> None:
     """Print one JSON object also where the run ended early: a monitor reads one, whatever happened."""
     begun = heard[-1].to_json() if heard else {}
-    print_json(begun | {"error": on_command_line(error), "exit_code": error.exit_code})
+    print_json({"type": "error"} | begun | {"error": on_command_line(error), "exit_code": error.exit_code})

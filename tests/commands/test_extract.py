@@ -92,7 +92,7 @@ def test_the_store_has_two_names_and_one_meaning(run_cli, four_photos, store, tm
 def test_an_error_is_json_too(run_cli, tmp_path):
     code, out, said = run_cli("extract", tmp_path / "nowhere", "--json")
     assert code == 2
-    assert json.loads(out) == {"error": said.removeprefix("qvsplit: ").strip(), "exit_code": 2}
+    assert json.loads(out) == {"type": "error", "error": said.removeprefix("qvsplit: ").strip(), "exit_code": 2}
 
 
 def test_the_time_that_a_run_may_take(run_cli, four_photos, tmp_path):
@@ -134,7 +134,7 @@ def test_an_error_is_one_object_with_what_was_done(run_cli, ending):
     printed = json.loads(out)
     assert (printed["new"], printed["error"], printed["exit_code"]) == (2, message, 4)
     ending(ConfigError("no"), heard=False)
-    assert json.loads(run_cli("extract", "photos", "--json")[1]) == {"error": "no", "exit_code": 4}
+    assert json.loads(run_cli("extract", "photos", "--json")[1]) == {"type": "error", "error": "no", "exit_code": 4}
 
 
 def test_notes_and_reasons_name_flags(run_cli, monkeypatch):
