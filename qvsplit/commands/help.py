@@ -182,6 +182,4 @@ def _prepare_rich() -> None:
     """Have Typer's help without escape codes where stdout does not show them, whatever the environment says."""
     from typer import rich_utils
 
-    plain = not shows_escape_codes(sys.stdout)
-    rich_utils.COLOR_SYSTEM = None if plain else "auto"
-    rich_utils.FORCE_TERMINAL = False if plain else None
+    rich_utils.FORCE_TERMINAL = None if shows_escape_codes(sys.stdout) else False

@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from qvsplit.cli import COMMANDS, app
+from qvsplit.commands.help import Command
 from qvsplit.commands.options import PANELS, complete_device, one_of, parse_device, some_of
 from qvsplit.errors import UsageError
 from tests.support.terminal import on_terminal, one_line
@@ -126,6 +127,14 @@ def test_help_has_colours_on_a_terminal_and_none_in_a_pipe():
 def test_what_stands_in_brackets_is_no_markup():
     assert "[default: embeds]" in help_of("inspect", "--help")
     assert "[default: cuda where there is one]" in help_of("demo", "--help", COLUMNS="150")
+
+
+def test_what_stands_in_brackets_in_the_text_of_a_command_is_no_markup(capsys):
+    one = typer.Typer(rich_markup_mode="rich")
+    one.command(cls=Command, help="Give [bold] things.", epilog="\nExamples:\n  one '[dim]'")(lambda: None)
+    one(["--help"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "Give [bold] things." in shown and "one '[dim]'" in shown
 
 
 @pytest.mark.parametrize("words", [["--help"], ["extract", "--help-all"], ["ask", "--help-all"]])
