@@ -148,7 +148,7 @@ def test_another_choice_mass_judges_anew_and_asks_nothing(table):
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
 def test_what_the_model_excludes_is_recalled_as_that(tmp_path, suffix):
-    """JSON has no infinity: readers other than Python's would refuse the whole table."""
+    """JSON has no infinity: Polars would refuse the whole table."""
     file = tmp_path / f"a{suffix}"
     with Table(file) as table:
         recorder(table).put(judged(replace(SCORED, logprobs={"yes": -math.inf, "no": -0.1}), CHECK))
