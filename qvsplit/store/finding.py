@@ -184,7 +184,7 @@ def _of_file(catalogue: Named, name: str) -> list[Row]:
         if rows:
             return rows
     forms = set(map(_on_disk, _forms(name)))
-    for is_match in (_has_path(forms), _has_whole_path(forms), _has_file_name(forms)):
+    for is_match in (_has_path(forms), _has_whole_path(forms), _has_file_name(forms), _is_at(forms)):
         if rows := catalogue.rows_named(is_match):
             return rows
     return []
@@ -209,6 +209,11 @@ def _has_path(forms: set[str]) -> Matches:
 def _has_whole_path(forms: set[str]) -> Matches:
     whole = {form for form in forms if form.startswith("/")}
     return lambda root, path: bool(whole) and f"{_on_disk(root).rstrip('/')}/{_on_disk(path)}" in whole
+
+
+def _is_at(forms: set[str]) -> Matches:
+    """Match the file that is there from where the command runs, as paths are printed for programs."""
+    return _has_whole_path({_normal(place(form)) for form in forms for place in (os.path.abspath, os.path.realpath)})
 
 
 def _has_file_name(forms: set[str]) -> Matches:

@@ -218,6 +218,26 @@ def test_whatever_is_printed_of_a_name_names_it(name, data):
     assert stored in names(store, printed)
 
 
+@pytest.mark.parametrize("name", [*PATHS, *ODD])
+def test_a_path_from_where_the_command_runs_names_its_file(tmp_path, monkeypatch, name):
+    stored = stored_name(name)
+    root = tmp_path / "photos"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(root)
+    store = read_store(
+        rows.write_store(MemoryStorage(), [rows.item(stored, root=str(root)), rows.item("z", root="/r")])
+    )
+    for place, folder in (
+        (tmp_path, "photos"),
+        (tmp_path, "link"),
+        (tmp_path / "elsewhere", "../photos"),
+        (tmp_path, "./photos"),
+    ):
+        monkeypatch.chdir(place)
+        assert found(store, escaped(f"{folder}/{name_on_disk(stored)}")) == [f"{root}:{stored}"]
+    assert found(store, "elsewhere/nothing.png") == []
+
+
 @pytest.mark.parametrize("name", ["z\u00fcrich", "zu\u0308rich", "/photos/z\u00fcrich/", "z\u00fcrich/a.png"])
 @pytest.mark.parametrize("by_place", [True, False])
 def test_a_folder_is_named_in_either_form_of_unicode_and_as_it_was_typed_first(name, by_place):
