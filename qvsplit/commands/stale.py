@@ -34,7 +34,8 @@ def with_stale_items(
         with open_store(place) as store:
             found = freshness(store, Path(place))
         new, changed = _selected(found.new, names), _selected(found.changed, names)
-        failed = [*selection.failed, *new]
+        at_hand = {row.key for row in (*selection.rows, *selection.failed)}  # files that were encoded for this run
+        failed = [*selection.failed, *(row for row in new if row.key not in at_hand)]
         if is_gate:
             keys = {row.key for row in changed}
             selection = replace(selection, rows=[row for row in selection.rows if row.key not in keys])
