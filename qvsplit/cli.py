@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qvsplit.commands import answers, ask, compact, demo, extract, find, gate, inspect, purge, verify
+from qvsplit.commands import answers, ask, compact, demo, doctor, extract, find, gate, inspect, purge, verify
 from qvsplit.commands.help import SETTINGS, Command, Group, help_and_examples, mistake, with_help_all
 from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import BUG, INTERRUPTED, TERMINATED, DiskError, QvsplitError, UsageError
@@ -35,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compact": compact.compact,
     "purge": purge.purge,
     "demo": demo.demo,
+    "doctor": doctor.doctor,
 }
 
 app = typer.Typer(
