@@ -41,7 +41,7 @@ class Answer:
         score: The probability of what the check flags; None where it flags nothing.
         logprobs: By choice.
         probabilities: By choice.
-        forms: By choice, the likeliest of its forms: `Yes.` of `yes`.
+        forms: By choice, the most probable of its forms: `Yes.` of `yes`.
         recalled: When it was given, where it was known from before.
         error: Why there is no answer, on one line.
         reasoning: What the model thought before it answered; empty for one that does not think.
@@ -102,7 +102,7 @@ class Answer:
 
     @property
     def choice_form(self) -> str | None:
-        """The likeliest of its forms."""
+        """The most probable of its forms."""
         return (self.forms or {}).get(self.choice) if self.choice is not None else None
 
     @property

@@ -442,6 +442,7 @@ def test_purge_reaches_what_is_half_rebuilt_or_quarantined(extract, some_photos,
         "lock",
         "history.jsonl",
         "catalogue.sqlite",
+        "walked.json",
     }
     assert b"chelsea" not in (out / layout.CATALOGUE).read_bytes()
 

@@ -223,7 +223,7 @@ def untidy(store: Path) -> list[str]:
     from qvsplit.store import layout
     from qvsplit.store.opening import open_store
 
-    own = {layout.LOCK, layout.CATALOGUE, layout.HISTORY}
+    own = {layout.LOCK, layout.CATALOGUE, layout.HISTORY, layout.WALKED}
     names = [str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()]
     wrong = [
         name
