@@ -198,7 +198,7 @@ def test_the_command_reference_has_every_command_of_the_app_and_every_option_of_
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=lambda page: page.name)
 def test_every_option_that_a_page_names_exists(page):
-    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text())) - OTHER_PROGRAMS:
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text())) - OTHER_PROGRAMS:
         assert re.search(rf"(?<![\w-]){option}\b", REFERENCE), option
 
 
@@ -214,7 +214,7 @@ def test_every_command_that_a_page_shows_exists_and_takes_the_options_it_is_give
     for command, words in re.findall(r"\bqvsplit (\w+)((?: [^|;\n]+)?)", f"{shown}\n{inline}"):
         assert command in takes, command
         if page.name != "commands.md":
-            for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", words):
+            for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", words):
                 assert re.search(rf"(?<![\w-]){option}\b", takes[command]), (command, option)
 
 

@@ -68,6 +68,7 @@ class Recorder:
         self._hashes = prompt_hashes
         self._current = current
         self._new: set[Key] = set()
+        self._failed: set[tuple[str, str]] = set()  # root and path of the items that could not be asked about
         self.recalled = self.asked = self.failed = 0
 
     def recall(self, items: PromptItems, question: Question) -> Answer | None:
@@ -95,6 +96,16 @@ class Recorder:
         self.recalled += answer.recalled is not None and key not in self._new
         self._table.put(self._record(answer, key))
 
+    def put_failed(self, row: Row, error: str, questions: Sequence[Question]) -> None:
+        """Put into the table that none of `questions` could be asked about an item, and why."""
+        self._failed.add(row.key)
+        for question in questions:
+            answer = Answer(
+                rows=(row,), question=question.text, id=question.id, text="", tokens=[], prompt_tokens=0,
+                finish_reason=ERROR, encoder_check="", error=error,
+            )  # fmt: skip
+            self._table.put(self._record(answer, self._key((row,), question.name)))
+
     def _record(self, answer: Answer, key: Key) -> dict[str, Any]:
         has_text = answer.finish_reason not in (SKIPPED, ERROR)
         return {
@@ -111,8 +122,23 @@ class Recorder:
         }  # fmt: skip
 
     def drop_stale(self) -> None:
-        """Drop answers about items that are deleted, or have other bytes by now."""
-        self._table.keep(lambda record: not _is_stale(record, self._current))
+        """Drop answers about items that are deleted, or have other bytes by now, and errors that are no more."""
+        self._table.keep(lambda record: not self._is_stale(record))
+
+    def _is_stale(self, record: Mapping[str, Any]) -> bool:
+        contents = record["sha256"].split("+")
+        roots, paths = (_parts(record[name], len(contents)) for name in ("root", "path"))
+        is_error = record["finish_reason"] == ERROR
+        if is_error and (record["root"], record["path"]) in self._failed:
+            return False
+        for root, path, content in zip(roots, paths, contents, strict=False):
+            row = self._current(root, path)
+            if row is None:
+                if not content:
+                    return True  # an error about a file that was not in the store, and is not missed any more
+            elif (row.sha256 or "") != content or not (row.status == "ok" or (is_error and row.status == "failed")):
+                return True
+        return False
 
     def _key(self, rows: Sequence[Row], name: str) -> Key:
         origin = self._origin
@@ -190,16 +216,6 @@ def _items(rows: Sequence[Row]) -> dict[str, Any]:
     if len(rows) == 1:
         return {name: getattr(rows[0], name) for name in _OF_ONE} | {"items": None}
     return dict.fromkeys(_OF_ONE) | {"items": [{name: getattr(row, name) for name in LISTS["items"]} for row in rows]}
-
-
-def _is_stale(record: Mapping[str, Any], current: Callable[[str, str], Row | None]) -> bool:
-    contents = record["sha256"].split("+")
-    roots, paths = (_parts(record[name], len(contents)) for name in ("root", "path"))
-    for root, path, content in zip(roots, paths, contents, strict=False):
-        row = current(root, path)
-        if row is not None and (row.status != "ok" or row.sha256 != content):
-            return True
-    return False
 
 
 def _joined(names: list[str]) -> str:

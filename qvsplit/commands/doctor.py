@@ -22,7 +22,7 @@ def doctor(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Say what qvsplit runs on here: the text that a bug report should carry.
+    """Describe this machine and its libraries: the text that a bug report should carry.
 
     Versions, devices, decoders, the hub and what of the model is cached, and the store, if there is one. No user names,
     no tokens; the home folder is ~. What cannot be found out says why. Exit code 3 if a library is broken, 6 if the

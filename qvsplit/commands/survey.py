@@ -216,6 +216,9 @@ def survey_into_table(session: Session, results: Results, table: Table, *, whole
         with interrupts.at_once():  # the fingerprint of the weights takes its time, once
             recorder = session.recorder(table, results.plan.questions)
         run_survey(session, results, recorder)
+        if results.plan.has_checks:
+            for row in results.plan.failed:
+                recorder.put_failed(row, failure_reason(row), results.plan.questions)
         if whole_store:
             recorder.drop_stale()
         if results.outputs.wide is not None:

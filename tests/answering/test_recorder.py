@@ -304,3 +304,32 @@ def test_what_decides_a_prompt():
     assert prompt_hash(CHECK, AskOptions(temperature=1.0, max_new_tokens=3, thinking=True)) == scored != base
     assert prompt_hash(replace(CHECK, threshold=0.9, id="other"), AskOptions()) == scored
     assert prompt_hash(replace(CHECK, choices={"yes": ["yes"], "no": ["no", "No"]}), AskOptions()) != scored
+
+
+def test_what_could_not_be_asked_about_is_in_the_table_until_it_can(tmp_path):
+    sound, torn = row("a.jpg"), row("b.jpg", status="failed", error="is torn")
+    late = row("late.jpg", status="failed", sha256=None, error="is not yet extracted")
+    rows = {one.key: one for one in (sound, torn)}
+
+    def now(table):
+        return recorder(table, current=lambda root, path: rows.get((root, path)))
+
+    def errors(table):
+        return {record["path"]: record["error"] for record in table if record["finish_reason"] == "error"}
+
+    with Table(tmp_path / "a.jsonl") as table:
+        first = now(table)
+        for one in (torn, late):
+            first.put_failed(one, one.error, [CHECK])
+        first.drop_stale()
+        assert errors(table) == {"b.jpg": "is torn", "late.jpg": "is not yet extracted"}
+        assert {(record["verdict"], record["answer"]) for record in table} == {("error", None)}
+        assert (first.asked, first.recalled) == (0, 0)
+        assert first.recall(PromptItems((torn,)), CHECK) is None
+    with Table(tmp_path / "a.jsonl") as table:
+        now(table).drop_stale()  # another selection: late.jpg is missed no more, b.jpg has still failed
+        assert errors(table) == {"b.jpg": "is torn"}
+    rows[torn.key] = row("b.jpg", sha256="c" * 64)
+    with Table(tmp_path / "a.jsonl") as table:
+        now(table).drop_stale()
+        assert len(table) == 0
