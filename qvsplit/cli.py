@@ -44,7 +44,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="\nExamples:\n  qvsplit demo\n  qvsplit extract ./photos\n  qvsplit ask 'What is on this photo?'",
+    epilog="\nExamples:\n  qvsplit demo\n  qvsplit extract ./photos\n  qvsplit ask 'What is in the image?'",
     help="Encode images once, and ask any number of questions from the stored features.\n\n"
     "`extract` loads only the vision encoder of a model and keeps the features of every image in Parquet; `ask` "
     "loads only the language model, and answers from the features with the same tokens as the full model.",

@@ -326,9 +326,9 @@ def ask(
 
     Examples:
         # One question about every image of ./embeds
-        qvsplit ask "What is on this photo?"
+        qvsplit ask "What is in the image?"
         # About some of another store, with the probability of each answer
-        qvsplit ask -e album -i "2024/*" "Is a dog on it?" --choices yes,no
+        qvsplit ask -e album -i "2024/*" "Is there a dog?" --choices yes,no
         # Checks, into a table and a page; run again, it asks what is new
         qvsplit ask --checks checks.toml -o answers.parquet --report answers.html
         # Exit code 8 if an item is blocked, or could not be judged
