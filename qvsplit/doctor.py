@@ -213,10 +213,10 @@ def _dtype_advice(torch: Mapping[str, Any]) -> dict[str, Any]:
     if devices := torch.get("devices"):
         if all(device["bfloat16"] for device in devices):
             return {"advice": "the checkpoint's own, mostly bfloat16: the default on this GPU, and quickest there"}
-        return {"advice": "--dtype float16: this GPU multiplies float16 in hardware, and bfloat16 only slowly"}
+        return {"advice": "`dtype=float16`: this GPU multiplies float16 in hardware, and bfloat16 only slowly"}
     if has_bfloat16_units():
         return {
-            "advice": "float32, the default, gives the full model's answers token for token; --dtype bfloat16 is "
+            "advice": "float32, the default, gives the full model's answers token for token; `dtype=bfloat16` is "
             "quicker for a large model, as this CPU multiplies it in hardware, and rounds"
         }  # fmt: skip
     return {"advice": "float32, the default: without units for it this CPU computes bfloat16 several times slower"}

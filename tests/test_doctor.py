@@ -167,7 +167,7 @@ def test_the_quota_of_a_container(tmp_path, files, cores):
 
 @pytest.mark.parametrize(
     ("devices", "advice"),
-    [([{"bfloat16": True}], "the checkpoint's own"), ([{"bfloat16": False}], "--dtype float16"), ([], "float32")],
+    [([{"bfloat16": True}], "the checkpoint's own"), ([{"bfloat16": False}], "`dtype=float16`"), ([], "float32")],
 )
 def test_which_dtype_is_quick(devices, advice):
     assert doctor._dtype_advice({"devices": devices})["advice"].startswith(advice)

@@ -140,8 +140,8 @@ def normalised(logprobs: Mapping[str, float]) -> dict[str, float]:
 def outcome(question: Question, probabilities: Mapping[str, float], choice_mass: float) -> Outcome:
     """Give the answer, and whether it is flagged; a tie goes to the choice named first."""
     best = max(probabilities, key=lambda choice: probabilities[choice])
-    score = sum(probabilities[choice] for choice in question.flag) if question.flag else None
-    if choice_mass < question.min_choice_mass:
+    score = _score(question.flag, probabilities) if question.flag else None
+    if choice_mass < question.min_choice_mass or choice_mass <= 0:  # none of them is possible
         return Outcome(UNSURE, None, score, uncertain=True)
     if score is not None:
         flagged = score >= (0.5 if question.threshold is None else question.threshold)
@@ -150,12 +150,19 @@ def outcome(question: Question, probabilities: Mapping[str, float], choice_mass:
     return Outcome(best if sure else UNSURE, None, None, uncertain=False)
 
 
+def _score(flag: Sequence[str], probabilities: Mapping[str, float]) -> float:
+    """Add up the probabilities of the choices that are flagged; of all of them they are one, not nearly one."""
+    if set(flag) >= probabilities.keys():
+        return 1.0
+    return math.fsum(probabilities[choice] for choice in flag)
+
+
 def rounds(questions: Sequence[Question]) -> list[list[Question]]:
     """Put `questions` in rounds: each after those that its `only_if` looks at."""
-    names = {question.name for question in questions}
+    by_name = {question.name: question for question in questions}
     for question in questions:
-        if question.only_if is not None and question.only_if.id not in names:
-            raise UsageError(f"{question.name}: only_if names {question.only_if.id}, which is not asked")
+        if question.only_if is not None:
+            _check_condition(question.name, question.only_if, by_name.get(question.only_if.id))
     rounds: list[list[Question]] = []
     done: set[str] = set()
     waiting = list(questions)
@@ -167,6 +174,16 @@ def rounds(questions: Sequence[Question]) -> list[list[Question]]:
         done |= {question.name for question in ready}
         waiting = [question for question in waiting if question not in ready]
     return rounds
+
+
+def _check_condition(name: str, condition: Condition, other: Question | None) -> None:
+    """Raise UsageError for a condition that could never hold: what hangs on it would never be asked."""
+    if other is None or other.name == name:
+        raise UsageError(f"{name}: only_if names {condition.id}, which is no other check that is asked")
+    if condition.choice is None and not other.flag:
+        raise UsageError(f'{name}: {condition.id} has no flag; say only_if = "{condition.id} = CHOICE"')
+    if condition.choice is not None and condition.choice not in other.spellings:
+        raise UsageError(f"{name}: only_if: {condition.choice} is no choice of {condition.id}")
 
 
 # -------------------------------------------------------------------------------------------------------- reading
@@ -196,9 +213,6 @@ def read_checks(file: str | PathLike[str]) -> list[Question]:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UsageError(f"{file}: two checks have the id {some_of(twice)}")
-    by_id = {question.id: question for question in questions}
-    for question in questions:
-        _check_condition(question, by_id, file)
     try:
         rounds(questions)
     except UsageError as error:
@@ -290,6 +304,10 @@ def _choices(given: Any, where: str) -> dict[str, tuple[str, ...]]:
     all_spellings = [spelling for spellings in by_choice.values() for spelling in spellings]
     if len(set(all_spellings)) < len(all_spellings):
         raise UsageError(f"{where}: two choices are spelt the same")
+    if UNSURE in by_choice:
+        raise UsageError(
+            f"{where}: {UNSURE} is what an answer is called that is no choice; give the choice another name"
+        )
     if len(by_choice) < 2:
         raise UsageError(f"{where}: at least two choices are needed to choose from")
     return by_choice
@@ -319,18 +337,3 @@ def _condition(given: Any, where: str) -> Condition | None:
         raise UsageError(f'{where}: only_if is "ID" or "ID = CHOICE"')
     name, equals, choice = (part.strip() for part in given.partition("="))
     return Condition(name, choice if equals else None)
-
-
-def _check_condition(question: Question, by_id: Mapping[str, Question], file: Path) -> None:
-    condition = question.only_if
-    if condition is None:
-        return
-    other = by_id.get(condition.id)
-    if other is None or other is question:
-        raise UsageError(f"{file}, check {question.id}: only_if names {condition.id}, which is no other check")
-    if condition.choice is None and not other.flag:
-        raise UsageError(
-            f'{file}, check {question.id}: {condition.id} has no flag; say only_if = "{condition.id} = CHOICE"'
-        )
-    if condition.choice is not None and condition.choice not in other.spellings:
-        raise UsageError(f"{file}, check {question.id}: {condition.choice} is no choice of {condition.id}")

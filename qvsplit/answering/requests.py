@@ -76,8 +76,8 @@ class Questioner:
             yield Asked(place, self._answer(completion, *pairs[place]), completion.error)
 
     def skipped(self, items: PromptItems, question: Question) -> Answer:
-        """Give what stands for the answer to a question whose `only_if` did not hold."""
-        return replace(self._blank(items, question), finish_reason=SKIPPED)
+        """Give what stands for the answer to a question whose `only_if` did not hold: nothing is flagged by it."""
+        return replace(self._blank(items, question), finish_reason=SKIPPED, flagged=False if question.flag else None)
 
     def failed(self, items: PromptItems, question: Question, error: str) -> Answer:
         """Give what stands for the answer to a question that could not be answered."""

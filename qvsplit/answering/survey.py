@@ -12,6 +12,7 @@ from qvsplit.answering.checks import Question, rounds
 from qvsplit.answering.requests import CANCELLED, SKIPPED, PromptItems, Questioner
 from qvsplit.errors import QvsplitError, UsageError
 from qvsplit.output.answer import Answer
+from qvsplit.output.levels import UNSURE
 
 PROMPT_TOKENS = 64  # of a prompt's prefix beside its items', about
 Recall = Callable[[PromptItems, Question], Answer | None]
@@ -169,6 +170,8 @@ def _is_due(question: Question, answers: Mapping[str, Answer]) -> bool:
     other = answers[condition.id]
     if other.finish_reason == SKIPPED or other.error is not None:
         return False
+    if other.text == UNSURE:
+        return True  # it may hold, and what hangs on it may be what a gate is for
     return bool(other.flagged) if condition.choice is None else other.text == condition.choice
 
 

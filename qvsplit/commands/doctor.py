@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qvsplit.commands.options import DEFAULT_STORE, INPUT, Json, Model, StoreArgument, StoreOption, store_place
-from qvsplit.commands.wording import say_note
+from qvsplit.commands.wording import on_command_line, say_note
 from qvsplit.errors import QvsplitError, StoreDamaged, UsageError, printable
 from qvsplit.output.text import print_json
 
@@ -50,7 +50,7 @@ def doctor(
         print_json({"type": "doctor", "problems": [str(one) for one in wrong]} | found)
     else:
         for line in library.lines(found):
-            print(printable(line))
+            print(printable(on_command_line(line)))
     for one in wrong[1:]:
         say_note(str(one))
     if wrong:

@@ -80,7 +80,8 @@ class Answer:
     def verdict(self) -> str | None:
         """What this answer alone comes to: `pass`, a level, `uncertain` or `error`.
 
-        None for an answer in the model's own words, for one that was skipped, and where nothing could be flagged.
+        None for an answer in the model's own words, and where nothing could be flagged. `pass` for one that was skipped
+        and could have been.
         """
         if self.error is not None:
             return ERROR

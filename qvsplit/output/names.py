@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.output.text import counted_items
-from qvsplit.runtime.names import file_on_disk, is_within
+from qvsplit.runtime.names import file_on_disk, is_within, utf8_text
 
 if TYPE_CHECKING:
     from qvsplit.store.row import Row
@@ -50,12 +50,13 @@ def without_time_span(name: str) -> str:
 def file_of(row: Row, *, absolute: bool = False) -> str:
     """Give the path by which the file of a row opens from here: relative below the current folder, else absolute.
 
-    As the file system has it: a byte that is not UTF-8 is a surrogate. Features at hand have no file: then their name.
+    Its bytes as UTF-8 reads them, whatever the locale: a byte that is not UTF-8 is a surrogate. Features at hand have
+    no file: then their name.
     """
     if not row.root:
         return row.path
     file = file_on_disk(row.root, row.path)
-    return file if absolute else from_here(file)
+    return utf8_text(file if absolute else from_here(file))
 
 
 def from_here(file: str) -> str:

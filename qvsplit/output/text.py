@@ -8,7 +8,6 @@ Standard library only.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -44,12 +43,12 @@ def _is_text(line: str) -> bool:
 
 
 def print_path(file: str, *, nul: bool) -> None:
-    """Print the path of a file: escaped on a line, or with `nul` byte for byte as it is, with a NUL behind it."""
+    """Print the path of a file, as `file_of` gives it: escaped on a line, or with `nul` its very bytes and a NUL."""
     if not nul:
         print(escaped(file), flush=True)
         return
     sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(file) + b"\0")
+    sys.stdout.buffer.write(file.encode("utf-8", "surrogateescape") + b"\0")
     sys.stdout.buffer.flush()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvsplit.errors import UsageError
 from qvsplit.output.answer import Answer
-from qvsplit.output.levels import ERROR, LEVELS, UNCERTAIN, UNKNOWN, VERDICTS, verdict
+from qvsplit.output.levels import DEFAULT_LEVEL, ERROR, LEVELS, PASS, UNCERTAIN, UNKNOWN, VERDICTS, verdict
 from qvsplit.output.names import names_of
 
 if TYPE_CHECKING:
@@ -56,14 +56,25 @@ class ItemVerdict:
 
 def verdict_on_answers(answers: Sequence[Answer]) -> ItemVerdict:
     """Give the verdict on the items of one prompt, from all answers about them."""
-    errors = [answer.error for answer in answers if answer.error is not None]
-    levels = [level for answer in answers if answer.flagged and (level := answer.verdict) in LEVELS]
+    return joined(answers[0].rows, [_verdict_on_answer(answer) for answer in answers])
+
+
+def _verdict_on_answer(answer: Answer) -> ItemVerdict:
+    flagged = (answer.name,) if answer.flagged else ()
+    uncertain = (answer.name,) if answer.uncertain else ()
+    level = (answer.level or DEFAULT_LEVEL) if answer.flagged else None
+    return ItemVerdict(answer.rows, answer.verdict or PASS, flagged, uncertain, answer.error or "", level)
+
+
+def joined(rows: tuple[Row, ...], parts: Sequence[ItemVerdict]) -> ItemVerdict:
+    """Give one verdict of several: the gravest, with all that was flagged or is uncertain in any."""
+    levels = [part.level for part in parts if part.level is not None]
     return ItemVerdict(
-        answers[0].rows,
-        verdict(one for answer in answers if (one := answer.verdict) is not None),
-        flagged=tuple(answer.name for answer in answers if answer.flagged),
-        uncertain=tuple(answer.name for answer in answers if answer.uncertain),
-        error=errors[0] if errors else "",
+        rows,
+        verdict(part.verdict for part in parts),
+        flagged=tuple(name for part in parts for name in part.flagged),
+        uncertain=tuple(name for part in parts for name in part.uncertain),
+        error=next((part.error for part in parts if part.error), ""),
         level=max(levels, key=LEVELS.index, default=None),
     )
 

@@ -159,7 +159,7 @@ def test_choices_from_python_may_be_a_list_or_have_one_spelling():
 
 
 def test_a_condition_on_what_is_not_asked():
-    with pytest.raises(UsageError, match="only_if names person, which is not asked"):
+    with pytest.raises(UsageError, match="only_if names person, which is no other check that is asked"):
         rounds([Question("?", "x", only_if=Condition("person"))])
 
 
@@ -179,7 +179,34 @@ def test_what_the_model_would_hardly_have_said_is_no_answer(flag):
     assert outcome(check, {"a": 0.9, "b": 0.1}, 0.499).uncertain
     right = outcome(check, {"a": 0.9, "b": 0.1}, 0.5)
     assert (right.answer, right.flagged, right.uncertain) == ("a", True if flag else None, False)
-    assert not outcome(replace(check, min_choice_mass=0.0), {"a": 0.9, "b": 0.1}, 0.0).uncertain
+    anything = replace(check, min_choice_mass=0.0)
+    assert not outcome(anything, {"a": 0.9, "b": 0.1}, 1e-300).uncertain
+    assert outcome(anything, {"a": 0.0, "b": 0.0}, 0.0).uncertain  # the model excludes them all
+
+
+def test_all_choices_together_are_certain():
+    for number in range(100):
+        logs = {name: -0.1 * number * place for place, name in enumerate("abc")}
+        check = Question("?", choices=list("abc"), flag=("a", "b", "c"), threshold=1.0)
+        assert outcome(check, normalised(logs), 1.0).flagged
+
+
+def test_no_choice_is_called_as_an_answer_that_is_none():
+    with pytest.raises(UsageError, match="unsure is what an answer is called that is no choice"):
+        Question("?", choices=["yes", "no", "unsure"])
+
+
+@pytest.mark.parametrize(
+    ("other", "condition", "said"),
+    [
+        ({}, "dog", "dog has no flag"), ({}, "dog = Yes", "Yes is no choice of dog"),
+        ({"flag": "yes"}, "x", "names x, which is no other"),
+    ],
+)  # fmt: skip
+def test_a_condition_that_never_holds_is_refused_from_python_too(other, condition, said):
+    checks = [Question("Dog?", "dog", ["yes", "no"], **other), Question("?", "x", ["a", "b"], only_if=condition)]
+    with pytest.raises(UsageError, match=said):
+        rounds(checks)
 
 
 def test_the_least_choice_mass_is_that_of_the_check_or_of_the_file(tmp_path):

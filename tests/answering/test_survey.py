@@ -172,3 +172,37 @@ def test_seeds_depend_on_question_and_image_and_on_nothing_beside_them():
     assert len(set(all_of_them.values())) == 8
     alone = seeds([Question("Where?")], ITEMS[2:3])
     assert alone.items() <= all_of_them.items()
+
+
+@pytest.mark.parametrize("mass", [0.9, 1e-9])
+def test_what_hangs_on_an_unsure_answer_is_asked(mass):
+    """It may hold: a gate must not pass what it has not asked."""
+    checks = [
+        Question("Dog?", "dog", ["yes", "no"], threshold=0.9),
+        Question("Gun?", "gun", ["yes", "no"], flag="yes", level="block", only_if="dog = yes"),
+        Question("Cat?", "cat", ["yes", "no"], flag="yes"),
+        Question("Lion?", "lion", ["yes", "no"], flag="yes", level="block", only_if="cat"),
+    ]
+    unsure = {"yes": 0.6 * mass, "no": 0.4 * mass}
+    certain = {"yes": 0.9, "no": 0.1}
+
+    def rule(request):
+        return unsure if question_of(request) == "Dog?" else {"yes": mass, "no": 0.05 * mass} if (
+            question_of(request) == "Cat?") else certain  # fmt: skip
+
+    _, answers = survey(rule, checks, ITEMS[:1])
+    by_id = {answer.id: answer for answer in answers}
+    assert by_id["dog"].text == "unsure"
+    assert (by_id["gun"].verdict, by_id["lion"].verdict) == ("block", "block")
+
+
+def test_a_check_that_is_skipped_flags_nothing():
+    checks = [
+        Question("Dog?", "dog", ["yes", "no"]),
+        Question("Gun?", "gun", ["yes", "no"], flag="yes", only_if="dog = yes"),
+        Question("What?", "what", only_if="dog = yes"),
+    ]
+    _, answers = survey(lambda request: {"yes": 0.1, "no": 0.9}, checks, ITEMS[:1])
+    _, gun, what = answers
+    assert (gun.finish_reason, gun.flagged, gun.verdict) == ("skipped", False, "pass")
+    assert (what.finish_reason, what.flagged, what.verdict) == ("skipped", None, None)

@@ -219,6 +219,13 @@ def test_what_is_allowed_does_not_trip(ask_store):
     assert (code, verdicts(out)) == (8, {"a.jpg": ("uncertain", "dog,gun")})  # no flag is let through
 
 
+def test_an_error_that_is_allowed_is_no_exit_code_either(ask_store):
+    words = ("--fail-on", "block", "--allow", "error")
+    assert ask_store([row("a.jpg"), row("b.jpg")], *words, rule=broken_for("b.jpg"))[0] == 0
+    assert ask_store([TORN], *words)[0] == 0
+    assert ask_store([TORN], "--fail-on", "block", "--allow", "uncertain")[0] == 8
+
+
 def test_allow_and_paths_need_a_gate(ask_store):
     code, _, said = ask_store([row("a.jpg")], "--allow", "error")
     assert (code, said) == (2, "qvsplit: --allow says what does not trip --fail-on LEVEL; give that, too\n")

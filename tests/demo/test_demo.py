@@ -131,7 +131,8 @@ def test_the_demo_is_right(outcome):
 
 
 def test_the_store_of_the_demo_is_like_any_other(outcome, run_cli):
-    code, out, err = run_cli("ask", "--embeds", outcome.store, "--image", "seaside.jpg", "Day or night?")
+    words = ("ask", "--embeds", outcome.store, "--image", "seaside.jpg", "--format", "text", "Day or night?")
+    code, out, err = run_cli(*words)
     assert (code, out.strip()) == (0, "day"), err
     code, out, _ = run_cli("verify", outcome.store, "--sample", 2)
     assert code == 0
