@@ -204,7 +204,7 @@ def _summary_of(planned: Plan, view: View, repaired: int) -> Summary:
     return Summary(
         found=planned.found, unchanged=planned.unchanged, failed_before=planned.failed_before,
         to_read=len(planned.to_read), not_found=len(planned.absent), repaired=repaired,
-        excluded=planned.excluded_before + len(planned.excluded), **_left_out(view.source.scope.left_out),
+        excluded=len(planned.excluded), **_left_out(view.source.scope.left_out),
     )  # fmt: skip
 
 

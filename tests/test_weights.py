@@ -278,3 +278,37 @@ def test_another_progress_bar_of_transformers_stays_as_it_is(own):
     assert logging.set_tqdm_hook(None) is None
     with hearing_tensors(lambda *said: pytest.fail("no loading"), {}):
         assert list(logging.tqdm(range(3), desc="Fetching files", disable=True)) == [0, 1, 2]
+
+
+class Told:
+    """What transformers tells of a parameter, in another version."""
+
+    def __init__(self, targets) -> None:
+        self.layer_targets = targets
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [["a", "b"], [("a",), ("b",)], [("a", None), ("b", None)], [("a", Told(["a"])), ("b", Told({"b": 7}))],
+     {"a": 1, "b": 2}],
+)  # fmt: skip
+def test_where_transformers_tells_other_things_all_is_loaded_and_only_the_bar_knows_less(parameters):
+    from transformers.utils import logging
+
+    heard = []
+    with hearing_tensors(lambda *said: heard.append(said), {"a": 3, "b": 4}):
+        assert list(logging.tqdm(parameters, desc="Loading weights")) == list(parameters)
+        with logging.tqdm(total=2, desc="Loading weights", disable=True) as bar:
+            bar.update(1)
+        bar = logging.tqdm(parameters, desc="Loading weights", disable=True)
+        bar.set_postfix(name="a")
+        assert list(bar) == list(parameters)
+    assert set(heard) == {("tensors", 0, 7)}
+
+
+def test_where_transformers_has_no_such_hook_nothing_is_heard(monkeypatch):
+    from transformers.utils import logging
+
+    monkeypatch.delattr(logging, "set_tqdm_hook")
+    with hearing_tensors(lambda *said: pytest.fail("no loading"), {}):
+        assert list(logging.tqdm(range(3), desc="Loading weights", disable=True)) == [0, 1, 2]

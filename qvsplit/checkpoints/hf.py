@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,7 +55,8 @@ def transformers_errors(checkpoint: Checkpoint, outcome: str = "cannot be loaded
 def hearing_tensors(on_load: OnLoad, sizes: Mapping[str, int]) -> Iterator[None]:
     """Have `on_load` hear inside the block how many bytes of tensors transformers' `from_pretrained` has put in place.
 
-    transformers tells a progress bar of its own, parameter by parameter, and lets others take that bar's place.
+    transformers tells a progress bar of its own, parameter by parameter, and lets others take that bar's place. What it
+    tells is its own affair and may be otherwise in another version: then less is heard, and all is loaded the same.
 
     Args:
         on_load: Hears.
@@ -65,23 +66,36 @@ def hearing_tensors(on_load: OnLoad, sizes: Mapping[str, int]) -> Iterator[None]
 
     total = sum(sizes.values())
 
-    def counted(parameters: Any) -> Iterator[Any]:
+    def counted(parameters: Iterable[Any]) -> Iterator[Any]:
         done = 0
         on_load(TENSORS, 0, total)
         for parameter in parameters:
             yield parameter
-            names = {name for sources in parameter[1].layer_targets.values() for name in sources}
-            done += sum(sizes.get(name, 0) for name in names)
+            done += sum(sizes.get(name, 0) for name in _names_of(parameter))
             on_load(TENSORS, done, total)
 
     def in_place_of_bar(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        return counted(*args) if options.get("desc") == "Loading weights" else make(*args, **options)
+        if args and isinstance(args[0], Iterable) and options.get("desc") == "Loading weights":
+            args = (counted(args[0]), *args[1:])
+        return make(*args, **options)
 
-    before = logging.set_tqdm_hook(in_place_of_bar)
+    set_hook = getattr(logging, "set_tqdm_hook", None)
+    if set_hook is None:
+        yield
+        return
+    before = set_hook(in_place_of_bar)
     try:
         yield
     finally:
-        logging.set_tqdm_hook(before)
+        set_hook(before)
+
+
+def _names_of(parameter: Any) -> set[Any]:
+    """Give the names in the checkpoint of what a parameter is made of; none where transformers does not tell."""
+    try:
+        return {name for sources in parameter[1].layer_targets.values() for name in sources}
+    except (AttributeError, TypeError, LookupError):
+        return set()
 
 
 def _shortened(error: Exception) -> str:

@@ -99,7 +99,6 @@ class Plan:
         unlisted: Folders of rows that no listing has though their file exists.
         settled: Folders that were listed out and have nothing to read: how many are ok, and how many failed before.
         excluded: Items that no listing has, as every walk leaves their file out: they stay as they are.
-        excluded_before: Such items in the folders that are known.
     """
 
     found: int
@@ -112,7 +111,6 @@ class Plan:
     unlisted: frozenset[Folder] = frozenset()
     settled: Mapping[Folder, tuple[int, int]] = field(default_factory=dict)
     excluded: tuple[Row, ...] = ()
-    excluded_before: int = 0
 
 
 # ------------------------------------------------------------------------------------------------- before reading
@@ -140,7 +138,9 @@ def nothing_to_do(
     ok = failed = not_found = excluded = 0
     for folder, tally in tallies.items():
         if scope.covers(folder):
-            if (tally.digest and folder not in known) or (tally.not_found and prune):
+            # a listing does not show whether the file of an excluded item is still there
+            may_prune = prune and (tally.not_found or tally.excluded)
+            if may_prune or (tally.digest and folder not in known):
                 return None
             ok, failed = ok + tally.ok, failed + tally.failed
             not_found, excluded = not_found + tally.not_found, excluded + tally.excluded
@@ -179,7 +179,7 @@ def plan(
             settled[listing.folder] = (sorter.unchanged - before[1], sorter.failed_before - before[2])
     known = [listing.folder for listing in listings if listing.known]
     looked_at = {listing.folder for listing in listings if listing.lines}
-    looked_at |= {folder for folder in known if not tallies[folder].not_found}
+    looked_at |= {folder for folder in known if not (tallies[folder].not_found or tallies[folder].excluded)}
     alive = [start for start in scope.starts if start not in scope.empty]
 
     def may_lack(folder: Folder) -> bool:
@@ -204,7 +204,6 @@ def plan(
             unseen[key] for key in sorted(unseen) if unseen[key].status != "deleted" and is_below(unseen[key])
         ),
         settled=settled,
-        excluded_before=sum(tallies[folder].excluded for folder in known),
     )
 
 
@@ -229,7 +228,7 @@ def settle(
             absent.append(row)
             if found.empty_folder is not None:
                 empty_folders[row.key] = found.empty_folder
-        elif found.is_excluded and row.folder not in counted:
+        elif found.is_excluded:
             excluded.append(row)
         elif found.entry is not None and row.folder not in counted:
             unlisted.append(row.folder)
@@ -390,7 +389,7 @@ def tallies_after(
     for listing in listings:
         missing, left_out = not_found.pop(listing.folder, 0), excluded.pop(listing.folder, 0)
         if listing.known:
-            tallies[listing.folder] = replace(before[listing.folder], not_found=missing)
+            tallies[listing.folder] = replace(before[listing.folder], not_found=missing, excluded=left_out)
         elif listing.folder in planned.settled and listing.complete:
             tallies[listing.folder] = FolderTally(listing.digest, *planned.settled[listing.folder], missing, left_out)
         elif (tally := _tally(listing, missing, left_out, current, held)) is not None:

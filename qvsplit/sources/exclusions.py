@@ -251,33 +251,53 @@ def _pattern(line: str) -> Pattern:
 
 
 def _expression(glob: str) -> str:
-    """Give the expression that matches whole paths as `glob` does. ValueError where it is none."""
-    *folders, last = glob.removeprefix("/").split("/")
-    found = "" if "/" in glob else "(?:.*/)?"
-    for folder in folders:
-        found += "(?:.*/)?" if folder == "**" else _of_name(folder) + "/"
-    return found + (".+" if last == "**" else _of_name(last))
+    """Give the expression that matches whole paths as `glob` does. ValueError where it is none.
+
+    Of all `**` but the last each takes as few folders as it can, for good: what follows it up to the next has a fixed
+    number of folders, so that more would find no other match. Tried without end, they would take for ever.
+    """
+    runs: list[list[str]] = [[]]  # the names between one `**` and the next
+    for folder in glob.removeprefix("/").split("/"):
+        if folder != "**":
+            runs[-1].append(_of_name(folder))
+        elif runs[-1] or len(runs) == 1:  # several in a row are one
+            runs.append([])
+    if "/" not in glob and len(runs) == 1:
+        runs.insert(0, [])
+    first, *others = runs
+    if not others:
+        return "/".join(first)
+    *between, last = others
+    found = "".join(f"{name}/" for name in first)
+    found += "".join(f"(?>(?:[^/]+/)*?{'/'.join(run)}/)" for run in between)
+    return found + ("(?:.*/)?" + "/".join(last) if last else ".+")
 
 
 def _of_name(glob: str) -> str:
-    found, place = "", 0
+    """Give the expression of a name. Of all `*` but the last each takes as little as it can, for good: see above."""
+    runs, place = [""], 0  # between one `*` and the next
     while place < len(glob):
         character = glob[place]
         place += 1
         if character == "*":
-            found += "" if found.endswith("[^/]*") else "[^/]*"
+            if runs[-1] or len(runs) == 1:
+                runs.append("")
         elif character == "?":
-            found += "[^/]"
+            runs[-1] += "[^/]"
         elif character == "[":
             expression, place = _of_class(glob, place)
-            found += expression
+            runs[-1] += expression
         else:
             if character == "\\":
                 character, place = glob[place : place + 1], place + 1
                 if not character:
                     raise ValueError("nothing is behind the last backslash")
-            found += re.escape(character)
-    return found
+            runs[-1] += re.escape(character)
+    first, *others = runs
+    if not others:
+        return first
+    *between, last = others
+    return first + "".join(f"(?>[^/]*?{run})" for run in between) + "[^/]*" + last
 
 
 def _of_class(glob: str, place: int) -> tuple[str, int]:

@@ -93,6 +93,34 @@ def test_of_excluded_files_those_that_are_gone_are_absent(extract, taken):
     assert counts(extract(taken, prune=True)) == (7, 7, 1, 0, 0)
 
 
+def test_an_excluded_item_whose_file_is_deleted_is_pruned_though_its_folder_is_otherwise_unchanged(
+    extract, album, out
+):
+    extract(album)
+    for _ in range(2):
+        assert counts(extract(album, exclude=["coin*", "raw"])) == (3, 3, 3, 0, 0)
+    (album / "coins.png").unlink()
+    (album / "raw" / "0.png").unlink()
+    assert counts(extract(album, exclude=["coin*", "raw"], dry_run=True, prune=True)) == (3, 3, 1, 2, 0)
+    ran = extract(album, exclude=["coin*", "raw"], prune=True)
+    assert (*counts(ran), ran.deleted) == (3, 3, 1, 0, 0, 2)
+    assert {row.path for row in open_store(out)}.isdisjoint({"coins.png", "raw/0.png"})
+    quiet = state(out)
+    for prune in (True, False):
+        assert counts(extract(album, exclude=["coin*", "raw"], prune=prune)) == (3, 3, 1, 0, 0)
+    assert state(out) == quiet
+
+
+def test_a_run_that_looks_at_excluded_items_tallies_what_is_there(extract, album):
+    extract(album)
+    extract(album, exclude=["coins.png"])
+    (album / "coins.png").unlink()
+    add(album / "raw", "new.png", shift=50)  # something to do elsewhere
+    for read in (1, 0):  # the second run has nothing to do
+        ran = extract(album, exclude=["coins.png"])
+        assert (ran.excluded, ran.not_found, ran.to_read) == (0, 1, read)
+
+
 def test_a_file_that_moves_into_the_bin_is_deleted_and_not_met_again(extract, album, out):
     extract(album)
     shutil.move(album / "coins.png", album / "#recycle" / "coins.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from qvsplit.errors import UsageError
 from qvsplit.runtime.names import stored_name
-from qvsplit.sources.exclusions import FOLDERS_LEFT_OUT, IGNORE_FILE
+from qvsplit.sources.exclusions import FOLDERS_LEFT_OUT, IGNORE_FILE, Exclusions
 from qvsplit.sources.folders import IMAGE_SUFFIXES, LocalFolders
 from tests.support.processes import as_nobody
 
@@ -114,6 +115,64 @@ def test_patterns_mean_what_they_mean_to_git(tree, top, deeper, call):
     finally:
         (tree / IGNORE_FILE).unlink()
         (tree / "raw" / IGNORE_FILE).unlink()
+
+
+def matches(glob, path) -> bool:
+    """What a pattern of letters, stars and slashes means, told slowly: every way that a star may be read is tried."""
+    if isinstance(glob, str):
+        folders = glob.removeprefix("/").split("/")
+        return matches(folders if "/" in glob else ["**", *folders], path.split("/"))
+    if not glob or not path:
+        return not glob and not path
+    if glob[0] == "**":
+        return (matches(glob[1:], path) if glob[1:] else True) or matches(glob, path[1:])
+    return name_matches(glob[0], path[0]) and matches(glob[1:], path[1:])
+
+
+def name_matches(glob: str, name: str) -> bool:
+    if glob[:1] == "*":
+        return name_matches(glob[1:], name) or (bool(name) and name_matches(glob, name[1:]))
+    return glob[:1] == name[:1] and (not glob or name_matches(glob[1:], name[1:]))
+
+
+NAME = st.text("ab*", min_size=1, max_size=6)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.one_of(st.just("**"), NAME), min_size=1, max_size=6).map("/".join),
+    st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=6).map("/".join),
+)
+def test_a_pattern_of_many_stars_means_what_trying_all_ways_says(glob, path):
+    rules = Exclusions(["/"], [glob]).at("/").call
+    assert (rules.excludes(f"/{path}", is_folder=False) is True) == matches(glob, path)
+
+
+MANY = """
+import sys
+from qvsplit.sources.exclusions import Exclusions
+file = {"name": "/" + "a" * 250, "folders": "/a" * 1500}[sys.argv[1]]
+rules = Exclusions(["/"], [sys.argv[2]]).at("/").call
+print(rules.excludes(file, is_folder=False), rules.excludes(file + "b", is_folder=False))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "expected"),
+    [
+        ("name", "*a" * 60 + "b", "None True"),
+        ("name", "**/" * 60 + "b", "None None"),
+        ("name", "*?[a]" * 60 + "b", "None True"),
+        ("folders", "**/a/" * 60 + "b", "None None"),
+        ("folders", "**/" * 60 + "ab", "None True"),
+        ("folders", "**/*a*a/" * 60 + "b", "None None"),
+        ("folders", "a/**/*/" * 60 + "*b", "None True"),
+    ],
+)
+def test_a_pattern_of_many_stars_comes_to_an_end(kind, pattern, expected):
+    """Else it takes longer than anybody lives."""
+    done = subprocess.run([sys.executable, "-c", MANY, kind, pattern], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == (expected, "")
 
 
 def test_patterns_of_a_call_are_relative_to_every_path_and_a_hash_is_a_name(tmp_path):
