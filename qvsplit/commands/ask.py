@@ -32,7 +32,7 @@ from qvsplit.commands.options import (
     one_of,
 )  # fmt: skip
 from qvsplit.commands.questions import QuestionSources, as_text, read_questions
-from qvsplit.commands.stale import with_stale_items
+from qvsplit.commands.stale import select_and_compare
 from qvsplit.commands.survey import Outputs, Results, SurveyPlan, run_survey, survey_into_table, write_page
 from qvsplit.commands.wording import say_note
 from qvsplit.errors import CHECKS_FLAGGED, UsageError, escaped
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from qvsplit.ask import AskOptions, PromptItems, Session
     from qvsplit.output.printer import AnswerPrinter
     from qvsplit.output.table import Table
+    from qvsplit.store.row import Row
 
 
 @dataclass(frozen=True)
@@ -392,7 +393,7 @@ def _converse(chosen: Items, options: AskOptions, outputs: Outputs, choices: str
 
     store = _opened(chosen, options, outputs)
     selection = select(store, chosen.globs)
-    items = _prompts(store, selection, chosen)
+    items = _prompts(selection, chosen, _reference(store, chosen))
     for row in selection.failed:
         say(f"failed: {escaped(shown_name(row))} {failure_reason(row)}")
     _require_items(items)
@@ -411,11 +412,14 @@ def _ask_all(
 
     table = _checked_outputs(outputs, questions)
     store = _opened(chosen, options, outputs)
-    selection = select(store, chosen.globs)
+    reference = _reference(store, chosen)
     if any(question.flag for question in questions):
-        is_gate = outputs.fail_on is not None
-        selection = with_stale_items(selection, chosen.places, chosen.globs, is_gate=is_gate, quiet=outputs.quiet)
-    items = _prompts(store, selection, chosen)
+        selection = select_and_compare(
+            store, chosen.places, chosen.globs, reference, is_gate=outputs.fail_on is not None, quiet=outputs.quiet
+        )
+    else:
+        selection = select(store, chosen.globs)
+    items = _prompts(selection, chosen, reference)
     plan = SurveyPlan(items, questions, selection.failed)
     single = single and len(items) * len(questions) == 1 and not selection.failed
     results = Results(plan, outputs, _printer(selection, outputs, single=single))
@@ -492,17 +496,22 @@ def _require_items(items: Sequence[PromptItems]) -> None:
         raise UsageError("none of the selected images and videos can be asked about; all of them have failed")
 
 
-def _prompts(store: Collection, selection: Selection, chosen: Items) -> list[PromptItems]:
-    """Say how the selected items stand in the prompts."""
+def _reference(store: Collection, chosen: Items) -> Row | None:
+    """Give the item that all others are compared with, if there is one."""
     from qvsplit.answering.selection import select
+
+    return None if chosen.reference is None else select(store, [chosen.reference], only=1).rows[0]
+
+
+def _prompts(selection: Selection, chosen: Items, reference: Row | None) -> list[PromptItems]:
+    """Say how the selected items stand in the prompts."""
     from qvsplit.ask import PromptItems
 
     rows = selection.rows
     if chosen.together:
         return [PromptItems(tuple(rows))] if rows else []
-    if chosen.reference is None:
+    if reference is None:
         return [PromptItems((row,)) for row in rows]
-    (reference,) = select(store, [chosen.reference], only=1).rows
     items = [PromptItems((reference, row), shared=1) for row in rows if row != reference]
     if not items and not selection.failed:
         raise UsageError(f"--compare {chosen.reference}: there is no other item to compare it with")

@@ -1,4 +1,4 @@
-"""What of the folders that a store is kept up to date with is not in it, or has changed since: listed, and not decoded.
+"""How far a store is behind the disk: files it does not have, and items that may have changed. Nothing is decoded.
 
 A gate that judges a store has to know it: an image that nobody has extracted has passed no check.
 """
@@ -7,79 +7,149 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from qvsplit.pipeline.plan import plan
-from qvsplit.runtime.names import file_on_disk, name_on_disk
-from qvsplit.sources.folders import IMAGE_SUFFIXES, SUFFIXES, LocalFolders
-from qvsplit.sources.source import Entry
+from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk, stored_name
+from qvsplit.sources.folders import IMAGE_SUFFIXES, SUFFIXES, LocalFolders, presence_of, root_of
+from qvsplit.sources.source import Key
 from qvsplit.store.row import Row
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.store import Store
-from qvsplit.store.walked import Walked, walked_folders
+from qvsplit.store.walked import Walk, walks
 
 NOT_EXTRACTED = "is not yet extracted; run `qvsplit extract` again"
 CHANGED = "has changed on disk since it was extracted; run `qvsplit extract` again"
+NOT_LOOKED_AT = "cannot be looked at on disk, so that it is not known whether it has changed"
+_NO_FOLDER = (FileNotFoundError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
 class Freshness:
-    """What a store lacks.
+    """What is known of the folders that stores are kept up to date with.
 
     Attributes:
-        new: A failed row for each item that has none, with the reason as its error.
-        changed: A failed row for each item whose file has other bytes by now.
-        gone: Folders that do not exist on this machine: nothing is known of them.
+        new: A failed row for each file in them that the stores do not have, with the reason as its error.
+        unreadable: Folders that could not be listed → why.
+        not_found: Folders that do not exist on this machine: nothing is known of them.
+        unknown: Stores that do not say which folders these are.
     """
 
-    new: tuple[Row, ...] = ()
-    changed: tuple[Row, ...] = ()
-    gone: tuple[str, ...] = ()
+    new: tuple[Row, ...]
+    unreadable: Mapping[str, str]
+    not_found: tuple[str, ...]
+    unknown: tuple[str, ...]
 
 
-def freshness(store: Store, folder: Path) -> Freshness:
-    """Hold the store in `folder` against the folders that it was extracted from. Files of other bytes are hashed."""
-    new: dict[tuple[str, str], Row] = {}
-    changed: dict[tuple[str, str], Row] = {}
-    gone = []
-    for walked in walked_folders(LocalStorage(folder)):
-        if not os.path.isdir(walked.folder):
-            gone.append(walked.folder)
-            continue
-        for entry in _to_read(store, folder, walked):
-            row = store.current(entry.root, entry.path)
-            if row is None or row.status == "deleted":
-                new[entry.key] = _failed(entry, NOT_EXTRACTED)
-            elif row.status == "ok" and _has_other_bytes(entry, row):
-                changed[entry.key] = replace(_failed(entry, CHANGED), kind=row.kind)
-    return Freshness(tuple(new.values()), tuple(changed.values()), tuple(gone))
+def freshness(known: Collection[Key], places: Sequence[str]) -> Freshness:
+    """List the folders that the stores in `places` are kept up to date with; `known` are the items of all of them."""
+    files = {file_on_disk(*key) for key in known}  # two stores may have one file under two roots
+    roots = frozenset(name_on_disk(root) for root in {root for root, _ in known})
+    new: dict[Key, Row] = {}
+    unreadable: dict[str, str] = {}
+    not_found: dict[str, None] = {}
+    unknown = []
+    for place in places:
+        found = walks(LocalStorage(Path(place)))
+        if found is None:
+            unknown.append(place)
+        for walk in found or ():
+            errors = {folder: error for folder in walk.folders if (error := _error_opening(folder)) is not None}
+            for folder, error in errors.items():
+                if isinstance(error, _NO_FOLDER):
+                    not_found[folder] = None
+                else:
+                    unreadable[folder] = error.strerror or str(error)
+            source = _source(walk, [folder for folder in walk.folders if folder not in errors], place, roots)
+            entries = [entry for listing in source.list({}) for entry in listing.entries()]
+            new |= {one.key: _failed(one.key, NOT_EXTRACTED) for one in entries if one.file not in files}
+            unreadable |= source.unreadable
+    return Freshness(tuple(new.values()), unreadable, tuple(not_found), tuple(unknown))
 
 
-def _to_read(store: Store, folder: Path, walked: Walked) -> tuple[Entry, ...]:
-    """List what an extraction of that folder would read now."""
-    source = LocalFolders(
-        [walked.folder],
-        out=os.path.realpath(folder),
-        roots=frozenset(map(name_on_disk, store.roots)),
-        suffixes=SUFFIXES if walked.videos else IMAGE_SUFFIXES,
-        exclude=walked.exclude,
+def outdated(rows: Iterable[Row], unreadable: Mapping[str, str], *, by_content: bool) -> list[Row]:
+    """Give a failed row for each item of `rows` that is not known to be on disk as it was extracted, with the reason.
+
+    One whose file does not exist is passed over. Where size or time differ the file is hashed if `by_content`; else
+    that is enough.
+    """
+    found = []
+    for row in {row.key: row for row in rows}.values():
+        reason = _reason(row, unreadable, by_content=by_content)
+        if reason is not None:
+            found.append(_failed(row.key, reason, row.kind))
+    return found
+
+
+def roots_not_found(rows: Iterable[Row]) -> list[str]:
+    """Give the roots of these rows that do not exist on this machine."""
+    roots = sorted({name_on_disk(row.root) for row in rows})
+    return [root for root in roots if isinstance(_error_opening(root), _NO_FOLDER)]
+
+
+def unreadable_rows(unreadable: Mapping[str, str], rows: Iterable[Row]) -> list[Row]:
+    """Give a failed row for each folder that could not be listed and holds none of `rows`: what is in it may be new."""
+    rows = list(rows)
+    roots = frozenset(name_on_disk(row.root) for row in rows)
+    files = [file_on_disk(*row.key) for row in rows]
+    return [
+        _failed(_key_of(folder, roots), f"is a folder that cannot be read ({why}): what is new in it is not known")
+        for folder, why in unreadable.items()
+        if not any(is_within(file, folder) for file in files)
+    ]
+
+
+def _source(walk: Walk, folders: Sequence[str], place: str, roots: frozenset[str]) -> LocalFolders:
+    """Give the folders as an extraction would walk them now."""
+    return LocalFolders(
+        folders,
+        out=os.path.realpath(place),
+        roots=roots,
+        suffixes=SUFFIXES if walk.videos else IMAGE_SUFFIXES,
+        exclude=walk.exclude,
     )
-    tallies = store.catalogue.tallies
-    listings = list(source.list({one: tally.digest for one, tally in tallies.items() if tally.digest}))
-    return plan(listings, source.scope, store, tallies).to_read
 
 
-def _failed(entry: Entry, reason: str) -> Row:
-    return Row(root=entry.root, path=entry.path, sha256=None, size=entry.size, status="failed", error=reason)
-
-
-def _has_other_bytes(entry: Entry, row: Row) -> bool:
-    """Say whether the file is another than the row's; its time may have changed alone."""
-    if entry.size != row.size:
-        return True
+def _error_opening(folder: str) -> OSError | None:
+    """Give what is in the way of listing a folder."""
     try:
-        with open(file_on_disk(entry.root, entry.path), "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest() != row.sha256
+        os.scandir(folder).close()
+    except OSError as error:
+        return error
+    return None
+
+
+def _reason(row: Row, unreadable: Mapping[str, str], *, by_content: bool) -> str | None:
+    """Say why the item is not known to be as it was extracted."""
+    file = file_on_disk(*row.key)
+    for folder, why in unreadable.items():
+        if is_within(file, folder):
+            return f"cannot be held against the disk: its folder cannot be read ({why})"
+    presence = presence_of(row.key)
+    if presence.state == "unknown":
+        return NOT_LOOKED_AT
+    if presence.entry is None:
+        return None
+    if not by_content:
+        return None if (row.size, row.mtime_ns) == (presence.entry.size, presence.entry.mtime_ns) else CHANGED
+    if presence.entry.size != row.size:
+        return CHANGED
+    return None if row.version == presence.entry.version else _change_of_content(file, row.sha256)
+
+
+def _change_of_content(file: str, sha256: str | None) -> str | None:
+    try:
+        with open(file, "rb") as stream:
+            return None if hashlib.file_digest(stream, "sha256").hexdigest() == sha256 else CHANGED
     except OSError:
-        return True
+        return NOT_LOOKED_AT
+
+
+def _failed(key: Key, reason: str, kind: str = "image") -> Row:
+    return Row(*key, sha256=None, size=0, status="failed", error=reason, kind=kind)
+
+
+def _key_of(folder: str, roots: frozenset[str]) -> Key:
+    """Name a folder as an item of it would be named; a root by its parent."""
+    root = root_of(os.path.dirname(folder), roots) or os.path.dirname(folder)
+    return stored_name(root), stored_name(folder[len(root) :].strip("/"))

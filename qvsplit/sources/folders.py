@@ -97,7 +97,7 @@ class LocalFolders:
     ) -> None:
         self._starts = starts_of(paths)
         self._folders = [start for start in self._starts if os.path.isdir(start)]
-        self._unreadable: list[str] = []  # folders that could not be listed
+        self._unreadable: dict[str, str] = {}
         self._out = out
         self._roots = roots
         self._suffixes = suffixes
@@ -110,6 +110,11 @@ class LocalFolders:
     def scope(self) -> Scope:
         """What has been listed."""
         return Scope(tuple(self._starts), tuple(self._empty), self._left_out)
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """The folders that could not be listed → why; valid once `list` has come to its end."""
+        return self._unreadable
 
     def list(self, known_digests: Mapping[Folder, str]) -> Iterator[Listing]:
         """Walk; folders and files are sorted by name, each is met once."""
@@ -144,12 +149,12 @@ class LocalFolders:
         One below a folder that is there and wholly empty is unknown, not absent. So is one below a folder that could
         not be listed, or that was given and exists no longer: its disk may have gone meanwhile.
         """
-        gone = [start for start in self._folders if not os.path.isdir(start)] + self._unreadable
+        gone = [start for start in self._folders if not os.path.isdir(start)] + [*self._unreadable]
         nearest: dict[str, str | None] = {}  # folder → the nearest one that exists, if that is empty
         found = {}
         for key in keys:
             file = file_on_disk(*key)
-            found[key] = presence = _presence(key, file)
+            found[key] = presence = presence_of(key)
             if presence.state == "present" and self._exclusions.exclude(file):
                 found[key] = replace(presence, is_excluded=True)
             elif presence.state == "absent" and any(is_within(file, folder) for folder in gone):
@@ -210,7 +215,7 @@ class _Walk:
         on_note: Callable[[str], None],
     ) -> None:
         self.met_again = False
-        self.unreadable: list[str] = []
+        self.unreadable: dict[str, str] = {}
         self.excluded: tuple[int, int] = (0, 0)  # files, and folders
         self._others: Counter[str] = Counter()  # suffix → files that nothing here reads
         self._other_suffixes = (_OTHER_SUFFIXES | SUFFIXES) - suffixes - _TYPESCRIPT_SUFFIXES
@@ -291,8 +296,8 @@ class _Walk:
             self._others[_suffix(name)] -= not self._exclusions.are_in_the_way_of(os.path.join(folder, name))
 
     def _note_unreadable(self, folder: str, error: OSError | PatternError) -> None:
-        self.unreadable.append(folder)
-        why = error.strerror if isinstance(error, OSError) else f"its {IGNORE_FILE}: {error}"
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else f"its {IGNORE_FILE}: {error}"
+        self.unreadable[folder] = why
         self._on_note(f"{escaped(folder)} cannot be read ({why}): its items are left as they are")
 
     def _listing(self, root: str, path: str, lines: tuple[str, ...], exclusions: str) -> Listing:
@@ -383,8 +388,9 @@ def _entries(at: int, suffixes: Set[str], other_suffixes: Set[str]) -> _Found | 
     return _Found(folders, lines, others, has_ignore_file)
 
 
-def _presence(key: Key, file: str) -> Presence:
-    """Look for one file; one that merely cannot be looked at is not absent."""
+def presence_of(key: Key) -> Presence:
+    """Look for the file of one item; one that merely cannot be looked at is not absent."""
+    file = file_on_disk(*key)
     try:
         os.lstat(file)
         status = os.stat(file)

@@ -79,7 +79,7 @@ def named(catalogue: Named, name: str) -> list[Row]:
 def matching(catalogue: Named, pattern: str) -> list[Row]:
     """Give the current rows that `pattern` names, else those that it matches as a glob, by path or by file name."""
     rows = named(catalogue, pattern)
-    if rows or not _is_glob(pattern):
+    if rows or not is_glob(pattern):
         return rows
     return _of_glob_with_parts(catalogue, pattern) or (
         _of_glob_with_parts(catalogue, pattern.replace("[", "[[]")) if "[" in pattern else []
@@ -130,7 +130,7 @@ def hint(catalogue: Catalogue, pattern: str) -> str:
 def _but_for_case(catalogue: Catalogue, pattern: str) -> list[str]:
     """Give the names that match where case, and what kind a blank is, make no difference."""
     wanted = {_folded(form) for form in _forms(pattern)}
-    patterns = {*wanted, *(one.replace("[", "[[]") for one in wanted)} if _is_glob(pattern) else set()
+    patterns = {*wanted, *(one.replace("[", "[[]") for one in wanted)} if is_glob(pattern) else set()
     globs = [re.compile(fnmatch.translate(one)).match for one in patterns]
 
     def is_match(root: str, path: str) -> bool:
@@ -143,7 +143,7 @@ def _but_for_case(catalogue: Catalogue, pattern: str) -> list[str]:
 
 def _nearest(catalogue: Catalogue, pattern: str) -> list[str]:
     """Give up to three names that are spelt like this one."""
-    if _is_glob(pattern) or sum(catalogue.counts_by_folder().values()) > _MOST_COMPARED:
+    if is_glob(pattern) or sum(catalogue.counts_by_folder().values()) > _MOST_COMPARED:
         return []
     wanted = _folded(_forms(pattern)[-1])
     spelt: dict[str, set[str]] = {}  # as it is compared: a file's name, or its path where one was given → paths
@@ -163,7 +163,8 @@ def _folded(stored: str) -> str:
     return unicodedata.normalize("NFKC", _on_disk(stored)).casefold()
 
 
-def _is_glob(pattern: str) -> bool:
+def is_glob(pattern: str) -> bool:
+    """Say whether a name may be meant as a glob."""
     return any(character in pattern for character in "*?[")
 
 
