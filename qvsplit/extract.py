@@ -33,7 +33,7 @@ from qvsplit.store.opening import read_store, store_of
 from qvsplit.store.shards import next_number, shard_files, shards_in
 from qvsplit.store.storage import LocalStorage, Storage
 from qvsplit.store.store import Store
-from qvsplit.store.walked import Walked, note_walked
+from qvsplit.store.walked import Walk, note_walk
 
 if TYPE_CHECKING:
     from qvsplit.pipeline.execution import Execution, Target
@@ -108,6 +108,8 @@ def _extract(call: Call) -> Summary:
         view = look(call, lock)
         summary = _nothing_to_do(call, view)
         if summary is not None:
+            if lock is not None:  # how the folders are walked may be new, or no longer known
+                _note_walk(call, view)
             return summary
         if lock is None and not options.dry_run:  # a new store: created now that there is something for it
             lock = locked()
@@ -164,7 +166,7 @@ def _go(call: Call, view: View, lock: Lock | None) -> Summary:
 
         summary.preview = preview(planned.to_read, store, call.storage, call.options)
         return _finished(call, summary)
-    _note_walked(call, view)
+    _note_walk(call, view)
     call.callbacks.on_plan(len(planned.to_read))
     generation = _claimed(call, planned, store.generation)
     target = Target(call.storage, store, lock, generation, cures=call.cures, fetch=view.source.fetch)
@@ -181,11 +183,11 @@ def _repaired(call: Call, view: View, lock: Lock) -> View:
     return replace(view, store=store, repaired=repaired)
 
 
-def _note_walked(call: Call, view: View) -> None:
+def _note_walk(call: Call, view: View) -> None:
     """Note which folders belong to the store, before anything of them is read: a run may be killed."""
-    options = call.options
-    folders = [start for start in view.source.scope.starts if os.path.isdir(start)]
-    note_walked(call.storage, [Walked(folder, tuple(options.exclude), options.videos) for folder in folders])
+    folders = dict.fromkeys(start for start in view.source.scope.starts if os.path.isdir(start))
+    if folders or view.store.config is None:  # of a store of single files it is known that it has none
+        note_walk(call.storage, Walk(tuple(folders), tuple(call.options.exclude), call.options.videos))
 
 
 def _planned(call: Call, view: View, store: Store) -> Plan:
@@ -276,7 +278,7 @@ def _rebuild(call: Call, view: View, old: Store, found: Plan, lock: Lock) -> Sum
     _refuse_loss(call, view, old, found)
     call = replace(call, options=like(old.config, old.provenance, call.options))
     lock.announce()
-    _note_walked(call, view)
+    _note_walk(call, view)
     new = rebuild.begin(call.storage)
     store = _staged(call, new)
     view = replace(view, store=store, tallies={})

@@ -11,7 +11,10 @@ import pytest
 from qvsplit.errors import UsageError
 from qvsplit.sources.exclusions import IGNORE_FILE
 from qvsplit.sources.folders import LocalFolders
+from qvsplit.store import layout
 from qvsplit.store.opening import open_store
+from qvsplit.store.storage import LocalStorage
+from qvsplit.store.walked import Walk, walks
 from tests.support.extracting import OLD, add, state
 
 
@@ -177,3 +180,47 @@ def test_a_run_with_nothing_to_do_says_nothing_and_json_says_it(extract, taken, 
     code, _, said = run_cli(*words)
     assert code == 0 and "qvsplit: left out: 2 .cr2, 1 .psd" in said and "2 items of the store are excluded now" in said
     assert run_cli(*words, "--exclude", "a[")[0] == 2
+
+
+# ------------------------------------------------------------------------------------- which folders belong to a store
+
+
+def noted(out):
+    return walks(LocalStorage(out))
+
+
+def test_a_run_with_nothing_to_do_notes_how_it_walks(extract, album, out):
+    def run(**options):
+        assert not extract(album, **options).did_anything
+        return noted(out)
+
+    extract(album, videos=False)
+    assert noted(out) == [Walk((str(album),), videos=False)]
+    assert run(videos=False, dry_run=True) == noted(out)
+    assert run(dry_run=True) == [Walk((str(album),), videos=False)]  # it leaves all as it is
+    assert run() == [Walk((str(album),))]
+    assert run(exclude=["*.gif"]) == [Walk((str(album),), ("*.gif",))]
+    quiet = state(out)
+    run(exclude=["*.gif"])
+    assert state(out) == quiet
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '[{"folders": ["/a"]}]'])
+def test_a_run_with_nothing_to_do_cures_a_list_of_folders_that_is_lost(extract, album, out, content):
+    extract(album)
+    file = out / layout.WALKED
+    file.unlink() if content is None else file.write_text(content)
+    assert not extract(album).did_anything
+    assert noted(out) == [Walk((str(album),))]
+
+
+def test_folders_of_one_run_are_noted_together_and_of_single_files_that_there_are_none(extract, album, out, tmp_path):
+    extract(album / "coins.png")
+    assert noted(out) == []
+    (out / layout.WALKED).unlink()
+    extract(album / "coffee.png")
+    assert noted(out) is None  # there may have been others
+    (tmp_path / "z").mkdir()
+    shutil.copyfile(album / "coins.png", tmp_path / "z" / "copy.png")
+    extract(tmp_path / "z", album, album / "raw" / ".." / "raw", album)
+    assert noted(out) == [Walk((str(tmp_path / "z"), str(album), str(album / "raw")))]
