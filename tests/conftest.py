@@ -19,6 +19,7 @@ os.environ.pop("QVSPLIT_MODEL", None)
 os.environ.pop("HF_ENDPOINT", None)
 
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from tests.support.checkpoints import make_tiny
@@ -31,6 +32,11 @@ from tests.support.full_model import FullModel
 from tests.support.photographs import photographs
 
 torch.set_num_threads(1)
+
+# The same examples every time, however busy the machine is; HYPOTHESIS_PROFILE=explore looks for new ones
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 # A shell that starts the suite in the background, or nohup, leaves signals ignored, and the processes under test would
 # rightly leave them so.
