@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from qvsplit.answering.requests import CANCELLED, ERROR, SKIPPED, PromptItems, j
 from qvsplit.output.answer import Answer
 from qvsplit.output.levels import UNCERTAIN
 from qvsplit.output.table import LISTS, Key, Record, Table, key_parts, now
+from qvsplit.output.wide import newest_runs
 from qvsplit.store.row import Row
 
 _OF_ONE = ("kind", "part", "start", "end")
@@ -46,6 +47,7 @@ class Recorder:
         recalled: How many answers were known from before.
         asked: How many were new.
         failed: How many of the new ones have an error.
+        runs: By question's name, the run of its answers.
     """
 
     def __init__(
@@ -68,7 +70,11 @@ class Recorder:
         self._hashes = prompt_hashes
         self._current = current
         self._new: set[Key] = set()
-        self._failed: set[tuple[str, str]] = set()  # root and path of the items that could not be asked about
+        self._failed: dict[tuple[str, str], Row] = {}  # by root and path, the items that could not be asked about
+        self.runs = {name: _run(origin, decided) for name, decided in prompt_hashes.items()}
+        newest = newest_runs(table)
+        self._again = {run for name, run in self.runs.items() if newest.get(name) not in (run, None)}
+        self._begun = now()
         self.recalled = self.asked = self.failed = 0
 
     def recall(self, items: PromptItems, question: Question) -> Answer | None:
@@ -79,7 +85,7 @@ class Recorder:
         answer = Answer(
             rows=items.rows, question=question.text, id=question.id, text=record["answer"] or "",
             tokens=record["tokens"] or [], prompt_tokens=record["prompt_tokens"] or 0,
-            finish_reason=record["finish_reason"], encoder_check=record["encoder_check"],
+            finish_reason=record["finish_reason"], encoder_check=record["encoder_check"] or "",
             recalled=record["time"], reasoning=record["reasoning"] or "", **_of_choices(record["choices"]),
         )  # fmt: skip
         return judged(answer, question)
@@ -94,23 +100,27 @@ class Recorder:
             self.asked += 1
             self.failed += answer.error is not None
         self.recalled += answer.recalled is not None and key not in self._new
-        self._table.put(self._record(answer, key))
+        self._put(answer, key)
 
     def put_failed(self, row: Row, error: str, questions: Sequence[Question]) -> None:
         """Put into the table that none of `questions` could be asked about an item, and why."""
-        self._failed.add(row.key)
+        self._failed[row.key] = row
         for question in questions:
             answer = Answer(
                 rows=(row,), question=question.text, id=question.id, text="", tokens=[], prompt_tokens=0,
                 finish_reason=ERROR, encoder_check="", error=error,
             )  # fmt: skip
-            self._table.put(self._record(answer, self._key((row,), question.name)))
+            self._put(answer, self._key((row,), question.name))
+
+    def _put(self, answer: Answer, key: Key) -> None:
+        record = self._record(answer, key)
+        self._table.put(record, again=record["run"] in self._again)
 
     def _record(self, answer: Answer, key: Key) -> dict[str, Any]:
         has_text = answer.finish_reason not in (SKIPPED, ERROR)
         return {
             "root": _joined([row.root for row in answer.rows]), "path": _joined([row.path for row in answer.rows]),
-            **_items(answer.rows), "sha256": key.sha256, "run": _run(self._origin, key.prompt_hash), "id": answer.name,
+            **_items(answer.rows), "sha256": key.sha256, "run": self.runs[answer.name], "id": answer.name,
             "question": answer.question, "answer": answer.text if has_text else None,
             "reasoning": answer.reasoning or None, "verdict": answer.verdict, "score": answer.score,
             "choice": answer.choice, "choice_probability": answer.choice_probability,
@@ -118,20 +128,33 @@ class Recorder:
             "level": answer.level, "choices": _choices(answer), "tokens": answer.tokens,
             "prompt_tokens": answer.prompt_tokens, "finish_reason": answer.finish_reason, "error": answer.error,
             "config": key.config, "prompt_hash": key.prompt_hash, "model": self._origin.model, "weights": key.weights,
-            "dtype": key.dtype, "encoder_check": answer.encoder_check, "time": answer.recalled or now(),
+            "dtype": key.dtype, "encoder_check": answer.encoder_check or None, "time": answer.recalled or now(),
+            "asked": self._begun,
         }  # fmt: skip
+
+    def drop_failed(self) -> None:
+        """Drop answers about items that could not be asked about, of all their parts: the errors stand for them."""
+        if self._failed:
+            self._table.keep(lambda record: self._is_error_of_now(record) or not self._is_of_failed(record))
+
+    def _is_of_failed(self, record: Record) -> bool:
+        return any((root, path) in self._failed for root, path, _ in _items_of(record))
+
+    def _is_error_of_now(self, record: Record) -> bool:
+        row = self._failed.get((record["root"], record["path"]))
+        if row is None or record["finish_reason"] != ERROR:
+            return False
+        return record["sha256"] == (row.sha256 or "") and (record["part"] or 0) == row.part
 
     def drop_stale(self) -> None:
         """Drop answers about items that are deleted, or have other bytes by now, and errors that are no more."""
         self._table.keep(lambda record: not self._is_stale(record))
 
-    def _is_stale(self, record: Mapping[str, Any]) -> bool:
-        contents = record["sha256"].split("+")
-        roots, paths = (_parts(record[name], len(contents)) for name in ("root", "path"))
-        is_error = record["finish_reason"] == ERROR
-        if is_error and (record["root"], record["path"]) in self._failed:
+    def _is_stale(self, record: Record) -> bool:
+        if self._is_error_of_now(record):
             return False
-        for root, path, content in zip(roots, paths, contents, strict=False):
+        is_error = record["finish_reason"] == ERROR
+        for root, path, content in _items_of(record):
             row = self._current(root, path)
             if row is None:
                 if not content:
@@ -216,6 +239,13 @@ def _items(rows: Sequence[Row]) -> dict[str, Any]:
     if len(rows) == 1:
         return {name: getattr(rows[0], name) for name in _OF_ONE} | {"items": None}
     return dict.fromkeys(_OF_ONE) | {"items": [{name: getattr(row, name) for name in LISTS["items"]} for row in rows]}
+
+
+def _items_of(record: Record) -> Iterator[tuple[str, str, str]]:
+    """Give root, path and content of each item; none where they cannot be told."""
+    contents = record["sha256"].split("+")
+    roots, paths = (_parts(record[name], len(contents)) for name in ("root", "path"))
+    return zip(roots, paths, contents, strict=False)
 
 
 def _joined(names: list[str]) -> str:

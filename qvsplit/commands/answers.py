@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,7 +63,8 @@ def answers(
         str | None,
         typer.Option(
             metavar="RUN",
-            help="The answers of this run [default: of each question those of its newest run].",
+            help="The answers of this run; with --wide the other questions, too, by their newest [default: of each "
+            "question those of its newest run].",
             show_default=False,
             rich_help_panel=INPUT,
         ),
@@ -85,6 +86,7 @@ def answers(
         qvsplit answers album.parquet --jsonl > batch.jsonl
     """
     from qvsplit.output.table import read_records
+    from qvsplit.output.wide import chosen_runs
 
     if as_batch and output_format not in (None, BATCH):
         raise UsageError(f"--jsonl is --format batch, and --format {output_format} is given too; give one of them")
@@ -94,11 +96,12 @@ def answers(
     if wide and (all_runs or chosen == BATCH):
         raise UsageError(f"--wide and {'--all-runs' if all_runs else '--jsonl'}: choose one")
     everything = read_records(table)
-    records = _of_runs(everything, run, all_runs=all_runs, table=table)
+    records = everything if wide else _of_runs(everything, run, all_runs=all_runs, table=table)
     if wide:
-        shown: Sequence[Record] = everything if run is None else records  # it asks itself which run is the newest
-        written = plural(_put_wide(shown, chosen, out, absolute=absolute), "item")
-        _say_together(shown, quiet=quiet)
+        runs = chosen_runs(records, [] if run is None else [run])
+        written = plural(_put_wide(records, runs, chosen, out, absolute=absolute), "item")
+        say_runs(records, runs, quiet=quiet)
+        _say_together(records, quiet=quiet)
     elif out is not None and chosen is None:
         written = _answers(_convert(records, out))
     else:
@@ -152,13 +155,25 @@ def _answers(number: int) -> str:
     return plural(number, "answer")
 
 
-def _put_wide(records: Sequence[Record], chosen: str | None, out: Path | None, *, absolute: bool) -> int:
+def say_runs(records: Sequence[Record], runs: Mapping[str, str], *, quiet: bool) -> None:
+    """Say which questions have answers of runs that are not shown, and how to have these."""
+    from qvsplit.output.wide import other_runs
+
+    others = other_runs(records, runs)
+    if others and not quiet:
+        shown = some_of((f"{escaped(name)} {runs[name]}, not {some_of(mine)}" for name, mine in others.items()), 3)
+        say(f"answers of several runs: taken are those of {shown}; --run RUN takes others")
+
+
+def _put_wide(
+    records: Sequence[Record], runs: Mapping[str, str], chosen: str | None, out: Path | None, *, absolute: bool
+) -> int:
     """Print or write the wide table; gives the number of its items."""
     from qvsplit.output.wide import wide, write_wide
 
     if out is not None and chosen is None:
-        return write_wide(records, out)
-    table = wide(records)
+        return write_wide(records, out, runs)
+    table = wide(records, runs)
     with _output(out):
         if chosen == JSONL:
             for row in table.to_pylist():

@@ -33,7 +33,15 @@ from qvsplit.commands.options import (
 )  # fmt: skip
 from qvsplit.commands.questions import QuestionSources, as_text, read_questions
 from qvsplit.commands.stale import select_and_compare
-from qvsplit.commands.survey import Outputs, Results, SurveyPlan, run_survey, survey_into_table, write_page
+from qvsplit.commands.survey import (
+    Outputs,
+    Results,
+    SurveyPlan,
+    failed_into_table,
+    run_survey,
+    survey_into_table,
+    write_page,
+)  # fmt: skip
 from qvsplit.commands.wording import say_note
 from qvsplit.errors import CHECKS_FLAGGED, UsageError, escaped
 from qvsplit.output.progress import ProgressBar
@@ -424,11 +432,13 @@ def _ask_all(
     single = single and len(items) * len(questions) == 1 and not selection.failed
     results = Results(plan, outputs, _printer(selection, outputs, single=single))
     facts = {"store": store.name}
+    whole_store = all(os.path.isdir(place) for place in chosen.places)
     if items:
-        whole_store = all(os.path.isdir(place) for place in chosen.places)
         facts = {"model": _survey(store, options, results, table, whole_store=whole_store)} | facts
     else:
         results.add_failed()
+        if table is not None:
+            failed_into_table(store, options, results, table, whole_store=whole_store)
     if outputs.report is not None:
         write_page(outputs.report, results, facts)
     _end(results)

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from qvsplit.commands.answers import item_json
-from qvsplit.commands.options import FORMATS, OUTPUT, Absolute, Json, Quiet, as_format, one_of
+from qvsplit.commands.answers import item_json, say_runs
+from qvsplit.commands.options import FORMATS, INPUT, OUTPUT, Absolute, Json, Quiet, as_format, one_of
 from qvsplit.errors import StoreDamaged, UsageError, escaped, printable, some_of
 from qvsplit.output.levels import UNSURE
 from qvsplit.output.text import plural, print_json, print_path, say
@@ -22,12 +22,14 @@ from qvsplit.runtime.streams import is_terminal
 
 if TYPE_CHECKING:
     from qvsplit.output.query import Found
+    from qvsplit.output.table import Record
     from qvsplit.store.row import Row
 
 LIGHTROOM = "lightroom"
 PROGRAMS = ("digikam", "darktable", LIGHTROOM)
 CAPTIONS = ("caption", "description")  # ids of the question whose answer is the description, where there are several
 _Row = Mapping[str, Any]
+_ByItem: TypeAlias = "Mapping[tuple[str, str, int], Mapping[str, Record]]"
 
 
 def find(
@@ -96,6 +98,15 @@ def find(
             hidden=True,
         ),
     ] = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN",
+            help="Take this run of its question; may be repeated [default: of each question the run asked last].",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     output_format: Annotated[
         str | None,
         typer.Option(
@@ -130,13 +141,22 @@ def find(
         # Answers as keywords, and a caption, for digiKam and darktable
         qvsplit find answers.parquet 'quality = sharp' --xmp
     """
+    from qvsplit.output.query import choices_of, parse
+    from qvsplit.output.query import find as query_table
+    from qvsplit.output.table import read_records
+    from qvsplit.output.wide import answers_by_item, chosen_runs, wide
+
     if print0 and output_format not in (None, "paths0"):
         raise UsageError(f"--print0 is --format paths0, and --format {output_format} is given too; give one of them")
     chosen = as_format("paths0" if print0 else output_format, as_json=as_json)
     names = _keywords(keyword or [], caption, xmp=xmp)
     if relative_links and link_to is None:
         raise UsageError("--relative-links is about --link-to DIR, which is not given")
-    found = _found(table, utf8_text(query))
+    parse(utf8_text(query))  # what is wrong with it need not wait for the table
+    records = read_records(table)
+    runs = chosen_runs(records, run or [])
+    found = query_table(wide(records, runs), utf8_text(query), choices_of(records, runs))
+    say_runs(records, runs, quiet=quiet)
     for note in found.notes:
         say(f"find: {note}")
     if not found.rows and not quiet and is_terminal(sys.stderr):
@@ -146,25 +166,15 @@ def find(
     if xmp:
         _write_sidecars(found, names, _caption(found, caption), for_lightroom=xmp_for == LIGHTROOM, quiet=quiet)
     if chosen is not None or (link_to is None and not xmp):
-        _print(found, chosen or "paths", absolute=absolute)
+        _print(found, answers_by_item(records, runs), chosen or "paths", absolute=absolute)
 
 
-def _found(table: Path, query: str) -> Found:
-    from qvsplit.output.query import choices_of, find, parse
-    from qvsplit.output.table import read_records
-    from qvsplit.output.wide import wide
-
-    parse(query)  # what is wrong with it need not wait for the table
-    records = read_records(table)
-    return find(wide(records), query, choices_of(records))
-
-
-def _print(found: Found, chosen: str, *, absolute: bool) -> None:
+def _print(found: Found, answers: _ByItem, chosen: str, *, absolute: bool) -> None:
     if chosen == "jsonl":
         for row in found.rows:
             print_json(item_json(dict(row), absolute=absolute))
     elif chosen == "tsv":
-        _print_tsv(found, absolute=absolute)
+        _print_tsv(found, answers, absolute=absolute)
     elif chosen == "text":
         _print_text(found)
     else:
@@ -175,16 +185,18 @@ def _print(found: Found, chosen: str, *, absolute: bool) -> None:
             print_path(file, nul=chosen == "paths0")
 
 
-def _print_tsv(found: Found, *, absolute: bool) -> None:
+def _print_tsv(found: Found, answers: _ByItem, *, absolute: bool) -> None:
     """Print a line for each answer that the query names, or one for an item where it names none."""
     from qvsplit.output.names import file_of
 
     for row in found.rows:
         item = _item(row)
         part = str(item.part) if item.is_part else ""
-        for name, answer, score in _named_answers(found, row) or [("", "", None)]:
-            probability = "" if score is None else f"{score:.6g}"
-            cells = [name, answer or "", probability, row["verdict"] or "", ""]
+        mine = answers[row["root"], row["path"], row["part"]]
+        for name, answer in _named_answers(found, row) or [("", None)]:
+            probability = mine[name]["choice_probability"] if name in mine else None
+            shown_probability = "" if probability is None else f"{probability:.6g}"
+            cells = [name, answer or "", shown_probability, row["verdict"] or "", ""]
             shown = [printable(" ".join(cell.split())) for cell in cells]
             print("\t".join(["item", escaped(file_of(item, absolute=absolute)), part, *shown]))
 
@@ -195,18 +207,18 @@ def _print_text(found: Found) -> None:
 
     with_root = len({row["root"] for row in found.rows}) > 1
     for row in found.rows:
-        answers = [f"{name}: {answer}" for name, answer, _ in _named_answers(found, row) if answer]
+        answers = [f"{name}: {answer}" for name, answer in _named_answers(found, row) if answer]
         print("  ".join([escaped(shown_name(_item(row), with_root=with_root)), *map(printable, answers)]))
 
 
-def _named_answers(found: Found, row: _Row) -> list[tuple[str, str | None, float | None]]:
-    """Give question, answer and score of what the query names."""
+def _named_answers(found: Found, row: _Row) -> list[tuple[str, str | None]]:
+    """Give question and answer of what the query names."""
     from qvsplit.output.query import captions_of, checks_of
     from qvsplit.output.wide import SCORE
 
     questions = {*captions_of(found.columns), *checks_of(found.columns)}
     named = dict.fromkeys(name if name in questions else name.removesuffix(SCORE) for name in found.names)
-    return [(name, row[name], row.get(name + SCORE)) for name in named if name in questions]
+    return [(name, row[name]) for name in named if name in questions]
 
 
 def _item(row: _Row) -> Row:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvsplit.commands.wording import on_command_line
+from qvsplit.commands.wording import on_command_line, say_note
 from qvsplit.errors import QvsplitError, escaped, size, some_of
 from qvsplit.output.names import count_rows, shown_name
 from qvsplit.output.printer import TEXT
@@ -20,9 +20,10 @@ from qvsplit.runtime import interrupts
 
 if TYPE_CHECKING:
     from qvsplit.answering.checks import Question
+    from qvsplit.answering.collection import Collection
     from qvsplit.answering.recorder import Recorder
     from qvsplit.answering.survey import Survey
-    from qvsplit.ask import PromptItems, Session
+    from qvsplit.ask import AskOptions, PromptItems, Session
     from qvsplit.output.answer import Answer
     from qvsplit.output.printer import AnswerPrinter, PrintOptions
     from qvsplit.output.table import Table
@@ -108,6 +109,8 @@ class Results:
 
     def _add_verdict(self, item: ItemVerdict) -> None:
         self.verdicts.append(item)
+        if self.plan.has_checks and item.unseen:
+            say(f"uncertain: {some_of((escaped(shown_name(row)) for row in item.rows), 3)}: {item.unseen}")
         if self.outputs.printed and (self.plan.has_checks or self.printer.format != TEXT):
             self.printer.verdict(item)
 
@@ -215,17 +218,35 @@ def survey_into_table(session: Session, results: Results, table: Table, *, whole
     with table:
         with interrupts.at_once():  # the fingerprint of the weights takes its time, once
             recorder = session.recorder(table, results.plan.questions)
-        run_survey(session, results, recorder)
+        if results.plan.items:
+            run_survey(session, results, recorder)
         if results.plan.has_checks:
             for row in results.plan.failed:
                 recorder.put_failed(row, failure_reason(row), results.plan.questions)
+        recorder.drop_failed()
         if whole_store:
             recorder.drop_stale()
-        if results.outputs.wide is not None:
-            write_wide(table, results.outputs.wide)
+        if results.outputs.wide is not None:  # of what was asked now, as the verdicts on stdout are
+            of_now = [record for record in table if record["id"] in recorder.runs]
+            write_wide(of_now, results.outputs.wide, recorder.runs)
     if not results.outputs.quiet:
         place = escaped(str(results.outputs.table))
         say(f"{recorder.recalled:,} answers known, {recorder.asked:,} asked; {len(table):,} in {place}")
+
+
+def failed_into_table(
+    store: Collection, options: AskOptions, results: Results, table: Table, *, whole_store: bool
+) -> None:
+    """Put into the table that none of the selected items could be asked about. Loads no model."""
+    from qvsplit.ask import load_session
+
+    if store.provenance is None:  # files beside no store, none of which could be encoded
+        if not results.outputs.quiet:
+            place = escaped(str(results.outputs.table))
+            say_note(f"{place} is as it was: no model is known that could have been asked")
+        return
+    session = load_session(store, options, loaded=False)
+    survey_into_table(session, results, table, whole_store=whole_store)
 
 
 def write_page(file: Path, results: Results, facts: dict[str, str]) -> None:

@@ -206,12 +206,12 @@ class Column:
     choices: tuple[str, ...] = ()
 
 
-def choices_of(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """Give the choices of each check, as the answers of its newest run have them."""
-    runs = newest_runs(records)
+def choices_of(records: Sequence[Record], runs: Mapping[str, str] | None = None) -> dict[str, tuple[str, ...]]:
+    """Give the choices of each check, as the answers of its run in `runs`, by default the newest, have them."""
+    runs = newest_runs(records) if runs is None else runs
     choices: dict[str, dict[str, None]] = {}
     for record in records:
-        if record["choices"] is not None and record["run"] == runs[record["id"]]:
+        if record["choices"] is not None and record["run"] == runs.get(record["id"]):
             choices.setdefault(record["id"], {}).update(dict.fromkeys(one["choice"] for one in record["choices"]))
     return {name: tuple(of_name) for name, of_name in choices.items()}
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 _Place = tuple[str, str, tuple[int, ...], str, str]
 
-# Column and kind. `tokens`, and the lists of objects in `LISTS`, are JSON text in CSV; `time` is text but in Parquet.
+# Column and kind. `tokens`, and the lists of objects in `LISTS`, are JSON text in CSV; Times are text but in Parquet.
 COLUMNS: Mapping[str, str] = {
     "root": "text", "path": "text", "kind": "text", "part": "int", "start": "float", "end": "float", "sha256": "text",
     "items": "items", "run": "text", "id": "text", "question": "text", "answer": "text", "reasoning": "text",
@@ -41,11 +41,13 @@ COLUMNS: Mapping[str, str] = {
     "choice_mass": "float", "flagged": "bool", "level": "text", "choices": "choices", "tokens": "tokens",
     "prompt_tokens": "int", "finish_reason": "text", "error": "text", "config": "text", "prompt_hash": "text",
     "model": "text", "weights": "text", "dtype": "text", "encoder_check": "text", "time": "time",
+    "asked": "time",
 }  # fmt: skip
 LISTS: Mapping[str, Mapping[str, str]] = {
     "items": {"root": "text", "path": "text", "kind": "text", "part": "int", "start": "float", "end": "float"},
     "choices": {"choice": "text", "form": "text", "probability": "float", "logprob": "float"},
 }  # fmt: skip
+TIMES = tuple(name for name, kind in COLUMNS.items() if kind == "time")
 _IN_JSON = ("tokens", *LISTS)
 NO_ANSWER = ("skipped", "error")  # finish reasons of records that answer nothing
 FORMATS = (".parquet", ".csv", ".jsonl")
@@ -53,7 +55,9 @@ SYNC_SECONDS = 5
 MAX_FIELD = 1 << 30  # characters in a cell; the csv module's own limit is below the tokens of a long answer
 _REQUIRED = (
     "root", "path", "sha256", "run", "id", "question", "finish_reason", "config", "prompt_hash", "weights", "time",
+    "asked",
 )  # fmt: skip
+_NO_TIMES = {"time": None, "asked": None}
 _SMALLEST, _LARGEST = -(1 << 31), (1 << 31) - 1  # of Parquet's int32
 
 
@@ -134,13 +138,16 @@ class Table:
         """The newest record that `key` decided, whatever item's name and id it stands under."""
         return self._known.get(key)
 
-    def put(self, record: Record) -> None:
+    def put(self, record: Record, *, again: bool = False) -> None:
         """Add `record`, over an older one of its root, path, part, id and run; one that says the same is left as it is.
+
+        Not so with `again`, for one whose run is asked after another: it becomes the newest by its `asked`.
 
         From here on it survives a killed process; a power cut may cost the last seconds' records.
         """
         old = self._records.get(_place(record))
-        if old is not None and {**old, "time": None} == {**record, "time": None}:
+        is_known = old is not None and old | _NO_TIMES == record | _NO_TIMES
+        if old is not None and is_known and not (again and old["asked"] < record["asked"]):
             return
         assert self._stream is not None
         with _disk_errors(self.file):
@@ -268,7 +275,7 @@ def _checked(row: Any) -> Record:
     wrong += ["choices"] if record["finish_reason"] == "scored" and not record["choices"] else []
     if wrong:
         raise ValueError(f"its {wrong[0]} is of the wrong kind")
-    return record | {"time": _time_text(_time(record["time"]))}
+    return record | {name: _time_text(_time(record[name])) for name in TIMES}
 
 
 def _is_of_kind(value: Any, kind: str) -> bool:
@@ -341,8 +348,11 @@ def _read_parquet(file: Path) -> Iterator[Record]:
         raise ValueError(str(error).splitlines()[0]) from None
     _check_columns(table.column_names)
     for row in table.to_pylist():
-        moment = row["time"]
-        yield row | {"time": _time_text(moment.astimezone(UTC)) if isinstance(moment, datetime) else moment}
+        moments = {name: row[name] for name in TIMES}
+        yield row | {
+            name: _time_text(moment.astimezone(UTC)) if isinstance(moment, datetime) else moment
+            for name, moment in moments.items()
+        }
 
 
 def _read_csv(file: Path) -> Iterator[Record]:
@@ -353,7 +363,7 @@ def _read_csv(file: Path) -> Iterator[Record]:
         record = {name: _parsed(text, COLUMNS.get(name, "text")) for name, text in row.items()}
         if record.get("answer") is None and record.get("finish_reason") not in NO_ANSWER:
             record["answer"] = ""  # CSV knows no difference between nothing and an empty text
-        yield record
+        yield record | {"sha256": record.get("sha256") or ""}  # empty for a file that could not be read
 
 
 def _read_jsonl(file: Path) -> Iterator[Record]:
@@ -383,7 +393,7 @@ def _write_parquet(stream: IO[bytes], records: list[Record]) -> None:
     import pyarrow.parquet as pq
 
     columns = {name: [record[name] for record in records] for name in COLUMNS}
-    columns["time"] = [_time(text) for text in columns["time"]]
+    columns |= {name: [_time(text) for text in columns[name]] for name in TIMES}
     pq.write_table(pa.table(columns, _parquet_schema()), stream, compression="zstd")
 
 

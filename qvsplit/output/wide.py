@@ -1,7 +1,7 @@
 """Answers as a wide table: one row an item, a column a question. The columns are a contract: docs/tables.md.
 
-Prompts about several items together have no row. Where an item's answers are of several runs, those of the newest run
-of each question count, and no other: answers of two models or prompts never stand in one column.
+Prompts about several items together have no row. Where an item's answers are of several runs, those of one run of each
+question count, the newest unless another is named: answers of two models or prompts never stand in one column.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from qvsplit.errors import UsageError
+from qvsplit.errors import UsageError, some_of
 from qvsplit.output.levels import VERDICTS, verdict
 from qvsplit.output.spreadsheets import as_cell
 from qvsplit.output.table import Record
@@ -29,11 +29,13 @@ FORMATS = (".parquet", ".csv")
 _Item = tuple[str, str, int]
 
 
-def wide(records: Iterable[Record]) -> pa.Table:
+def wide(records: Iterable[Record], runs: Mapping[str, str] | None = None) -> pa.Table:
     """Give one row an item, in the order in which items first came.
 
+    `runs` has the run that counts of each question; by default it is the newest.
+
     `verdict` is the gravest of the item's answers. It is null where none of them was to be checked, and where a check
-    that was once asked of the item has no answer by the check's newest run, or about the item's present bytes: then
+    that was once asked of the item has no answer by the run that counts, or about the item's present bytes: then
     it is not known, unless another check is flagged `block`.
 
     Raises:
@@ -41,17 +43,14 @@ def wide(records: Iterable[Record]) -> pa.Table:
     """
     import pyarrow as pa
 
-    everything = [record for record in records if record["items"] is None]
-    items: dict[_Item, list[Record]] = {}
-    for record in everything:
-        items.setdefault((record["root"], record["path"], record["part"] or 0), []).append(record)
-    runs = newest_runs(everything)
+    everything = _about_one(records)
+    runs = newest_runs(everything) if runs is None else runs
     scored = dict.fromkeys((record["id"] for record in everything), False)
     for record in everything:
         scored[record["id"]] |= runs[record["id"]] == record["run"] and record["choices"] is not None
     names = check_names(scored)
-    checks = {record["id"] for record in everything if record["score"] is not None}
-    rows = [_row(mine, runs, checks) for mine in items.values()]
+    checks = {record["id"] for record in everything if not record["score"] is record["flagged"] is None}
+    rows = [_row(mine, runs, checks) for mine in _by_item(everything).values()]
     types = {"part": pa.int32(), "start": pa.float64(), "end": pa.float64()}
     types |= {name + SCORE: pa.float64() for name, has_choices in scored.items() if has_choices}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
@@ -59,12 +58,56 @@ def wide(records: Iterable[Record]) -> pa.Table:
 
 
 def newest_runs(records: Iterable[Record]) -> dict[str, str]:
-    """Give, of each question, the run whose newest record is newest; of equally new ones the later in the table."""
+    """Give, of each question, the run that was asked last; of equally new ones the later in the table."""
     newest: dict[str, tuple[str, str]] = {}
     for record in records:
-        if record["id"] not in newest or record["time"] >= newest[record["id"]][0]:
-            newest[record["id"]] = record["time"], record["run"]
+        if record["id"] not in newest or record["asked"] >= newest[record["id"]][0]:
+            newest[record["id"]] = record["asked"], record["run"]
     return {name: run for name, (_, run) in newest.items()}
+
+
+def chosen_runs(records: Iterable[Record], named: Sequence[str] = ()) -> dict[str, str]:
+    """Give, of each question about one item, the run that is `named`, else its newest. UsageError for no such run."""
+    everything = _about_one(records)
+    runs = newest_runs(everything)
+    known = {(record["run"], record["id"]) for record in everything}
+    chosen: dict[str, str] = {}
+    for run in named:
+        names = sorted(name for of, name in known if of == run)
+        if not names:
+            runs_there = some_of({of for of, _ in known}) or "none"
+            raise UsageError(f"`run={run}`: the table has no such run; it has {runs_there}")
+        for name in names:  # two ids of one question have one run
+            other = chosen.setdefault(name, run)
+            if other != run:
+                raise UsageError(f"`run={other}` and `run={run}` are both of the question {name}; choose one")
+    return runs | chosen
+
+
+def other_runs(records: Iterable[Record], runs: Mapping[str, str]) -> dict[str, list[str]]:
+    """Give, of each question that has answers of other runs than that in `runs`, these others, the newest first."""
+    others: dict[str, dict[str, str]] = {}
+    for record in _about_one(records):
+        if record["run"] != runs.get(record["id"], record["run"]):
+            of_question = others.setdefault(record["id"], {})
+            of_question[record["run"]] = max(record["asked"], of_question.get(record["run"], ""))
+    return {name: sorted(mine, key=lambda run: mine[run], reverse=True) for name, mine in others.items()}
+
+
+def answers_by_item(records: Iterable[Record], runs: Mapping[str, str]) -> dict[_Item, dict[str, Record]]:
+    """Give the records that a wide table's cells are of, by root, path and part, and by question."""
+    return {item: _answers(mine, runs) for item, mine in _by_item(_about_one(records)).items()}
+
+
+def _about_one(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if record["items"] is None]
+
+
+def _by_item(records: Iterable[Record]) -> dict[_Item, list[Record]]:
+    items: dict[_Item, list[Record]] = {}
+    for record in records:
+        items.setdefault((record["root"], record["path"], record["part"] or 0), []).append(record)
+    return items
 
 
 def count_together(records: Iterable[Record]) -> int:
@@ -93,17 +136,26 @@ def check_names(questions: Mapping[str, bool]) -> list[str]:
 
 def _row(records: Sequence[Record], runs: Mapping[str, str], checks: set[str]) -> dict[str, Any]:
     """Give the row of one item, of all its records."""
-    last = max(reversed(records), key=lambda record: record["time"])
-    answers = {
-        record["id"]: record for record in records
-        if record["run"] == runs[record["id"]] and record["sha256"] == last["sha256"]
-    }  # fmt: skip
+    last, answers = _last(records), _answers(records, runs)
     row = {name: last.get(name) for name in ITEM_COLUMNS} | {"part": last["part"] or 0}
     row["verdict"] = _verdict(answers, {record["id"] for record in records} - answers.keys(), checks)
     for name, record in answers.items():
         row[name] = record["answer"]
         row[name + SCORE] = _score(record)
     return row
+
+
+def _last(records: Sequence[Record]) -> Record:
+    return max(reversed(records), key=lambda record: record["asked"])
+
+
+def _answers(records: Sequence[Record], runs: Mapping[str, str]) -> dict[str, Record]:
+    """Give the answers that count, by question: of its run, and about the bytes that the item had last."""
+    content = _last(records)["sha256"]
+    return {
+        record["id"]: record for record in records
+        if record["run"] == runs[record["id"]] and record["sha256"] == content
+    }  # fmt: skip
 
 
 def _verdict(answers: Mapping[str, Record], missing: set[str], checks: set[str]) -> str | None:
@@ -125,8 +177,10 @@ def _score(record: Record) -> float | None:
 # -------------------------------------------------------------------------------------------------------- files
 
 
-def write_wide(records: Iterable[Record], file: Path) -> int:
+def write_wide(records: Iterable[Record], file: Path, runs: Mapping[str, str] | None = None) -> int:
     """Write the wide table of `records` to `file`, Parquet or CSV by its name, whole or not at all.
+
+    `runs` as `wide` has it.
 
     Returns:
         How many items it has.
@@ -136,7 +190,7 @@ def write_wide(records: Iterable[Record], file: Path) -> int:
         DiskError: The disk is full, say.
     """
     target = check_target(file)
-    table = wide(records)
+    table = wide(records, runs)
     _check_cases(table.column_names)
     with _disk_errors(target), written_whole(target) as stream:
         (_write_parquet if target.suffix.lower() == ".parquet" else _write_csv)(stream, table)

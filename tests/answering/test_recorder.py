@@ -14,6 +14,7 @@ from qvsplit.answering.recorder import Origin, Recorder, answer_of, prompt_hash
 from qvsplit.answering.requests import PromptItems, judged
 from qvsplit.output.answer import Answer
 from qvsplit.output.table import Table
+from qvsplit.output.wide import newest_runs, wide
 from tests.support.fake_engine import row
 
 ORIGIN = Origin("demo", "config", "weights", "float32")
@@ -163,7 +164,11 @@ def test_an_answer_is_made_of_its_record_again(table):
     mine = recorder(table)
     whole = judged(replace(SCORED, forms={"yes": "Yes", "no": "no"}, reasoning="Is it?"), CHECK)
     several = replace(whole, rows=(part(0), part(1), row("a.jpg")))
-    for answer in (whole, several, replace(SCORED, rows=(part(2),), finish_reason="error", error="no memory", text="",
+    passed = replace(
+        whole, rows=(row("b.jpg"),), text="", finish_reason="skipped", flagged=False, level=None, score=None,
+        logprobs=None, probabilities=None, forms=None,
+    )  # fmt: skip
+    for answer in (whole, several, passed, replace(SCORED, rows=(part(2),), finish_reason="error", error="no memory", text="",
                                            logprobs=None, probabilities=None)):  # fmt: skip
         mine.put(answer)
         *_, record = table
@@ -306,7 +311,9 @@ def test_what_decides_a_prompt():
     assert prompt_hash(replace(CHECK, choices={"yes": ["yes"], "no": ["no", "No"]}), AskOptions()) != scored
 
 
-def test_what_could_not_be_asked_about_is_in_the_table_until_it_can(tmp_path):
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_what_could_not_be_asked_about_is_in_the_table_until_it_can(tmp_path, suffix):
+    file = tmp_path / f"a{suffix}"
     sound, torn = row("a.jpg"), row("b.jpg", status="failed", error="is torn")
     late = row("late.jpg", status="failed", sha256=None, error="is not yet extracted")
     rows = {one.key: one for one in (sound, torn)}
@@ -317,7 +324,7 @@ def test_what_could_not_be_asked_about_is_in_the_table_until_it_can(tmp_path):
     def errors(table):
         return {record["path"]: record["error"] for record in table if record["finish_reason"] == "error"}
 
-    with Table(tmp_path / "a.jsonl") as table:
+    with Table(file) as table:
         first = now(table)
         for one in (torn, late):
             first.put_failed(one, one.error, [CHECK])
@@ -326,10 +333,71 @@ def test_what_could_not_be_asked_about_is_in_the_table_until_it_can(tmp_path):
         assert {(record["verdict"], record["answer"]) for record in table} == {("error", None)}
         assert (first.asked, first.recalled) == (0, 0)
         assert first.recall(PromptItems((torn,)), CHECK) is None
-    with Table(tmp_path / "a.jsonl") as table:
+    written = file.read_bytes()
+    with Table(file) as table:
+        again = now(table)
+        for one in (torn, late):
+            again.put_failed(one, one.error, [CHECK])
+        again.drop_failed()
+        again.drop_stale()
+    assert file.read_bytes() == written  # nothing is new, so nothing is written
+    with Table(file) as table:
         now(table).drop_stale()  # another selection: late.jpg is missed no more, b.jpg has still failed
         assert errors(table) == {"b.jpg": "is torn"}
     rows[torn.key] = row("b.jpg", sha256="c" * 64)
-    with Table(tmp_path / "a.jsonl") as table:
+    with Table(file) as table:
         now(table).drop_stale()
         assert len(table) == 0
+
+
+def test_no_part_of_a_video_that_could_not_be_asked_about_keeps_an_answer(tmp_path):
+    torn = replace(part(0), status="failed", sha256=None, error="has changed on disk")
+    caption = Question("What is it?", "caption")
+    with Table(tmp_path / "a.jsonl") as table:
+        before = recorder(table)
+        for rows in ([part(0)], [part(1)], [part(2)], [part(1, "other.mp4")], [ITEMS.rows[0], part(2)]):
+            before.put(replace(SCORED, rows=tuple(rows)))
+        words = recorder(table, caption)
+        words.put(replace(SCORED, rows=(part(1),), question=caption.text, id=caption.id))
+        now = recorder(table)
+        now.drop_failed()
+        assert len(table) == 6
+        now.put_failed(torn, torn.error, [CHECK])
+        now.drop_failed()
+        left = [(record["path"], record["part"], record["verdict"]) for record in table]
+    assert left == [("film.mp4", 0, "error"), ("other.mp4", 1, "pass")]
+
+
+# -- an earlier wording or model --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_the_run_that_was_asked_last_is_the_newest_also_where_its_answers_were_known(tmp_path, suffix):
+    file = tmp_path / f"a{suffix}"
+    yes = replace(SCORED, text="yes", logprobs={"yes": -0.1, "no": -3.0})
+    written = []
+    for model, answer in (("one", SCORED), ("two", yes), ("one", None), ("one", None), ("two", None)):
+        with Table(file) as table:
+            mine = recorder(table, weights=model)
+            known = mine.recall(ITEMS, CHECK)
+            assert (known is None) == (answer is not None)
+            mine.put(known or answer)
+            mine.put(mine.recall(ITEMS, CHECK))
+            assert newest_runs(table) == mine.runs
+        with Table(file) as table:
+            assert newest_runs(table) == mine.runs
+            (row,) = wide(table).to_pylist()
+            assert row["it"] == ("no" if model == "one" else "yes")
+            assert [record["answer"] for record in table][: len(written) + 1] == ["no", "yes"][: len(written) + 1]
+        written.append(file.read_bytes())
+    assert written[2] == written[3]  # asked again, nothing is new
+    with Table(file) as table:
+        assert all(record["time"] < record["asked"] for record in table)  # when they were answered stays
+
+
+def test_an_error_of_an_earlier_run_is_of_the_newest_again(table):
+    torn = row("b.jpg", status="failed", error="is torn")
+    for model in ("one", "two", "one"):
+        mine = recorder(table, weights=model)
+        mine.put_failed(torn, torn.error, [CHECK])
+        assert newest_runs(table) == mine.runs

@@ -98,6 +98,15 @@ def test_the_wide_table_is_printed(run_cli, table):
     assert items[1]["answers"] == {"dog": "unsure", "colour": None, "caption": None}
 
 
+def test_the_wide_table_says_which_runs_it_has(run_cli, table):
+    _, out, said = run_cli("answers", table, "--wide")
+    assert "answers of several runs: taken are those of dog one, not old; --run RUN takes others\n" in said
+    assert "--all-runs" not in said  # which --wide has not
+    assert run_cli("answers", table, "--wide", "--quiet") == (0, out, "")
+    (first, *_) = lines(run_cli("answers", table, "--wide", "--run", "old", "--json")[1])
+    assert (first["answers"]["dog"], first["verdict"]) == ("yes", "warn")
+
+
 def test_a_table_is_converted_and_no_file_overwritten(run_cli, table):
     for suffix in (".csv", ".jsonl", ".parquet"):
         code, out, said = run_cli("answers", table, "--all-runs", "--out", f"other{suffix}")

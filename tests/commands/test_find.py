@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qvsplit.output.table import Table
-from tests.support.answer_records import answer
+from tests.support.answer_records import answer, check
 from tests.support.terminal import on_terminal, one_line
 
 CHOICES = {"animal": ("yes", "no"), "place": ("sea", "city")}
@@ -34,9 +34,9 @@ def records(root: Path) -> list[dict]:
         if part:
             item |= {"part": int(part), "start": 10.0 * int(part), "end": 10.0 * int(part) + 10}
         stored = path.replace("\udcff", "//xff")
-        for check, text in zip(CHOICES, checks, strict=True):
-            choices = [{"choice": one, "form": one, "probability": 0.5, "logprob": -0.7} for one in CHOICES[check]]
-            made.append(answer(stored, check, text, **item, choices=choices, choice_probability=0.75))
+        for name_of, text in zip(CHOICES, checks, strict=True):
+            choices = [{"choice": one, "form": one, "probability": 0.5, "logprob": -0.7} for one in CHOICES[name_of]]
+            made.append(answer(stored, name_of, text, **item, choices=choices, choice_probability=0.75))
         made.append(answer(stored, "caption", caption, **item))
     return made
 
@@ -110,6 +110,31 @@ def test_the_other_formats(find, here):
     assert out == "item\tphotos/night.jpg\t\t\t\t\t\t\n"
     _, out, _ = find("animal = yes and kind = video", "--format", "text")
     assert out == "film.mp4#1 (0:10 to 0:20)  animal: yes\nfilm.mp4#2 (0:20 to 0:30)  animal: yes\n"
+
+
+def test_the_probability_is_that_of_the_most_probable_choice(run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Table(tmp_path / "a.jsonl") as table:
+        table.put(check("low.jpg"))  # `yes` would be flagged, and has 0.2
+        table.put(check("unsure.jpg", verdict="uncertain"))
+    _, out, _ = run_cli("find", "a.jsonl", "dog = no or dog = unsure", "--format", "tsv")
+    assert out == "item\t/r/low.jpg\t\tdog\tno\t0.8\tpass\t\nitem\t/r/unsure.jpg\t\tdog\tunsure\t0.9\tuncertain\t\n"
+
+
+def test_of_several_runs_the_one_asked_last_is_taken_and_another_by_name(run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Table(tmp_path / "a.jsonl") as table:
+        for record in (check("a.jpg", run="two", at=3), check("a.jpg", run="one", verdict="warn"), answer("a.jpg")):
+            table.put(record)
+    words = ("find", "a.jsonl", "dog = no")
+    told = "qvsplit: answers of several runs: taken are those of dog two, not one; --run RUN takes others\n"
+    assert run_cli(*words) == (0, "/r/a.jpg\n", told)
+    assert run_cli(*words, "--quiet") == (0, "/r/a.jpg\n", "")
+    told = told.replace("two, not one", "one, not two")
+    assert run_cli(*words, "--run", "one") == (0, "", told)
+    assert run_cli("find", "a.jsonl", "dog = yes and caption = 'A dog.'", "--run", "one")[1] == "/r/a.jpg\n"
+    code, out, said = run_cli(*words, "--run", "none")
+    assert (code, out, said) == (2, "", "qvsplit: --run none: the table has no such run; it has one, two\n")
 
 
 def test_nothing_found_is_no_error(find, here):

@@ -63,12 +63,23 @@ def test_every_json_line_has_a_type_that_the_page_names(run_cli, album):
         ("purge", album / "postcards" / "sunday.jpg", "--embeds", "copy", "--json"): {"summary"},
         ("compact", "copy", "--dry-run", "--json"): {"preview"},
         ("compact", "copy", "--json"): {"summary"},
+        ("doctor", "copy", "--json"): {"doctor"},
     }
     shutil.copytree("embeds", "copy")
     for words, wanted in commands.items():
         _, out, said = run_cli(*words)
         assert set(types_of(out)) == wanted, (words, said)
         assert wanted <= named, words
+
+
+def test_the_page_names_the_types_of_tab_separated_lines(run_cli, album):
+    (first,) = re.findall(r"^\| 1 type \| (.*) \|$", PAGE, re.MULTILINE)
+    run_cli("ask", "--checks", CHECKS, "--image", "s*.jpg", "--out", "lines.jsonl")
+    _, asked, _ = run_cli("ask", "--checks", CHECKS, "--image", "s*.jpg", "--format", "tsv")
+    _, found, _ = run_cli("find", "lines.jsonl", "dog = yes", "--format", "tsv")
+    assert {line.split("\t")[0] for line in [*asked.splitlines(), *found.splitlines()]} == set(
+        re.findall(r"`(\w+)`", first)
+    )
 
 
 @pytest.mark.parametrize("words", [("--image", "seaside.jpg"), ("--image", "s*"), ("--image", "s*", "--image", "p*")])

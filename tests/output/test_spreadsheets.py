@@ -20,7 +20,7 @@ def record(path="a.jpg", **more):
         "root": "/r", "path": path, "kind": "image", "part": 0, "sha256": "ab" * 32, "run": "0123456789ab", "id": "q",
         "question": "Is it?", "answer": "yes", "score": 0.98, "choice_probability": 1e-34, "flagged": True,
         "finish_reason": "stop", "config": "r", "prompt_hash": "p", "weights": "w", "tokens": [1, 2],
-        "time": "2026-01-01T00:00:00.000000Z",
+        "time": "2026-01-01T00:00:00.000000Z", "asked": "2026-01-01T00:00:00.000000Z",
     } | more  # fmt: skip
 
 

@@ -17,11 +17,14 @@ from qvsplit.output.levels import VERDICTS
 from qvsplit.output.table import COLUMNS
 from qvsplit.output.wide import (
     ITEM_COLUMNS,
+    answers_by_item,
     check_names,
     check_questions,
     check_target,
+    chosen_runs,
     count_together,
     newest_runs,
+    other_runs,
     wide,
     write_wide,
 )
@@ -107,6 +110,45 @@ def test_of_each_question_the_newest_run_counts_alone():
 
 def test_of_equally_new_runs_the_later_counts():
     assert newest_runs([answer("a", run="one"), answer("a", run="two")]) == {"caption": "two"}
+
+
+def test_the_run_that_was_asked_last_counts_and_not_the_answer_given_last():
+    old = check("a.jpg", run="old", at=1, verdict="block") | {"asked": "2026-01-01T00:00:09.000000Z"}
+    records = [old, check("a.jpg", run="new", at=5)]
+    assert newest_runs(records) == {"dog": "old"}
+    assert verdicts(records) == {"a.jpg": "block"}
+
+
+def test_another_run_may_be_named():
+    records = [
+        check("a.jpg", run="old", at=1, verdict="block"), check("a.jpg", run="new", at=5),
+        answer("a.jpg", run="words"), check("b.jpg", run="older"),
+    ]  # fmt: skip
+    runs = chosen_runs(records, ["old"])
+    assert runs == {"dog": "old", "caption": "words"}
+    (row, other) = wide(records, runs).to_pylist()
+    assert (row["dog"], row["verdict"], row["caption"]) == ("yes", "block", "A dog.")
+    assert (other["dog"], other["verdict"]) == (None, None)
+    assert other_runs(records, runs) == {"dog": ["new", "older"]}
+    assert other_runs(records[2:], chosen_runs(records[2:])) == {}
+    found = answers_by_item(records, runs)
+    assert {item: {name: one["run"] for name, one in mine.items()} for item, mine in found.items()} == {
+        ("/r", "a.jpg", 0): {"dog": "old", "caption": "words"}, ("/r", "b.jpg", 0): {},
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="`run=none`: the table has no such run; it has new, old, older, words"):
+        chosen_runs(records, ["none"])
+    with pytest.raises(UsageError, match="both of the question dog"):
+        chosen_runs(records, ["old", "new"])
+    assert chosen_runs([*records, check("a.jpg", "hound", run="old")], ["old"])["hound"] == "old"  # of two ids
+
+
+def test_a_check_that_was_skipped_passes():
+    """Its `only_if` did not hold: nothing is flagged."""
+    passed = skipped("a.jpg", flagged=False, verdict="pass")
+    (row,) = wide([passed]).to_pylist()
+    assert (row["verdict"], row["dog"]) == ("pass", None)
+    assert verdicts([passed, check("a.jpg", "cat", "warn")]) == {"a.jpg": "warn"}
+    assert verdicts([passed, skipped("b.jpg", flagged=False, verdict="pass", run="newer", at=3)])["a.jpg"] is None
 
 
 def test_what_the_newest_run_has_not_reached_is_not_known():

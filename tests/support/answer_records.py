@@ -15,7 +15,7 @@ def answer(path: str, name: str = "caption", text: str | None = "A dog.", at: in
         "root": "/r", "path": path, "kind": "image", "part": 0, "sha256": SHA, "run": "one", "id": name,
         "question": f"{name}?", "answer": text, "finish_reason": "stop", "tokens": [1, 2], "prompt_tokens": 40,
         "config": "c", "prompt_hash": "p", "model": "demo", "weights": "w", "dtype": "float32", "encoder_check": "note",
-        "time": f"2026-01-01T00:00:{at:02}.000000Z",
+        "time": f"2026-01-01T00:00:{at:02}.000000Z", "asked": f"2026-01-01T00:00:{at:02}.000000Z",
     }  # fmt: skip
     return blank | more
 
