@@ -75,7 +75,10 @@ def _say_notes(found: Freshness) -> None:
             "yet extracted are not known"
         )
     for folder in found.not_found:
-        say_note(f"{escaped(folder)} does not exist on this machine; what is new or changed in it is not known")
+        say_note(
+            f"{escaped(folder)} does not exist on this machine, or holds no images any more; what is new or changed in "
+            "it is not known"
+        )
     for folder, why in found.unreadable.items():
         say_note(f"{escaped(folder)} cannot be read ({why}); what is new or changed in it is not known")
 

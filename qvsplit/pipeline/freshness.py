@@ -11,12 +11,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qvsplit.pipeline.view import source_of
 from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk, stored_name
-from qvsplit.sources.folders import IMAGE_SUFFIXES, SUFFIXES, LocalFolders, presence_of, root_of
+from qvsplit.sources.folders import presence_of, root_of
 from qvsplit.sources.source import Key
 from qvsplit.store.row import Row
 from qvsplit.store.storage import LocalStorage
-from qvsplit.store.walked import Walk, walks
+from qvsplit.store.walked import walks
 
 NOT_EXTRACTED = "is not yet extracted; run `qvsplit extract` again"
 CHANGED = "has changed on disk since it was extracted; run `qvsplit extract` again"
@@ -31,7 +32,7 @@ class Freshness:
     Attributes:
         new: A failed row for each file in them that the stores do not have, with the reason as its error.
         unreadable: Folders that could not be listed → why.
-        not_found: Folders that do not exist on this machine: nothing is known of them.
+        not_found: Folders that do not exist on this machine, or have nothing of their items: nothing is known of them.
         unknown: Stores that do not say which folders these are.
     """
 
@@ -44,7 +45,7 @@ class Freshness:
 def freshness(known: Collection[Key], places: Sequence[str]) -> Freshness:
     """List the folders that the stores in `places` are kept up to date with; `known` are the items of all of them."""
     files = {file_on_disk(*key) for key in known}  # two stores may have one file under two roots
-    roots = frozenset(name_on_disk(root) for root in {root for root, _ in known})
+    roots = {root for root, _ in known}
     new: dict[Key, Row] = {}
     unreadable: dict[str, str] = {}
     not_found: dict[str, None] = {}
@@ -60,10 +61,13 @@ def freshness(known: Collection[Key], places: Sequence[str]) -> Freshness:
                     not_found[folder] = None
                 else:
                     unreadable[folder] = error.strerror or str(error)
-            source = _source(walk, [folder for folder in walk.folders if folder not in errors], place, roots)
+            folders = [folder for folder in walk.folders if folder not in errors]
+            source = source_of(folders, place, roots, exclude=walk.exclude, videos=walk.videos)
             entries = [entry for listing in source.list({}) for entry in listing.entries()]
             new |= {one.key: _failed(one.key, NOT_EXTRACTED) for one in entries if one.file not in files}
             unreadable |= source.unreadable
+            empty = source.scope.empty  # as the place of a disk is that is not mounted
+            not_found |= dict.fromkeys(one for one in empty if any(is_within(file, one) for file in files))
     return Freshness(tuple(new.values()), unreadable, tuple(not_found), tuple(unknown))
 
 
@@ -97,17 +101,6 @@ def unreadable_rows(unreadable: Mapping[str, str], rows: Iterable[Row]) -> list[
         for folder, why in unreadable.items()
         if not any(is_within(file, folder) for file in files)
     ]
-
-
-def _source(walk: Walk, folders: Sequence[str], place: str, roots: frozenset[str]) -> LocalFolders:
-    """Give the folders as an extraction would walk them now."""
-    return LocalFolders(
-        folders,
-        out=os.path.realpath(place),
-        roots=roots,
-        suffixes=SUFFIXES if walk.videos else IMAGE_SUFFIXES,
-        exclude=walk.exclude,
-    )
 
 
 def _error_opening(folder: str) -> OSError | None:

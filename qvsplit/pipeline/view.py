@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -122,25 +122,42 @@ def _closed_at_the_end(call: Call, store: Store) -> Store:
 
 def listed(call: Call, store: Store, repaired: int | None) -> View:
     """List what there is; folders are known by their digest where nothing was left to do in them."""
-    source = LocalFolders(
-        call.paths,
-        out=os.path.realpath(call.storage.location),
-        roots=frozenset(map(name_on_disk, store.roots)),
-        suffixes=_suffixes(call.options),
-        exclude=call.options.exclude,
+    options = call.options
+    source = source_of(
+        call.paths, call.storage.location, store.roots, exclude=options.exclude, videos=options.videos,
         on_note=call.callbacks.on_note,
-    )
-    everything = call.options.checksum or call.options.rebuild
+    )  # fmt: skip
+    everything = options.checksum or options.rebuild
     tallies = {} if everything else store.catalogue.tallies
     # what failed before may be read now
-    again = call.options.retry_failed or store.catalogue.cures != call.cures.to_json()
+    again = options.retry_failed or store.catalogue.cures != call.cures.to_json()
     known = {folder: one.digest for folder, one in tallies.items() if one.digest and not (again and one.failed)}
     return View(store, repaired, tallies, source, list(source.list(known)))
 
 
-def _suffixes(options: ExtractOptions) -> frozenset[str]:
+def source_of(
+    paths: Sequence[str | PathLike[str]],
+    location: str,
+    roots: Iterable[str],
+    *,
+    exclude: Sequence[str],
+    videos: bool,
+    on_note: Callable[[str], None] = lambda line: None,
+) -> LocalFolders:
+    """Give `paths` as an extraction into the store at `location`, which has items below `roots`, walks them."""
+    return LocalFolders(
+        paths,
+        out=os.path.realpath(location),
+        roots=frozenset(map(name_on_disk, roots)),
+        suffixes=_suffixes(videos=videos),
+        exclude=exclude,
+        on_note=on_note,
+    )
+
+
+def _suffixes(*, videos: bool) -> frozenset[str]:
     """Give the ends of names that a walk takes."""
-    return SUFFIXES if options.videos else IMAGE_SUFFIXES
+    return SUFFIXES if videos else IMAGE_SUFFIXES
 
 
 def _refuse_nothing(call: Call, view: View) -> None:
@@ -148,9 +165,10 @@ def _refuse_nothing(call: Call, view: View) -> None:
     for start in view.source.scope.empty:
         if number := rows_below(view.store, start):
             raise UsageError(no_items_any_more(start, number))
+    suffixes = sorted(_suffixes(videos=call.options.videos))
     raise UsageError(
         f"no images or videos in {', '.join(fspath(path) for path in call.paths)} (looked for "
-        f"{some_of(sorted(_suffixes(call.options)), 60)}{_left_out(view.source.scope.left_out)}); nothing was changed"
+        f"{some_of(suffixes, 60)}{_left_out(view.source.scope.left_out)}); nothing was changed"
     )
 
 

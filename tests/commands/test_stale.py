@@ -122,6 +122,47 @@ def test_a_folder_that_is_not_on_this_machine_is_noted(album):
     assert f"{photos} does not exist on this machine" in said
 
 
+def test_a_folder_that_is_there_and_empty_is_noted_as_one_that_is_not_there(album):
+    """As the place of a disk is that is not mounted."""
+    photos, _, ask = album
+    photos.rename(photos.with_name("elsewhere"))
+    photos.mkdir()
+    code, verdicts, said = ask("--fail-on", "block")
+    assert (code, {verdict for verdict, _ in verdicts.values()}) == (0, {"pass"})
+    assert said.count(f"{photos} does not exist on this machine, or holds no images any more; what is") == 1
+
+
+def test_an_empty_folder_of_which_the_store_has_nothing_is_not_noted(album, tmp_path):
+    photos, extract, ask = album
+    (tmp_path / "later").mkdir()
+    extract(photos, tmp_path / "later")
+    assert "later" not in ask()[2]
+
+
+def test_folders_of_one_run_with_a_link_between_them_are_walked_together(album, tmp_path):
+    photos, extract, ask = album
+    (tmp_path / "other").mkdir()
+    shutil.copyfile(photos / "coins.png", tmp_path / "other" / "behind.png")
+    (photos / "link").symlink_to(tmp_path / "other")
+    extract(photos, tmp_path / "other")
+    code, verdicts, _ = ask("--fail-on", "block")
+    assert (code, verdicts["behind.png"]) == (0, ("pass", ""))
+    shutil.copyfile(photos / "coins.png", tmp_path / "other" / "late.png")
+    code, verdicts, _ = ask("--fail-on", "block")
+    assert (code, verdicts["late.png"], verdicts["behind.png"]) == (8, ("error", NEW), ("pass", ""))
+
+
+def test_a_damaged_list_of_folders_is_no_gate_that_passes(album, tmp_path):
+    photos, extract, ask = album
+    file = tmp_path / "store" / layout.WALKED
+    file.write_text(file.read_text()[:-2])
+    shutil.copyfile(photos / "coins.png", photos / "late.png")
+    code, _, said = ask("--fail-on", "block")
+    assert (code, said) == (6, f"qvsplit: {file} is damaged; run `qvsplit extract` on your folders again\n")
+    extract()
+    assert ask("--fail-on", "block")[0] == 0
+
+
 def test_what_the_extraction_leaves_out_is_not_missing(album):
     photos, extract, ask = album
     shutil.copyfile(photos / "coins.png", photos / "raw.png")
