@@ -21,7 +21,7 @@ from qvsplit.pipeline.parts import Parts
 from qvsplit.pipeline.stages import JoinSlices, PrepareClips, Quantize
 from qvsplit.runtime import arguments, devices
 from qvsplit.runtime.loading import READY, OnLoad, nobody
-from qvsplit.runtime.names import stored_name
+from qvsplit.runtime.names import absolute, stored_name
 from qvsplit.sources import images as decoding
 from qvsplit.sources.decoder import DecoderPool
 from qvsplit.sources.pixels import upright_rgb
@@ -108,7 +108,7 @@ class VisionEncoder:
         """
         encoder = self._open()
         name = arguments.a_path("video", video, "the path of a video")
-        folder, file = path.split(path.abspath(name))
+        folder, file = path.split(absolute(name))
         entry = Entry(stored_name(folder), stored_name(file), 0, None, None)
         if self._clips is None:
             self._clips = encoder.load_clips()

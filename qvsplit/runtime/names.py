@@ -52,6 +52,19 @@ def file_on_disk(root: str, path: str) -> str:
     return os.path.join(name_on_disk(root), name_on_disk(path))
 
 
+def absolute(name: str | os.PathLike[str]) -> str:
+    """Give the whole path that opens what `name` opens; the links in it are kept where they can be.
+
+    Unlike `os.path.abspath`: what stands before a `..` is resolved first, as `link/..` is the folder above the link's
+    target.
+    """
+    parts = os.path.join(os.getcwd(), os.fspath(name)).split("/")
+    if ".." in parts:
+        behind = len(parts) - parts[::-1].index("..")
+        parts = [os.path.realpath("/".join(parts[:behind])), *parts[behind:]]
+    return os.path.normpath("/".join(parts))
+
+
 def storable_mtime(mtime_ns: int) -> int:
     """Clip a file's time to 64 bits: some file systems keep times beyond."""
     return max(-(1 << 63), min(mtime_ns, (1 << 63) - 1))

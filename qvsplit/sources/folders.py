@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qvsplit.errors import UsageError, escaped
-from qvsplit.runtime.names import file_on_disk, is_within, storable_mtime, stored_name
+from qvsplit.runtime.names import absolute, file_on_disk, is_within, storable_mtime, stored_name
 from qvsplit.sources.exclusions import IGNORE_FILE, Exclusions, PatternError, State
 from qvsplit.sources.files import open_long_path
 from qvsplit.sources.source import (
@@ -192,7 +192,7 @@ def starts_of(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
         if os.path.isdir(path):
             starts.append(os.path.realpath(path))
         else:
-            folder, name = os.path.split(os.path.abspath(path))
+            folder, name = os.path.split(absolute(path))
             starts.append(os.path.join(os.path.realpath(folder), name))
     return starts
 

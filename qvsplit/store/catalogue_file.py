@@ -19,6 +19,7 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from qvsplit.errors import DiskError, QvsplitError, ShardDamaged
+from qvsplit.runtime.names import absolute
 from qvsplit.store import layout
 from qvsplit.store.catalogue import SCHEMA, VERSION, Catalogue, FolderTally
 from qvsplit.store.catalogue_builder import CatalogueBuilder
@@ -69,7 +70,7 @@ def read_published(storage: Storage) -> Catalogue | None:
 
 def _connected(path: Path) -> sqlite3.Connection:
     """Open the file as it is, without locks. ValueError unless its tables are exactly ours: nobody else's views."""
-    name = quote(os.fsencode(os.path.abspath(path)))
+    name = quote(os.fsencode(absolute(path)))
     connection = sqlite3.connect(
         f"file:{name}?mode=ro&immutable=1", uri=True, check_same_thread=False, isolation_level=None
     )

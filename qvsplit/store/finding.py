@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qvsplit.errors import escaped, some_of
-from qvsplit.runtime.names import is_within, name_on_disk, stored_name, typed_name
+from qvsplit.runtime.names import absolute, is_within, name_on_disk, stored_name, typed_name
 from qvsplit.store.catalogue import Catalogue
 from qvsplit.store.row import PART_MARK, Row
 
@@ -99,7 +99,7 @@ def below(catalogue: Catalogue, name: str, *, by_place: bool) -> list[Row]:
     forms = list(map(name_on_disk, _forms(name)))
     folders = {form.rstrip("/") for form in forms}
     if by_place:
-        folders = {place for form in forms for place in (os.path.abspath(form), os.path.realpath(form))}
+        folders = {place for form in forms for place in (absolute(form), os.path.realpath(form))}
     for same in (name_on_disk, _on_disk):
         ours = {same(stored_name(folder)) for folder in folders}
         if rows := catalogue.rows_named(_is_below(ours, same, whole=by_place)):
@@ -214,7 +214,7 @@ def _has_whole_path(forms: set[str]) -> Matches:
 
 def _is_at(forms: set[str]) -> Matches:
     """Match the file that is there from where the command runs, as paths are printed for programs."""
-    return _has_whole_path({_normal(place(form)) for form in forms for place in (os.path.abspath, os.path.realpath)})
+    return _has_whole_path({_normal(place(form)) for form in forms for place in (absolute, os.path.realpath)})
 
 
 def _has_file_name(forms: set[str]) -> Matches:

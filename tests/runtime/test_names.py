@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qvsplit.errors import escaped
-from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk, storable_mtime, stored_name, typed_name
+from qvsplit.runtime.names import (
+    absolute,
+    file_on_disk,
+    is_within,
+    name_on_disk,
+    storable_mtime,
+    stored_name,
+    typed_name,
+)
 
 
 @given(st.binary(max_size=60))
@@ -72,3 +80,20 @@ def test_times_fit_into_64_bits(mtime):
     clipped = storable_mtime(mtime)
     assert -(1 << 63) <= clipped < 1 << 63
     assert clipped == mtime or abs(mtime) > 1 << 62
+
+
+@pytest.mark.parametrize(
+    "name", ["link/../x.jpg", "link/../other/./y.jpg", "link/x.jpg", "./x.jpg", "link//x.jpg", "real/deep/../../x.jpg"]
+)
+def test_a_whole_path_opens_what_the_name_opens(tmp_path, monkeypatch, name):
+    """Behind a link `..` is the folder above its target, not the one that the link is in."""
+    for place in ("x.jpg", "real/x.jpg", "real/deep/x.jpg", "real/other/y.jpg", "other/y.jpg"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(place)
+    (tmp_path / "link").symlink_to("real/deep")
+    monkeypatch.chdir(tmp_path)
+    whole = absolute(name)
+    assert os.path.isabs(whole)
+    assert os.path.samefile(whole, name)
+    assert ("link" in whole) is (name in ("link/x.jpg", "link//x.jpg"))  # kept where it can be
+    assert absolute(tmp_path / name) == whole

@@ -403,3 +403,11 @@ def test_a_path_that_cannot_be_looked_at_is_not_said_to_be_missing(tmp_path, mon
     monkeypatch.setattr("qvsplit.sources.folders.os.stat", stat)
     with pytest.raises(UsageError, match=r"cannot be looked at \(Transport endpoint is not connected\); mount"):
         starts_of([tmp_path])
+
+
+def test_a_file_above_the_target_of_a_link_is_the_one_that_opens(tmp_path):
+    photos_in(tmp_path, "a.png")
+    photos_in(tmp_path, "real/deep/b.png")
+    photos_in(tmp_path, "real/a.png")
+    (tmp_path / "link").symlink_to("real/deep")
+    assert starts_of([tmp_path / "link" / ".." / "a.png"]) == [str(tmp_path / "real" / "a.png")]

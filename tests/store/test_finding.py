@@ -251,3 +251,14 @@ def test_a_folder_is_named_in_either_form_of_unicode_and_as_it_was_typed_first(n
     for there in (nfc, nfd):
         one = read_store(rows.write_store(MemoryStorage(), [rows.item(there), rows.item("z")]))
         assert [row.path for row in below(one.catalogue, name, by_place=by_place)] == [there]
+
+
+def test_a_file_above_the_target_of_a_link_is_the_one_that_opens(tmp_path, monkeypatch):
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/deep")
+    items = [rows.item("a.png", root=str(tmp_path)), rows.item("a.png", root=str(tmp_path / "real"))]
+    store = read_store(rows.write_store(MemoryStorage(), items))
+    monkeypatch.chdir(tmp_path)
+    for name in ("link/../a.png", str(tmp_path / "link" / ".." / "a.png")):
+        assert [row.root for row in below(store.catalogue, name, by_place=True)] == [str(tmp_path / "real")]
+    assert [row.root for row in matching(store.catalogue, "link/../a.png")] == [str(tmp_path / "real")]
