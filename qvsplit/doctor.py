@@ -21,7 +21,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,9 +93,9 @@ def examine(place: Path | None = None, model: str | None = None) -> dict[str, An
         The parts, in the order in which people read them. JSON-compatible.
     """
     model = model or os.environ.get("QVSPLIT_MODEL") or DEFAULT_MODEL
-    with ThreadPoolExecutor() as pool:
-        asked = {name: pool.submit(_part, _ask_library, name) for name in NEEDED}
-        hub = pool.submit(_part, _hub, model)
+    with _Probes() as probes:
+        asked = {name: _begun(_ask_library, name, probes) for name in NEEDED}
+        hub = _begun(_hub, model)
         libraries = {name: future.result() for name, future in asked.items()}
         found = {
             "versions": _part(_versions),
@@ -161,6 +161,13 @@ def _part(find_out: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any
         return {"unknown": str(error), "exit code": error.exit_code}
     except Exception as error:
         return {"unknown": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+
+
+def _begun(find_out: Callable[..., dict[str, Any]], *given: Any) -> Future[dict[str, Any]]:
+    """Find out a part in a thread that nothing waits for at the end, as a pool's would be."""
+    future: Future[dict[str, Any]] = Future()
+    threading.Thread(target=lambda: future.set_result(_part(find_out, *given)), daemon=True).start()
+    return future
 
 
 # ------------------------------------------------------------------------------------------------------------- machine
@@ -233,18 +240,55 @@ def _text() -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------- libraries
 
 
-def _run_apart(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, errors="replace", timeout=IMPORT_SECONDS,
-        stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
+class _Probes:
+    """Processes that import libraries: none of them outlives the block, whatever ends it."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def run(self, code: str) -> subprocess.CompletedProcess[str]:
+        """Run Python code in a process of its own. TimeoutExpired where that takes too long."""
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("nobody waits for it any more")
+            process = subprocess.Popen(
+                [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True, errors="replace",
+            )  # fmt: skip
+            self._running.add(process)
+        try:
+            out, said = process.communicate(timeout=IMPORT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(process)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, said)
+
+    def __enter__(self) -> _Probes:
+        """Give itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._ended = True
+            running = list(self._running)
+        for process in running:
+            process.kill()
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):  # where the system itself hangs in it
+                process.wait(1)
 
 
-def _ask_library(name: str) -> dict[str, Any]:
+def _ask_library(name: str, probes: _Probes) -> dict[str, Any]:
     """Import a library in a process of its own, and have it say what it can do."""
     code = f"{_ASKED[name]}\nimport json\nprint('\\n' + json.dumps(facts))"
     try:
-        done = _run_apart(code)
+        done = probes.run(code)
     except subprocess.TimeoutExpired:
         return {"unknown": f"importing it took more than {IMPORT_SECONDS:g} s"}
     if done.returncode < 0:

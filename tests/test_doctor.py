@@ -57,14 +57,14 @@ def hub_at(monkeypatch, tmp_path):
 )
 def test_a_broken_torch_is_reported_and_stops_nothing(package, source, said):
     package("torch", source)
-    facts = doctor._part(doctor._ask_library, "torch")
+    facts = doctor._part(doctor._ask_library, "torch", doctor._Probes())
     assert said in facts["unknown"]
 
 
 def test_a_library_that_hangs_is_given_up(package, monkeypatch):
     package("av", "import time\ntime.sleep(60)")
     monkeypatch.setattr(doctor, "IMPORT_SECONDS", 0.5)
-    assert doctor._ask_library("av") == {"unknown": "importing it took more than 0.5 s"}
+    assert doctor._ask_library("av", doctor._Probes()) == {"unknown": "importing it took more than 0.5 s"}
 
 
 def test_with_a_broken_library_all_else_is_found_out(package, no_imports, monkeypatch):
@@ -92,10 +92,10 @@ def test_a_part_that_fails_is_no_others_failure(no_imports, monkeypatch):
 
 
 def test_what_the_installed_libraries_say():
-    assert doctor._ask_library("torch")["threads"] >= 1
-    images = doctor._ask_library("PIL.Image")
+    assert doctor._ask_library("torch", doctor._Probes())["threads"] >= 1
+    images = doctor._ask_library("PIL.Image", doctor._Probes())
     assert images["JPEG"] is images["PNG"] is True
-    assert doctor._ask_library("av")["h264"] is True
+    assert doctor._ask_library("av", doctor._Probes())["h264"] is True
 
 
 def test_the_hub_and_what_of_a_model_is_cached(hub_at, hub_checkpoint, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.extracting import many
-from tests.support.processes import start_slowly, wait_for
+from tests.support.processes import start_process, start_slowly, wait_for
 
 IMAGES = 12
 
@@ -64,3 +64,19 @@ def test_ctrl_c_while_qvsplit_is_imported_is_no_traceback():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT"])
+def test_doctor_ends_at_once_with_the_processes_that_import(name, tmp_path):
+    """A library hangs while it is imported, for much longer than anybody waits here."""
+    (tmp_path / "av.py").write_text(
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'hanging').write_text(str(os.getpid()))\ntime.sleep(100)\n"
+    )
+    told, environment = tmp_path / "hanging", os.environ | {"PYTHONPATH": str(tmp_path)}
+    process = start_process("doctor", env=environment)
+    wait_for(lambda: told.exists() and told.read_text(), process)
+    process.send_signal(signal.Signals[f"SIG{name}"])
+    assert process.wait(60) == {"TERM": 143, "INT": 130}[name]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(told.read_text()), 0)

@@ -18,10 +18,11 @@ def run_process(*words: object, **options: Any) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
 
 
-def start_process(*words: object) -> subprocess.Popen[str]:
+def start_process(*words: object, **options: Any) -> subprocess.Popen[str]:
     """Start one command as a process of its own."""
     return start_python(
-        f"import sys\nfrom qvsplit.cli import main\nsys.argv = {['qvsplit', *map(str, words)]!r}\nmain()"
+        f"import sys\nfrom qvsplit.cli import main\nsys.argv = {['qvsplit', *map(str, words)]!r}\nmain()",
+        **options,
     )
 
 
