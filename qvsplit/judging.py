@@ -24,6 +24,7 @@ from qvsplit.output.verdicts import (
     ItemVerdict,
     check_allowed,
     check_level,
+    joined,
     trips,
     verdict_on_answers,
     verdict_on_failed,
@@ -175,15 +176,7 @@ def _verdict_on(rows: Sequence[Row], answers: _Answers) -> ItemVerdict:
         if row.status != "ok":
             return verdict_on_failed(row)
     parts = [_named_by_part(row, verdict_on_answers(answers[row.root, row.path, row.part])) for row in rows]
-    levels = [part.level for part in parts if part.level is not None]
-    return ItemVerdict(
-        (replace(rows[0], part=0, start=None, end=None),),
-        verdict(part.verdict for part in parts),
-        flagged=tuple(name for part in parts for name in part.flagged),
-        uncertain=tuple(name for part in parts for name in part.uncertain),
-        error=next((part.error for part in parts if part.error), ""),
-        level=max(levels, key=LEVELS.index, default=None),
-    )
+    return joined((replace(rows[0], part=0, start=None, end=None),), parts)
 
 
 def _named_by_part(row: Row, item: ItemVerdict) -> ItemVerdict:

@@ -9,7 +9,6 @@ features and so answers are those of `extract` and `ask`. Nothing is written to 
 from __future__ import annotations
 
 import gc
-import hashlib
 import heapq
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from os import PathLike
 from tempfile import TemporaryFile, gettempdir
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from qvsplit.answering.options import AskOptions
 from qvsplit.ask import StoreReader, checked_language_model
@@ -33,8 +32,9 @@ from qvsplit.runtime import arguments, interrupts
 from qvsplit.runtime.atomic_files import disk_errors
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.runtime.memory import give_back_now
-from qvsplit.runtime.names import name_on_disk, storable_mtime, stored_name
+from qvsplit.runtime.names import absolute, name_on_disk, storable_mtime, stored_name
 from qvsplit.sources.decoder import ITEM_SECONDS
+from qvsplit.sources.files import sha256_of
 from qvsplit.sources.folders import root_of
 from qvsplit.sources.source import Entry
 from qvsplit.store.features import Features, StoredTensor
@@ -50,7 +50,15 @@ if TYPE_CHECKING:
 IN_MEMORY_BYTES = 256 << 20  # of features; more of them lie in a file without a name
 NOT_FOUND = "there is no such file"
 
-_Identity = tuple[int, int, int, int]  # device, inode, size, modification time
+
+class _Identity(NamedTuple):
+    """A file's stat: what tells whether it is another one, or has been written to."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int  # unlike mtime nobody can put it back; a change of mode or name moves it, too
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,8 @@ class GivenFile:
     def entry(self) -> Entry:
         """Give it as a listing has it."""
         assert self.identity is not None
-        _, _, size, mtime_ns = self.identity
-        return Entry(*self.key, size, str(mtime_ns), mtime_ns)
+        mtime_ns = self.identity.mtime_ns
+        return Entry(*self.key, self.identity.size, str(mtime_ns), mtime_ns)
 
 
 class FilesAtHand:
@@ -107,12 +115,14 @@ class FilesAtHand:
         return [row for rows in self._made.held.rows.values() for row in rows]
 
     def is_changed(self, file: GivenFile) -> bool:
-        """Say whether the file on disk is no longer the one that was read. One that was fresh then is hashed again."""
-        row = self.rows_of(file)[0]
-        now = _identity(file.place)
-        if now is None or now != file.identity or (row.size, row.mtime_ns) != now[2:]:
+        """Say whether the file on disk is no longer the one that was read. Where its stat cannot tell, it is hashed."""
+        row, then, now = self.rows_of(file)[0], file.identity, _identity(file.place)
+        if then is None or now is None:
+            return now != then
+        if now[:-1] != then[:-1] or (row.size, row.mtime_ns) != (now.size, now.mtime_ns):
             return True
-        return row.version is None and _hash(file.place) != row.sha256  # its time may be too coarse to tell
+        is_sure = row.version is not None and now.ctime_ns == then.ctime_ns
+        return not is_sure and sha256_of(file.place) != row.sha256
 
     # ------------------------------------------------------------------------------------------------- a Collection
 
@@ -156,8 +166,13 @@ class FilesAtHand:
         return self._store[name]
 
     def matching(self, pattern: str) -> list[Row]:
-        """Give the rows of the store's items that a name or a glob names; else those of the file that was so given."""
-        return (self._store.matching(pattern) if self._store is not None else []) or self._given(pattern)
+        """Give the rows of the file that was so given; else of what a name or a glob names, as the files are now."""
+        if (found := self._given(pattern)) or self._store is None:
+            return found
+        rows: dict[Row, None] = {}
+        for row in self._store.matching(pattern):
+            rows |= dict.fromkeys(self._made.held.rows.get(row.key, [row]))
+        return list(rows)
 
     def _given(self, name: str) -> list[Row]:
         return next((self.rows_of(file) for file in self.files if file.name == name), [])
@@ -279,7 +294,7 @@ def is_file(name: str) -> bool:
 
 def _given(name: str, roots: frozenset[str]) -> GivenFile:
     """Look at one path, and name it as a listing of it would. UsageError for a folder."""
-    place = os.path.abspath(name)
+    place = absolute(name)
     folder, base = os.path.split(place)
     folder = os.path.realpath(folder)
     root = root_of(folder, roots) or folder
@@ -302,17 +317,10 @@ def _identity(place: str) -> _Identity | None:
         return None
 
 
-def _hash(place: str) -> str | None:
-    try:
-        with open(place, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return None
-
-
 def _stat(place: str) -> _Identity:
     status = os.stat(place)
-    return status.st_dev, status.st_ino, status.st_size, storable_mtime(status.st_mtime_ns)
+    mtime_ns = storable_mtime(status.st_mtime_ns)
+    return _Identity(status.st_dev, status.st_ino, status.st_size, mtime_ns, status.st_ctime_ns)
 
 
 def _failed_row(file: GivenFile, error: str) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import shutil
 import weakref
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from qvsplit import on_demand
 from qvsplit.answering.options import AskOptions
@@ -213,7 +215,7 @@ def test_names_are_those_that_an_extraction_into_the_store_would_give(fake, extr
         assert files.rows[0].key == (str(below.resolve()), "coffee.png")
 
 
-@pytest.mark.parametrize("change", ["size", "time", "inode", "deleted"])
+@pytest.mark.parametrize("change", ["size", "time", "inode", "deleted", "bytes alone"])
 def test_a_change_on_disk_is_seen(change, folder, fake, tmp_path):
     file, other = tmp_path / "a.png", tmp_path / "b.png"
     for path in (file, other):
@@ -230,9 +232,53 @@ def test_a_change_on_disk_is_seen(change, folder, fake, tmp_path):
             os.utime(file, (OLD[0], OLD[1] + 1))
         elif change == "inode":
             other.replace(file)
+        elif change == "bytes alone":
+            with file.open("r+b") as stream:
+                stream.write(b"other")
+            os.utime(file, OLD)
         else:
             file.unlink()
         assert files.is_changed(given)
+
+
+def test_another_mode_is_no_change(folder, fake, tmp_path):
+    file = tmp_path / "a.png"
+    shutil.copyfile(folder / "coffee.png", file)
+    os.utime(file, OLD)
+    with files_at_hand([file]) as files:
+        file.chmod(0o600)
+        assert not files.is_changed(files.files[0])
+
+
+def test_a_file_above_the_target_of_a_link_is_the_one_that_opens(folder, fake, tmp_path, monkeypatch):
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/deep")
+    shutil.copyfile(folder / "coffee.png", tmp_path / "x.png")
+    shutil.copyfile(folder / "chelsea.png", tmp_path / "real" / "x.png")
+    monkeypatch.chdir(tmp_path)
+    with files_at_hand(["link/../x.png"]) as files:
+        (row,) = files.rows
+        assert row.key == (str(tmp_path.resolve() / "real"), "x.png")
+        assert row.sha256 == hashlib.sha256((folder / "chelsea.png").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_that_an_image_has_more_frames_than_were_looked_at_is_known(known, fake, extract, out, tmp_path, monkeypatch):
+    """Also beside a store that has its features, and was made before frames were counted."""
+    (tmp_path / "files").mkdir()
+    file = tmp_path / "files" / "moving.gif"
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+    store = None
+    if known:
+        with monkeypatch.context() as before:
+            before.setattr("qvsplit.pipeline.record._unseen_frames", lambda result: None)
+            extract(tmp_path / "files")
+        store = open_store(out)
+        assert store["moving.gif"].warnings is None
+    with files_at_hand([file], store=store) as files:
+        assert files.encoded == (not known)
+        assert files.rows[0].warnings == files.rows[0].unseen_frames == "only the first of 3 frames was looked at"
 
 
 def test_a_fresh_file_is_hashed_again_since_its_time_may_be_too_coarse(folder, fake, tmp_path):

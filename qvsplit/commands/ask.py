@@ -419,9 +419,10 @@ def _ask_all(
     from qvsplit.answering.selection import select
 
     table = _checked_outputs(outputs, questions)
-    store = _opened(chosen, options, outputs)
+    has_flags = any(question.flag for question in questions)
+    store = _opened(chosen, options, outputs, has_flags=has_flags)
     reference = _reference(store, chosen)
-    if any(question.flag for question in questions):
+    if has_flags:
         selection = select_and_compare(
             store, chosen.places, chosen.globs, reference, is_gate=outputs.fail_on is not None, quiet=outputs.quiet
         )
@@ -444,10 +445,12 @@ def _ask_all(
     _end(results)
 
 
-def _opened(chosen: Items, options: AskOptions, outputs: Outputs) -> Collection:
-    """Open the store; files that are named and none of its items are encoded beside it."""
+def _opened(chosen: Items, options: AskOptions, outputs: Outputs, *, has_flags: bool = False) -> Collection:
+    """Open the store; files that are named and none of its items, or changed since, are encoded beside it."""
     names = [*chosen.globs, *([] if chosen.reference is None else [chosen.reference])]
-    return open_items(chosen.places, names, options, quiet=outputs.quiet, progress=outputs.progress)
+    return open_items(
+        chosen.places, names, options, has_flags=has_flags, quiet=outputs.quiet, progress=outputs.progress
+    )
 
 
 def _checked_outputs(outputs: Outputs, questions: Sequence[Question]) -> Table | None:
@@ -494,8 +497,10 @@ def _end(results: Results) -> None:
     outputs, plan = results.outputs, results.plan
     if plan.has_checks and results.verdicts and not outputs.quiet:
         say(count_line(results.verdicts))
-    if outputs.fail_on is not None and trips(results.verdicts, outputs.fail_on, outputs.allowed):
-        raise typer.Exit(CHECKS_FLAGGED)
+    if outputs.fail_on is not None:
+        if trips(results.verdicts, outputs.fail_on, outputs.allowed):
+            raise typer.Exit(CHECKS_FLAGGED)
+        return  # whatever failed is allowed
     if results.error is not None:
         raise typer.Exit(results.error.exit_code)
     _require_items(plan.items)

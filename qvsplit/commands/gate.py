@@ -30,8 +30,9 @@ from qvsplit.commands.options import (
     one_of,
     some_of,
 )
-from qvsplit.errors import CHECKS_FLAGGED, UsageError
+from qvsplit.errors import CHECKS_FLAGGED, UsageError, escaped
 from qvsplit.output.levels import LEVELS
+from qvsplit.output.names import shown_name
 from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import say
 
@@ -168,6 +169,8 @@ def gate(
         )  # fmt: skip
     for item in judgement.verdicts:
         printer.verdict(item)
+        if item.unseen:
+            say(f"uncertain: {escaped(shown_name(item.rows[0]))}: {item.unseen}")
     if not quiet:
         say(count_line(judgement.verdicts))
     if not judgement.passed:

@@ -100,7 +100,7 @@ class AnswerPrinter:
         elif self.format == TSV:
             self._line("verdict", item.rows, ["", "", "", item.verdict, item.reason])
         elif self.format == TEXT:
-            reason = [printable(item.reason)] if item.reason else []
+            reason = [printable(text) for text in (item.reason, item.unseen) if text]
             print("  ".join([bold(self._names(item.rows)), item.verdict, *reason]), flush=True)
         elif item.verdict != PASS:
             self._paths(item.rows)

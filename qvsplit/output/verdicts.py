@@ -20,6 +20,8 @@ from qvsplit.output.names import names_of
 if TYPE_CHECKING:
     from qvsplit.store.row import Row
 
+FRAMES = "frames"  # stands among the uncertain checks of an item of which not all was looked at
+
 
 @dataclass(frozen=True)
 class ItemVerdict:
@@ -29,7 +31,8 @@ class ItemVerdict:
         rows: The items.
         verdict: The gravest of what all answers come to.
         flagged: The names of the checks that were flagged.
-        uncertain: The names of the checks whose choices the model would not have given by itself.
+        uncertain: The names of the checks whose choices the model would not have given by itself; and `frames` for an
+            animated image, or a TIFF of several pages, of which only the first was looked at.
         error: Why there is no answer to a question, or none at all.
         level: The highest level of what was flagged, whatever else is uncertain; None where nothing was.
     """
@@ -47,6 +50,12 @@ class ItemVerdict:
         names = ",".join((*self.flagged, *self.uncertain))
         return "; ".join(part for part in (names, self.error) if part)
 
+    @property
+    def unseen(self) -> str:
+        """What nobody has looked at, in words; "" where all was."""
+        unseen = (row.unseen_frames for row in self.rows if row.unseen_frames)
+        return next(unseen, "") if FRAMES in self.uncertain else ""
+
     def to_json(self, *, absolute: bool = False) -> dict[str, Any]:
         """Give it as the commands print it in JSON."""
         record: dict[str, Any] = {"type": "verdict"} | names_of(self.rows, absolute=absolute)
@@ -56,7 +65,9 @@ class ItemVerdict:
 
 def verdict_on_answers(answers: Sequence[Answer]) -> ItemVerdict:
     """Give the verdict on the items of one prompt, from all answers about them."""
-    return joined(answers[0].rows, [_verdict_on_answer(answer) for answer in answers])
+    rows = answers[0].rows
+    unseen = [ItemVerdict(rows, UNCERTAIN, uncertain=(FRAMES,))] if any(row.unseen_frames for row in rows) else []
+    return joined(rows, [*map(_verdict_on_answer, answers), *unseen])
 
 
 def _verdict_on_answer(answer: Answer) -> ItemVerdict:

@@ -168,7 +168,7 @@ class RowRecorder:
             has_features=True,
         )
         if clip is None:
-            return row
+            return replace(row, warnings=_unseen_frames(result))
         return replace(row, part=clip.part, start=clip.start, end=clip.end, warnings="; ".join(_flags(part)) or None)
 
     def _refer(self, result: Result) -> None:
@@ -183,7 +183,7 @@ class RowRecorder:
                 row, status="ok", part=home.part, start=home.start, end=home.end, kind=home.kind, width=home.width,
                 height=home.height, duration=home.duration, taken_at=home.taken_at, grid_thw=home.grid_thw,
                 n_tokens=home.n_tokens, placeholder=home.placeholder, inputs=home.inputs, media=home.media,
-                warnings=home.warnings,
+                warnings=home.warnings or _unseen_frames(result),
             )
             for home in self._home_rows(result.content)
         ]  # fmt: skip
@@ -293,6 +293,14 @@ class RowRecorder:
             rows = writer.append_item(parts)
         self.written[rows[0].key] = item_row(rows)
         return rows
+
+
+def _unseen_frames(result: Result) -> str | None:
+    """Say that an image has more frames or pages than the first, which alone is looked at."""
+    frames = 1 if result.info is None else result.info.frames
+    if frames is None:
+        return "only the first frame was looked at, and how many there are cannot be told"
+    return f"only the first of {frames:,} frames was looked at" if frames > 1 else None
 
 
 def _flags(part: Part) -> list[str]:

@@ -138,7 +138,8 @@ class Decoder:
             ItemNotFound: The file was listed and no longer exists.
             ItemError: It cannot be read.
         """
-        return self._try(lambda: self._read(entry))
+        info = self._try(lambda: self._read(entry))
+        return info if info.frames is not None else replace(info, frames=self._count())
 
     def decode(self, entry: Entry, info: FileInfo, on_size: OnSize = lambda width, height: None) -> DecodedImage:
         """Decode the file of `entry`, which `read` said to be `info`; of this process or of another.
@@ -281,6 +282,17 @@ class Decoder:
         if file != entry.file:  # a copy's own times say nothing of the item
             return replace(read, mtime_ns=entry.mtime_ns or 0, version=entry.version)
         return read
+
+    def _count(self) -> int | None:
+        """Count the frames of the image that the child keeps; None where that cannot be told, and decoding says why."""
+        try:
+            frames: int | None = self._ask({"do": "count"})["frames"]
+        except (_TookTooLong, _Died):
+            self._stop()
+            if self._closed:
+                raise Closed from None
+            return None
+        return frames
 
     def _fetched(self, entry: Entry) -> str:
         """Have the source give the item as a local file."""

@@ -3,8 +3,9 @@
 Messages on the socket are JSON behind their length in four bytes, little-endian. The parent asks:
 
     {"do": "read", "file", "size", "gifs_are_videos"}
-                             → {"sha256", "size", "mtime_ns", "version", "kind"}; the child keeps the bytes of an image,
-                               and a video open
+                             → a FileInfo's fields; the child keeps the bytes of an image, and a video open.
+                               `frames` is null where they have to be counted, by
+    {"do": "count"}          → {"frames": how many, or null where that cannot be told}
     {"do": "measure"}        → {"measured": [width, height]}, by the header alone
     {"do": "decode"}         → {"claims": [width, height]}, then the child waits for
     {"do": "go on"}          → {"decoded": [width, height], "taken_at", "format", "memory"}, and a descriptor of memory
@@ -16,9 +17,10 @@ Messages on the socket are JSON behind their length in four bytes, little-endian
     {"do": "next"}           → {"buffer": the one that it is in, "memory"}. The child decodes one frame ahead, and
                                writes into a buffer again once the frame after the one in it was asked for
 
-`measure` and `decode` are of the image that was read last, `scan` and `frames` of the video. Instead of an answer comes
-{"error", "kind"} for a bad file, {"not_found"} for one that no longer exists, {"bug"} for what nobody expected. While a
-video is read, scanned or decoded, {"progress"} comes before the answer, every half second while anything advances.
+`count`, `measure` and `decode` are of the image that was read last, `scan` and `frames` of the video. Instead of an
+answer comes {"error", "kind"} for a bad file, {"not_found"} for one that no longer exists, {"bug"} for what nobody
+expected. While a video is read, scanned or decoded, {"progress"} comes before the answer, every half second while
+anything advances.
 """
 
 from __future__ import annotations
@@ -89,6 +91,7 @@ class _Child:
         """Answer messages until the other end is closed."""
         steps: dict[str, Callable[[dict[str, Any]], None]] = {
             "read": self._read,
+            "count": self._count,
             "measure": self._measure,
             "decode": self._decode,
             "scan": self._scan,
@@ -114,7 +117,7 @@ class _Child:
                 signal.alarm(0)
 
     def _read(self, message: dict[str, Any]) -> None:
-        from qvsplit.sources import files, videos
+        from qvsplit.sources import files, images, videos
 
         self._forget()  # before the next file is in memory
         entry = Entry("", message["file"], message["size"], None, None)
@@ -123,7 +126,14 @@ class _Child:
             entry, message["file"], head_bytes=videos.HEAD_BYTES, kind_of=kind_of, on_progress=self._tell_progress
         )
         self.data = file.data
-        send(self.connection, dataclasses.asdict(file.info))
+        frames = None if self.video is None and images.may_have_frames(self.data) else 1
+        send(self.connection, dataclasses.asdict(file.info) | {"frames": frames})
+
+    def _count(self, message: dict[str, Any]) -> None:
+        from qvsplit.sources import images
+
+        self._expect_image()
+        send(self.connection, {"frames": images.frames(self.data)})
 
     def _forget(self) -> None:
         if self.video is not None:

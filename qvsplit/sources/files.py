@@ -42,6 +42,8 @@ class FileInfo:
         mtime_ns: Its modification time before it was read, within 64 bits.
         version: `mtime_ns` as text; None where the file is too fresh for its stat to be trusted, or changed meanwhile.
         kind: `image` or `video`, by its first bytes.
+        frames: Of an image, how many frames or pages it has, of which the first alone is looked at; None where that
+            cannot be told.
     """
 
     sha256: str
@@ -49,6 +51,7 @@ class FileInfo:
     mtime_ns: int
     version: str | None
     kind: str = "image"
+    frames: int | None = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,15 @@ def open_long_path(path: str, flags: int) -> int:
         return os.open(parts[-1], flags | os.O_CLOEXEC, dir_fd=at)
     finally:
         os.close(at)
+
+
+def sha256_of(file: str) -> str | None:
+    """Give the SHA-256 of a file as it is now; None where it cannot be read."""
+    try:
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _open(entry: Entry, file: str) -> int:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvsplit.errors import ItemError
-from qvsplit.runtime.names import stored_name
+from qvsplit.runtime.names import absolute, stored_name
 from qvsplit.sources import pixels
 from qvsplit.sources.files import read
 from qvsplit.sources.source import Entry
@@ -43,7 +44,10 @@ FORMATS = (
 )  # fmt: skip
 MAX_PIXELS = 178_956_970  # 0.5 GB of RGB, beyond any camera: where Pillow, too, speaks of a decompression bomb
 
-# EXIF tags
+_ANIMATED = ("GIF", "PNG", "WebP", "AVIF", "TIFF")  # formats that hold several frames or pages, all to be looked at
+
+# TIFF and EXIF tags
+_SUBFILE_TYPE, _IS_REDUCED = 0x00FE, 1
 _EXIF_IFD = 0x8769
 _DATE_TIME, _OFFSET_TIME = 0x0132, 0x9010
 _DATE_TIME_ORIGINAL, _OFFSET_TIME_ORIGINAL = 0x9003, 0x9011
@@ -143,8 +147,37 @@ def measure(data: bytes) -> tuple[int, int]:
 
 def open_file(path: str | Path) -> Image.Image:
     """Decode the file `path` as `extract` does. ItemError if it is bad."""
-    folder, name = os.path.split(os.path.abspath(path))
+    folder, name = os.path.split(absolute(path))
     return decode(read(Entry(stored_name(folder), stored_name(name), 0, None, None)).data)
+
+
+def frames(data: bytes) -> int | None:
+    """Count the frames of an animated image, or the pages of a TIFF but for smaller copies; 1 for any other image.
+
+    None where that cannot be told. Decodes none of them. The other pictures of a JPEG or HEIF file are not counted:
+    they are what cameras put there beside the one that is meant.
+    """
+    if not may_have_frames(data):
+        return 1
+    try:
+        with _opened(data) as image:
+            return _pages(image) if image.format == "TIFF" else int(getattr(image, "n_frames", 1))
+    except ItemError:
+        return None
+
+
+def may_have_frames(data: bytes) -> bool:
+    """Say by its first bytes whether an image is of a format whose frames are counted."""
+    return _kind_of(data) in _ANIMATED
+
+
+def _pages(image: Image.Image) -> int:
+    pages = 1
+    with suppress(EOFError):
+        for number in itertools.count(1):
+            image.seek(number)
+            pages += not image.tag_v2.get(_SUBFILE_TYPE, 0) & _IS_REDUCED  # type: ignore[attr-defined]
+    return pages
 
 
 def warm_up() -> None:

@@ -100,6 +100,11 @@ class Row:
         return None if self.sha256 is None else (self.sha256, self.part)
 
     @property
+    def unseen_frames(self) -> str | None:
+        """Say that an image has more frames or pages than the one that was looked at; None where it has not."""
+        return self.warnings if self.kind == "image" else None
+
+    @property
     def placeholder_runs(self) -> Runs:
         """The text that stands for this item in a prompt, as runs. ValueError for what no writer writes."""
         return parse_placeholder(self.placeholder or "[]")

@@ -62,15 +62,64 @@ def test_a_store_that_is_named_must_be_there(run_cli, unknown, tmp_path):
     assert str(tmp_path / "none") in said
 
 
-def test_the_stores_own_item_of_that_name_is_meant_first(run_cli, small_store, unknown, tmp_path, monkeypatch):
-    """Also where another file of that name lies here: nothing is encoded."""
+def test_the_stores_own_item_of_that_name_is_meant_first(
+    run_cli, small_store, unknown, four_photos, tmp_path, monkeypatch
+):
+    """Also where another file of that name lies here, and that is said: nothing is encoded."""
     words = ("ask", "--embeds", small_store, "--image", "coins.png", "--json", "--max-new-tokens", 4, QUESTION)
     expected = run_cli(*words)
     unknown.rename(tmp_path / "coins.png")
     monkeypatch.chdir(tmp_path)
     code, out, said = run_cli(*words)
-    assert (code, said) == (0, "")
+    theirs = four_photos.resolve() / "coins.png"
+    means = f"qvsplit: coins.png is the store's {theirs}; write ./coins.png for the file here\n"
+    assert (code, said) == (0, means)
     assert tokens(out) == tokens(expected[1])
+    assert run_cli(*words, "--quiet")[2] == ""
+    assert run_cli(*words[:4], "./coins.png", *words[5:])[2] == ENCODED
+    checks = ("--choices", "yes,no")
+    assert run_cli(*words[:-1], "--image", theirs, "Is it?", *checks)[2].startswith(means)
+    (tmp_path / "c.toml").write_text(
+        '[[check]]\nid = "a"\nquestion = "A?"\nchoices = ["yes", "no"]\nflag = "yes"\nmin_choice_mass = 0\n'
+    )
+    for gate in ([], ["--fail-on", "block"]):
+        assert run_cli(*words[:5], "--checks", tmp_path / "c.toml", *gate) == (2, "", means)
+
+
+def test_a_file_here_with_the_bytes_of_the_item_of_that_name_is_that_item(
+    run_cli, small_store, four_photos, tmp_path, monkeypatch
+):
+    shutil.copyfile(four_photos / "coins.png", tmp_path / "coins.png")
+    monkeypatch.chdir(tmp_path)
+    words = ("ask", "--embeds", small_store, "--image", "coins.png", "--max-new-tokens", 2, QUESTION)
+    assert run_cli(*words)[::2] == (0, "")
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_file_that_has_changed_since_it_was_extracted_is_asked_about_as_it_is(
+    run_cli, four_photos, unknown, checkpoint, tmp_path, checked
+):
+    folder, out = tmp_path / "kept", tmp_path / "embeds"
+    shutil.copytree(four_photos, folder)
+    run_cli("extract", folder, "--out", out, "--model", checkpoint)
+    old = run_cli("ask", "--embeds", out, "--image", "coins.png", "--json", "--max-new-tokens", 8, QUESTION)[1]
+    shutil.copyfile(unknown, folder / "coins.png")
+    (tmp_path / "c.toml").write_text(
+        '[[check]]\nid = "a"\nquestion = "A?"\nchoices = ["yes", "no"]\nflag = "yes"\nmin_choice_mass = 0\n'
+    )
+    words = ["--checks", tmp_path / "c.toml", "--fail-on", "block"] if checked else ["--max-new-tokens", 8, QUESTION]
+    ask = ("ask", "--embeds", out, "--json", *words)
+    code, new, said = run_cli(*ask, "--image", folder / "coins.png")
+    assert ENCODED in said
+    if checked:
+        assert "error" not in {line.get("verdict") for line in map(json.loads, new.splitlines())}
+        return
+    assert code == 0
+    assert tokens(new) != tokens(old)
+    fresh = run_cli("ask", "--image", unknown, "--embeds", out, "--json", *words)[1]
+    assert tokens(new)["coins.png"] == tokens(fresh)["new.jpg"]
+    os.utime(folder / "coffee.png")  # the same bytes at another time
+    assert run_cli(*ask, "--image", folder / "coffee.png")[2] == ""
 
 
 def test_content_that_the_store_has_under_another_name_is_not_encoded(run_cli, small_store, four_photos, tmp_path):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import qvsplit
 from qvsplit import judging
@@ -72,6 +73,7 @@ TABLE = [
     Case("flagged", "dogs.jpg", "block", "dog", (8, 8, 8, 8)),
     Case("flagged below `--fail-on`", "houses.png", "info", "house", (0, 0, 0, 0)),
     Case("choice mass below `min_choice_mass`", "night.jpg", "uncertain", "occasion", (8, 0, 8, 0)),
+    Case("several frames or pages", "moving.gif", "uncertain", "frames", (8, 0, 8, 0)),
     Case("damaged", "torn.jpg", "error", TORN, (8, 8, 0, 0)),
     Case("no such file", "missing.jpg", "error", "there is no such file", (8, 8, 0, 0)),
     Case("no image or video", "text.jpg", "error", UNSUPPORTED, (8, 8, 0, 0)),
@@ -92,6 +94,8 @@ def folder(tmp_path_factory) -> Path:
     for name, postcard in MADE_FROM.items():
         shutil.copyfile(POSTCARDS / postcard, folder / name)
     (folder / "text.jpg").write_text("a text")
+    with Image.open(folder / "good.jpg") as still, Image.open(folder / "dogs.jpg") as unseen:
+        still.save(folder / "moving.gif", save_all=True, append_images=[unseen])
     for file in folder.iterdir():
         os.utime(file, OLD)
     (folder / "checks.toml").write_text(CHECKS)
@@ -174,6 +178,24 @@ def test_a_line_a_file_in_the_order_given_and_one_of_them_trips(gate):
     assert [line[1] for line in lines] == given
     assert [line[6] for line in lines] == ["uncertain", "block", "error", "block", "error", "pass"]
     assert said == "qvsplit: block: 2, error: 2, uncertain: 1, pass: 1\n"
+
+
+def test_what_was_not_looked_at_is_said(gate):
+    seen = "only the first of 2 frames was looked at"
+    code, lines, said = gate("moving.gif")
+    assert (code, said) == (8, f"qvsplit: uncertain: moving.gif: {seen}\nqvsplit: uncertain: 1\n")
+    assert lines == [["verdict", "moving.gif", "", "", "", "", "uncertain", "frames"]]
+    ((line,),) = gate("moving.gif", "--format", "text")[1]
+    assert line.endswith(f"moving.gif  uncertain  frames  {seen}")
+    assert gate("moving.gif", "--allow", "uncertain")[0] == 0
+
+
+def test_ask_says_it_too(run_cli, stores, folder):
+    words = ("--embeds", stores["has them"], "--image", "moving.gif", "--checks", folder / "checks.toml")
+    code, out, said = run_cli("ask", *words, "--model", "demo", "--fail-on", "block", "--json")
+    (item,) = [line for line in map(json.loads, out.splitlines()) if line["type"] == "verdict"]
+    assert (code, item["verdict"], item["uncertain"]) == (8, "uncertain", ["frames"])
+    assert "qvsplit: uncertain: moving.gif: only the first of 2 frames was looked at\n" in said
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qvsplit.errors import UsageError
@@ -119,3 +121,17 @@ def test_a_level_that_does_not_exist():
         check_level("fatal")
     with pytest.raises(UsageError):
         check_level("error")
+
+
+def test_of_what_not_all_was_looked_at_nothing_is_known():
+    seen = "only the first of 3 frames was looked at"
+    moving = replace(ROW, path="a.gif", warnings=seen)
+    item = verdict_on_answers([replace(answer("dog", level="warn", flagged=False), rows=(moving,))])
+    assert (item.verdict, item.uncertain, item.reason, item.unseen) == ("uncertain", ("frames",), "frames", seen)
+    assert [trips([item], "block", allowed) for allowed in ((), ("error",), ("uncertain",))] == [True, True, False]
+    item = verdict_on_answers([replace(answer("dog", level="block", flagged=True), rows=(ROW, moving))])
+    assert (item.verdict, item.level, item.reason, item.unseen) == ("block", "block", "dog,frames", seen)
+    assert trips([item], "block", {"uncertain"})
+    clip = replace(ROW, kind="video", warnings="variable-frame-rate")
+    item = verdict_on_answers([replace(answer("dog", flagged=False), rows=(clip,))])
+    assert (item.verdict, item.uncertain, item.unseen) == ("pass", (), "")

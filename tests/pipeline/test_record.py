@@ -66,6 +66,24 @@ def result(path: str, outcome=KNOWN, *, content: str | None = None, version: str
     )
 
 
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [
+        (1, None),
+        (3, "only the first of 3 frames was looked at"),
+        (None, "only the first frame was looked at, and how many there are cannot be told"),
+    ],
+)
+def test_an_image_of_which_the_first_frame_alone_was_looked_at(frames, said):
+    """A copy of it, too."""
+    results = [result("a.gif", "encoded", content="same"), result("b.gif", content="same")]
+    results = [replace(one, info=replace(one.info, frames=frames)) for one in results]
+    recorder = recorded(results)
+    assert [(row.path, row.warnings, row.unseen_frames) for row in recorder.writer.rows] == [
+        ("a.gif", said, said), ("b.gif", said, said)
+    ]  # fmt: skip
+
+
 def unread(path: str, error: ItemError) -> Result:
     return Result(entry(path), outcome=error)
 

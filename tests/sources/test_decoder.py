@@ -86,6 +86,31 @@ def test_what_a_file_says_of_its_image_comes_along(decoder, tmp_path, coins):
     assert (image.format, image.taken_at) == ("JPEG", "2024-01-31T12:30:59+02:00")
 
 
+def test_frames_are_counted_where_a_file_may_have_several(decoder, tmp_path, coins):
+    with Image.open(coins) as image:
+        image.save(tmp_path / "moving.gif", save_all=True, append_images=[image.rotate(90), image.rotate(180)])
+        image.save(tmp_path / "still.jpg")
+    assert decoder.read(entry_of(tmp_path / "moving.gif")).frames == 3
+    assert decoder.read(entry_of(tmp_path / "still.jpg")).frames == 1
+    assert decoder.read(entry_of(coins)).frames == 1
+
+
+def test_an_image_whose_frames_end_the_decoder_is_decoded_all_the_same(decoder, coins, monkeypatch):
+    """How many there are is not known then, and that is said."""
+    ask = decoder._ask
+
+    def dying(message):
+        if message["do"] == "count":
+            decoder._child.kill()
+            decoder._child.wait()
+        return ask(message)
+
+    monkeypatch.setattr(decoder, "_ask", dying)
+    info = decoder.read(entry_of(coins))
+    assert info.frames is None
+    assert decoder.decode(entry_of(coins), info).width == 384
+
+
 def test_pixels_are_shared_and_not_copied(decoder, coins):
     pixels = decoded(decoder, coins).pixels
     base = pixels

@@ -11,7 +11,7 @@ from importlib.machinery import PathFinder
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 from qwen_vl_utils.vision_process import to_rgb
 
 from qvsplit.errors import ERROR_KINDS, ItemError
@@ -90,6 +90,45 @@ def test_an_animation_is_its_first_frame(photo):
     assert same_rgb(images.decode(animated), photo)
     gif = images.decode(encoded(photo, "GIF", save_all=True, append_images=[second], duration=100))
     assert np.abs(np.asarray(gif).astype(int) - np.asarray(photo)).mean() < 20
+
+
+def several(kind: str, number: int, **more) -> bytes:
+    """A file of so many frames, or pages, each of another colour."""
+    stack = [Image.new("RGB", (16, 16), (60 * one, 0, 0)) for one in range(number)]
+    stream = io.BytesIO()
+    stack[0].save(stream, kind, save_all=True, append_images=stack[1:], **more)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF", "TIFF"])
+def test_frames_and_pages_are_counted(kind):
+    assert images.frames(several(kind, 1)) == 1
+    assert images.frames(several(kind, 3)) == 3
+
+
+def test_smaller_copies_in_a_tiff_are_no_pages():
+    stream = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(stream, new=True) as writer:
+        for side, kind in ((64, 0), (32, 1), (16, 1), (64, 0)):
+            Image.new("RGB", (side, side)).save(writer, "TIFF", tiffinfo={254: kind})
+            writer.newFrame()
+    with Image.open(io.BytesIO(stream.getvalue())) as image:
+        assert image.n_frames == 4
+    assert images.frames(stream.getvalue()) == 2
+
+
+def test_what_cameras_put_beside_a_picture_is_no_page(photo):
+    assert images.frames(several("MPO", 2)) == 1
+    assert images.frames(encoded(photo, "JPEG")) == 1
+
+
+def test_where_frames_cannot_be_counted_that_is_not_known():
+    whole = several("TIFF", 2)
+    with Image.open(io.BytesIO(whole)) as image:
+        image.seek(1)
+        second = image._frame_pos[1]
+    torn = whole[:second] + b"\xff" * (len(whole) - second)
+    assert images.frames(torn) != 1
 
 
 def test_colour_profiles_are_left_alone(photo):

@@ -78,7 +78,8 @@ class InThreadDecoders:
 
     def read(self, entry):
         file = files.read(entry, str(self.fetch(entry)))
-        return replace(file.info, kind="video" if file.data.startswith(FAKE_VIDEO) else "image")
+        kind = "video" if file.data.startswith(FAKE_VIDEO) else "image"
+        return replace(file.info, kind=kind, frames=images.frames(file.data))
 
     def _measures(self, entry):
         return json.loads(files.read(entry, str(self.fetch(entry))).data.removeprefix(FAKE_VIDEO))
