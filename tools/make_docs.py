@@ -47,9 +47,9 @@ Answers and `--json` go to stdout, all else to stderr.
   lines that others get. Nothing is drawn while the process is in the background.
 - **How far a run is** goes to stderr: on a terminal a bar, elsewhere a line once a minute, the first after a minute:
   `2026-11-26T01:02:03Z images 120 of 4,000, 2.1/s, about 31 min left`. `--progress json` prints an object on a line
-  as each phase begins and ends, and once a second: `type` (`progress`), `phase`, `part` (of loading the model), `done`,
-  `total`, `unit`, `rate` (a second), `seconds_left`, `time`; null is what is not known. Where answers are printed on the
-  same terminal there is no bar; `--progress none` and `--quiet` show nothing.
+  as each phase begins and ends, and once a second: `type` (`progress`), `phase`, `part` (of loading the model),
+  `done`, `total`, `unit`, `rate` (a second), `seconds_left`, `time`; null is what is not known. Where answers are
+  printed on the same terminal there is no bar; `--progress none` and `--quiet` show nothing.
 - **Streams**: stdin, stdout and stderr may be closed. A stdout that cannot be written ends the command with 7; if its
   reader has gone (`| head`), with 141 and without a word. What cannot be written to stderr is dropped, and the run
   goes on.

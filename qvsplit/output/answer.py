@@ -89,7 +89,9 @@ class Answer:
             return UNCERTAIN
         if self.flagged is None:
             return None
-        return (self.level or DEFAULT_LEVEL) if self.flagged else PASS
+        if self.flagged:
+            return self.level or DEFAULT_LEVEL
+        return UNCERTAIN if any(row.unseen_frames for row in self.rows) else PASS  # in another frame it may be flagged
 
     @property
     def choice(self) -> str | None:

@@ -59,3 +59,12 @@ def test_an_answer_that_failed_and_one_about_several_images():
         "roots": ["/photos", "/photos"],
     }
     assert "error" not in PLAIN.to_json()
+
+
+def test_an_image_of_which_one_frame_was_looked_at_passes_no_check():
+    moving = replace(row("a.gif"), warnings="only the first of its 3 frames was looked at")
+    answer = replace(PLAIN, rows=(moving,), id="cat", flagged=False)
+    assert answer.verdict == answer.to_json()["verdict"] == "uncertain"
+    assert replace(answer, flagged=True, level="warn").verdict == "warn"
+    assert replace(answer, flagged=None).verdict is None
+    assert replace(answer, rows=PLAIN.rows).verdict == "pass"
