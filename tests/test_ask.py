@@ -110,7 +110,7 @@ def test_the_config_of_videos_decides_answers_about_videos_alone(with_videos, ch
     def origin(**videos):
         session = Session(with_videos, FakeEngine(), checkpoint=open_checkpoint(checkpoint, "language"))
         session.store = _Configured(with_videos, replace(with_videos.config, videos=videos or None))
-        made_by = session.recorder(None, [])._origin
+        made_by = session.recorder([], [])._origin
         return made_by.config, made_by.video_config
 
     (without, _), (slow, slow_videos), (fast, fast_videos) = origin(), origin(fps=1.0), origin(fps=2.0)

@@ -124,8 +124,10 @@ def _left_out_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"excluded: {' and '.join(excluded)}")
     if number := summary["excluded"]:
         items = plural(number, "item of the store is", "items of the store are")
-        lines.append(f"{items} excluded now, and left as {'it is' if number == 1 else 'they are'}; "
-                     f"`qvsplit purge` takes {_them(number)} out")
+        lines.append(
+            f"{items} excluded now, and left as {'it is' if number == 1 else 'they are'}; "
+            f"`qvsplit purge` takes {_them(number)} out"
+        )
     return lines
 
 

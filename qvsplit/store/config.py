@@ -169,6 +169,7 @@ class Provenance:
 def installed_versions() -> Mapping[str, str]:
     """Give the versions of Python and of the libraries that touch pixels or numbers, without importing them."""
     import platform
+
     return {"python": platform.python_version()} | {name: installed_version(name) or UNKNOWN for name in VERSIONED}
 
 

@@ -82,7 +82,9 @@ def test_a_change_of_what_is_excluded_is_seen_by_a_run_with_nothing_else_to_do(e
         assert counts(run("coins.png")) == (5, 5, 3, 0, 0)
     for _ in range(2):
         assert counts(run()) == (6, 6, 2, 0, 0)
-    with pytest.raises(UsageError, match=r"no images or videos .*; there are 2 \.cr2, 4 excluded files, 2 excluded folders\)"):
+    with pytest.raises(
+        UsageError, match=r"no images or videos .*; there are 2 \.cr2, 4 excluded files, 2 excluded folders\)"
+    ):
         run("*.png", "*.jpg", "raw")
 
 
@@ -96,9 +98,7 @@ def test_of_excluded_files_those_that_are_gone_are_absent(extract, taken):
     assert counts(extract(taken, prune=True)) == (7, 7, 1, 0, 0)
 
 
-def test_an_excluded_item_whose_file_is_deleted_is_pruned_though_its_folder_is_otherwise_unchanged(
-    extract, album, out
-):
+def test_an_excluded_item_whose_file_is_deleted_is_pruned_though_its_folder_is_otherwise_unchanged(extract, album, out):
     extract(album)
     for _ in range(2):
         assert counts(extract(album, exclude=["coin*", "raw"])) == (3, 3, 3, 0, 0)
