@@ -31,14 +31,16 @@ def select_and_compare(
 
     For a gate so is an item that is not known to be on disk as it was extracted, in place of its rows, and a folder
     that cannot be listed; else that is only noted, as are folders that do not exist on this machine. Shards alone say
-    nothing of what a whole store has.
+    nothing of what a whole store has; where items are named one by one no folder is listed.
     """
     from qvsplit.answering.selection import select
-    from qvsplit.pipeline.freshness import freshness, outdated, roots_not_found, unreadable_rows
+    from qvsplit.pipeline.freshness import Freshness, freshness, outdated, roots_not_found, unreadable_rows
     from qvsplit.store.finding import is_glob
 
-    known = {row.key for status in ("ok", "failed") for row in store.rows_with_status(status)}
-    found = freshness(known, [place for place in places if os.path.isdir(place)])
+    found = Freshness((), {}, (), ())
+    if not names or any(map(is_glob, names)):  # a name alone matches nothing that is new; a glob may
+        known = {row.key for status in ("ok", "failed") for row in store.rows_with_status(status)}
+        found = freshness(known, [place for place in places if os.path.isdir(place)])
     selection = select(store, names, not_extracted=found.new)
     asked = [*selection.rows, *([] if reference is None else [reference])]
     stale = outdated(asked, found.unreadable, by_content=is_gate)
@@ -48,8 +50,7 @@ def select_and_compare(
         if stale and not quiet:
             _say_stale(len(stale))
         return selection
-    if not names or any(map(is_glob, names)):  # which may match what is in there
-        stale += unreadable_rows(found.unreadable, [*selection.rows, *selection.failed])
+    stale += unreadable_rows(found.unreadable, [*selection.rows, *selection.failed])
     return _without_stale(selection, stale, reference)
 
 

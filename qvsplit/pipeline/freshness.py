@@ -5,7 +5,6 @@ A gate that judges a store has to know it: an image that nobody has extracted ha
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from qvsplit.pipeline.view import source_of
 from qvsplit.runtime.names import file_on_disk, is_within, name_on_disk, stored_name
+from qvsplit.sources.files import sha256_of
 from qvsplit.sources.folders import presence_of, root_of
 from qvsplit.sources.source import Key
 from qvsplit.store.row import Row
@@ -131,11 +131,10 @@ def _reason(row: Row, unreadable: Mapping[str, str], *, by_content: bool) -> str
 
 
 def _change_of_content(file: str, sha256: str | None) -> str | None:
-    try:
-        with open(file, "rb") as stream:
-            return None if hashlib.file_digest(stream, "sha256").hexdigest() == sha256 else CHANGED
-    except OSError:
+    now = sha256_of(file)
+    if now is None:
         return NOT_LOOKED_AT
+    return None if now == sha256 else CHANGED
 
 
 def _failed(key: Key, reason: str, kind: str = "image") -> Row:

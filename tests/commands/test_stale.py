@@ -334,3 +334,16 @@ def test_a_store_is_opened_once_and_hashes_for_a_gate_alone(album, monkeypatch):
     assert (len(opened), hashed) == (1, [])
     assert ask("--fail-on", "block")[0] == 0
     assert hashed
+
+
+def test_where_items_are_named_one_by_one_no_folder_is_listed(album, monkeypatch):
+    """A gate over one image of a million must not read the names of all."""
+    photos, _, ask = album
+    listed = []
+    monkeypatch.setattr("qvsplit.pipeline.freshness.walks", lambda storage: listed.append(storage))
+    shutil.copyfile(photos / "coffee.png", photos / "coins.png")
+    code, verdicts, _ = ask("--fail-on", "block", "--image", "rocket.jpg")
+    assert (code, set(verdicts)) == (0, {"rocket.jpg"})
+    assert listed == []
+    ask("--fail-on", "block", "--image", "r*.jpg")
+    assert len(listed) == 1
