@@ -17,12 +17,12 @@ from qvsplit.commands.options import (
     DTYPES,
     INPUT,
     MODEL,
-    ON_DEVICE,
     OUTPUT,
     PERFORMANCE,
     SAMPLING,
     Absolute,
     Allow,
+    AskDevice,
     Json,
     Model,
     OutputFormat,
@@ -292,15 +292,7 @@ def ask(
         ),
     ] = None,
     model: Model = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            **ON_DEVICE,
-            help="cpu, cuda, cuda:N, or auto to spread the model [default: cuda where there is one].",
-            show_default=False,
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    device: AskDevice = None,
     dtype: Annotated[
         str | None,
         typer.Option(

@@ -17,10 +17,10 @@ from qvsplit.commands.options import (
     DTYPES,
     INPUT,
     MODEL,
-    ON_DEVICE,
     OUTPUT,
     PERFORMANCE,
     Absolute,
+    AskDevice,
     Json,
     Model,
     OutputFormat,
@@ -92,15 +92,7 @@ def gate(
         ),
     ] = None,
     model: Model = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            **ON_DEVICE,
-            help="cpu, cuda, cuda:N, or auto to spread the language model [default: cuda where there is one].",
-            show_default=False,
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    device: AskDevice = None,
     dtype: Annotated[
         str | None,
         typer.Option(

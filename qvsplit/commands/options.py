@@ -95,6 +95,15 @@ Device = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+AskDevice = Annotated[
+    str | None,
+    typer.Option(
+        **ON_DEVICE,
+        help="cpu, cuda, cuda:N, or auto to spread the language model [default: cuda where there is one].",
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, one object a line.", rich_help_panel=OUTPUT)]
 OutputFormat = Annotated[
     str | None,
