@@ -83,7 +83,7 @@ def test_scores_are_those_of_a_plain_forward_pass(tiny, name):
     tokenizer = model.full.processor.tokenizer
     choices = [
         [tokenizer(text, add_special_tokens=False)["input_ids"] for text in mine]
-        for mine in (["yes", "no, not at all"], ["red", "green or blue", "none"])
+        for mine in (["yes", "no, not at all", "no"], ["red", "green or blue", "none", "green"])  # some begin others
     ]
     scores = model.language.score(asked, choices)
     for text, mine, got in zip(texts, choices, scores, strict=True):
@@ -145,7 +145,7 @@ def test_sliding_windows_are_counted_in_tokens(tiny, window):
     assert answers(model, asked) == [model.full.answer(images, text, new_tokens=NEW) for text in texts]
     assert all(keys.shape[1] == min(window - 1, len(longer)) for keys in longer.keys)
     alone = model.asked(images[:1], texts)
-    choices = [[[20, 21, 22, 23, 24, 25], [30], [40, 41]]] * 5
+    choices = [[[20, 21, 22, 23, 24, 25], [30], [40, 41], [40], [20, 21], [40, 41, 42], [40, 43]]] * 5
     for text, got in zip(texts, model.language.score(alone, choices), strict=True):
         expected = [plain_score(model, images[0], text, tokens) for tokens in choices[0]]
         assert got == pytest.approx(expected, abs=1e-4)

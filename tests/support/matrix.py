@@ -48,7 +48,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 SIZES = {"coffee.png": (300, 200), "chelsea.png": (140, 220), "rocket.jpg": (260, 180)}
 NEEDS_TIMM = {"gemma3n", "perception_lm", "fast_vlm"}
 SPLIT = [name for name, one in ALL.items() if one.model_type in LISTED and name not in NEEDS_TIMM]
-CHOICES = ("yes", "no", "a grey house")
+CHOICES = ("yes", "no", "a grey house", "a grey", "yes.")  # some begin with others
 
 
 def _lose(tensors: dict[str, torch.Tensor], name: str) -> None:
