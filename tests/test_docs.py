@@ -347,7 +347,8 @@ def test_the_image_of_the_demo_is_of_today_and_calls_nobody():
 
 
 def test_the_script_of_the_album_page_runs_as_it_is_written(tmp_path):
-    """Twice, as by cron, with other folders and the demo's model, on the demo's postcards."""
+    """Twice, as by cron, on the demo's postcards, with other folders, the demo's model, and its checks and their words."""
+    from qvsplit.answering.checks import read_checks
     from qvsplit.demo import POSTCARDS
 
     (script,) = blocks((ROOT / "docs" / "album.md").read_text(), "sh")
@@ -358,7 +359,14 @@ def test_the_script_of_the_album_page_runs_as_it_is_written(tmp_path):
     shutil.copyfile(ROOT / "examples" / "demo" / "album.toml", home / "album.toml")
     (programs / "qvsplit").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qvsplit "$@"\n')
     (programs / "qvsplit").chmod(0o755)
-    script = script.replace("/srv/photos", str(photos)).replace("/var/lib/qvsplit", str(home))
+    checks = read_checks(ROOT / "examples" / "album.toml")
+    assert {"dog", "beach"} <= {choice for check in checks for choice in check.spellings}
+    for here, there in (
+        ("/srv/photos", str(photos)), ("/var/lib/qvsplit", str(home)), ("animal = dog", "animal = yes"),
+        ("place = beach", "place = sea"),
+    ):  # fmt: skip
+        assert here in script
+        script = script.replace(here, there)
     environment = os.environ | {
         "PATH": f"{programs}:/usr/bin:/bin", "HOME": str(home), "QVSPLIT_MODEL": "demo", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
@@ -369,7 +377,7 @@ def test_the_script_of_the_album_page_runs_as_it_is_written(tmp_path):
         return done.stderr
 
     def album() -> set[str]:
-        folder = photos / "albums" / "dogs-at-the-sea"
+        folder = photos / "albums" / "dogs-at-the-beach"
         return {os.path.relpath(link.resolve(), photos) for link in folder.iterdir() if link.is_symlink()}
 
     assert "torn.jpg" in run()
