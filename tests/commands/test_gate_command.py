@@ -341,8 +341,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("step", ["encoding", "asking"])
-@pytest.mark.parametrize("name", ["INT", "TERM", "KILL"])
+@pytest.mark.parametrize(
+    ("name", "step"), [("INT", "encoding"), ("INT", "asking"), ("TERM", "encoding"), ("KILL", "asking")]
+)
 def test_one_that_is_ended_leaves_no_process_and_no_file(step, name, folder, tmp_path):
     scratch, marks = tmp_path / "scratch", {step: str(tmp_path / step) for step in ("encoding", "asking")}
     scratch.mkdir()
