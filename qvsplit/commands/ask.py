@@ -44,6 +44,7 @@ from qvsplit.commands.survey import (
 )  # fmt: skip
 from qvsplit.commands.wording import say_note
 from qvsplit.errors import CHECKS_FLAGGED, UsageError, escaped
+from qvsplit.output.levels import LEVELS
 from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import say
 from qvsplit.runtime import interrupts
@@ -193,7 +194,7 @@ def ask(
     fail_on: Annotated[
         str | None,
         typer.Option(
-            **one_of("--fail-on", "info", "warn", "block"),
+            **one_of("--fail-on", *LEVELS),
             help="Exit with 8 if a check of this level or above was flagged, or if an item could not be checked or is "
             "uncertain.",
             show_default=False,

@@ -90,9 +90,9 @@ def joined(rows: tuple[Row, ...], parts: Sequence[ItemVerdict]) -> ItemVerdict:
     )
 
 
-def verdict_on_failed(row: Row, reason: str = "") -> ItemVerdict:
-    """Give the verdict on an item that could not be checked: its row says why, unless `reason` does."""
-    return ItemVerdict((row,), ERROR, error=reason or failure_reason(row))
+def verdict_on_failed(row: Row) -> ItemVerdict:
+    """Give the verdict on an item that could not be checked: its row says why."""
+    return ItemVerdict((row,), ERROR, error=failure_reason(row))
 
 
 def failure_reason(row: Row) -> str:
