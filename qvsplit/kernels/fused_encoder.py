@@ -10,12 +10,13 @@ config's `kernels`.
 What is done otherwise: the MLP and the queries, keys and values go a few rows at a time, so that their wide
 intermediates stay in the cache and the memory small; on a CPU weights are laid out once for oneDNN, which also
 applies quick GELU as it writes; rotary positions are written straight to where attention reads; neighbours of one
-size share an attention call; the patch embedding is a matrix product, of one temporal slice where both are the same.
-docs/decisions.md has what each brings.
+size share an attention call, and on a GPU many small ones of many sizes do (varlen_attention.py); the patch embedding
+is a matrix product, of one temporal slice where both are the same. docs/decisions.md has what each brings.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
@@ -24,26 +25,40 @@ import torch
 from torch import nn
 
 from qvsplit.kernels.packed_linear import PackedLinear, can_pack
+from qvsplit.kernels.varlen_attention import Found, Varlen, ends_of, find_varlen
 
 Grid = tuple[int, int, int]
 Layer = Callable[[torch.Tensor], torch.Tensor]
+Attention = Callable[
+    [torch.Tensor], torch.Tensor
+]  # queries, keys, values [3, heads, patches, head_dim] to [patches, width]
 
 # Rows that go through the MLP at a time: on a CPU 10 MB of intermediates in float32; a GPU wants work for all its units
 ROWS_CPU, ROWS_CUDA = 512, 8192
 QUICK_GELU = 1.702  # x · sigmoid(1.702 x)
+# One call for frames of unequal sizes pays where calls by size are many and small: at least so many of them, of at most
+# so many patches on average. Larger ones keep a GPU busy by themselves, and torch's own attention is the faster there.
+VARLEN_RUNS, VARLEN_PATCHES = 8, 1024
 
 
 class FusedEncoder:
     """The fused encoder. Takes the weights out of the module it is made from, which is of no use afterwards.
 
-    `check` is called between layers; what it raises ends the pass.
+    Args:
+        module: transformers' encoder.
+        check: Called between layers; what it raises ends the pass.
+        attention: "sdpa", a call for all neighbours of one size; "varlen", one call for all frames; "auto", whichever
+            is the faster.
     """
 
-    def __init__(self, module: Any, *, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, module: Any, *, check: Callable[[], None] = lambda: None, attention: str = "auto") -> None:
         self.check = check
+        self.attention = attention
+        self._found: Found | None = None  # looked for when the first batch could use it
         parameter = module.blocks[0].mlp.fc2.weight
         self.device, self.dtype = parameter.device, parameter.dtype
         self.heads: int = module.blocks[0].attn.num_heads
+        self.scale: float = module.blocks[0].attn.scaling
         self.merge: int = module.spatial_merge_size
         self.rows = ROWS_CPU if self.device.type == "cpu" else ROWS_CUDA
         self.frequencies = module.rotary_pos_emb.inv_freq.float()  # [head_dim / 4]
@@ -75,12 +90,32 @@ class FusedEncoder:
             else:
                 x = self.embed(all_slices(pixels, *self.slices) if still else pixels)
             cos, sin = self._rotary(grids)
+            attention = self._attention(grids, x.shape[1] // self.heads)
             heads = x.new_empty(3, self.heads, len(x), x.shape[1] // self.heads)  # queries, keys, values
             for block in self.blocks:
                 self.check()
-                block.attend(x, heads, cos, sin, grids)
+                block.attend(x, heads, cos, sin, attention)
                 block.apply_mlp(x)
             return self._merged(x)
+
+    def _attention(self, grids: Sequence[Grid], head_dim: int) -> Attention:
+        """Choose how attention within each frame is computed for this batch. RuntimeError where it cannot be so."""
+        frames = _frames(grids)
+        if self.attention == "varlen" or (self.attention == "auto" and _many_small(frames)):
+            found = self._varlen(head_dim)
+            if found.function is not None:
+                return _by_varlen(found.function, frames, self.device)
+            if self.attention == "varlen":
+                raise RuntimeError(f"no attention over unequal lengths: {dict(found.lacks)}")
+        return functools.partial(_by_size, grids=grids, scale=self.scale)
+
+    def _varlen(self, head_dim: int) -> Found:
+        if self._found is None:
+            if self.scale == head_dim**-0.5:
+                self._found = find_varlen(self.device, self.dtype, heads=self.heads, head_dim=head_dim)
+            else:
+                self._found = Found(None, None, {"all": f"scores are scaled by {self.scale}"})
+        return self._found
 
     def _block(self, block: Any) -> _Block:
         return _Block(self, block)
@@ -116,7 +151,6 @@ class _Block:
         self.rows = encoder.rows
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.qkv, self.proj = encoder._layer(_take(block.attn, "qkv")), encoder._layer(_take(block.attn, "proj"))
-        self.scale: float = block.attn.scaling
         activation = block.mlp.act
         quick = type(activation).__name__ == "QuickGELUActivation"
         fused = quick and encoder.packed and encoder.dtype == torch.float32
@@ -128,15 +162,14 @@ class _Block:
         self.activation: Layer | None = None if fused else quick_gelu if quick else activation
 
     def attend(
-        self, x: torch.Tensor, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, grids: Sequence[Grid]
+        self, x: torch.Tensor, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention
     ) -> None:
         """Add attention within each frame. `heads` [3, heads, patches, head_dim] is a buffer that is overwritten."""
         for rows, buffer, c, s in zip(
             x.split(self.rows), heads.split(self.rows, 2), cos.split(self.rows), sin.split(self.rows), strict=True
         ):
             self._project(rows, buffer.permute(2, 0, 1, 3), c, s)
-        attended = torch.cat([self._attend_frames(part, number) for part, number in _runs_of_one_size(heads, grids)])
-        for rows, part in zip(x.split(self.rows), attended.split(self.rows), strict=True):
+        for rows, part in zip(x.split(self.rows), attention(heads).split(self.rows), strict=True):
             rows += self.proj(part)
 
     def _project(self, rows: torch.Tensor, buffer: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
@@ -148,12 +181,6 @@ class _Block:
         torch.addcmul(first * cos, second, sin, value=-1, out=rotated[..., :half])
         torch.addcmul(second * cos, first, sin, out=rotated[..., half:])
 
-    def _attend_frames(self, heads: torch.Tensor, number: int) -> torch.Tensor:
-        """Compute attention over `number` frames of one size: [3, heads, number·n, head_dim] to [number·n, width]."""
-        q, k, v = heads.unflatten(2, (number, -1)).transpose(1, 2).unbind()  # [number, heads, n, head_dim]
-        attended = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        return attended.transpose(1, 2).reshape(-1, attended.shape[1] * attended.shape[3])
-
     def apply_mlp(self, x: torch.Tensor) -> None:
         """Add the MLP, some rows at a time."""
         for rows in x.split(self.rows):
@@ -161,9 +188,43 @@ class _Block:
             rows += self.down(inner if self.activation is None else self.activation(inner))
 
 
+def _frames(grids: Sequence[Grid]) -> list[int]:
+    """Give the patches of every frame."""
+    return [h * w for t, h, w in grids for _ in range(t)]
+
+
+def _many_small(frames: Sequence[int]) -> bool:
+    """Say whether calls by size would be many and small."""
+    runs = sum(1 for _ in groupby(frames))
+    return runs >= VARLEN_RUNS and sum(frames) <= runs * VARLEN_PATCHES
+
+
+def _by_size(heads: torch.Tensor, *, grids: Sequence[Grid], scale: float) -> torch.Tensor:
+    """Compute attention within each frame, a call for neighbours of one size."""
+    return torch.cat([_attend_frames(part, number, scale) for part, number in _runs_of_one_size(heads, grids)])
+
+
+def _by_varlen(varlen: Varlen, frames: Sequence[int], device: torch.device) -> Attention:
+    """Compute attention within each frame, one call for all."""
+    ends, longest = ends_of(frames, device), max(frames)
+
+    def attend(heads: torch.Tensor) -> torch.Tensor:
+        q, k, v = heads.transpose(1, 2).unbind()  # [patches, heads, head_dim]
+        return varlen(q, k, v, ends, longest).flatten(1)
+
+    return attend
+
+
+def _attend_frames(heads: torch.Tensor, number: int, scale: float) -> torch.Tensor:
+    """Compute attention over `number` frames of one size: [3, heads, number·n, head_dim] to [number·n, width]."""
+    q, k, v = heads.unflatten(2, (number, -1)).transpose(1, 2).unbind()  # [number, heads, n, head_dim]
+    attended = nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+    return attended.transpose(1, 2).reshape(-1, attended.shape[1] * attended.shape[3])
+
+
 def _runs_of_one_size(heads: torch.Tensor, grids: Sequence[Grid]) -> list[tuple[torch.Tensor, int]]:
     """Cut `heads` into runs of frames of equally many patches; give with each how many frames it has."""
-    frames = [h * w for t, h, w in grids for _ in range(t)]
+    frames = _frames(grids)
     runs = [(size, len(list(run))) for size, run in groupby(frames)]
     parts = heads.split([size * number for size, number in runs], dim=2)
     return [(part, number) for part, (_, number) in zip(parts, runs, strict=True)]

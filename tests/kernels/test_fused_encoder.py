@@ -8,6 +8,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 
 from qvsplit.kernels import fused_encoder, packed_linear
 from qvsplit.kernels.fused_encoder import FusedEncoder
+from qvsplit.kernels.varlen_attention import Found
 
 GRIDS = {
     "one": [(1, 6, 10)],
@@ -61,6 +62,79 @@ def test_it_gives_what_transformers_gives(monkeypatch, name, rows, packed):
     got = fused(pixels(GRIDS[name]), GRIDS[name])
     assert float((got - expected).norm() / expected.norm()) < 1e-5
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def by_segments(q, k, v, ends, longest):
+    """Stands in for a library's: attention within each sequence, one after the other."""
+    assert longest == max(ends.diff().tolist())
+    attend = torch.nn.functional.scaled_dot_product_attention
+    parts = zip(*(one.split(ends.diff().tolist()) for one in (q, k, v)), strict=True)
+    return torch.cat([attend(*(part.transpose(0, 1) for part in three)).transpose(0, 1) for three in parts])
+
+
+@pytest.fixture
+def with_varlen(monkeypatch):
+    """A library that has attention over unequal lengths, on any device; gives how often it was called."""
+    calls = []
+
+    def varlen(*given):
+        calls.append(len(given[3]) - 1)
+        return by_segments(*given)
+
+    monkeypatch.setattr(fused_encoder, "find_varlen", lambda *args, **more: Found("fake", varlen, {}))
+    return calls
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_one_attention_call_for_all_sizes_gives_what_transformers_gives(with_varlen, name):
+    grids = GRIDS[name]
+    got = FusedEncoder(module(), attention="varlen")(pixels(grids), grids)
+    torch.testing.assert_close(got, reference(module(), pixels(grids), grids), rtol=1e-4, atol=1e-4)
+    assert with_varlen == [sum(t for t, _, _ in grids)] * 3
+
+
+def test_many_small_sizes_share_a_call_and_few_or_large_ones_do_not(with_varlen, monkeypatch):
+    monkeypatch.setattr(fused_encoder, "VARLEN_RUNS", 3)
+    monkeypatch.setattr(fused_encoder, "VARLEN_PATCHES", 20)
+    small, large, few, alike = ([(1, 2, 2), (1, 4, 4), (1, 2, 6)], [(1, 2, 2), (1, 4, 4), (1, 6, 12)],
+                                [(1, 2, 2), (1, 4, 4)], [(1, 2, 2)] * 9)  # fmt: skip
+    encoder = FusedEncoder(module())
+    for grids, calls in ((small, [3] * 3), (large, []), (few, []), (alike, [])):
+        with_varlen.clear()
+        got = encoder(pixels(grids), grids)
+        torch.testing.assert_close(got, reference(module(), pixels(grids), grids), rtol=1e-4, atol=1e-4)
+        assert with_varlen == calls
+    assert FusedEncoder(module(), attention="sdpa")(pixels(small), small) is not None
+    assert with_varlen == []
+
+
+def test_on_a_cpu_sizes_have_calls_of_their_own(monkeypatch):
+    monkeypatch.setattr(fused_encoder, "VARLEN_RUNS", 1)
+    grids = GRIDS["a size between others"]
+    torch.testing.assert_close(
+        FusedEncoder(module())(pixels(grids), grids), reference(module(), pixels(grids), grids), rtol=1e-4, atol=1e-4
+    )
+    with pytest.raises(RuntimeError, match="no attention over unequal lengths: .*on CUDA, not torch.float32 on cpu"):
+        FusedEncoder(module(), attention="varlen")(pixels(grids), grids)
+
+
+def test_another_scale_of_scores_is_none_that_a_library_computes(with_varlen):
+    plain = module()
+    plain.blocks[0].attn.scaling = 0.5
+    with pytest.raises(RuntimeError, match="scores are scaled by 0.5"):
+        FusedEncoder(plain, attention="varlen")(pixels([(1, 2, 2)]), [(1, 2, 2)])
+    assert with_varlen == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_cuda_one_attention_call_is_as_near_the_truth_as_transformers(dtype):
+    grids = [(1, 2 * n, 4) for n in range(1, 13)]
+    truth = reference(module(dtype=dtype).float(), pixels(grids).to(dtype).float(), grids)
+    theirs = reference(module(dtype=dtype), pixels(grids), grids).float()
+    for attention in ("varlen", "auto"):
+        mine = FusedEncoder(module(dtype=dtype).cuda(), attention=attention)(pixels(grids).to("cuda", dtype), grids)
+        assert float((mine.float().cpu() - truth).norm()) < 1.5 * float((theirs - truth).norm())
 
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_pytorch_tanh", "silu"])
