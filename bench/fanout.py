@@ -1,6 +1,6 @@
 """Many questions behind one image of a recurrent model (Qwen3.5): together, or one at a time. In one run.
 
-    python -m bench.fanout [--questions 20] [--tokens 16] [--rounds 3] [--hidden 768] [--layers 12]
+    python -m bench.fanout [--questions 20] [--tokens 16] [--rounds 3] [--hidden 1024] [--layers 8]
 
 The model has random weights and the family's real processor: gated delta nets in three layers of four, full attention
 in the fourth. All contenders answer greedily in float32 from the features of one photograph of about 1,000 tokens,
@@ -17,7 +17,6 @@ Answers are compared token by token. Last line: one JSON object.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -37,8 +36,8 @@ from qvsplit.answering.local_engine import LocalEngine
 from qvsplit.ask import FeatureSession
 from qvsplit.models.forward import encoder_outputs
 from qvsplit.models.prompt import Placeholder
-from tests.support.families import FAMILIES, TinyFamily, make_checkpoint
-from tests.support.families.qwen import LINEAR, MROPE_3, VISION_3, vl
+from tests.support.families import make_checkpoint
+from tests.support.families.larger import larger
 from tests.support.photographs import photographs
 
 IMAGE_SIDE = 1024  # pixels: about 1,000 tokens of 32 × 32 pixels
@@ -47,7 +46,7 @@ IMAGE_SIDE = 1024  # pixels: about 1,000 tokens of 32 × 32 pixels
 def main() -> None:
     """Time the three, compare their answers, and print ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("questions", 20), ("tokens", 16), ("rounds", 3), ("hidden", 768), ("layers", 12)):
+    for name, default in (("questions", 20), ("tokens", 16), ("rounds", 3), ("hidden", 1024), ("layers", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -82,19 +81,6 @@ def main() -> None:
         same = result["same_answers"][name]
         print(f"{name:9} {value:8.2f} s   {result['of_together'][name]:6.2f} x together   {same} answers as whole")
     print(json.dumps(result))
-
-
-def larger(hidden: int, layers: int) -> TinyFamily:
-    """Qwen3.5's tiny checkpoint with a larger language model."""
-    text = LINEAR | {
-        "hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers,
-        "num_attention_heads": hidden // 64, "num_key_value_heads": max(1, hidden // 256), "head_dim": 64,
-        "linear_key_head_dim": 64, "linear_value_head_dim": 64, "linear_num_key_heads": hidden // 128,
-        "linear_num_value_heads": hidden // 64,
-        "rope_parameters": {**MROPE_3, "mrope_section": [6, 5, 5], "partial_rotary_factor": 0.5},
-    }  # fmt: skip
-    config = vl("Qwen3_5Config", text, VISION_3 | {"out_hidden_size": hidden})
-    return dataclasses.replace(FAMILIES["qwen3_5"], config=config, other_tensors=dict)
 
 
 def _photograph() -> Image.Image:
