@@ -22,7 +22,7 @@ from qvsplit.commands.help import SETTINGS, Command, Group, help_and_examples, m
 from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import BUG, INTERRUPTED, TERMINATED, DiskError, QvsplitError, UsageError
 from qvsplit.output.text import say
-from qvsplit.runtime import interrupts, streams
+from qvsplit.runtime import cpus, interrupts, streams
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "extract": extract.extract,
@@ -60,6 +60,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not streams.shows_escape_codes(sys.stderr):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    cpus.sleep_while_waiting_if_niced()
+    cpus.keep_threads_to_usable_cpus()
     interrupts.install()
     code = run(sys.argv[1:])
     code = _exit_code(streams.flush) if code == 0 else code

@@ -31,6 +31,7 @@ from qvsplit.checkpoints.files import INDEX_FILE, SINGLE_FILE
 from qvsplit.checkpoints.hub import looks_like_hub_name
 from qvsplit.checkpoints.opening import DEFAULT_MODEL
 from qvsplit.errors import ConfigError, DiskError, ModelError, QvsplitError, StoreDamaged
+from qvsplit.runtime.cpus import THREAD_VARIABLES, WAIT_POLICY, affinity, cpu_quota, niceness, usable_cpus
 from qvsplit.runtime.devices import has_bfloat16_units
 from qvsplit.runtime.memory import machine_memory
 from qvsplit.runtime.versions import installed_version
@@ -46,20 +47,23 @@ PACKAGES = (
 NEEDED = ("torch", "transformers", "pyarrow.parquet", "PIL.Image", "av")  # without which nothing is encoded or asked
 IMPORT_SECONDS, HUB_SECONDS = 120.0, 3.0
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+SPINNING_TIMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # by which GNU's and LLVM's OpenMP can be told exactly
+SPIN, SLEEP = "they spin", "they sleep"
 VARIABLES = (
-    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "HF_HOME", "HF_HUB_CACHE",
-    "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "QVSPLIT_MODEL", "QVSPLIT_CACHE", "LANG", "LC_ALL", "TERM",
-    "NO_COLOR",
+    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", WAIT_POLICY, *SPINNING_TIMES, "ONEDNN_MAX_CPU_ISA",
+    "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "QVSPLIT_MODEL",
+    "QVSPLIT_CACHE", "LANG", "LC_ALL", "TERM", "NO_COLOR",
 )  # fmt: skip
 VIDEO_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "prores")
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 LOW_DISK = 1 << 30  # bytes: less than many shards take
 
 # What each library says of itself, in its own process; `facts` is printed
 _ASKED = {
     "torch": """
 import torch
-facts = {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability(), "cuda": torch.version.cuda,
-         "onednn": torch.backends.mkldnn.is_available(), "devices": []}
+facts = {"default threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability(),
+         "cuda": torch.version.cuda, "onednn": torch.backends.mkldnn.is_available(), "devices": []}
 if torch.cuda.is_available():
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
@@ -102,6 +106,7 @@ def examine(place: Path | None = None, model: str | None = None) -> dict[str, An
             "system": _part(_system),
             "cpu": _part(_cpu),
             "torch": libraries["torch"],
+            "threads": _part(_threads, libraries["torch"]),
             "dtype": _part(_dtype_advice, libraries["torch"]),
             "images": libraries["PIL.Image"],
             "videos": libraries["av"],
@@ -200,20 +205,57 @@ def _cpu() -> dict[str, Any]:
         "name": names.get("model name", platform.processor() or "unknown"),
         "features": ", ".join(flag for flag in CPU_FLAGS if flag in flags) or "none known",
         "cores": os.cpu_count(),
-        "usable cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "affinity": f"{affinity()} cores",
         "quota": "none" if quota is None else f"{quota:g} cores",
+        "usable cores": usable_cpus(),
     }
 
 
-def cpu_quota(mounted: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Give the cores that a container's quota allows, of cgroup v2 or v1; None where there is none."""
-    with suppress(OSError, ValueError):
-        quota, period = (mounted / "cpu.max").read_text().split()  # "max" is no number
-        return int(quota) / int(period)
-    with suppress(OSError, ValueError):
-        quota, period = ((mounted / "cpu" / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
-        return int(quota) / int(period) if int(quota) > 0 else None
-    return None
+def _threads(torch: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how many threads compute, how they stand with other processes, and what to do where that is bad."""
+    most, niced, waiting = usable_cpus(), niceness(), _waiting()
+    own = torch.get("default threads", most)  # that torch cannot be imported is said elsewhere
+    chosen = [name for name in THREAD_VARIABLES if name in os.environ]
+    advice = []
+    if chosen and own > most:
+        advice.append(
+            f"torch has {own} threads by {' and '.join(chosen)}, and the quota allows {most}: all of them are stopped "
+            f"together for part of the time; leave that out, or say {most}"
+        )
+    if niced > 0 and waiting == SPIN:
+        advice.append(
+            f"niced threads that spin are slowed down many times by a busy process: set {WAIT_POLICY}=passive, which "
+            "qvsplit leaves to you as there are other variables of OpenMP's"
+        )
+    if niced == 0 and waiting == SLEEP:
+        advice.append(
+            f"{WAIT_POLICY}=passive slows small layers down and helps beside busy processes: else leave it out"
+        )
+    if niced > 0 and _is_on(AUTOGROUP):
+        advice.append(
+            "niceness counts among the processes of one session here, and of one service: to stand back for all others "
+            "set kernel.sched_autogroup_enabled=0, or CPUWeight=idle of a systemd service"
+        )
+    return {
+        "computing": own if chosen else min(own, most),
+        "niceness": niced,
+        "while waiting": waiting,
+        "advice": advice or "nothing to do",
+    }
+
+
+def _waiting() -> str:
+    """Say what OpenMP's threads do while they wait for each other, by the variables that say so."""
+    exact = [f"{name}={os.environ[name]}" for name in SPINNING_TIMES if name in os.environ]
+    if exact:
+        return f"as {' and '.join(exact)} says"
+    return SLEEP if os.environ.get(WAIT_POLICY, "").strip().lower() == "passive" else SPIN
+
+
+def _is_on(setting: Path) -> bool:
+    with suppress(OSError):
+        return setting.read_text().strip() == "1"
+    return False
 
 
 def _dtype_advice(torch: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def test_a_part_that_fails_is_no_others_failure(no_imports, monkeypatch):
 
 
 def test_what_the_installed_libraries_say():
-    assert doctor._ask_library("torch", doctor._Probes())["threads"] >= 1
+    assert doctor._ask_library("torch", doctor._Probes())["default threads"] >= 1
     images = doctor._ask_library("PIL.Image", doctor._Probes())
     assert images["JPEG"] is images["PNG"] is True
     assert doctor._ask_library("av", doctor._Probes())["h264"] is True
@@ -148,21 +148,62 @@ def test_no_names_no_tokens_no_home(monkeypatch):
     assert told == {"a": ["~/x", "/media/USER/disk", "/home/adam", "http://h/x", "hf_…"]}
 
 
+@pytest.fixture
+def machine(monkeypatch):
+    """A process on four CPUs at nice 0, of which a test says what is otherwise."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", doctor.WAIT_POLICY, *doctor.SPINNING_TIMES):
+        monkeypatch.delenv(name, raising=False)
+    settings = {"affinity": 4, "cpu_quota": None, "usable_cpus": 4, "niceness": 0, "_is_on": False}
+
+    def have(**changes):
+        for name, value in (settings | changes).items():
+            monkeypatch.setattr(doctor, name, lambda *_, value=value: value)
+
+    have()
+    return have
+
+
+def test_cores_affinity_and_quota(machine):
+    machine(cpu_quota=1.5, usable_cpus=2)
+    found = doctor._cpu()
+    assert {name: found[name] for name in ("affinity", "quota", "usable cores")} == {
+        "affinity": "4 cores", "quota": "1.5 cores", "usable cores": 2,
+    }  # fmt: skip
+    machine()
+    assert doctor._cpu()["quota"] == "none"
+
+
+def test_threads_where_nothing_is_bad(machine):
+    told = {"computing": 4, "niceness": 0, "while waiting": "they spin", "advice": "nothing to do"}
+    assert doctor._threads({"default threads": 4}) == told
+    assert doctor._threads({"default threads": 2})["computing"] == 2
+    machine(usable_cpus=1)
+    assert doctor._threads({"default threads": 4})["computing"] == 1
+    assert doctor._threads({"unknown": "no libtorch"})["computing"] == 1
+
+
 @pytest.mark.parametrize(
-    ("files", "cores"),
+    ("machine_is", "variables", "computing", "waiting", "advice"),
     [
-        ({"cpu.max": "150000 100000"}, 1.5),
-        ({"cpu.max": "max 100000"}, None),
-        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2.0),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-        ({}, None),
+        ({"usable_cpus": 2}, {"OMP_NUM_THREADS": "4"}, 4, "they spin", "torch has 4 threads by OMP_NUM_THREADS"),
+        ({"niceness": 19}, {"OMP_NUM_THREADS": "4"}, 4, "they spin", "set OMP_WAIT_POLICY=passive"),
+        ({"niceness": 19}, {"OMP_WAIT_POLICY": "Passive"}, 4, "they sleep", None),
+        ({}, {"OMP_WAIT_POLICY": "passive"}, 4, "they sleep", "OMP_WAIT_POLICY=passive slows small layers down"),
+        ({"niceness": 19}, {"GOMP_SPINCOUNT": "5"}, 4, "as GOMP_SPINCOUNT=5 says", None),
+        ({"niceness": 5, "_is_on": True}, {"OMP_WAIT_POLICY": "passive"}, 4, "they sleep", "niceness counts among"),
     ],
 )
-def test_the_quota_of_a_container(tmp_path, files, cores):
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text + "\n")
-    assert doctor.cpu_quota(tmp_path) == cores
+def test_threads_and_what_to_do(machine, monkeypatch, machine_is, variables, computing, waiting, advice):
+    machine(**machine_is)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = doctor._threads({"default threads": 4})
+    assert (found["computing"], found["while waiting"]) == (computing, waiting)
+    if advice is None:
+        assert found["advice"] == "nothing to do"
+    else:
+        assert len(found["advice"]) == 1
+        assert advice in found["advice"][0]
 
 
 @pytest.mark.parametrize(

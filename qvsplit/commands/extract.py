@@ -107,7 +107,7 @@ def extract(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that read and decode [default: one a core, at most 8].",
+            help="Processes that read and decode [default: one a core that may be used, at most 8].",
             show_default=False,
             rich_help_panel=PERFORMANCE,
             hidden=True,

@@ -20,6 +20,7 @@ from qvsplit.errors import ItemError, printable
 from qvsplit.output.frames import VideoFrames
 from qvsplit.output.names import time_span, timestamp
 from qvsplit.output.verdicts import failure_reason
+from qvsplit.runtime.cpus import usable_cpus
 from qvsplit.sources import images
 from qvsplit.sources.files import read
 from qvsplit.sources.source import Entry
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 THUMBNAIL = 192  # pixels of the longest side
 FRAME = 160  # likewise, of each of a video's few frames
 QUALITY = 70  # of WebP or JPEG: 3 to 8 kB a thumbnail
-THREADS = min(4, os.cpu_count() or 1)
+THREADS = min(4, usable_cpus())
 BLOCK = 64  # thumbnails in one block of the page; a block is split when one of its thumbnails is first needed
 # Images, and videos whose frames are, beyond these are decoded one at a time, so that memory does not grow with the
 # threads.

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from os import cpu_count
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +24,7 @@ from qvsplit.models.clips import ClipPreparer, load_clip_preparer
 from qvsplit.models.preparing import Prepared, check_kernels, check_shape, load_preparer, pixel_limits
 from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
 from qvsplit.pipeline.summary import Preview
+from qvsplit.runtime.cpus import default_workers
 from qvsplit.runtime.devices import is_cuda
 from qvsplit.runtime.dtypes import token_bytes
 from qvsplit.sources.decoder import DecoderPool
@@ -59,7 +59,7 @@ def preview(entries: Sequence[Entry], store: Store, storage: Storage, options: E
         except ItemError:
             return None
 
-    with ThreadPoolExecutor(options.workers or min(8, cpu_count() or 1), "qvsplit-headers") as pool:
+    with ThreadPoolExecutor(options.workers or default_workers(), "qvsplit-headers") as pool:
         try:
             counted = list(pool.map(tokens, entries))
         finally:

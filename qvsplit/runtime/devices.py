@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvsplit.errors import UsageError
+from qvsplit.runtime.cpus import threads_at_most
 from qvsplit.runtime.dtypes import DTYPE_BYTES
 from qvsplit.runtime.memory import bytes_in_kernel_file
 
@@ -17,9 +18,13 @@ NVIDIA, WSL_GPU = Path("/dev/nvidiactl"), Path("/dev/dxg")  # without these ther
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Give `name` as a torch device; None is the first CUDA device, else the CPU. UsageError if it is not there."""
+    """Give `name` as a torch device; None is the first CUDA device, else the CPU. UsageError if it is not there.
+
+    In the command line torch has no more threads afterwards than CPUs that it may use.
+    """
     import torch
 
+    _limit_threads()
     if name is None:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
@@ -35,6 +40,14 @@ def choose_device(name: str | None) -> torch.device:
     if device.type != "cpu":
         raise UsageError(f"`device` {name}: qvsplit runs on cpu and cuda")
     return device
+
+
+def _limit_threads() -> None:
+    import torch
+
+    most = threads_at_most()
+    if most is not None and most < torch.get_num_threads():
+        torch.set_num_threads(most)
 
 
 def choose_devices(names: str | None) -> list[torch.device]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from qvsplit.runtime.control_groups import GROUPS, MOUNTED, group_folders
+
 
 def bytes_in_kernel_file(file: str, name: str) -> int | None:
     """Read a line `name: N kB` of one of the kernel's files, in bytes; None where there is none."""
@@ -50,20 +52,11 @@ def machine_memory() -> int:
     return min(most if process == resource.RLIM_INFINITY else [*most, process])
 
 
-def _group_limits(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+def _group_limits(groups: Path = GROUPS, mounted: Path = MOUNTED) -> Iterator[int]:
     """Give the limits of the control groups that this process is in, of either version."""
-    with suppress(OSError):
-        for line in groups.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers not in {"", "memory"}:
-                continue
-            folder, name = (mounted / controllers, "memory.limit_in_bytes") if controllers else (mounted, "memory.max")
-            inner = folder / path.strip("/")
-            for group in (inner, *inner.parents):
-                with suppress(OSError, ValueError):  # not there, or "max"
-                    yield int((group / name).read_text())
-                if group == folder:
-                    break
+    for version, folder in group_folders("memory", groups, mounted):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            yield int((folder / ("memory.limit_in_bytes" if version == 1 else "memory.max")).read_text())
 
 
 _limits_are_ours = False
