@@ -15,6 +15,7 @@ from qvsplit.checkpoints.opening import choose_checkpoint, open_checkpoint
 from qvsplit.errors import ConfigError, ItemError, ModelError, StoreDamaged, some_of
 from qvsplit.models import encoder as models
 from qvsplit.models.clips import other_reader
+from qvsplit.models.copies import copies_to
 from qvsplit.models.encoder import Clips, EncoderSpec
 from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
 from qvsplit.pipeline.runner import Devices, DeviceWorker
@@ -84,7 +85,9 @@ def load_devices(
     )
     quantize = Quantize(encoder.config, encoder.tensors)
     workers = [
-        DeviceWorker(Encode(functools.partial(models.load_encoder, specs[place]), loaded[place]), quantize)
+        DeviceWorker(
+            Encode(functools.partial(models.load_encoder, specs[place]), loaded[place]), quantize, copies_to(place)
+        )
         for place in places
     ]
     summary.patch_budget = budget

@@ -15,20 +15,21 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from os import cpu_count
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from qvsplit.errors import ItemError
-from qvsplit.models.encoder import Clips, Encoder
+from qvsplit.models.copies import Copies, Sent, ToHost
+from qvsplit.models.encoder import Clips, Encoded, Encoder
 from qvsplit.models.preparing import Prepared
 from qvsplit.models.sampling import Clip
 from qvsplit.pipeline.channel import Channel
 from qvsplit.pipeline.parts import Part, Parts
-from qvsplit.pipeline.stages import Decode, Encode, JoinSlices, Prepare, PrepareClips, Quantize, Read, Scan
+from qvsplit.pipeline.stages import Decode, Encode, JoinSlices, Prepare, PrepareClips, Quantize, Read, Scan, to_host
 from qvsplit.pipeline.summary import Timer
 from qvsplit.runtime import interrupts
 from qvsplit.runtime.clock import active_seconds
+from qvsplit.runtime.cpus import default_workers
 from qvsplit.runtime.memory import give_back_now
 from qvsplit.sources.decoder import ITEM_SECONDS, Closed, DecoderPool, Fetch
 from qvsplit.sources.files import FileInfo
@@ -38,6 +39,9 @@ from qvsplit.sources.source import Entry, local_file
 from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.features import Features, TensorSpec
 from qvsplit.store.row import Content
+
+if TYPE_CHECKING:
+    import torch
 
 # Decoded and not yet prepared: 0.4 GB of RGB. A larger image goes alone.
 PIXELS_IN_FLIGHT = 100_000_000
@@ -108,40 +112,70 @@ class _Batch:
         return sum(piece.prepared.patches for piece in self.pieces)
 
 
+_Computed: TypeAlias = "tuple[Sequence[Encoded | ItemError], torch.cuda.Event]"
 _Made: TypeAlias = "Result | _Piece | ItemError"  # what a worker makes: the item itself, then the slices of a video
 
 
 class DeviceWorker:
-    """One device's thread: batches go through its encoder one after the other, and come out as bytes to be stored."""
+    """One device's thread: batches go through its encoder one after the other, and come out as bytes to be stored.
 
-    def __init__(self, encode: Encode, quantize: Quantize) -> None:
+    With `copies` the caller sends a batch when it queues it, and another thread receives the features.
+    """
+
+    def __init__(self, encode: Encode, quantize: Quantize, copies: Copies | None = None) -> None:
         self.encode = encode
         self.quantize = quantize
         self.waiting = 0  # batches not yet collected
-        self._pool = ThreadPoolExecutor(1, "qvsplit-encode")
+        self._copies = copies
+        use = (lambda: None) if copies is None else copies.port.use
+        self._pool = ThreadPoolExecutor(1, "qvsplit-encode", initializer=use)
+        self._receiver = ThreadPoolExecutor(1, "qvsplit-receive", initializer=use)
         self._ended = 0.0
 
     def submit(self, batch: _Batch) -> Future[_Batch]:
         """Queue a batch."""
         self.waiting += 1
-        return self._pool.submit(self._run, batch)
+        if self._copies is None:
+            return self._pool.submit(self._run, batch)
+        sent = self._copies.send([piece.prepared for piece in batch.pieces])
+        encoding = self._pool.submit(self._compute, batch, sent, self._copies)
+        return self._receiver.submit(self._receive, batch, encoding, self._copies)
 
     def _run(self, batch: _Batch) -> _Batch:
+        encoded = self._encode(batch, [piece.prepared for piece in batch.pieces])
+        self._take(batch, encoded, to_host)
+        self._ended = time.perf_counter()
+        return batch
+
+    def _compute(self, batch: _Batch, sent: Sent | None, copies: Copies) -> _Computed:
+        prepared = [piece.prepared for piece in batch.pieces] if sent is None else copies.arrived(sent)
+        encoded = self._encode(batch, prepared)
+        self._ended = time.perf_counter()
+        return encoded, copies.port.computed()
+
+    def _receive(self, batch: _Batch, encoding: Future[_Computed], copies: Copies) -> _Batch:
+        encoded, computed = encoding.result()
+        with copies.receiving(computed) as received:
+            self._take(batch, encoded, received)
+        return batch
+
+    def _encode(self, batch: _Batch, prepared: Sequence[Prepared]) -> Sequence[Encoded | ItemError]:
         began = time.perf_counter()
         if self._ended:
             batch.seconds["encoder idle"] = began - self._ended
         with Timer(batch.seconds, "forward"):
-            encoded = self.encode([piece.prepared for piece in batch.pieces])
+            return self.encode(prepared)
+
+    def _take(self, batch: _Batch, encoded: Sequence[Encoded | ItemError], received: ToHost) -> None:
         with Timer(batch.seconds, "copy"):
             for piece, one in zip(batch.pieces, encoded, strict=True):
-                piece.outcome = one if isinstance(one, ItemError) else self.quantize(one)
-        self._ended = time.perf_counter()
-        return batch
+                piece.outcome = one if isinstance(one, ItemError) else self.quantize(one, received)
 
     def close(self) -> None:
         """End soon: what is still in the encoder is given up."""
         self.encode.encoder.cancel()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._receiver):
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -245,7 +279,7 @@ class LocalRunner:
         With each comes what more its worker makes of it: the slices of a video. Until the devices are there images wait
         decoded, which are larger than patches: then fewer wait.
         """
-        workers = self._options.workers or min(8, cpu_count() or 1)
+        workers = self._options.workers or default_workers()
         window: deque[tuple[int, Channel[_Made]]] = deque()
         threads = ThreadPoolExecutor(workers, "qvsplit-decode")
         remaining = enumerate(entries)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from qvsplit.errors import ItemError, some_of
 from qvsplit.models.clips import ClipPreparer
+from qvsplit.models.copies import ToHost
 from qvsplit.models.encoder import Encoded, Encoder
 from qvsplit.models.preparing import ImagePreparer, Prepared
 from qvsplit.models.sampling import Clip
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
 OnSize = Callable[[int, int], None]
 
 
@@ -51,6 +53,11 @@ def errors_as_values(stage: Callable[..., T]) -> Callable[..., T | ItemError]:
             return error.with_traceback(None)
 
     return returning
+
+
+def to_host(values: torch.Tensor) -> torch.Tensor:
+    """Give a tensor in this machine's memory, once all that the calling thread has its device compute is done."""
+    return values.cpu()
 
 
 @dataclass(frozen=True)
@@ -161,13 +168,16 @@ class Quantize:
     tensors: tuple[TensorSpec, ...]
 
     @errors_as_values
-    def __call__(self, encoded: Encoded) -> Features:
-        """Give them as they are stored; an error for values beyond the storage dtype's range, or too many for a row."""
+    def __call__(self, encoded: Encoded, received: ToHost = to_host) -> Features:
+        """Give them as they are stored; an error for values beyond the storage dtype's range, or too many for a row.
+
+        `received` gives a tensor of the encoder's device in this machine's memory.
+        """
         if wrong := size_error(len(encoded.tensors[POOLER_OUTPUT]), self.tensors):
             raise ItemError(f"{wrong}; try a smaller `max_pixels`, or a narrower `storage_dtype`")
         if (length := len(json.dumps(encoded.inputs))) > MAX_JSON_BYTES:
             raise ItemError(f"its {some_of(encoded.inputs)} have {length:,} bytes as JSON, more than a row holds")
-        stored = {spec.key: StoredTensor(_stored(encoded.tensors[spec.key], spec.dtype), spec.dtype)
+        stored = {spec.key: StoredTensor(_stored(encoded.tensors[spec.key], spec.dtype, received), spec.dtype)
                   for spec in self.tensors}  # fmt: skip
         return Features(
             self.config, stored, encoded.grid_thw, encoded.placeholder, encoded.inputs, encoded.shapes,
@@ -205,25 +215,25 @@ class JoinSlices:
         return replace(first, config=self.config, tensors=tensors, grid_thw=grid, containers=containers)
 
 
-def _stored(values: torch.Tensor, dtype: str) -> npt.NDArray[np.uint8]:
+def _stored(values: torch.Tensor, dtype: str, received: ToHost) -> npt.NDArray[np.uint8]:
     """Give [n_tokens, width] as bytes of the storage dtype."""
     import torch
 
     if dtype == "int8":
-        return _as_int8(values.float())
+        return _as_int8(values.float(), received)
     stored = values.to(getattr(torch, dtype))
     narrower = DTYPE_BYTES[dtype] < values.element_size() or stored.dtype != values.dtype
     if narrower and not bool(torch.isfinite(stored).all()):
         raise ItemError(f"has values beyond the range of {dtype}")
-    raw: npt.NDArray[np.uint8] = stored.contiguous().cpu().view(torch.uint8).numpy()
+    raw: npt.NDArray[np.uint8] = received(stored.contiguous()).view(torch.uint8).numpy()
     return raw
 
 
-def _as_int8(values: torch.Tensor) -> npt.NDArray[np.uint8]:
+def _as_int8(values: torch.Tensor, received: ToHost) -> npt.NDArray[np.uint8]:
     """Give float32 [n_tokens, width] as bytes [n_tokens, width + 4]: each token over its own scale."""
     import torch
 
     scales = values.abs().amax(1, keepdim=True) / 127  # [n_tokens, 1]
     whole = (values / scales.where(scales > 0, 1)).round().clamp(-127, 127).to(torch.int8)
-    raw: npt.NDArray[np.uint8] = torch.cat([whole.view(torch.uint8), scales.view(torch.uint8)], 1).cpu().numpy()
+    raw: npt.NDArray[np.uint8] = received(torch.cat([whole.view(torch.uint8), scales.view(torch.uint8)], 1)).numpy()
     return raw

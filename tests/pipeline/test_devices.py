@@ -12,6 +12,7 @@ from PIL import Image
 
 from qvsplit.errors import ConfigError, ModelError, UsageError
 from qvsplit.models import encoder as models
+from qvsplit.models.copies import Copies
 from qvsplit.models.encoder import PatchEncoder
 from qvsplit.pipeline.devices import StoreDeclares, load_devices
 from qvsplit.pipeline.options import ExtractOptions
@@ -20,6 +21,7 @@ from qvsplit.store.config import Provenance
 from qvsplit.store.opening import open_store
 from tests.support.extracting import PHOTOS, add, by_path, contents
 from tests.support.fake_encoder import fake_config
+from tests.support.lazy_copies import LazyPort
 
 
 class OutOfMemory:
@@ -233,3 +235,74 @@ def test_a_store_that_could_not_be_read_is_not_begun(extract_with_model, some_ph
     with pytest.raises(ModelError, match="the settings of its image processor are none that a store can hold"):
         extract_with_model(some_photos)
     assert not out.exists()
+
+
+# ------------------------------------------------------------------------------------ copies beside the encoder's work
+
+
+def test_an_extraction_through_copies_beside_the_encoder_has_the_same_bits(
+    extract_with_model, some_photos, tmp_path, monkeypatch
+):
+    from qvsplit.pipeline import devices as module
+
+    add(some_photos, "more.png")
+    ports = []
+
+    def lazy(device):
+        ports.append(LazyPort())
+        return Copies(ports[-1])
+
+    for storage in ("float32", "int8"):
+        one = extract_with_model(some_photos, out=tmp_path / f"plain {storage}", patch_budget=1, storage_dtype=storage)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "copies_to", lazy)
+            two = extract_with_model(
+                some_photos, out=tmp_path / f"sent {storage}", device="cpu,cpu", patch_budget=1, storage_dtype=storage
+            )
+        assert one.encoded == two.encoded > 2
+        assert contents(tmp_path / f"sent {storage}") == contents(tmp_path / f"plain {storage}")
+        assert {"forward", "copy"} <= two.stages.keys()
+    assert len(ports) == 4
+    for port in ports:
+        assert any(line.startswith("copy ") for line in port.heard)
+
+
+def test_what_the_device_has_no_room_for_is_left_to_the_encoder(extract_with_model, some_photos, tmp_path, monkeypatch):
+    from qvsplit.pipeline import devices as module
+
+    extract_with_model(some_photos, out=tmp_path / "plain")
+    monkeypatch.setattr(module, "copies_to", lambda device: Copies(LazyPort(room=10)))
+    extract_with_model(some_photos, out=tmp_path / "sent")
+    assert contents(tmp_path / "sent") == contents(tmp_path / "plain")
+
+
+def test_an_encoder_that_breaks_ends_an_extraction_through_copies_too(
+    extract_with_model, some_photos, monkeypatch, tmp_path
+):
+    from qvsplit.pipeline import devices as module
+
+    monkeypatch.setattr(module, "copies_to", lambda device: Copies(LazyPort()))
+    monkeypatch.setattr(PatchEncoder, "_forward", lambda self, batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        extract_with_model(some_photos)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_cuda_devices_fill_one_store_with_the_bits_of_one(extract_with_model, some_photos, tmp_path):
+    for number in range(6):
+        add(some_photos, f"{number}.png", shift=10 * number)
+    for name, device in (("one", "cuda:0"), ("other", "cuda:1"), ("both", "cuda:0,cuda:1")):
+        extract_with_model(some_photos, out=tmp_path / name, device=device, patch_budget=1)
+    assert contents(tmp_path / "both") == contents(tmp_path / "other") == contents(tmp_path / "one")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_copies_change_no_bit(extract_with_model, some_photos, tmp_path, monkeypatch):
+    from qvsplit.pipeline import devices as module
+
+    for number in range(6):
+        add(some_photos, f"{number}.png", shift=10 * number)
+    extract_with_model(some_photos, out=tmp_path / "sent", device="cuda", patch_budget=1)
+    monkeypatch.setattr(module, "copies_to", lambda device: None)
+    extract_with_model(some_photos, out=tmp_path / "plain", device="cuda", patch_budget=1)
+    assert contents(tmp_path / "sent") == contents(tmp_path / "plain")
