@@ -2,8 +2,9 @@
 
 A half is the full model's class without the modules of the other. `load_encoder_weights` reads exactly the encoder's
 bytes, tensor by tensor. `load_language_model` goes through transformers' own loader on a view of the checkpoint, so
-that device maps and quantised weights work as they do there. Either way every tensor of the half must be there, of the
-right shape, with none left over: there is no path on which a weight stays random.
+that device maps and quantised weights work as they do there; on a CPU tensors are read our way, see
+checkpoints/streaming.py. Either way every tensor of the half must be there, of the right shape, with none left over:
+there is no path on which a weight stays random.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from qvsplit.checkpoints.fingerprint import TensorHasher, encoder_fingerprint, f
 from qvsplit.checkpoints.hf import hearing_tensors, load_config, transformers_errors
 from qvsplit.checkpoints.model_class import class_of, half_class
 from qvsplit.checkpoints.opening import open_checkpoint
+from qvsplit.checkpoints.streaming import StreamedReading
 from qvsplit.checkpoints.tensors import SAFETENSORS_BYTES, TensorPlace, read_tensors, torch_dtype_name
 from qvsplit.errors import ModelError, WeightsError
 from qvsplit.runtime import arguments
@@ -132,26 +134,43 @@ def load_language_model(
     *,
     dtype: torch.dtype | None,
     device_map: str | Mapping[str, Any] | None = None,
+    kernels: str = "fused",
     on_load: OnLoad = nobody,
 ) -> Any:
     """Load the full model's class without its encoder, with its weights, in evaluation mode.
+
+    On a CPU tensors are read one ahead of the one that is put in place; with a device map, and of quantised
+    checkpoints, transformers reads them.
 
     Args:
         checkpoint: Its language model's files must be on this disk.
         dtype: None keeps the checkpoint's.
         device_map: As transformers' `from_pretrained` takes it; a quantised checkpoint's own settings hold as well.
+        kernels: With "fused" modules are replaced by our own where that is faster, on a CPU; with "reference" all are
+            transformers'.
         on_load: Hears how many bytes of tensors are in place.
 
     Raises:
         WeightsError: The checkpoint holds not exactly the language model's tensors.
         ModelError: It cannot be loaded.
     """
+    from qvsplit.kernels.layout import Layout, Plain, lay_out
+    from qvsplit.kernels.packed_linear import can_pack
+
     family = checkpoint.family
     config = load_config(checkpoint)
     # a file may hold tensors of both halves
     others = [rf"^(model\.|thinker\.)*{re.escape(module)}\." for module in (*family.encoder_modules, *family.ignored)]
     language_class = half_class(class_of(checkpoint), family.language_model_has, ignored=others)
-    sizes = {name: place.size for name, place in checkpoint.places(checkpoint.language_names).items()}
+    places = checkpoint.places(checkpoint.language_names)
+    sizes = {name: place.size for name, place in places.items()}
+    # with "reference" transformers reads: a float32 product has other bits where its weights lie at other addresses
+    ours = kernels == "fused" and device_map is None
+    plain = ours and dtype is not None and "quantization_config" not in checkpoint.config
+    fused = plain and can_pack(dtype)
+    reading = StreamedReading(places, Layout if fused else Plain, on_load)
+    if plain:
+        language_class = reading.model_class(language_class)
     with _language_view(checkpoint) as folder, transformers_errors(checkpoint), hearing_tensors(on_load, sizes):
         model, info = language_class.from_pretrained(
             folder,
@@ -168,7 +187,11 @@ def load_language_model(
     if info.get("error_msgs"):
         raise ModelError(f"{checkpoint.folder} cannot be loaded: {info['error_msgs'][0]}")
     model.name_or_path = str(checkpoint.folder)
-    model.requires_grad_(False)
+    if fused and not reading.used:
+        on_load(LAYOUT, 0, 0)
+        lay_out(model)
+    if kernels == "fused":  # else as transformers has it, whose bits are wanted
+        model.requires_grad_(False)
     return model.eval()
 
 

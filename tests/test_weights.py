@@ -39,7 +39,7 @@ def load_encoder_weights(folder: Path):
 
 
 def load_language_model(folder: Path):
-    return weights.load_language_model(open_checkpoint(folder, "language"), dtype=torch.float32)
+    return weights.load_language_model(open_checkpoint(folder, "language"), dtype=torch.float32, kernels="reference")
 
 
 @pytest.mark.parametrize("layout", ["today", "hub"])

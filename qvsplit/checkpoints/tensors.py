@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def torch_dtype_name(safetensors_name: str) -> str:
     if safetensors_name not in _TORCH_NAMES:
         raise ModelError(f"its tensors are stored as {safetensors_name}; qvsplit reads {', '.join(_TORCH_NAMES)}")
     return _TORCH_NAMES[safetensors_name]
+
+
+def is_computed_in(safetensors_name: str) -> bool:
+    """Say whether `torch_dtype_name` has a name for a dtype."""
+    return safetensors_name in _TORCH_NAMES
 
 
 def read_header(file: Path) -> dict[str, TensorPlace]:
@@ -85,21 +91,49 @@ def read_tensors(places: Mapping[str, TensorPlace]) -> Iterator[tuple[str, bytea
     Raises:
         ModelError: A file ends too early.
     """
-    by_file: dict[Path, list[str]] = {}
-    for name, place in places.items():
-        by_file.setdefault(place.file, []).append(name)
-    for file, names in sorted(by_file.items()):
-        with file.open("rb", buffering=0) as stream:
-            for name in sorted(names, key=lambda n: places[n].start):
-                yield name, _read_exactly(stream.fileno(), places[name])
+    for name in on_disk_order(places):
+        raw = bytearray(places[name].size)
+        with places[name].file.open("rb", buffering=0) as stream:
+            _read_exactly(stream.fileno(), places[name], memoryview(raw))
+        yield name, raw
 
 
-def _read_exactly(descriptor: int, place: TensorPlace) -> bytearray:
-    raw = bytearray(place.size)
-    view, done = memoryview(raw), 0
+def read_ahead(
+    places: Mapping[str, TensorPlace], memory: Callable[[TensorPlace], memoryview]
+) -> Iterator[tuple[str, memoryview]]:
+    """Read each tensor's bytes into `memory(place)`, in the order in which they lie on disk.
+
+    While a tensor is being used the next one is read, by a thread. So the memory of two is in use at a time, and that
+    of a tensor may be given again for the next but one.
+
+    Raises:
+        ModelError: A file ends too early.
+    """
+
+    def read(place: TensorPlace, view: memoryview) -> memoryview:
+        with place.file.open("rb", buffering=0) as stream:
+            _read_exactly(stream.fileno(), place, view)
+        return view
+
+    names = on_disk_order(places)
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(read, places[name], memory(places[name])) for name in names[:1]]
+        for name, following in zip(names, [*names[1:], None], strict=False):
+            view = coming.pop().result()
+            if following is not None:
+                coming.append(pool.submit(read, places[following], memory(places[following])))
+            yield name, view
+
+
+def on_disk_order(places: Mapping[str, TensorPlace]) -> list[str]:
+    """Sort the names of tensors as these lie on disk, file by file."""
+    return sorted(places, key=lambda name: (places[name].file, places[name].start))
+
+
+def _read_exactly(descriptor: int, place: TensorPlace, view: memoryview) -> None:
+    done = 0
     while done < place.size:
         got = os.preadv(descriptor, [view[done:]], place.start + done)
         if got == 0:
             raise ModelError(f"{place.file} ends inside tensor {place.name}; download the checkpoint again")
         done += got
-    return raw

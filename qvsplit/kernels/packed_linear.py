@@ -1,4 +1,4 @@
-"""Linear layers with their weights in oneDNN's own layout, for float32 on a CPU.
+"""Linear layers with their weights in oneDNN's own layout, for float32 and bfloat16 on a CPU.
 
 torch's matrix product lays a weight out anew for every call, which is most of the time where few rows meet a large
 weight: decoding. Laid out once, at load time, the same product takes a half to a third of it (docs/decisions.md).
@@ -9,7 +9,6 @@ added in another order.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,45 +20,34 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
     """`nn.Linear` with its weight packed, on a CPU. Takes and gives the weight's dtype.
 
     `then` names what oneDNN does to each value as it writes it: `swish` (x · sigmoid(x)), `gelu` (the exact one).
+    Of a linear layer on torch's "meta" device it is empty until `lay_out` gives it a weight.
     """
 
     def __init__(self, linear: nn.Linear, then: str = "none") -> None:
         super().__init__()
         self.then, self.variant = then, "none" if then == "gelu" else ""
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
         self.bias = linear.bias
+        if not linear.weight.is_meta:
+            self.lay_out(linear.weight.detach())
+
+    def lay_out(self, weight: torch.Tensor) -> None:
+        """Take the weight, [out_features, in_features], in the dtype that is computed in. It is not kept."""
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[…, in_features] to […, out_features]."""
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.then, [], self.variant)
+        return self.product(x, self.then, self.variant)
+
+    def product(self, x: torch.Tensor, then: str = "none", variant: str = "") -> torch.Tensor:
+        """Compute with another `then` than the layer's own."""
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], variant)
         return out
 
-
-def pack(model: nn.Module) -> bool:
-    """Pack every linear layer of `model` whose weight is its own; False, and nothing done, where torch cannot.
-
-    A weight that others share (an output layer tied to the embedding) stays as it is.
-    """
-    if not can_pack(torch.float32):
-        return False
-    shared: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            shared[id(parameter)] = shared.get(id(parameter), 0) + 1
-    parents = [module for module in model.modules() if type(module) is not nn.Linear]
-    for parent in parents:
-        for name in [name for name, child in parent.named_children() if type(child) is nn.Linear]:
-            child = getattr(parent, name)
-            if _fits(child) and shared[id(child.weight)] == 1:
-                setattr(parent, name, PackedLinear(child))
-            del child  # nothing may hold a plain weight any longer than its packed one takes to make
-    return True
-
-
-def _fits(linear: nn.Linear) -> bool:
-    hooked: Any = getattr(linear, "_hf_hook", None)  # accelerate moves such weights about
-    return linear.weight.dtype == torch.float32 and linear.weight.device.type == "cpu" and hooked is None
+    def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Compute the layer's output times `other`, value by value, in one pass."""
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, "mul")
+        return out
 
 
 @functools.cache
@@ -69,12 +57,17 @@ def can_pack(dtype: torch.dtype) -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(24, 40).to(dtype)
-    x = torch.randn(2, 3, 24, generator=generator).to(dtype)
+    x, other = (
+        torch.randn(2, 3, 24, generator=generator).to(dtype),
+        torch.randn(2, 3, 40, generator=generator).to(dtype),
+    )
     near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     with torch.no_grad():
         plain = linear(x)
         expected = {"none": plain, "swish": plain * plain.sigmoid(), "gelu": nn.functional.gelu(plain)}
         try:
-            return all(torch.allclose(PackedLinear(linear, then)(x), y, **near) for then, y in expected.items())
+            return torch.allclose(PackedLinear(linear).times(x, other), plain * other, **near) and all(
+                torch.allclose(PackedLinear(linear, then)(x), y, **near) for then, y in expected.items()
+            )
         except (AttributeError, RuntimeError, TypeError):  # operators that torch promises to nobody
             return False

@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from qvsplit.checkpoints.opening import open_checkpoint
-from qvsplit.checkpoints.tensors import read_header, read_tensors, torch_dtype_name
+from qvsplit.checkpoints.tensors import read_ahead, read_header, read_tensors, torch_dtype_name
 from qvsplit.errors import ModelError
 from tests.support.checkpoints import files_of
 
@@ -41,6 +41,36 @@ def test_a_file_that_was_cut_since_its_header_was_read(own):
         stream.truncate(last.start + last.size - 1)
     with pytest.raises(ModelError, match=f"ends inside tensor {last.name}"):
         list(read_tensors(places))
+
+
+def test_reading_ahead_lends_memory_again_only_after_it_has_been_used(own):
+    opened = open_checkpoint(own, "both")
+    places = opened.places(opened.tensor_names("both"))
+    expected = {name: tensor.numpy().tobytes() for file in files_of(own) for name, tensor in load_file(file).items()}
+    buffers = [bytearray(max(place.size for place in places.values())) for _ in range(2)]
+    lent: list[str] = []
+
+    def memory(place):
+        lent.append(place.name)
+        return memoryview(buffers[len(lent) % 2])[: place.size]
+
+    names = []
+    for name, view in read_ahead(places, memory):
+        names.append(name)
+        assert len(lent) <= len(names) + 1  # one ahead, no more
+        assert bytes(view) == expected[name]
+    assert names == lent == sorted(places, key=lambda one: (places[one].file, places[one].start))
+    assert list(read_ahead({}, memory)) == []
+
+
+def test_reading_ahead_says_where_a_file_was_cut(own):
+    opened = open_checkpoint(own, "both")
+    places = opened.places(opened.tensor_names("both"))
+    last = max(places.values(), key=lambda place: (place.file, place.start))
+    with last.file.open("r+b") as stream:
+        stream.truncate(last.start + last.size - 1)
+    with pytest.raises(ModelError, match=f"ends inside tensor {last.name}"):
+        list(read_ahead(places, lambda place: memoryview(bytearray(place.size))))
 
 
 @pytest.mark.parametrize(

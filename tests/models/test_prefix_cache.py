@@ -16,7 +16,6 @@ from qvsplit.checkpoints.opening import DEMO_FOLDER, open_checkpoint
 from qvsplit.errors import ModelError, OutOfMemory, UsageError
 from qvsplit.kernels import packed_linear as packing
 from qvsplit.kernels import shared_prefix_attention
-from qvsplit.models import language as language_module
 from qvsplit.models import prefix_cache as prefix
 from qvsplit.models.asking import PrefixedQuestion
 from qvsplit.models.decoding import AnswerRules, Decoding, GrowingAnswer
@@ -101,14 +100,25 @@ def counted(monkeypatch):
     return seen
 
 
+NEAR_TIE = 1e-5  # of logits around 5 in float32: about what a random model's differ from the exact ones by rounding
+
+
 # -- exact ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 64])
-def test_questions_behind_one_prefix_get_the_whole_models_answers(session, few, told, counted, number):
+def test_questions_behind_one_prefix_get_the_whole_models_answers(
+    session, few, told, whole, photos, counted, number
+):
     row = few[1][1]
     answers = session.answers(row, questions(number))
-    assert [answer.tokens for answer in answers] == [told(question, row.path) for question in questions(number)]
+    pairs = [(answer, told(answer.question, row.path)) for answer in answers]
+    others = [(answer, expected) for answer, expected in pairs if answer.tokens != expected]
+    assert len(others) <= 1
+    for answer, expected in others:  # where the full model's two best logits are equal but for its own rounding
+        image = upright_rgb(photos / row.path)
+        place = next(at for at, pair in enumerate(zip(answer.tokens, expected, strict=True)) if len(set(pair)) > 1)
+        assert whole.gaps([image], answer.question)[place] < NEAR_TIE
     assert counted == {"prefills": 1, "batches": [number]}
     assert [answer.question for answer in answers] == questions(number)
 
@@ -336,7 +346,8 @@ def test_a_model_that_accelerate_spreads_gives_the_same_answers(few, told, sprea
     row, asked = few[1][1], questions(3)
     session = session_of(few[0], checkpoint, max_new_tokens=NEW_TOKENS, device="auto")
     if spread == "hooks":  # as on two GPUs: one before every module
-        half = load_language_model(open_checkpoint(checkpoint, "language"), dtype=torch.float32)
+        opened = open_checkpoint(checkpoint, "language")
+        half = load_language_model(opened, dtype=torch.float32, kernels="reference")
         names = ["embed_tokens", "rotary_emb", "norm", *(f"layers.{layer}" for layer in range(4))]
         where = {f"model.language_model.{name}": "cpu" for name in names} | {"lm_head": "cpu"}
         dispatch_model(half, where, force_hooks=True)
@@ -405,17 +416,9 @@ def test_narrow_dtypes_are_attended_as_exactly_as_sdpa_does(dtype):
     assert (got.transpose(1, 2).double() - exact).abs().mean() < 1.5 * theirs
 
 
-def test_every_linear_layer_is_packed_but_one_that_is_tied(few, checkpoint, tmp_path):
-    from tests.support.checkpoints import make_tiny
-
+def test_every_linear_layer_is_packed(few, checkpoint):
     model = session_of(few[0], checkpoint).engine.language.model
     assert not [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
-    assert isinstance(model.lm_head, packing.PackedLinear)
-    make_tiny(tmp_path / "tied", tied=True)
-
-    tied = language_module.load(open_checkpoint(tmp_path / "tied", "language"), device=None, dtype=torch.float32).model
-    assert [name for name, module in tied.named_modules() if type(module) is torch.nn.Linear] == ["lm_head"]
-    assert tied.lm_head.weight is tied.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize("trouble", ["wrong", "missing"])

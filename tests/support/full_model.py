@@ -44,6 +44,17 @@ class FullModel:
             )
         return out[0, inputs["input_ids"].shape[1] :].tolist()
 
+    def gaps(self, images, question, new_tokens=NEW_TOKENS) -> list[float]:
+        """Give, for every token of the answer, how far apart the two best logits are."""
+        inputs = self.inputs(images, question)
+        with torch.inference_mode():
+            out = self.model.generate(
+                **inputs, max_new_tokens=new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
+                return_dict_in_generate=True, output_logits=True,
+            )  # fmt: skip
+        best = [logits[0].float().topk(2).values for logits in out.logits]
+        return [float(first - second) for first, second in best]
+
     def features(self, images) -> list[torch.Tensor]:
         pixels = self.processor.image_processor(images=images, return_tensors="pt")
         with torch.inference_mode():

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from qvsplit.checkpoints.families import FAMILIES as KNOWN
-from qvsplit.kernels.packed_linear import pack
+from qvsplit.kernels.layout import lay_out
 from qvsplit.models.asking import PrefixedQuestion
 from qvsplit.models.language import LanguageModel
 from qvsplit.models.prompt import Placeholder, Prompt
@@ -41,7 +41,7 @@ class TinyLanguageModel:
         for setting, value in text_settings.items():
             setattr(self.full.model.config.get_text_config(), setting, value)
         model = copy.deepcopy(self.full.model).requires_grad_(False)
-        pack(model)  # as it is loaded in float32 on a CPU
+        lay_out(model)  # as it is loaded on a CPU
         tokenizer = self.full.processor.tokenizer
         self.prompter = types.SimpleNamespace(
             folder=folder, tokenizer=tokenizer,
