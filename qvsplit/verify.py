@@ -7,6 +7,7 @@ item at a time. `describe` says what a store holds.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -32,6 +33,7 @@ from qvsplit.sources.files import read
 from qvsplit.sources.source import Entry
 from qvsplit.sources.videos import VIDEO_RULE, VideoInfo, reader_versions
 from qvsplit.store import layout
+from qvsplit.store.config import PREPARED_ON
 from qvsplit.store.history import last_runs
 from qvsplit.store.repair import mark_damage
 from qvsplit.store.row import KINDS, Row
@@ -322,6 +324,8 @@ class _Reference:
     def _compared(self, row: Row, item: Item) -> ItemCheck:
         features = self.store.features(row)
         stored = features.flat_torch()  # each [n_tokens, width]
+        if row.kind == "image" and self.config.prepared_on != PREPARED_ON[0]:
+            item = self._resized_there(item, row)
         theirs, expected = self._features_and_tokens(item)
         reference = {name: theirs[name].to(one.dtype).cpu() for name, one in stored.items() if name in theirs}
         check = ItemCheck(shown_name(row), other_reader=self.other_reader if row.kind == "video" else None)
@@ -362,6 +366,15 @@ class _Reference:
                 setattr(clips.video_processor, name, value)
         return clips.processor
 
+    @cached_property
+    def _image_processor(self) -> Any:
+        """The processor for images; one that does not resize where `_resized_there` has done so."""
+        if self.config.prepared_on == PREPARED_ON[0]:
+            return self.processor
+        processor = copy.deepcopy(self.processor)
+        processor.image_processor.do_resize = False
+        return processor
+
     def _features_and_tokens(self, item: Item) -> tuple[dict[str, torch.Tensor], list[int]]:
         """Give the full model's features, each [n_tokens, width], and the tokens of its answer."""
         import torch
@@ -372,7 +385,7 @@ class _Reference:
         # the reference is the one of transformers from end to end
         self.model.set_attn_implementation({"text_config": self._attention})
         kind = kind_of(item)
-        processor = self._clip_processor if kind == "video" else self.processor
+        processor = self._clip_processor if kind == "video" else self._image_processor
         inputs = dict(processor_call(processor, [item], QUESTION.format(kind), where=self.model.name_or_path))
         encode = features_of(self.model, kind)
         pixels = wanted_arguments(encode, inputs)  # what the language model reads, seconds say, stays as it is
@@ -384,6 +397,19 @@ class _Reference:
             output = output_tensors(encode(**wanted_arguments(encode, inputs), return_dict=True))
             answer = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, **GREEDY)
         return {one.key: one.rows for one in output}, answer[0, inputs["input_ids"].shape[1] :].tolist()
+
+    def _resized_there(self, image: Item, row: Row) -> Item:
+        """Resize an image on the model's device, as the store's were, in place of the processor."""
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        from qvsplit.models.device_preparing import resized, size_of
+
+        assert row.grid_thw is not None
+        own = self.processor.image_processor
+        pixels = torch.from_numpy(np.array(image)).to(self.model.device)
+        return Image.fromarray(resized(pixels, size_of(row.grid_thw, own), own.resample).cpu().numpy())
 
     def _tokens_from_store(self, row: Row, features: Features) -> list[int]:
         """Give the tokens of the answer from the stored features, by the same weights."""

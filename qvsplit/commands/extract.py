@@ -134,6 +134,17 @@ def extract(
             hidden=True,
         ),
     ] = None,
+    prepare_on: Annotated[
+        str | None,
+        typer.Option(
+            **one_of("--prepare-on", "cpu", "device"),
+            help="Resize images on the cpu, or on the encoder's device, for few CPU cores that feed a GPU: in float32, "
+            "where some pixels become others. Qwen2-VL alone [default: the store's own, else cpu].",
+            show_default=False,
+            rich_help_panel=PERFORMANCE,
+            hidden=True,
+        ),
+    ] = None,
     fps: Annotated[
         float | None,
         typer.Option(
@@ -325,8 +336,8 @@ def extract(
     give_back_freed_memory()
     options = ExtractOptions(
         model=model, device=device, dtype=dtype, storage_dtype=storage_dtype, min_pixels=min_pixels,
-        max_pixels=max_pixels, workers=workers, patch_budget=patch_budget, kernels=kernels, videos=not no_video,
-        exclude=exclude or (),
+        max_pixels=max_pixels, workers=workers, patch_budget=patch_budget, kernels=kernels, prepare_on=prepare_on,
+        videos=not no_video, exclude=exclude or (),
         fps=fps, max_frames=max_frames, num_frames=num_frames, video_max_pixels=video_max_pixels,
         video_max_tokens=video_max_tokens, clip_seconds=clip_seconds, gif=gif, prune=prune,
         retry_failed=retry_failed, checksum=checksum, rebuild=rebuild, wait=wait, limit=limit,

@@ -21,6 +21,7 @@ from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.model_class import features_of, wanted_arguments
 from qvsplit.errors import ItemError, ModelError
 from qvsplit.models.clips import ClipPreparer, load_clip_preparer
+from qvsplit.models.device_preparing import DevicePreparer, on_device
 from qvsplit.models.encoder_output import OutputTensor, output_tensors
 from qvsplit.models.preparing import (
     ImagePreparer,
@@ -127,6 +128,7 @@ class EncoderSpec:
     min_pixels: int | None = None  # None: see `preparing.pixel_limits`
     max_pixels: int | None = None
     kernels: str = "fused"
+    prepare_on: str = "cpu"  # or "device"; see models/device_preparing.py
     videos: VideoOptions = field(default_factory=VideoOptions)
 
 
@@ -165,7 +167,9 @@ class TransformersEncoder:
         return ExtractionConfig(
             family=self.preparer.family.model_type,
             encoder=self.weights.fingerprint,
-            processor=pixel_settings(self.preparer.processor.image_processor, self.spec.checkpoint),
+            processor=pixel_settings(
+                self.preparer.processor.image_processor, self.spec.checkpoint, self.spec.prepare_on
+            ),
             compute_dtype=dtype_name(self.dtype),
             storage_dtype=self.spec.storage_dtype or dtype_name(self.dtype),
             images=dict(IMAGE_POLICY),
@@ -317,7 +321,14 @@ class PatchEncoder(TransformersEncoder):
 
     def pixel_values(self, prepared: Prepared) -> torch.Tensor:
         """Give what the AutoProcessor gives for the image: float32 [patches, channels·temporal·patch²]."""
-        return self._all_slices(self.preparer.normalised(prepared.values["pixels"]))
+        return self._all_slices(self.preparer.normalised(self._pixels(prepared)))
+
+    def _pixels(self, prepared: Prepared) -> torch.Tensor:
+        """Give the patches of an image or a slice of a clip: as they were prepared, or prepared here."""
+        if isinstance(self.preparer, DevicePreparer) and prepared.kind == "image":
+            return self.preparer.patches(prepared.values["decoded"].to(self.device), _grid(prepared))
+        pixels: torch.Tensor = prepared.values["pixels" if prepared.kind == "image" else "pixel_values_videos"]
+        return pixels
 
     def _all_slices(self, values: torch.Tensor) -> torch.Tensor:
         from qvsplit.kernels.fused_encoder import all_slices
@@ -350,11 +361,12 @@ class PatchEncoder(TransformersEncoder):
                 return [_needs_memory(batch[0], self.device)]
             middle = len(batch) // 2
             return self.encode(batch[:middle]) + self.encode(batch[middle:])
+        finite = torch.stack([torch.isfinite(one).all() for one in rows]).tolist()  # the device is waited for once
         return [
             Encoded({POOLER_OUTPUT: one}, item.grid_thw, item.placeholder, item.inputs, kind=item.kind)
-            if bool(torch.isfinite(one).all())
+            if is_finite
             else _not_finite(one.dtype)
-            for item, one in zip(batch, rows, strict=True)
+            for item, one, is_finite in zip(batch, rows, finite, strict=True)
         ]
 
     def _features(self, prepared: Prepared) -> list[OutputTensor]:
@@ -376,11 +388,12 @@ class PatchEncoder(TransformersEncoder):
         order = sorted(range(len(batch)), key=lambda n: batch[n].patches) if self._fused else [*range(len(batch))]
         batch = [batch[number] for number in order]
         of_images = batch[0].kind == "image"
-        # [Σ t·h·w, channels·patch²], of a clip both temporal slices; one alone is not copied
-        every = [prepared.values["pixels" if of_images else "pixel_values_videos"] for prepared in batch]
-        pixels = torch.cat(every) if len(batch) > 1 else every[0]
         counts = [prepared.n_tokens for prepared in batch]
         with torch.inference_mode():
+            # [Σ t·h·w, channels·patch²], of a clip both temporal slices; one alone is not copied
+            every = [self._pixels(prepared) for prepared in batch]
+            pixels = torch.cat(every) if len(batch) > 1 else every[0]
+            del every
             values = self.preparer.normalised(pixels.to(self.device), batch[0].kind)
             grids = [_grid(prepared) for prepared in batch]
             if self._fused is not None:
@@ -432,6 +445,8 @@ def load_encoder(spec: EncoderSpec, on_load: OnLoad = nobody) -> TransformersEnc
     preparer = load_preparer(
         spec.checkpoint, hf.load_config(spec.checkpoint), min_pixels=spec.min_pixels, max_pixels=spec.max_pixels
     )
+    if spec.prepare_on == "device":
+        preparer = on_device(preparer)
     began.append(time.perf_counter())
     weights = load_encoder_weights(
         spec.checkpoint, device=torch.device(spec.device), dtype=getattr(torch, spec.dtype), on_load=on_load

@@ -47,6 +47,12 @@ class Prepared:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     kind: str = "image"
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of decoded pixels that it holds: of an image that is prepared on the encoder's device."""
+        image: torch.Tensor | None = self.values.get("decoded")
+        return 0 if image is None else image.nbytes
+
 
 class ImagePreparer(Protocol):
     """What prepares an image for an encoder, on the CPU. Picklable."""
@@ -87,7 +93,7 @@ class Preparer:
             small_inputs_of(processed, self.language_model_takes, {"image_grid_thw"}),
         )  # fmt: skip
 
-    def _processed(self, image: npt.NDArray[np.uint8], **later: bool) -> tuple[Mapping[str, Any], str]:
+    def _processed(self, image: npt.NDArray[np.uint8] | torch.Tensor, **later: bool) -> tuple[Mapping[str, Any], str]:
         check_shape(image.shape[1], image.shape[0], self.family)
         try:
             return hf.process_image(self.processor, image, later={"input_data_format": "channels_last", **later})
@@ -114,12 +120,15 @@ class PatchPreparer(Preparer):
         """Resize an image [height, width, 3] and cut it into patches. Raises as `Preparer.prepare`."""
         processed, text = self._processed(image, **normalising_later(self.processor.image_processor))
         t, h, w = (int(n) for n in processed["image_grid_thw"][0])
-        values = processed["pixel_values"]  # [patches, channels·temporal·patch²]
-        slices = values.view(len(values), self.in_channels, self.temporal_patch_size, -1)
-        pixels = slices[:, :, 0].reshape(len(values), -1)
+        pixels = self.first_slices(processed["pixel_values"])
         return Prepared(
             {"pixels": pixels}, text.count(self.image_token), t * h * w, runs_of(text, self.image_token), (t, h, w)
         )
+
+    def first_slices(self, values: torch.Tensor) -> torch.Tensor:
+        """Give one temporal slice of [patches, channels·temporal·patch²]: [patches, channels·patch²]."""
+        slices = values.view(len(values), self.in_channels, self.temporal_patch_size, -1)
+        return slices[:, :, 0].reshape(len(values), -1)
 
     def normalised(self, pixels: torch.Tensor, kind: str = "image") -> torch.Tensor:
         """Give float32 values of patches: the AutoProcessor's own to the bit, which folds the factor in.
@@ -247,8 +256,8 @@ def pixel_limits(image_processor: Any, family: Family, low: int | None, high: in
     return low, high
 
 
-def pixel_settings(image_processor: Any, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Give the processor's settings that decide pixels, with the limits in force and the backend that resamples.
+def pixel_settings(image_processor: Any, checkpoint: Checkpoint, prepare_on: str = "cpu") -> dict[str, Any]:
+    """Give the processor's settings that decide pixels, with the limits in force and what resamples, and where.
 
     A family that names its fields has them as the processor does; of every other they are what the file says: an
     upgrade of transformers must not make another extraction config of the same checkpoint.
@@ -259,6 +268,8 @@ def pixel_settings(image_processor: Any, checkpoint: Checkpoint) -> dict[str, An
         settings["min_pixels"] = int(image_processor.size["shortest_edge"])
         settings["max_pixels"] = int(image_processor.size["longest_edge"])
     settings["backend"] = "torchvision"
+    if prepare_on != "cpu":
+        settings["prepared_on"] = prepare_on
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 

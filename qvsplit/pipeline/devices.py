@@ -24,7 +24,7 @@ from qvsplit.pipeline.summary import Summary, Timer
 from qvsplit.runtime import devices
 from qvsplit.runtime.loading import LIBRARIES, PROCESSOR, READY, OnLoad, nobody
 from qvsplit.runtime.memory import keep_freed_activations
-from qvsplit.store.config import ExtractionConfig, Provenance, installed_versions
+from qvsplit.store.config import PREPARED_ON, ExtractionConfig, Provenance, installed_versions
 from qvsplit.store.features import TensorSpec
 from qvsplit.store.schema import ShardSchema
 
@@ -152,6 +152,7 @@ def _spec(
         min_pixels=limits.get("min_pixels") if options.min_pixels is None else options.min_pixels,
         max_pixels=limits.get("max_pixels") if options.max_pixels is None else options.max_pixels,
         kernels=options.kernels or (own.kernels if own else checkpoint.family.default_kernels),
+        prepare_on=options.prepare_on or (own.prepared_on if own else PREPARED_ON[0]),
         videos=video_options(with_videos_of(own, options)),
     )
 

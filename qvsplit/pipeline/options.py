@@ -12,7 +12,7 @@ from qvsplit.models.sampling import FPS, MAX_FRAMES, Sampling, VideoOptions
 from qvsplit.runtime import arguments
 from qvsplit.runtime.dtypes import DTYPE_BYTES, STORAGE_DTYPES
 from qvsplit.sources.decoder import ITEM_SECONDS
-from qvsplit.store.config import KERNELS, ExtractionConfig, Provenance
+from qvsplit.store.config import KERNELS, PREPARED_ON, ExtractionConfig, Provenance
 
 SHORTEST_ITEM_SECONDS = 0.1
 MAX_SAMPLED = 8_000  # frames of one clip: their numbers go into its row
@@ -22,7 +22,7 @@ VIDEO_OPTIONS = {
     "fps": "fps", "max_frames": "max_frames", "num_frames": "num_frames", "video_max_pixels": "max_pixels",
     "video_max_tokens": "max_tokens", "clip_seconds": "clip_seconds", "gif": "gif",
 }  # fmt: skip
-_TEXTS = ("model", "device", "dtype", "storage_dtype", "kernels", "gif")
+_TEXTS = ("model", "device", "dtype", "storage_dtype", "kernels", "prepare_on", "gif")
 _FLAGS = ("videos", "prune", "retry_failed", "checksum", "rebuild", "wait", "dry_run")
 
 
@@ -43,6 +43,8 @@ class ExtractOptions:
         workers: Threads that read, each with a decoder process of its own.
         patch_budget: Patches in one forward pass.
         kernels: The forward pass: "reference" or "fused".
+        prepare_on: Where images are resized: on the "cpu", or the encoder's "device", in float32, where some pixels
+            become others.
         videos: Take videos as well; else a walk leaves them out.
         exclude: Leave out what these patterns match: a text, or several, each as in a .gitignore, relative to every
             folder that is given.
@@ -73,6 +75,7 @@ class ExtractOptions:
     workers: int | None = None
     patch_budget: int | None = None
     kernels: str | None = None
+    prepare_on: str | None = None
     videos: bool = True
     exclude: str | Sequence[str] = ()
     fps: float | None = None
@@ -109,7 +112,10 @@ def check_options(options: ExtractOptions) -> None:
     arguments.check_flags({name: getattr(options, name) for name in _FLAGS})
     if not isinstance(options.exclude, Sequence) or not all(isinstance(one, str) for one in options.exclude):
         raise arguments.wrong("exclude", options.exclude, "a pattern, or several")
-    for name, known in (("dtype", tuple(DTYPE_BYTES)), ("storage_dtype", STORAGE_DTYPES), ("kernels", KERNELS)):
+    choices = {
+        "dtype": tuple(DTYPE_BYTES), "storage_dtype": STORAGE_DTYPES, "kernels": KERNELS, "prepare_on": PREPARED_ON,
+    }  # fmt: skip
+    for name, known in choices.items():
         if getattr(options, name) is not None:
             arguments.check_one_of(name, getattr(options, name), known)
     for name in ("workers", "patch_budget", "limit", "min_pixels", "max_pixels"):
@@ -149,6 +155,7 @@ def check_against(options: ExtractOptions, config: ExtractionConfig, store: str)
         "`dtype`": (options.dtype, config.compute_dtype),
         "`storage_dtype`": (options.storage_dtype, config.storage_dtype),
         "`kernels`": (options.kernels, config.kernels),
+        "`prepare_on`": (options.prepare_on, config.prepared_on),
         "`min_pixels`": (options.min_pixels, config.processor.get("min_pixels")),
         "`max_pixels`": (options.max_pixels, config.processor.get("max_pixels")),
     }
@@ -196,6 +203,7 @@ def like(config: ExtractionConfig, provenance: Provenance, options: ExtractOptio
         dtype=options.dtype or config.compute_dtype,
         storage_dtype=options.storage_dtype or storage,
         kernels=options.kernels or config.kernels,
+        prepare_on=options.prepare_on or config.processor.get("prepared_on"),
         min_pixels=options.min_pixels or config.processor.get("min_pixels"),
         max_pixels=options.max_pixels or config.processor.get("max_pixels"),
     )

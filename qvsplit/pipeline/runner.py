@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 # Decoded and not yet prepared: 0.4 GB of RGB. A larger image goes alone.
 PIXELS_IN_FLIGHT = 100_000_000
+# Of one batch, where images are prepared on the encoder's device. A larger image goes alone.
+DECODED_BYTES = 1 << 27
 
 
 class Known:
@@ -110,6 +112,11 @@ class _Batch:
     @property
     def patches(self) -> int:
         return sum(piece.prepared.patches for piece in self.pieces)
+
+    def is_within(self, budget: int) -> bool:
+        """Say whether it has at most so many patches, and no more decoded pixels than may be in one batch."""
+        decoded = sum(piece.prepared.decoded_bytes for piece in self.pieces)
+        return self.patches <= budget and decoded <= DECODED_BYTES
 
 
 _Computed: TypeAlias = "tuple[Sequence[Encoded | ItemError], torch.cuda.Event]"
@@ -389,6 +396,8 @@ class LocalRunner:
             item.outcome = prepared
         else:
             item._prepared = prepared
+            if prepared.decoded_bytes:
+                return  # its pixels wait for the encoder; they count until it is queued
         self._release(item)
 
     def _take_pixels(self, number: int, item: Result, pixels: int) -> None:
@@ -496,7 +505,7 @@ class LocalRunner:
         """Put a piece into the batch that is being filled, which is submitted once it is full."""
         budget = self._loaded_devices().patch_budget
         alone = piece.clip is not None  # a slice, which is large enough, and has the bits that it has alone
-        if self._pending and (alone or _Batch(self._pending).patches + piece.prepared.patches > budget):
+        if self._pending and (alone or not _Batch([*self._pending, piece]).is_within(budget)):
             yield from self._submit()
         self._pending.append(piece)
         piece.item._encoding += 1

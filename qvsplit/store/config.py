@@ -19,6 +19,7 @@ from qvsplit.runtime.versions import UNKNOWN, installed_version
 
 _VIDEO_NUMBERS = ("fps", "max_frames", "num_frames", "max_pixels", "max_tokens", "clip_seconds")  # of `videos`
 KERNELS = ("fused", "reference")
+PREPARED_ON = ("cpu", "device")  # the first is not written down
 VERSIONED = ("qvsplit", "torch", "torchvision", "transformers", "pillow")
 
 
@@ -82,9 +83,16 @@ class ExtractionConfig:
         for name, allowed in choices.items():
             if content[name] not in allowed:
                 raise made_by_newer(where, f"the unknown {name} {content[name]!r}")
+        if (place := content["processor"].get("prepared_on", PREPARED_ON[1])) not in PREPARED_ON[1:]:
+            raise made_by_newer(where, f"the unknown prepared_on {place!r}")
         if not _usable_processor(content["processor"]) or not _usable_videos(content.get("videos", {})):
             raise _no_config(where)
         return cls(**content)
+
+    @property
+    def prepared_on(self) -> str:
+        """Where images were resized: on the "cpu", or on the encoder's "device"."""
+        return str(self.processor.get("prepared_on", PREPARED_ON[0]))
 
     @property
     def merge_size(self) -> int:

@@ -22,7 +22,13 @@ def test_it_comes_back_from_json():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"surprise": 1}, {"kernels": "quantum"}, {"compute_dtype": "float8"}, {"storage_dtype": "int4"}],
+    [
+        {"surprise": 1},
+        {"kernels": "quantum"},
+        {"compute_dtype": "float8"},
+        {"storage_dtype": "int4"},
+        {"processor": rows.PROCESSOR | {"prepared_on": "tpu"}},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_a_value_that_is_unknown_was_made_by_a_newer_version(changes):
