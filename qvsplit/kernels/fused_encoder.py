@@ -126,13 +126,13 @@ class FusedEncoder:
 
     def _rotary(self, grids: Sequence[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute cosines and sines, float32 [patches, 1, 1, head_dim / 2]: rows' frequencies, then columns'."""
-        angles = []
+        places = []
         for t, h, w in grids:
             place = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))  # [2, h, w]
             place = place.reshape(2, h // self.merge, self.merge, w // self.merge, self.merge)
-            place = place.transpose(2, 3).reshape(2, -1).repeat(1, t).to(self.device)  # as the processor orders patches
-            angles.append((place[..., None].float() * self.frequencies).transpose(0, 1).flatten(1))
-        angle = torch.cat(angles)[:, None, None]
+            places.append(place.transpose(2, 3).reshape(2, -1).repeat(1, t))  # as the processor orders patches
+        place = torch.cat(places, 1).to(self.device)  # [2, patches]: in one copy, however many images there are
+        angle = (place[..., None].float() * self.frequencies).transpose(0, 1).flatten(1)[:, None, None]
         return angle.cos(), angle.sin()
 
     def _merged(self, x: torch.Tensor) -> torch.Tensor:
