@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=12_000_000, help="pixels of the largest photograph")
     parser.add_argument("--without-bf16", action="store_true")
     parser.add_argument("--plot", type=Path, nargs="+", metavar=("FILE.svg", "LOG"), help="draw earlier runs' output")
+    parser.add_argument("--prepare-on", default="cpu", help="where qvsplit resizes images: cpu or device")
+    parser.add_argument("--without-copies", action="store_true", help="qvsplit copies between two batches, unpinned")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--photos", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -106,7 +108,8 @@ def make_photographs(folder: Path, number: int, largest: int) -> None:
 
 def _run(told: argparse.Namespace, name: str, photos: Path, out: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.extract", str(told.checkpoint), "--child", name, "--photos", str(photos),
-               "--out", str(out), "--dtype", told.dtype, "--device", told.device]  # fmt: skip
+               "--out", str(out), "--dtype", told.dtype, "--device", told.device, "--prepare-on", told.prepare_on,
+               *(["--without-copies"] if told.without_copies else [])]  # fmt: skip
     environment = os.environ | ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"} if told.without_bf16 else {})
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -302,8 +305,12 @@ def qvsplit(told: argparse.Namespace, began: float) -> None:
     from typer.testing import CliRunner
 
     from qvsplit.cli import app
+    from qvsplit.pipeline import devices
 
-    words = ["extract", str(told.photos), "--model", str(told.checkpoint), "--out", str(told.out), "--json"]
+    if told.without_copies:
+        vars(devices)["copies_to"] = lambda device: None
+    words = ["extract", str(told.photos), "--model", str(told.checkpoint), "--out", str(told.out), "--json",
+             "--prepare-on", told.prepare_on]  # fmt: skip
     with contextlib.redirect_stderr(io.StringIO()):
         done = CliRunner().invoke(app, [*words, "--dtype", told.dtype, "--device", told.device])
     if done.exit_code:

@@ -10,16 +10,20 @@ or why it failed, is said in its line, and the others go on:
     make       the checkpoints (demo, tiny, the true 2B shape with random weights), photographs of 0.3 to 12 megapixels
     tests      those tests that need a CUDA device
     exact      halves against the full model of transformers, by checkpoint and dtype: pixels and features of
-               the encoder bit for bit, answers token for token (alone and as a batch), log-probabilities of choices
+               the encoder bit for bit, answers token for token (alone, as a batch, and with the kernels `reference`
+               of the language model), log-probabilities of choices
     encoder    patches a second and the share of the card's own rate: transformers' encoder with each attention that is
-               there, and qvsplit's `reference` and `fused`
-    extract    from JPEG files to a shard (bench/extract.py): rates, stages, and how long the encoder waited
-    ask        1 to 100 questions about one image (bench/ask.py)
+               there, and qvsplit's `fused` with a call a size, with one for unequal sizes, and as it chooses itself
+    extract    from JPEG files to a shard (bench/extract.py): rates, stages, and how long the encoder waited; without
+               pinned memory and a stream for copies, and with images resized on the device
+    ask        1 to 100 questions about one image (bench/ask.py), and the most GPU memory that this took
+    decode     what a decoding step takes, its operations and kernels; captured as a CUDA graph; compiled
     memory     peak GPU memory of each half and of the full model (bench/light.py)
     families   a tiny checkpoint of every family, split, on the device: answers of the full model there
     suite      the whole suite, where the device is what commands take by default
 
-A part that would not end in time is stopped. FOLDER gets gpu.json and each part's own output.
+Parts that are timed run alone, the others several at a time. A part that would not end in time is stopped. FOLDER gets
+gpu.json and each part's own output.
 Last line: one JSON object.
 """
 
@@ -43,6 +47,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bench import gpu_decoding
+
 QUESTIONS = (
     "What is in the image?",
     "Is it day or night?",
@@ -51,7 +57,8 @@ QUESTIONS = (
     "What colour is most of it?",
 )
 CHOICES = ("yes", "no", "Yes.", "perhaps")
-PARTS = ("rates", "make", "tests", "exact", "extract", "ask", "memory", "encoder", "families", "suite")
+PARTS = ("rates", "make", "encoder", "exact", "tests", "families", "memory", "extract", "ask", "decode", "suite")
+TOGETHER = 6  # processes at a time of those that are not timed; two CPU cores each
 PACKAGES = (
     "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "accelerate", "pyarrow", "PIL", "av",
     "qwen_vl_utils", "llguidance", "skimage", "sklearn", "flash_attn", "kernels", "vllm", "pytest",
@@ -61,11 +68,15 @@ SHM, SHM_NEEDS = Path("/dev/shm"), 24 << 30
 
 @dataclass(frozen=True)
 class Part:
-    """One process: its name, the module and arguments that `python -m` would take, and the seconds it may take."""
+    """One process: its name, the module and arguments that `python -m` would take, and the seconds it may take.
+
+    Parts of one `group` are not timed: they run at the same time.
+    """
 
     name: str
     words: list[str]
     seconds: float = 60
+    group: str | None = None
 
 
 def main() -> None:
@@ -85,13 +96,13 @@ def main() -> None:
     with _work_folder() as folder:
         os.environ["QVSPLIT_CACHE"] = f"{folder}/cache"
         results: dict[str, Any] = {}
-        for part in _parts(told, folder):
-            left = told.seconds - (time.perf_counter() - began)
+        for parts in _turns(_parts(told, folder)):
             # where the device cannot be used behind a fork, every further part begins from nothing
             forked = "lacks" not in results.get("rates", {})
-            results[part.name] = _run(part, min(part.seconds, left), told.out, forked=forked)
-            (told.out / "gpu.json").write_text(json.dumps(results, indent=1))
-            print(f"[{time.perf_counter() - began:5.0f} s] {part.name}: {_line(results[part.name])}", flush=True)
+            for part, result in _run(parts, told.out, end=began + told.seconds, forked=forked):
+                results[part.name] = result
+                (told.out / "gpu.json").write_text(json.dumps(results, indent=1))
+                print(f"[{time.perf_counter() - began:5.0f} s] {part.name}: {_line(result)}", flush=True)
     print(_table(results))
     print(json.dumps({"bench": "gpu", "seconds": round(time.perf_counter() - began), "results": _short(results)}))
 
@@ -140,71 +151,110 @@ def _parts(told: argparse.Namespace, folder: str) -> Iterator[Part]:
         return [*own, name, "--checkpoint", str(Path(folder) / checkpoint), "--dtype", dtype, "--folder", folder]
 
     pytest = ["pytest", "-p", "no:cacheprovider", "-ra", "--tb=short"]
+    cuda = ["tests/test_exactness.py", "tests/kernels", "tests/models/test_copies.py",
+            "tests/models/test_device_preparing.py", "tests/pipeline/test_devices.py"]  # fmt: skip
     retina = "retina.jpg"
+    extractions: tuple[tuple[str, str, str, list[str]], ...] = (
+        ("limit", "bfloat16", "photos", []), ("qvsplit", "bfloat16", "photos", []),
+        ("qvsplit", "bfloat16", "photos", ["--without-copies"]),
+        ("qvsplit", "bfloat16", "photos", ["--prepare-on", "device"]), ("plain", "bfloat16", "photos", []),
+        ("qvsplit", "float32", "few", []), ("plain", "float32", "few", []),
+    )  # fmt: skip
     every = {
         "rates": [Part("rates", child("rates"))],
         "make": [Part("make", child("make"), 120)],
-        "tests": [Part("tests", [*pytest, "-k", "cuda", "tests/test_exactness.py", "tests/kernels"], 90)],
+        "encoder": [Part(f"encoder {dtype}", child("encoder", dtype=dtype)) for dtype in ("float32", "bfloat16")],
         "exact": [
-            Part(f"exact {checkpoint} {dtype}", child("exact", checkpoint, dtype), 60)
+            Part(f"exact {checkpoint} {dtype}", child("exact", checkpoint, dtype), 120, "correct")
             for checkpoint, dtypes in (
-                ("demo", ("float32", "bfloat16", "float16")), ("big", ("float32", "bfloat16")),
+                ("big", ("float32", "bfloat16")), ("demo", ("float32", "bfloat16", "float16")),
                 ("tiny", ("float32", "bfloat16")),
             )
             for dtype in dtypes
         ],
-        "extract": [
-            Part(f"extract {name} {dtype}",
-                 ["bench.extract", str(big), "--child", name, "--photos", f"{folder}/{photos}",
-                  "--out", f"{folder}/out-{name}-{dtype}", *place, dtype], 60)
-            for dtype, photos in (("bfloat16", "photos"), ("float32", "few"))
-            for name in ("limit", "qvsplit", "plain", "circulation")
-            if dtype == "bfloat16" or name != "circulation"
-        ],
-        "ask": [
-            Part(f"ask {dtype}",
-                 ["bench.ask", str(big), "--tokens", "256" if told.small else "256,1250",
-                  "--questions", "1,5" if told.small else "1,5,20,100", *place, dtype], 90)
-            for dtype in ("bfloat16", "float32")
-        ],
+        "tests": [Part("tests", [*pytest, "-k", "cuda", *cuda], 120, "correct")],
+        "families": [Part("families", child("families"), 120, "correct")],
         "memory": [
             Part(f"memory {name} {dtype}",
-                 ["bench.light", str(big), "--contender", name, "--image", image, *place, dtype])
+                 ["bench.light", str(big), "--contender", name, "--image", image, *place, dtype], 60, "memory")
             for dtype in ("bfloat16", "float32")
             for name, image in (
                 ("whole", retina), ("qvsplit", retina), ("whole_asks", retina),
                 ("qvsplit_asks", f"{folder}/store-big-{dtype}-reference"),
             )
         ],
-        "encoder": [Part(f"encoder {dtype}", child("encoder", dtype=dtype)) for dtype in ("float32", "bfloat16")],
-        "families": [Part("families", child("families"), 90)],
+        "extract": [
+            Part(" ".join(["extract", name, dtype, *more]).replace("--", ""),
+                 ["bench.extract", str(big), "--child", name, "--photos", f"{folder}/{photos}", "--out",
+                  f"{folder}/out-{name}-{dtype}{''.join(more)}", *place, dtype, *more])
+            for name, dtype, photos, more in extractions
+        ],
+        "ask": [Part(f"ask {dtype}", child("ask", dtype=dtype), 90) for dtype in ("bfloat16", "float32")],
+        "decode": [
+            Part(f"decode {dtype}", child("decode", dtype=dtype)) for dtype in ("bfloat16", "float32")
+        ] + [
+            Part("decode captured bfloat16", child("captured", dtype="bfloat16"), 40),
+            Part("decode compiled bfloat16", child("compiled", dtype="bfloat16"), 90),
+        ],
         "suite": [Part("suite", [*pytest, "-n", str(max(2, (os.cpu_count() or 2) - 2)), "tests"], 240)],
     }  # fmt: skip
     return (part for name in PARTS if name in wanted for part in every[name])
 
 
-def _run(part: Part, seconds: float, out: Path, *, forked: bool) -> dict[str, Any]:
-    """Run one part to its end or its time's; its last line of stdout is its result, else say why there is none."""
-    if seconds < 5:
-        return {"lacks": "time"}
-    log = out / f"{part.name.replace(' ', '-')}.log"
-    began = time.perf_counter()
-    sys.stdout.flush()
-    child = os.fork()
-    if not child:
-        _be(part, log, forked=forked)
-    code = None
-    while time.perf_counter() - began < seconds:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-            break
+def _turns(parts: Iterator[Part]) -> list[list[Part]]:
+    """Give the parts that run at the same time, in their order."""
+    turns: list[list[Part]] = []
+    for part in parts:
+        if part.group is not None and turns and turns[-1][0].group == part.group:
+            turns[-1].append(part)
+        else:
+            turns.append([part])
+    return turns
+
+
+def _run(parts: list[Part], out: Path, *, end: float, forked: bool) -> Iterator[tuple[Part, dict[str, Any]]]:
+    """Run parts to their end or their time's, some at once; give each one's result as it is known."""
+    waiting = list(parts)
+    running: list[_Running] = []
+    together = max(1, min(TOGETHER, (os.cpu_count() or 2) // 2))
+    while waiting or running:
+        while waiting and len(running) < together:
+            part = waiting.pop(0)
+            if end - time.perf_counter() < 5:
+                yield part, {"lacks": "time"}
+            else:
+                running.append(_Running(part, out, end, forked=forked))
+        for one in list(running):
+            if (result := one.result()) is not None:
+                running.remove(one)
+                yield one.part, result
         time.sleep(0.02)
-    else:
-        os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    result = _result(log.read_text(errors="replace"), code)
-    return result | {"part_seconds": round(time.perf_counter() - began, 1)}
+
+
+class _Running:
+    """One part's process."""
+
+    def __init__(self, part: Part, out: Path, end: float, *, forked: bool) -> None:
+        self.part = part
+        self._log = out / f"{part.name.replace(' ', '-')}.log"
+        self._began = time.perf_counter()
+        self._end = min(end, self._began + part.seconds)
+        sys.stdout.flush()
+        self._child = os.fork()
+        if not self._child:
+            _be(part, self._log, forked=forked)
+
+    def result(self) -> dict[str, Any] | None:
+        """Give the last line of its stdout, or say why there is none; None while it runs and may."""
+        done, status = os.waitpid(self._child, os.WNOHANG)
+        code = os.waitstatus_to_exitcode(status) if done else None
+        if not done:
+            if time.perf_counter() < self._end:
+                return None
+            os.killpg(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
+        result = _result(self._log.read_text(errors="replace"), code)
+        return result | {"part_seconds": round(time.perf_counter() - self._began, 1)}
 
 
 def _be(part: Part, log: Path, *, forked: bool) -> NoReturn:
@@ -351,6 +401,7 @@ def _exact(told: argparse.Namespace) -> dict[str, Any]:
             for one, answer in zip(questions, session.answers(row, questions), strict=True)
         }
         if kernels == "reference":
+            split["reference kernels to the end"] = _by_reference(told, session.store, questions)
             result["choices_off"] = max(_choices_off(session, row, images[row.path], whole) for row in rows[:3])
             again = {(row.path, one): list(session.answer(row, one).tokens) for row in rows[:2] for one in questions}
             result["answers_repeat"] = all(split[kernels][key] == tokens for key, tokens in again.items())
@@ -359,6 +410,44 @@ def _exact(told: argparse.Namespace) -> dict[str, Any]:
         result[way] = _held(answers, truth, dtype)
     result |= {"answers": len(truth), "device": _name(device), "dtype": told.dtype, "checkpoint": checkpoint.name}
     return result | {"different_answers": len({tuple(tokens) for tokens, _ in truth.values()})}
+
+
+def _by_reference(told: argparse.Namespace, store: Any, questions: tuple[str, ...]) -> dict[tuple[str, str], list[int]]:
+    """Answer with transformers' own modules, one question at a time from its whole prompt."""
+    import qvsplit
+
+    options = qvsplit.AskOptions(device=told.device, dtype=told.dtype, max_new_tokens=16, kernels="reference")
+    session = qvsplit.load_session(store, options)
+    return {(row.path, one): list(session.answer(row, one).tokens) for row in store for one in questions}
+
+
+def _ask(told: argparse.Namespace) -> dict[str, Any]:
+    """Run bench/ask.py's contenders one after the other in this process, each with the most memory that it took."""
+    import gc
+
+    import torch
+
+    from bench import ask, ask_contender
+
+    folder = Path(told.folder) / f"ask-{told.dtype}"
+    folder.mkdir()
+    sizes, counts = ("256", "1,5") if told.small else ("256,1250", "1,5,20,100")
+    asked = argparse.Namespace(
+        checkpoint=Path(told.checkpoint), device=told.device, dtype=told.dtype, tokens=sizes, questions=counts,
+        contenders=["whole", "stored", "qvsplit"], new_tokens=16, repeats=3, alone=2, vllm=None, vllm_settings={},
+        before=None,
+    )  # fmt: skip
+    torch.set_grad_enabled(False)
+    job = json.loads(json.dumps(ask._job(asked, folder)))
+    results, peaks = {}, {}
+    for name, run in (("transformers", ask_contender._transformers), ("qvsplit", ask_contender._qvsplit)):
+        gc.collect()
+        _reset_peak(torch.device(told.device))
+        results[name] = json.loads(json.dumps(run(job, name)))
+        peaks[name] = _peak(torch.device(told.device))
+    cases = [ask._case(asked, job, image, results) for image in job["images"]]
+    return {"dtype": told.dtype, "new_tokens": 16, "peak_gb": peaks, "results": cases,
+            "loading": {name: one["loading"] for name, one in results.items()}}  # fmt: skip
 
 
 def _asked(told: argparse.Namespace, checkpoint: Path) -> tuple[list[Path], tuple[str, ...]]:
@@ -457,11 +546,10 @@ def _same_features(told: argparse.Namespace, checkpoint: Path, images: list[Any]
             patches.append(one)
             truths.append(truth)
         together = encoder.encode(patches[:3])
-        given = whole.processor.image_processor(images=images[:3], return_tensors="pt").to(whole.device)
-        batch = whole.features(given["pixel_values"], given["image_grid_thw"])
-        same = [torch.equal(a.tensors["pooler_output"], b) for a, b in zip(together, batch, strict=True)]
-        if kernels == "reference":
-            counts["reference, a batch of 3"] = sum(same)
+        if kernels == "reference":  # an image a forward pass, so that a batch has the bits of its images
+            counts["reference, a batch of 3"] = sum(
+                torch.equal(a.tensors["pooler_output"], b) for a, b in zip(together, truths[:3], strict=True)
+            )
         else:
             off["fused, a batch"] = max(
                 _off(a.tensors["pooler_output"], b) for a, b in zip(together, truths[:3], strict=True)
@@ -544,10 +632,11 @@ def _encoder(told: argparse.Namespace) -> dict[str, Any]:
         "five of 4,900": [(1, 70, 70)] * 5,
         "24 of 1,024": [(1, 32, 32)] * 24,
         "ten of ten sizes": [(1, 34 + 2 * n, 70 - 2 * n) for n in range(10)],
+        "64 of 64 small sizes": [(1, 12 + 2 * (n % 8), 12 + 4 * (n // 8)) for n in range(64)],
     }
     if told.small:
         batches = {"one of 64": [(1, 8, 8)], "three sizes": [(1, 8, 8), (1, 4, 8), (1, 12, 4)]}
-    forwards = dict(_forwards(load, FusedEncoder, device, dtype))
+    forwards: dict[str, Any] = dict(_forwards(load, FusedEncoder, device, dtype))
     for name, grids in batches.items():
         flops = sum(encoder_flops(h * w, width=width, depth=vision.depth, out=vision.hidden_size) for _, h, w in grids)
         patches = sum(h * w for _, h, w in grids)
@@ -555,6 +644,9 @@ def _encoder(told: argparse.Namespace) -> dict[str, Any]:
         truth: Any = None
         lines: dict[str, dict[str, Any]] = {}
         for way, forward in forwards.items():
+            if isinstance(forward, str):
+                lines[way] = {"lacks": forward}
+                continue
             try:
                 given = forward(pixels, grids)
                 truth = given if truth is None else truth
@@ -565,17 +657,39 @@ def _encoder(told: argparse.Namespace) -> dict[str, Any]:
             except (RuntimeError, ImportError, ValueError, TypeError) as error:
                 lines[way] = {"lacks": _first_line(error)}
         result["batches"][name] = {"patches": patches, "gflop": flops / 1e9, "ways": lines}
+    grids = batches["one of 64" if told.small else "five of 4,900"]
+    pixels = torch.randn(sum(h * w for _, h, w in grids), 588, device=device).to(dtype)
+    result["where"] = _where(partial(forwards["qvsplit fused, as it chooses"], pixels, grids), device)
     return result
+
+
+def _where(run: Callable[[], Any], device: Any, number: int = 10) -> dict[str, float]:
+    """Give the kernels that take most of the device's time, each with its share of it."""
+    import torch
+
+    cuda = device.type == "cuda"
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU, *([kinds.CUDA] if cuda else [])]) as seen:
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+    took = {
+        one.key[:60]: float(one.self_device_time_total if cuda else one.self_cpu_time_total)
+        for one in seen.key_averages()
+    }
+    most = sorted(took, key=lambda name: -took[name])[:number]
+    return {name: took[name] / max(sum(took.values()), 1e-9) for name in most}
 
 
 def _forwards(
     load: Callable[[], Any], fused: Callable[[Any], Any], device: Any, dtype: Any
-) -> Iterator[tuple[str, Callable[[Any, Any], Any]]]:
-    """Give every forward pass of the encoder, transformers' own by its attention; the first is the reference."""
+) -> Iterator[tuple[str, Callable[[Any, Any], Any] | str]]:
+    """Give every forward pass of the encoder, or what it lacks; the first, transformers' own, is the reference."""
     import torch
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     from qvsplit.kernels.fused_encoder import all_slices
+    from qvsplit.kernels.varlen_attention import find_varlen
 
     module = load()
 
@@ -592,7 +706,17 @@ def _forwards(
         yield "transformers flash_attention_2", partial(whole, "flash_attention_2")
     if dtype != torch.float32:
         yield "transformers eager", partial(whole, "eager")
-    yield "qvsplit fused", fused(load())
+    mine = fused(load())
+
+    def by(attention: str, pixels: Any, grids: Any) -> Any:
+        mine.attention = attention
+        return mine(pixels, grids)
+
+    yield "qvsplit fused, a call a size", partial(by, "sdpa")
+    found = find_varlen(device, dtype, heads=mine.heads, head_dim=module.config.embed_dim // mine.heads)
+    lacks = "; ".join(f"{name}: {why}" for name, why in found.lacks.items())
+    yield f"qvsplit fused, one call ({found.name})", partial(by, "varlen") if found.function else lacks
+    yield "qvsplit fused, as it chooses", partial(by, "auto")
 
 
 def _varlen(module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, **more: Any) -> tuple[Any, None]:
@@ -716,7 +840,7 @@ def _table(results: dict[str, Any]) -> str:
         if "lacks" in result:
             lines.append(f"{name:28} lacks {result['lacks'][:120]}")
         elif name.startswith("exact"):
-            ways = ("reference", "reference, as a batch", "fused", "fused, as a batch")
+            ways = ("reference", "reference, as a batch", "fused", "fused, as a batch", "reference kernels to the end")
             counted = ", ".join(f"{result[way]['identical']}" for way in ways)
             same, off = result["identical"], result["off"]
             lines.append(
@@ -726,6 +850,8 @@ def _table(results: dict[str, Any]) -> str:
             )
         elif name.startswith("encoder"):
             lines.append(f"{name:28} the card's own product {result['product_tflops']:.0f} TFLOP/s")
+            where = ", ".join(f"{name} {share:.2f}" for name, share in result["where"].items())
+            lines.append(f"  fused spends its time on: {where}")
             for batch, told in result["batches"].items():
                 for way, one in told["ways"].items():
                     words = one.get("lacks") or (f"{one['patches_s']:10,.0f} patches/s {one['share']:6.2f} of it, off "
@@ -737,11 +863,20 @@ def _table(results: dict[str, Any]) -> str:
                          f"{result['patches'] / result['seconds']:,.0f} patches/s, start-up {result['startup']:.1f} s "
                          f"{stages or ''}")  # fmt: skip
         elif name.startswith("ask"):
+            peaks = ", ".join(f"{way} {peak:.2f} GB" for way, peak in result["peak_gb"].items())
+            lines.append(f"{name:28} peak GPU memory: {peaks}")
             for case in result["results"]:
                 for way, seconds in case["seconds"].items():
                     each = ", ".join(f"{number}: {took:.2f} s" for number, took in seconds.items())
                     lines.append(f"{name:14} {case['tokens']:6} tokens {way:10} {each}")
                 lines.append(f"{'':14} identical {case['identical']} of {case['compared']}")
+        elif name.startswith("decode"):
+            for rows, ways in result["rows"].items():
+                each = "; ".join(
+                    f"{way} {', '.join(f'{key} {_number(value)}' for key, value in one.items())}"
+                    if isinstance(one, dict) else f"{way} {_number(one)}" for way, one in ways.items()
+                )  # fmt: skip
+                lines.append(f"{name:28} {rows} rows: {each}")
         elif name.startswith("memory"):
             lines.append(f"{name:28} GPU {result.get('gpu_peak_bytes', 0) / 1e9:6.2f} GB, "
                          f"host {result['peak_bytes'] / 1e9:6.2f} GB")  # fmt: skip
@@ -759,7 +894,10 @@ def _short(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-CHILDREN = {"rates": _rates, "make": _make, "exact": _exact, "encoder": _encoder, "families": _families}
+CHILDREN = {
+    "rates": _rates, "make": _make, "exact": _exact, "encoder": _encoder, "families": _families, "ask": _ask,
+    **gpu_decoding.CHILDREN,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()
