@@ -111,7 +111,7 @@ def _measured(checkpoint: Path, folder: Path, dtype: str) -> dict[str, Any]:
     before = _status("VmRSS")
     began = time.perf_counter()
     options = qvsplit.AskOptions(max_new_tokens=NEW_TOKENS, dtype=dtype)
-    session = qvsplit.load_session(store, options, model=str(checkpoint))
+    session: Any = qvsplit.load_session(store, options, model=str(checkpoint))
     loaded = time.perf_counter() - began
     result: dict[str, Any] = {
         "load": loaded, "own_bytes": own, "peak_bytes": _status("VmHWM") - before,

@@ -154,7 +154,7 @@ def load_language_model(
         WeightsError: The checkpoint holds not exactly the language model's tensors.
         ModelError: It cannot be loaded.
     """
-    from qvsplit.kernels.layout import Layout, Plain, lay_out
+    from qvsplit.kernels.layout import Layout, Plain, join, lay_out
     from qvsplit.kernels.packed_linear import can_pack
 
     family = checkpoint.family
@@ -190,9 +190,18 @@ def load_language_model(
     if fused and not reading.used:
         on_load(LAYOUT, 0, 0)
         lay_out(model)
+    elif kernels == "fused" and "quantization_config" not in checkpoint.config and _is_whole_on_a_gpu(model):
+        join(model)
     if kernels == "fused":  # else as transformers has it, whose bits are wanted
         model.requires_grad_(False)
     return model.eval()
+
+
+def _is_whole_on_a_gpu(model: Any) -> bool:
+    """Say whether a model is on one GPU, and nothing moves its weights about."""
+    devices = {parameter.device for parameter in model.parameters()}
+    moved = any(hasattr(module, "_hf_hook") for module in model.modules())
+    return len(devices) == 1 and devices.pop().type == "cuda" and not moved
 
 
 def load_full_model(

@@ -1,9 +1,10 @@
-"""The two halves of a decoder layer, written for speed on a CPU. transformers' own modules are the reference.
+"""The parts of a decoder layer, written for speed. transformers' own modules are the reference.
 
 The same sums in another order, in float32 within 1e-5 of the reference, relative. What is done otherwise: queries,
-keys and values are one matrix product; rotary positions are written straight to where attention reads; the MLP goes
-some rows at a time, so that its wide intermediates stay in the cache, and oneDNN applies SiLU and the product with
-the gate as it writes. Norms, residuals, attention and caches are transformers' own.
+keys and values are one matrix product; rotary positions are written straight to where attention reads. On a CPU the MLP
+goes some rows at a time, so that its wide intermediates stay in the cache, and oneDNN applies SiLU and the product with
+the gate as it writes. On a GPU, where a step of decoding is bound by the number of kernels that are started, gate and
+input are one product, and a norm is one kernel. Residuals, attention and caches are transformers' own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ MLPS = frozenset({
     "Qwen2MLP", "Qwen3VLTextMLP", "Qwen3_5MLP", "Qwen3MLP", "LlamaMLP", "MistralMLP",
 })  # fmt: skip
 ATTENTIONS = frozenset({"Qwen2VLAttention", "Qwen2_5_VLAttention", "Qwen3VLTextAttention"})
+# Those whose forward is weight · x / sqrt(mean(x²) + epsilon)
+NORMS = frozenset({"Qwen2VLRMSNorm", "Qwen2RMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3VLTextRMSNorm", "LlamaRMSNorm"})
 
 
 def is_fusable_mlp(module: nn.Module) -> bool:
@@ -39,6 +42,11 @@ def is_fusable_attention(module: nn.Module) -> bool:
         return False
     joined = [module.q_proj, module.k_proj, module.v_proj]
     return all(type(one) is nn.Linear for one in joined) and len({one.bias is None for one in joined}) == 1
+
+
+def is_fusable_norm(module: nn.Module) -> bool:
+    """Say whether `FusedNorm` computes what a module of transformers does."""
+    return type(module).__name__ in NORMS
 
 
 def _silu_class() -> type[nn.Module]:
@@ -70,10 +78,42 @@ class FusedMLP(nn.Module):  # type: ignore[misc]
         return self.down_proj(self.up_proj.times(rows, self.gate_proj(rows)))
 
 
-class FusedAttention(nn.Module):  # type: ignore[misc]
-    """Attention of a decoder layer. Made of transformers' own on torch's "meta" device; its weights come afterwards."""
+class JoinedMLP(nn.Module):  # type: ignore[misc]
+    """An MLP with a gate, made of transformers' own with its weights: four operations where that has five."""
 
-    def __init__(self, attention: Any) -> None:
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.gate_up, self.down_proj = joined([mlp.gate_proj, mlp.up_proj]), mlp.down_proj
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[…, width] to […, width]."""
+        gate, up = self.gate_up(x).chunk(2, -1)
+        out: torch.Tensor = self.down_proj(nn.functional.silu(gate).mul_(up))
+        return out
+
+
+class FusedNorm(nn.Module):  # type: ignore[misc]
+    """A root mean square norm as one operation, where transformers has seven. It rounds once, that twice."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.epsilon = norm.weight, float(norm.variance_epsilon)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[…, width] to […, width]."""
+        return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+
+
+class FusedAttention(nn.Module):  # type: ignore[misc]
+    """Attention of a decoder layer, made of transformers' own and of what computes its products.
+
+    Args of the constructor:
+        attention: transformers'.
+        qkv: Gives queries, keys and values side by side, [B, q, width] to [B, q, (H + 2K)·D].
+        output: The output projection.
+    """
+
+    def __init__(self, attention: Any, qkv: nn.Module, output: nn.Module) -> None:
         super().__init__()
         # what transformers' attention functions look at
         self.config, self.layer_idx, self.is_causal = attention.config, attention.layer_idx, True
@@ -82,9 +122,9 @@ class FusedAttention(nn.Module):  # type: ignore[misc]
         self.window = {"sliding_window": attention.sliding_window} if hasattr(attention, "sliding_window") else {}
         self.heads = attention.q_proj.out_features // self.head_dim
         self.key_heads = attention.k_proj.out_features // self.head_dim
-        self.q_norm, self.k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-        self.qkv = JoinedLinear([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.o_proj = PackedLinear(attention.o_proj)
+        self.q_norm: Any = getattr(attention, "q_norm", None)
+        self.k_norm: Any = getattr(attention, "k_norm", None)
+        self.qkv, self.o_proj = qkv, output
 
     def forward(
         self,
@@ -121,6 +161,22 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
     torch.addcmul(first * cos[..., :half], second, sin[..., :half], value=-1, out=out[..., :half])
     torch.addcmul(second * cos[..., half:], first, sin[..., half:], out=out[..., half:])
     return out
+
+
+def projections(attention: Any) -> list[nn.Linear]:
+    """Give the projections to queries, keys and values of transformers' attention."""
+    return [attention.q_proj, attention.k_proj, attention.v_proj]
+
+
+def joined(layers: list[nn.Linear]) -> nn.Linear:
+    """Make one linear layer of several with one input, where their weights are."""
+    first = layers[0]
+    whole = nn.Linear(1, 1, bias=first.bias is not None, device="meta")
+    whole.in_features, whole.out_features = first.in_features, sum(layer.out_features for layer in layers)
+    whole.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
+    if first.bias is not None:
+        whole.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
+    return whole
 
 
 class JoinedLinear(nn.Module):  # type: ignore[misc]

@@ -1,7 +1,8 @@
-"""What becomes of a language model's modules on a CPU, and where each of its tensors goes.
+"""What becomes of a language model's modules, and where each of its tensors goes.
 
-`Layout(model)` puts our modules, still empty, in the place of transformers' own; then `place` takes one tensor after
-the other, as it is stored, and nothing is held twice. `Plain` leaves transformers' modules as they are.
+On a CPU `Layout(model)` puts our modules, still empty, in the place of transformers' own; then `place` takes one tensor
+after the other, as it is stored, and nothing is held twice. `Plain` leaves transformers' modules as they are. On a GPU
+transformers places the tensors, and `join` replaces modules afterwards.
 """
 
 from __future__ import annotations
@@ -13,7 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from qvsplit.kernels.fused_decoder import FusedAttention, FusedMLP, JoinedLinear, is_fusable_attention, is_fusable_mlp
+from qvsplit.kernels.fused_decoder import (
+    FusedAttention,
+    FusedMLP,
+    FusedNorm,
+    JoinedLinear,
+    JoinedMLP,
+    is_fusable_attention,
+    is_fusable_mlp,
+    is_fusable_norm,
+    joined,
+    projections,
+)
 from qvsplit.kernels.packed_linear import PackedLinear, can_pack
 from qvsplit.kernels.vocabulary import OutputLayer, StoredEmbedding
 
@@ -102,11 +114,11 @@ class Layout(Plain):
                 self._packs(f"{path}.{part}", getattr(mlp, part), getattr(child, part))
             return mlp
         if is_fusable_attention(child):
-            attention = FusedAttention(child)
+            qkv, output = JoinedLinear(projections(child)), PackedLinear(child.o_proj)
             for number, part in enumerate(("q_proj", "k_proj", "v_proj")):
-                self._joins(f"{path}.{part}", attention.qkv, number, getattr(child, part))
-            self._packs(f"{path}.o_proj", attention.o_proj, child.o_proj)
-            return attention
+                self._joins(f"{path}.{part}", qkv, number, getattr(child, part))
+            self._packs(f"{path}.o_proj", output, child.o_proj)
+            return FusedAttention(child, qkv, output)
         return None
 
     def _packs(self, path: str, module: PackedLinear, linear: nn.Linear) -> None:
@@ -124,7 +136,8 @@ class Layout(Plain):
     def _take_vocabulary(self) -> None:
         """Note what takes the embedding's rows and the output layer's, where these are ordinary ones."""
         model = self.model
-        embedding, head = model.get_input_embeddings(), getattr(model, "lm_head", None)
+        embedding: Any = model.get_input_embeddings()
+        head: Any = getattr(model, "lm_head", None)
         if type(embedding) is not nn.Embedding or type(head) is not nn.Linear or head.bias is not None:
             return
         path = next(name for name, module in model.named_modules() if module is embedding)
@@ -165,6 +178,20 @@ def lay_out(model: Any) -> None:
     for name in [*tensors]:
         layout.place(name, tensors.pop(name).detach(), False)
     layout.finish()
+
+
+def join(parent: Any) -> None:
+    """Join products and fuse norms of a model that has its weights on a GPU, layer by layer."""
+    for name, child in [*parent.named_children()]:
+        module = child
+        if is_fusable_mlp(child):
+            module = JoinedMLP(child)
+        elif is_fusable_attention(child):
+            module = FusedAttention(child, joined(projections(child)), child.o_proj)
+        elif is_fusable_norm(child):
+            module = FusedNorm(child)
+        setattr(parent, name, module)
+        join(module)
 
 
 class _Scratch:

@@ -14,12 +14,15 @@ from qvsplit.kernels.fused_decoder import (
     ATTENTIONS,
     MLP_ROWS,
     MLPS,
+    NORMS,
     FusedAttention,
     FusedMLP,
+    FusedNorm,
+    JoinedMLP,
     is_fusable_attention,
     is_fusable_mlp,
 )
-from qvsplit.kernels.layout import lay_out
+from qvsplit.kernels.layout import join, lay_out
 from qvsplit.kernels.packed_linear import can_pack
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch has no oneDNN")
@@ -58,17 +61,18 @@ class Holder(nn.Module):
         return None
 
 
-def fused(part: nn.Module) -> nn.Module:
+def fused(part: nn.Module, way=lay_out) -> nn.Module:
     holder = Holder(part)
-    lay_out(holder)
+    way(holder)
     return holder.part
 
 
+@pytest.mark.parametrize(("way", "kind"), [(lay_out, FusedMLP), (join, JoinedMLP)])
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize(("family", "name"), [(family, name) for name in sorted(MLPS) for family in MODULES[name]])
-def test_an_mlp_gives_what_transformers_own_gives(family, name, dtype):
-    mine, theirs = fused(an_mlp(family, name).to(dtype)), an_mlp(family, name).to(dtype)
-    assert type(mine) is FusedMLP
+def test_an_mlp_gives_what_transformers_own_gives(family, name, dtype, way, kind):
+    mine, theirs = fused(an_mlp(family, name).to(dtype), way), an_mlp(family, name).to(dtype)
+    assert type(mine) is kind
     for rows in (1, 7, MLP_ROWS + 3):
         x = torch.randn(2, rows, 24, dtype=dtype)
         torch.testing.assert_close(mine(x), theirs(x), **CLOSE[dtype])
@@ -100,10 +104,11 @@ def an_attention(name: str) -> nn.Module:
     return made.requires_grad_(False).eval()
 
 
+@pytest.mark.parametrize("way", [lay_out, join])
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("name", sorted(ATTENTIONS))
-def test_attention_gives_what_transformers_own_gives_and_caches_the_same(name, dtype):
-    mine, theirs = fused(an_attention(name).to(dtype)), an_attention(name).to(dtype)
+def test_attention_gives_what_transformers_own_gives_and_caches_the_same(name, dtype, way):
+    mine, theirs = fused(an_attention(name).to(dtype), way), an_attention(name).to(dtype)
     assert type(mine) is FusedAttention
     caches = DynamicCache(), DynamicCache()
     for new in (5, 1):  # a prompt, then one more token
@@ -122,5 +127,27 @@ def test_attention_gives_what_transformers_own_gives_and_caches_the_same(name, d
         torch.testing.assert_close(*kept, **CLOSE[dtype])
 
 
+def test_norms_of_heads_are_fused_inside_attention_too():
+    mine = fused(an_attention("Qwen3VLTextAttention"), join)
+    assert [type(one) for one in (mine.q_norm, mine.k_norm)] == [FusedNorm, FusedNorm]
+
+
 def test_attention_of_another_class_is_left():
     assert not is_fusable_attention(nn.MultiheadAttention(8, 2))
+
+
+NORM_MODULES = {
+    "Qwen2VLRMSNorm": "qwen2_vl", "Qwen2RMSNorm": "qwen2", "Qwen2_5_VLRMSNorm": "qwen2_5_vl",
+    "Qwen3VLTextRMSNorm": "qwen3_vl", "LlamaRMSNorm": "llama",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("name", sorted(NORMS))
+def test_a_norm_gives_what_transformers_own_gives(name, dtype):
+    theirs = of_transformers(NORM_MODULES[name], name)(WIDTH, eps=1e-3).to(dtype)
+    nn.init.normal_(theirs.weight)
+    mine, x = fused(theirs, join), torch.randn(3, 5, WIDTH).to(dtype)
+    assert type(mine) is FusedNorm
+    with torch.no_grad():
+        torch.testing.assert_close(mine(x), theirs(x), **CLOSE[dtype])
