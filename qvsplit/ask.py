@@ -18,7 +18,7 @@ from qvsplit.answering.collection import Collection
 from qvsplit.answering.engine import Engine, FeatureRef
 from qvsplit.answering.evidence import check_encoder, check_features
 from qvsplit.answering.given import a_callback, a_question, each, questions_of
-from qvsplit.answering.loading import QUANTISED, engine_for, expected_dtype, window_limits
+from qvsplit.answering.loading import QUANTISED, device_type, engine_for, expected_dtype, window_limits
 from qvsplit.answering.local_engine import LocalEngine
 from qvsplit.answering.options import MAX_NEW_TOKENS, AskOptions
 from qvsplit.answering.recorder import Origin, Recorder, prompt_hash
@@ -193,7 +193,7 @@ class Session:
 
     def notes(self) -> list[str]:
         """Say what a user should know of how answers are computed; what only the model says, once that is loaded."""
-        notes = [self.dtype_note()]
+        notes = [self.dtype_note(), self.kernels_note()]
         if isinstance(self.engine, LocalEngine) and self.engine.is_loaded:
             notes.append(self.engine.language.note)
         return [note for note in notes if note is not None]
@@ -209,6 +209,28 @@ class Session:
         return (
             f"the store was computed in {theirs}, answers are in {mine}: they are those of encoder and language model "
             f"in these dtypes, not of a full model in one; `dtype={theirs}` makes them so"
+        )
+
+    def kernels_note(self) -> str | None:
+        """Say why answers by the kernels "reference" may be none of the full model's to the bit; None if they are."""
+        config, provenance = self.store.config, self.store.provenance
+        assert config is not None
+        assert provenance is not None
+        if self.options.kernels != "reference":
+            return None
+        computed = {device.strip().partition(":")[0] for device in provenance.device.split(",") if device.strip()}
+        here = device_type(self.options)
+        reasons = [
+            f"computed by the kernels {config.kernels}" if config.kernels != "reference" else "",
+            f"stored in {config.storage_dtype}" if config.storage_dtype != config.compute_dtype else "",
+            f"computed on {' and '.join(sorted(computed))}" if computed - {here} else "",
+        ]
+        if not any(reasons):
+            return None
+        return (
+            f"the store's features were {' and '.join(filter(None, reasons))}: answers are those of the full model "
+            "only within rounding; to the bit they are from a store that `kernels=reference` made, stored as computed, "
+            f"on {here}"
         )
 
 

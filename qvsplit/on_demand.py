@@ -37,6 +37,7 @@ from qvsplit.sources.decoder import ITEM_SECONDS
 from qvsplit.sources.files import sha256_of
 from qvsplit.sources.folders import root_of
 from qvsplit.sources.source import Entry
+from qvsplit.store.config import KERNELS
 from qvsplit.store.features import Features, StoredTensor
 from qvsplit.store.row import Content, Key, Row, item_row
 from qvsplit.store.schema import ShardSchema
@@ -275,7 +276,10 @@ def encoder_options(store: Store | None, asked: AskOptions, item_timeout: float 
     """
     device = None if asked.device == "auto" else asked.device
     if store is None:
-        return ExtractOptions(model=asked.model, device=device, dtype=asked.dtype, item_timeout=item_timeout)
+        kernels = None if asked.kernels == KERNELS[0] else asked.kernels  # a family may have but one
+        return ExtractOptions(
+            model=asked.model, device=device, dtype=asked.dtype, kernels=kernels, item_timeout=item_timeout
+        )
     checkpoint, _ = checked_language_model(store, asked)
     has_encoder = bool(checkpoint.file_names("encoder"))  # of a language model alone: the store's own, then
     return ExtractOptions(model=asked.model if has_encoder else None, device=device, item_timeout=item_timeout)

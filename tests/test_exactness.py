@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from qvsplit.ask import AskOptions, load_session
 from qvsplit.checkpoints.opening import DEMO_FOLDER, open_checkpoint
 from qvsplit.extract import extract_files
+from qvsplit.models.asking import PrefixedQuestion
 from qvsplit.models.encoder import EncoderSpec, load_encoder
+from qvsplit.models.prompt import Placeholder
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store
 from tests.support.checkpoints import make_tiny
+from tests.support.extracting import PHOTOS
+from tests.support.families.reference import Reference
 from tests.support.full_model import NEW_TOKENS, QUESTIONS, FullModel, upright_rgb
 
 
@@ -126,12 +131,13 @@ def test_the_encoder_alone_is_the_encoder_of_the_whole_model_bit_for_bit(tmp_pat
     alone = encoder_of(tmp_path / "model", kernels="reference")
     whole = FullModel(tmp_path / "model")
     images = [upright_rgb(photos / name) for name in ("chelsea.png", "coffee.png", "tall.png")]
+    images.append(images[0].resize((84, 56)))  # of so few patches that it has other bits beside others
     patches = [prepared(alone, image) for image in images]
     reference = whole.processor.image_processor(images=images, return_tensors="pt")
     assert torch.equal(torch.cat([alone.pixel_values(p) for p in patches]), reference["pixel_values"])
     assert [list(p.grid_thw) for p in patches] == reference["image_grid_thw"].tolist()
-    for mine, theirs in zip(encoded(alone, patches), whole.features(images), strict=True):
-        assert torch.equal(mine, theirs)
+    for mine, image in zip(encoded(alone, patches), images, strict=True):
+        assert torch.equal(mine, *whole.features([image]))
 
 
 def test_a_batch_is_its_images_one_by_one_within_float_tolerance(encoder, photos):
@@ -160,20 +166,19 @@ def test_what_is_read_back_is_what_the_encoder_gave_bit_for_bit(tmp_path, checkp
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_answers_in_half_precision_are_the_full_models_in_it(tmp_path, checkpoint, some_photos, dtype):
+def test_fused_answers_in_half_precision_are_the_full_models_but_for_ties(tmp_path, checkpoint, some_photos, dtype):
     options = ExtractOptions(model=str(checkpoint), dtype=dtype, patch_budget=1)
     extract_files([some_photos], out=tmp_path / "embeds", options=options)
     session = load_session(open_store(tmp_path / "embeds"), AskOptions(dtype=dtype, max_new_tokens=NEW_TOKENS))
     whole = FullModel(checkpoint, dtype=getattr(torch, dtype))
     assert session.dtype_note() is None
-    same: Counter[str] = Counter()
+    same = 0
     for row, question in itertools.product(session.store, QUESTIONS):
         expected, gaps = _with_gaps(whole, upright_rgb(some_photos / row.path), question)
         got = session.answer(row, question).tokens
-        same[question] += got == expected
+        same += got == expected
         assert _same_but_for_a_tie(got, expected, gaps, dtype)
-    assert same[QUESTIONS[0]] >= len(session.store) - 1
-    assert same.total() >= 10  # of 20
+    assert same >= 8  # of 20
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -195,6 +200,124 @@ def test_a_trained_models_answers_in_half_precision_are_the_whole_models(tmp_pat
     for row in session.store:
         expected = [whole.answer([upright_rgb(tmp_path / row.path)], question, new_tokens=64) for question in asked]
         assert [answer.tokens for answer in session.answers(row, asked)] == expected
+
+
+@pytest.fixture(scope="module")
+def some_images(tmp_path_factory):
+    """Three photographs, and an image of so few patches that products of them go another way than of more."""
+    folder = tmp_path_factory.mktemp("images")
+    for name in ("coins.png", "rocket.jpg", "chelsea.png"):
+        shutil.copyfile(PHOTOS[name], folder / name)
+    with Image.open(folder / "chelsea.png") as photo:
+        photo.resize((84, 56)).save(folder / "small.png")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
+def reference_pair(request, checkpoint, some_images, tmp_path_factory):
+    """A session with the kernels "reference", of encoder and answers, and the full model in the same dtype."""
+    out = tmp_path_factory.mktemp("reference") / "embeds"
+    made = ExtractOptions(model=str(checkpoint), dtype=request.param, kernels="reference")
+    extract_files([some_images], out=out, options=made)
+    asked = AskOptions(dtype=request.param, kernels="reference", max_new_tokens=NEW_TOKENS)
+    return load_session(open_store(out), asked), FullModel(checkpoint, dtype=getattr(torch, request.param))
+
+
+def test_reference_answers_have_the_full_models_bits_in_every_dtype(reference_pair, some_images):
+    """Every token, and all scores of every step."""
+    session, whole = reference_pair
+    assert session.notes() == []
+    for row, question in itertools.product(session.store, QUESTIONS[:3]):
+        expected, logits = _steps(whole, upright_rgb(some_images / row.path), question)
+        with _scores(session.engine.language.model) as seen:
+            assert session.answer(row, question).tokens == expected, (row.path, question)
+        assert torch.equal(torch.stack(seen), logits), (row.path, question)
+
+
+def test_reference_scores_of_choices_are_plain_forward_passes_to_the_bit(reference_pair, some_images):
+    """One of them begins another; and the output layer of few rows would have other bits in float32."""
+    session, whole = reference_pair
+    language = session.engine.language
+    choices = [[5, 6, 7], [8, 9], [5, 6], [10]]
+    for row in session.store:
+        prompt = language.prompter.ask(QUESTIONS[0], [Placeholder.from_row(row)])
+        question = PrefixedQuestion.of(prompt, language.prefill(prompt, [session.store.features(row)]))
+        inputs = whole.inputs([upright_rgb(some_images / row.path)], QUESTIONS[0])
+        expected = [_plain_score(whole.model, inputs, tokens, sorted(language.stops)) for tokens in choices]
+        assert language.score([question], [choices]) == [expected], row.path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_reference_answers_of_other_families_have_the_full_models_bits(
+    tmp_path, family_checkpoint, some_images, name, dtype
+):
+    folder = family_checkpoint(name)
+    made = ExtractOptions(model=str(folder), dtype=dtype)
+    extract_files([some_images], out=tmp_path / "embeds", options=made)
+    session = load_session(
+        open_store(tmp_path / "embeds"), AskOptions(dtype=dtype, kernels="reference", max_new_tokens=NEW_TOKENS)
+    )
+    assert session.notes() == []
+    whole = Reference(folder, getattr(torch, dtype))
+    limits = session.store.config.processor
+    whole.processor.image_processor.size = {
+        "shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]
+    }  # fmt: skip
+    for row in session.store:
+        image = upright_rgb(some_images / row.path)
+        expected, logits = whole.steps([image], QUESTIONS[0], enable_thinking=False)
+        with _scores(session.engine.language.model) as seen:
+            assert session.answer(row, QUESTIONS[0]).tokens == expected, row.path
+        assert torch.equal(torch.stack(seen), logits), row.path
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ({"kernels": "fused"}, "computed by the kernels fused"),
+        ({"kernels": "reference", "storage_dtype": "float16"}, "stored in float16"),
+    ],
+)
+def test_reference_answers_say_what_features_make_them_inexact(tmp_path, checkpoint, some_images, made, reason):
+    extract_files([some_images], out=tmp_path / "embeds", options=ExtractOptions(model=str(checkpoint), **made))
+    (note,) = load_session(tmp_path / "embeds", AskOptions(kernels="reference")).notes()
+    assert note.startswith(f"the store's features were {reason}: answers are those of the full model only within")
+    assert load_session(tmp_path / "embeds").notes() == []
+
+
+def _steps(whole, image, question):
+    """The full model's greedy tokens, and the logits of each step, [steps, vocabulary]."""
+    inputs = whole.inputs([image], question)
+    with torch.inference_mode():
+        out = whole.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, temperature=None, top_p=None,
+                                   top_k=None, return_dict_in_generate=True, output_logits=True)  # fmt: skip
+    return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), torch.stack(out.logits)[:, 0]
+
+
+@contextlib.contextmanager
+def _scores(model):
+    """Hear what the output layer of a model gives for each next token, [vocabulary], float32 as `generate` has it."""
+    seen = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda *given: seen.append(given[-1][0, -1].float()))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def _plain_score(model, inputs, choice, ends):
+    """Log-probability of a choice and the end after it, by one forward pass of the full model on the pixels."""
+    more = torch.tensor([choice])
+    given = dict(inputs) | {"input_ids": torch.cat([inputs["input_ids"], more], 1)}
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
+    if "mm_token_type_ids" in given:
+        given["mm_token_type_ids"] = torch.cat([given["mm_token_type_ids"], torch.zeros_like(more)], 1)
+    with torch.inference_mode():
+        logits = model(**given).logits[0, -len(choice) - 1 :]
+    logs = torch.log_softmax(logits.float(), -1).double()
+    tokens = sum(float(logs[place, token]) for place, token in enumerate(choice))
+    return tokens + float(torch.logsumexp(logs[-1, ends], 0))
 
 
 def _same_but_for_a_tie(got, expected, gaps, dtype):

@@ -41,8 +41,9 @@ def load(checkpoint: Checkpoint, options: AskOptions, on_load: OnLoad = nobody) 
     elif "quantization_config" not in checkpoint.config:
         dtype = devices.choose_dtype(None, device, checkpoint.stored_dtype("language"))
     model = language.load(
-        checkpoint, device=device, dtype=dtype, device_map="auto" if spread else None, on_load=on_load
-    )
+        checkpoint, device=device, dtype=dtype, device_map="auto" if spread else None, kernels=options.kernels,
+        on_load=on_load,
+    )  # fmt: skip
     on_load(READY, 0, 0)
     return model
 

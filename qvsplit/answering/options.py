@@ -11,6 +11,7 @@ from qvsplit.errors import UsageError
 from qvsplit.models.decoding import Decoding
 from qvsplit.runtime import arguments
 from qvsplit.runtime.dtypes import DTYPE_BYTES
+from qvsplit.store.config import KERNELS
 
 MAX_NEW_TOKENS = 128
 
@@ -29,6 +30,8 @@ class AskOptions:
         model: The checkpoint.
         device: `auto` spreads the model over all devices, as transformers does.
         dtype: The compute dtype.
+        kernels: "fused", fast, or "reference": transformers' own modules, one question at a time from its whole prompt,
+            whose scores are the full model's to the bit where the features are.
         max_new_tokens: Of one answer, reasoning included.
         system: The system message.
         unchecked_encoder: Whether a store may be used whose encoder nothing vouches for.
@@ -47,6 +50,7 @@ class AskOptions:
     model: str | None = None
     device: str | None = None
     dtype: str | None = None
+    kernels: str = KERNELS[0]
     max_new_tokens: int = MAX_NEW_TOKENS
     system: str | None = None
     unchecked_encoder: bool = False
@@ -87,6 +91,7 @@ class AskOptions:
     def check(self) -> None:
         """Raise UsageError for values that mean nothing."""
         arguments.check_texts("a text", {name: getattr(self, name) for name in ("model", "device", "dtype", "system")})
+        arguments.check_one_of("kernels", self.kernels, KERNELS)
         arguments.check_flags({"unchecked_encoder": self.unchecked_encoder, "thinking": self.thinking})
         if self.dtype is not None:
             arguments.check_one_of("dtype", self.dtype, tuple(DTYPE_BYTES))

@@ -16,6 +16,7 @@ from qvsplit.output.answer import Answer
 from qvsplit.output.levels import UNCERTAIN
 from qvsplit.output.table import LISTS, Key, Record, Table, key_parts, now
 from qvsplit.output.wide import newest_runs
+from qvsplit.store.config import KERNELS
 from qvsplit.store.row import Row
 
 _OF_ONE = ("kind", "part", "start", "end")
@@ -172,8 +173,9 @@ class Recorder:
 
 
 def prompt_hash(question: Question, options: AskOptions) -> str:
-    """Hash what decides an answer beside items, config and model: the prompt, the choices, the decoding."""
+    """Hash what decides an answer beside items, config and model: prompt, choices, decoding, kernels."""
     digest_input: dict[str, Any] = {"question": question.text, "system": options.system}
+    digest_input |= {"kernels": options.kernels} if options.kernels != KERNELS[0] else {}
     if question.choices is not None:
         digest_input["choices"] = {choice: list(forms) for choice, forms in question.forms.items()}
     else:

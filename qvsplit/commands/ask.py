@@ -22,6 +22,7 @@ from qvsplit.commands.options import (
     SAMPLING,
     Absolute,
     Allow,
+    AnswerKernels,
     AskDevice,
     Json,
     Model,
@@ -304,6 +305,7 @@ def ask(
             hidden=True,
         ),
     ] = None,
+    kernels: AnswerKernels = "fused",
     unchecked_encoder: Annotated[
         bool,
         typer.Option(
@@ -364,7 +366,7 @@ def ask(
         unchecked_encoder=unchecked_encoder, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
         stop=tuple(as_text(text, "--stop") for text in stop or ()),
         json_schema=read_schema(json_schema) if json_schema is not None else None,
-        token_budget=token_budget, thinking=thinking,
+        token_budget=token_budget, thinking=thinking, kernels=kernels,
     )  # fmt: skip
     if sources.are_typed:
         _converse(chosen, options, outputs, choices)

@@ -20,6 +20,7 @@ from qvsplit.commands.options import (
     OUTPUT,
     PERFORMANCE,
     Absolute,
+    AnswerKernels,
     AskDevice,
     Json,
     Model,
@@ -103,6 +104,7 @@ def gate(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    kernels: AnswerKernels = "fused",
     item_timeout: Annotated[
         float,
         typer.Option(
@@ -157,7 +159,8 @@ def gate(
         )
         judgement = judge(
             names, checks, fail_on=fail_on, allow=tuple(allow.split(",")) if allow else (), embeds=store,
-            options=AskOptions(model=model, device=device, dtype=dtype), item_timeout=item_timeout, callbacks=hearing,
+            options=AskOptions(model=model, device=device, dtype=dtype, kernels=kernels), item_timeout=item_timeout,
+            callbacks=hearing,
         )  # fmt: skip
     for item in judgement.verdicts:
         printer.verdict(item)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from qvsplit.errors import UsageError
+from qvsplit.store.config import KERNELS
 
 DEFAULT_STORE = "embeds"
 
@@ -102,6 +103,17 @@ AskDevice = Annotated[
         help="cpu, cuda, cuda:N, or auto to spread the language model [default: cuda where there is one].",
         show_default=False,
         rich_help_panel=MODEL,
+    ),
+]
+AnswerKernels = Annotated[
+    str,
+    typer.Option(
+        "--kernels",
+        **one_of("--kernels", *KERNELS),
+        help="How answers are computed: fused, fast, or reference: transformers' own modules, one question at a time "
+        "from its whole prompt, equal to the full model to the bit in every dtype.",
+        rich_help_panel=MODEL,
+        hidden=True,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, one object a line.", rich_help_panel=OUTPUT)]

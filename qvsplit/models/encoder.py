@@ -2,7 +2,7 @@
 
 In: upright RGB images, and sampled frames of clips. Between: `Prepared`, what the AutoProcessor makes of one, to the
 bit; of a clip several temporal slices. Out: named tensors [n_tokens, width] of each, in the compute dtype. With kernels
-"reference" that is exactly what the full model's own encoder gives for the same batch, with "fused" (kernels/) the same
+"reference" that is exactly what the full model's own encoder gives for it alone, with "fused" (kernels/) the same
 within rounding. Knows nothing of files, rows or language.
 """
 
@@ -292,9 +292,10 @@ class TransformersEncoder:
 
 
 class PatchEncoder(TransformersEncoder):
-    """An encoder of patches: many images in one forward pass, transformers' own ("reference") or "fused".
+    """An encoder of patches: many images in one forward pass, "fused", or one each, transformers' own ("reference").
 
-    The fused one takes over its weights.
+    The fused one takes over its weights. The reference's products of other numbers of rows may be added up in another
+    order: an image of few patches has other bits beside others than alone, as the full model has it.
     """
 
     preparer: PatchPreparer
@@ -348,13 +349,15 @@ class PatchEncoder(TransformersEncoder):
         return int(wide * vision.embed_dim * self.dtype.itemsize + pixels)
 
     def encode(self, batch: Sequence[Prepared]) -> list[Encoded | ItemError]:
-        """Encode the batch in one forward pass.
+        """Encode the batch in one forward pass, with the kernels "reference" in one for each image.
 
         An image whose rows are not finite gives an ItemError in its place. When memory does not suffice the batch is
         halved, down to the single image, which then gives an ItemError.
         """
         import torch
 
+        if self._fused is None and len(batch) > 1:
+            return [one for prepared in batch for one in self.encode([prepared])]
         rows = self._if_it_fits(lambda: self._forward(batch))
         if rows is None:
             if len(batch) == 1:
@@ -384,7 +387,7 @@ class PatchEncoder(TransformersEncoder):
         import torch
 
         self._check_cancelled()
-        # images of one size side by side have one attention call; the reference sees the batch as it comes
+        # images of one size side by side have one attention call
         order = sorted(range(len(batch)), key=lambda n: batch[n].patches) if self._fused else [*range(len(batch))]
         batch = [batch[number] for number in order]
         of_images = batch[0].kind == "image"

@@ -2,8 +2,9 @@
 
 In: a `Prompt` and the features of its items. The prompt up to its last item is prefilled once (`prefill`); then any
 number of questions behind any number of such prefixes are answered (`generate`), or their choices are given their
-probabilities (`score`). The tokens are the very ones the full model gives on the pixels. How that is done depends on
-the model's layers: `ways.py` says which way is whose. Knows nothing of pixels, files or encoders.
+probabilities (`score`). With kernels "reference" scores are to the bit those of the full model on the pixels, with
+"fused" the same within rounding, which decides a token only where two are as good as equally likely. How it is done
+depends on the model's layers: `ways.py` says which way is whose. Knows nothing of pixels, files or encoders.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from qvsplit.models.forward import Forward
 from qvsplit.models.prompt import Prompt, Prompter
 from qvsplit.models.ways import way_of
 from qvsplit.runtime.devices import dtype_name, is_out_of_memory
-from qvsplit.runtime.loading import LAYOUT, PROCESSOR, OnLoad, nobody
+from qvsplit.runtime.loading import PROCESSOR, OnLoad, nobody
 from qvsplit.store.features import Features
 from qvsplit.weights import load_language_model
 
@@ -71,14 +72,16 @@ class LanguageModel:
         model: transformers' full class without its encoder.
         prompter: Questions to prompts, tokens to text.
         way: How questions about an item are answered, in a few words: see models/ways.py.
-        note: One sentence for users where these questions do not share the item's prefix.
+        note: One sentence for users where these questions cannot share the item's prefix.
+        kernels: "fused", or "reference": see `ways.py`.
     """
 
-    def __init__(self, model: Any, prompter: Prompter, prefix: families.Prefix) -> None:
+    def __init__(self, model: Any, prompter: Prompter, prefix: families.Prefix, kernels: str = "fused") -> None:
         self.model = model
         self.prompter = prompter
         self._forward = Forward(model)
-        self._way, self.note = way_of(self._forward, prefix, lambda: sorted(self.stops))
+        self.kernels = kernels
+        self._way, self.note = way_of(self._forward, prefix, lambda: sorted(self.stops), kernels)
         self.way: str = self._way.name
 
     @property
@@ -210,23 +213,17 @@ def load(
     device: torch.device | None,
     dtype: torch.dtype | None,
     device_map: str | None = None,
+    kernels: str = "fused",
     on_load: OnLoad = nobody,
 ) -> LanguageModel:
     """Load the language model on `device`, or spread by `device_map` as transformers and accelerate do.
 
-    `on_load` hears of each part.
+    `kernels` is "fused" or "reference", all of whose modules are transformers' own. `on_load` hears of each part.
     """
-    import torch
-
-    from qvsplit.kernels.packed_linear import pack
-
     on_load(PROCESSOR, 0, 0)
     prompter = Prompter(checkpoint)
     mapped: str | dict[str, Any] | None = device_map
     if device_map is None and device is not None and device.type != "cpu":
         mapped = {"": device}
-    model = load_language_model(checkpoint, dtype=dtype, device_map=mapped, on_load=on_load)
-    on_load(LAYOUT, 0, 0)
-    if model.dtype == torch.float32 and not hasattr(model, "hf_device_map"):
-        pack(model)
-    return LanguageModel(model, prompter, checkpoint.family.prefix)
+    model = load_language_model(checkpoint, dtype=dtype, device_map=mapped, kernels=kernels, on_load=on_load)
+    return LanguageModel(model, prompter, checkpoint.family.prefix, kernels)

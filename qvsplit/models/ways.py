@@ -1,7 +1,8 @@
 """Which model answers in which way: by what of its prompts can be shared, and by the layers of its decoder.
 
 Nothing is guessed. A decoder that is not listed, or that has a layer or a setting under which a way has not been
-tried, answers one question at a time from the whole prompt, and `note` says so.
+tried, answers one question at a time from the whole prompt, and `note` says so. With the kernels "reference" every
+model does: prompts, modules and attention are transformers' own, and so are the bits of all scores.
 """
 
 from __future__ import annotations
@@ -58,8 +59,12 @@ SHARED_LAYERS = frozenset({"full_attention", "sliding_attention", "linear_attent
 LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
 
-def way_of(forward: Forward, prefix: families.Prefix, stops: Callable[[], Sequence[int]]) -> tuple[Way, str | None]:
-    """Give the way in which a model answers, and one sentence about it where questions do not share a prefix."""
+def way_of(
+    forward: Forward, prefix: families.Prefix, stops: Callable[[], Sequence[int]], kernels: str = "fused"
+) -> tuple[Way, str | None]:
+    """Give the way in which a model answers, and one sentence about it where questions cannot share a prefix."""
+    if kernels == "reference":
+        return WholePrompt(forward, stops, plain=True), None
     reason = why_whole(forward.config, prefix)
     if reason is not None:
         return WholePrompt(forward, stops), f"{reason}; each question computes its whole prompt, one after the other"

@@ -1,9 +1,9 @@
 """One question at a time, by transformers' own `generate` on the whole prompt with the stored features.
 
-For models whose prompts have no beginning that could be shared (PaliGemma: image and question see each other), and for
-all that nobody has tried. It is exact by construction, and computes the prompt anew for every question. What chooses
-and ends tokens is `GrowingAnswer`, as everywhere: a logits processor leaves the token that it chose, a stopping
-criterion ends where it ends.
+For models whose prompts have no beginning that could be shared (PaliGemma: image and question see each other), for all
+that nobody has tried, and for all where the kernels "reference" are asked for. It is exact by construction, and
+computes the prompt anew for every question. What chooses and ends tokens is `GrowingAnswer`, as everywhere: a logits
+processor leaves the token that it chose, a stopping criterion ends where it ends.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from qvsplit.models.asking import (
     NOT_FINITE,
     Choices,
     PrefixedQuestion,
+    RowLogs,
     choice_rows,
     choice_sums,
     choices_with_rows,
@@ -49,15 +50,21 @@ class UncomputedPrefix:
 
 
 class WholePrompt:
-    """The way of all other models, see `ways.py`."""
+    """The way of all other models, see `ways.py`.
+
+    Choices are scored with the output layer at their tokens alone, and one that another begins with in that one's
+    pass; with `plain`, each by a plain forward pass of its own, since a product of fewer rows may be added up in
+    another order.
+    """
 
     name = "whole prompt"
 
     can_extend = False
 
-    def __init__(self, forward: Forward, stops: Callable[[], Sequence[int]]) -> None:
+    def __init__(self, forward: Forward, stops: Callable[[], Sequence[int]], *, plain: bool = False) -> None:
         self._forward = forward
         self._stops = stops
+        self._plain = plain
 
     def prefill(self, prompt: Prompt, features: Sequence[Features], after: Beginning | None) -> UncomputedPrefix:
         """Keep what goes into the model. StoreDamaged where placeholders and grids do not belong together."""
@@ -86,16 +93,19 @@ class WholePrompt:
 
     def score(self, questions: Sequence[PrefixedQuestion], choices: Choices) -> list[list[float] | None]:
         """Score one choice after the other, each by a forward pass of prompt and choice."""
-        with_rows = choices_with_rows(choices)
+        with_rows = choices if self._plain else choices_with_rows(choices)
         each = [tokens for mine in with_rows for tokens in mine]
-        logs = []
-        for row, tokens in zip(choice_rows(questions, with_rows), each, strict=True):
-            given = self._inputs(row, len(tokens))
-            if "logits_to_keep" in self._forward.takes:
-                given["logits_to_keep"] = len(tokens) + 1
-            scores = self._forward.model(**given).logits[0, -len(tokens) - 1 :]
-            logs.append(row_logs(scores, tokens, self._stops()))
-        return choice_sums(logs, choices)
+        logs = [
+            self._row_logs(row, tokens)
+            for row, tokens in zip(choice_rows(questions, with_rows), each, strict=True)
+        ]  # fmt: skip
+        return _sums_of_each(logs, choices) if self._plain else choice_sums(logs, choices)
+
+    def _row_logs(self, row: PrefixedQuestion, tokens: Sequence[int]) -> RowLogs | None:
+        given = self._inputs(row, len(tokens))
+        if "logits_to_keep" in self._forward.takes and not self._plain:
+            given["logits_to_keep"] = len(tokens) + 1
+        return row_logs(self._forward.model(**given).logits[0, -len(tokens) - 1 :], tokens, self._stops())
 
     def tokens(self, questions: Sequence[PrefixedQuestion]) -> int:
         """Count the longest prompt: there is but one at a time."""
@@ -129,6 +139,17 @@ class WholePrompt:
             yield
         finally:
             model.generation_config = configured
+
+
+def _sums_of_each(logs: Sequence[RowLogs | None], choices: Choices) -> list[list[float] | None]:
+    """Give the log-probability of every choice from the `logs` of its own row."""
+    waiting = iter(logs)
+    sums: list[list[float] | None] = []
+    for mine in choices:
+        rows = [(next(waiting), len(tokens)) for tokens in mine]
+        of_rows = [row.of(length) for row, length in rows if row is not None]
+        sums.append(of_rows if len(of_rows) == len(rows) else None)
+    return sums
 
 
 def _type_of_answers(prompt: Prompt, name: str) -> int:

@@ -57,11 +57,11 @@ class Reference:
     mapping drops `thinker.` and passes over `talker.` and `token2wav.` or `code2wav.`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         family = ALL[json.loads((folder / "config.json").read_text())["model_type"]]
         self.processor = AutoProcessor.from_pretrained(folder)
         # attention is sdpa by default, except where the family cannot (Gemma 2)
-        self.model, self.loading = family.cls().from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        self.model, self.loading = family.cls().from_pretrained(folder, dtype=dtype, output_loading_info=True)
         self.model.eval()
 
     def inputs(self, items: Sequence[Item], question: str, system: str | None = None, **template: Any) -> Any:
