@@ -78,10 +78,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=6)
     parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--threads", default="", help="also with so many threads, by OMP_NUM_THREADS [default: none]")
+    parser.add_argument("--settings", default=",".join(SETTINGS), help="`passive` alone takes a fraction of the time")
     parser.add_argument("--work", default="extract,ask")
     parser.add_argument("--beside", default=",".join(NEIGHBOURS))
     told = parser.parse_args()
-    settings = SETTINGS | {
+    settings = {name: SETTINGS[name] for name in told.settings.split(",")} | {
         f"passive, {threads} threads": {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": threads}
         for threads in told.threads.split(",")
         if threads
@@ -93,7 +94,7 @@ def main() -> None:
         results = {work: _measured(words, settings, beside, told.rounds) for work, words in works.items()}
     for work, by_setting in results.items():
         for setting, by_neighbour in by_setting.items():
-            _add_ratios(by_neighbour, by_setting["default"], shares)
+            _add_ratios(by_neighbour, by_setting.get("default", by_setting["passive"]), shares)
             for name, result in by_neighbour.items():
                 print(f"{work:8} {setting:20} {name:9} {_line(result)}")
     print(json.dumps({"bench": "neighbours", "machine": machine(), "usable cores": usable_cpus(), "shares": shares,
