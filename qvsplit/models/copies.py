@@ -2,7 +2,8 @@
 
 What a batch needs goes up while the one before is computed, and features come down while the next one is: through
 pinned memory, which the GPU reads and writes by itself, on a stream of their own. No bit changes on the way. Pinned are
-as many bytes as the largest batch has, and as the largest tensor of features.
+as many bytes as the largest batch has, and as the largest tensor of features, up to a limit: what is larger goes the
+usual way.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 ALIGNED = 256  # bytes at whose multiples tensors begin, as an allocation of their own would
+MAX_PINNED = 1 << 28  # bytes each way; what is pinned, nobody else has
 ToHost = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
@@ -98,9 +100,12 @@ class Copies:
         self._sent: torch.cuda.Event | None = None  # until then the device may still read `_up`
 
     def send(self, batch: Sequence[Prepared]) -> Sent | None:
-        """Begin to copy what was prepared to the device, all tensors in one; None where it has no room for them."""
+        """Begin to copy what was prepared to the device, all tensors in one.
+
+        None for what is too large, or where the device has no room for it: the encoder takes it as it is.
+        """
         places, size = _places(batch)
-        if not size:
+        if not 0 < size <= MAX_PINNED:
             return None
         try:
             with self.port.copying():
@@ -138,6 +143,8 @@ class Copies:
 
     def _received(self, values: torch.Tensor) -> torch.Tensor:
         size = values.numel() * values.element_size()
+        if size > MAX_PINNED:
+            return values.cpu()
         self._down = self._at_least(self._down, size)
         staging = _as_in(self._down, 0, values)
         self.port.copy(staging, values.contiguous())

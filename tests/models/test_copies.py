@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qvsplit.models import copies as copies_module
 from qvsplit.models.copies import Copies, CudaPort, copies_to
 from qvsplit.models.preparing import Prepared
 from tests.support.lazy_copies import LazyPort
@@ -71,6 +72,18 @@ def test_features_are_received_one_after_the_other_once_they_are_computed():
 def test_where_the_device_has_no_room_the_batch_stays_where_it_is():
     assert Copies(LazyPort(room=100)).send(BATCH) is None
     assert Copies(LazyPort()).send([Prepared({}, 1, 1, ())]) is None
+
+
+def test_what_is_too_large_to_be_pinned_goes_the_usual_way(monkeypatch):
+    monkeypatch.setattr(copies_module, "MAX_PINNED", 1024)
+    port = LazyPort()
+    copies = Copies(port)
+    assert copies.send(BATCH) is None
+    values = random(40, 30)
+    with copies.receiving(port.computed()) as received:
+        assert torch.equal(received(values), values)
+    assert not any(line.startswith("pinned") for line in port.heard)
+    assert copies.send([prepared(random(4, 64))]) is not None
 
 
 def test_other_errors_are_raised():

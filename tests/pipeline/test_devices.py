@@ -265,6 +265,7 @@ def test_an_extraction_through_copies_beside_the_encoder_has_the_same_bits(
     assert len(ports) == 4
     for port in ports:
         assert any(line.startswith("copy ") for line in port.heard)
+        assert port.heard.count("use") == 2  # the thread that computes, and the one that receives
 
 
 def test_what_the_device_has_no_room_for_is_left_to_the_encoder(extract_with_model, some_photos, tmp_path, monkeypatch):
