@@ -186,7 +186,7 @@ def _parts(told: argparse.Namespace, folder: str) -> Iterator[Part]:
         ],
         "ask": [Part(f"ask {dtype}", child("ask", dtype=dtype), 90) for dtype in ("bfloat16", "float32")],
         "decode": [
-            Part("decode bfloat16", child("decode", dtype="bfloat16")),
+            Part("decode bfloat16", child("decode", dtype="bfloat16"), 90),
             Part("decode captured bfloat16", child("captured", dtype="bfloat16"), 40),
             Part("decode compiled bfloat16", child("compiled", dtype="bfloat16"), 90),
         ],
