@@ -12,7 +12,7 @@ are in memory together:
     whole       transformers' full model on the pixels, a question at a time: encoder, prefill, decode
     stored      the same on stored features: a prefill a question
     vllm        vLLM on stored features, all questions as one batch, prefix caching on, an empty cache before each run
-    vllm_fine   the same with prefixes of recurrent layers matched every 64 tokens
+    vllm_fine   the same with prefixes of recurrent layers matched every 32 tokens
     vllm_plain  the same without prefix caching: every question's whole prompt
     before      qvsplit as it is in FOLDER, a checkout of another commit
     qvsplit     stored features read from the store, one prefill, all questions behind it; nothing kept between runs
@@ -44,7 +44,7 @@ WARM_UP = 5  # questions before the first timed run, everybody's
 VLLM_BLOCK = 32  # tokens: the finest that its CPU backend prefers; its own default is 128
 ENGINES: dict[str, dict[str, Any]] = {  # vLLM's own names of its settings, beside those in bench/vllm_peer.py
     "vllm": {},
-    "vllm_fine": {"mamba_cache_mode": "align", "prefix_match_unit": 64},
+    "vllm_fine": {"mamba_cache_mode": "align", "prefix_match_unit": 32},
     "vllm_plain": {"enable_prefix_caching": False},
 }
 ONE_BY_ONE = ("whole", "stored")

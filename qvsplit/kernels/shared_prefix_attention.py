@@ -1,19 +1,20 @@
 """Attention of many questions behind few prefixes, without copying a prefix for any of them.
 
-Queries of all questions behind one prefix meet its keys in one matrix product, then their own suffix's keys, under one
-softmax. That is the same sum as over the joined sequence, in another order (shared-prefix or cascade attention:
-Hydragen, arXiv 2402.05099).
+Each question attends to its own suffix first. Then the queries of all questions behind one prefix meet its keys in one
+matrix product, and what the suffix gave takes part in the same softmax as one more key: the logarithm of its sum of
+exponentials is that key's score, its output that key's value. That is the same sum as over the joined sequence, in
+another order (shared-prefix or cascade attention: Hydragen, arXiv 2402.05099).
 
 Which questions stand behind which prefix, and who sees what, is in the `Step` that is in force (`in_force`); what the
 model makes of masks is then not looked at. With none in force, attention and masks are transformers' own SDPA.
 
 Shapes: B questions, H query heads on K key heads (G = H / K), q new tokens, s suffix tokens so far, n prefix tokens,
-D values a head. Knows nothing of caches or models.
+D values a head; T tokens of all questions, B · q or, packed, fewer. Knows nothing of caches or models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,9 +26,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from qvsplit.errors import ModelError
+from qvsplit.kernels.prefix_products import PlainPrefix, PrefixProducts, products
 
 ATTENTION = "qvsplit_shared_prefix"  # what transformers knows `attention` and `mask` by
-SCORE_VALUES = 2 << 20  # attention scores computed at once: they stay in a CPU's cache
 # what models hand to every attention function, and SDPA does not look at either; windows are in masks, or in the step
 UNUSED = frozenset({
     "position_ids", "cache_position", "use_cache", "return_dict", "output_hidden_states", "sliding_window", "is_causal",
@@ -47,6 +48,26 @@ class KeysAndValues(Protocol):
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Tokens of several rows in one, [1, T]: no padding, and what several rows begin with only once.
+
+    Attributes:
+        columns: Which token stands where in the padded rows, int64 [B, s]; in padding, any.
+        found: Where in those rows, counted through, each token stands for the first time: int64 [T].
+        tokens: What each run of rows behind the same prefix has: (first token, token after the last).
+    """
+
+    columns: torch.Tensor
+    found: torch.Tensor
+    tokens: Sequence[tuple[int, int]]
+
+    def rows(self, packed: torch.Tensor) -> torch.Tensor:
+        """Put tokens where they stand: [1, heads, T, D] → [B, heads, s, D]."""
+        rows: torch.Tensor = packed[0][:, self.columns.to(packed.device)].transpose(0, 1)
+        return rows
+
+
+@dataclass(frozen=True)
 class Step:
     """What attention has to know of one forward pass.
 
@@ -56,12 +77,17 @@ class Step:
         places: How many text tokens stand between a row's prefix and each token of its suffix, int64 [B, s]; padding's
             is 0. Needed where there are windows.
         windows: The layers with sliding windows: how many tokens a token sees of those up to itself.
+        packing: Where the new tokens are, if the model is given them as one row.
+        laid_out: What was made of the prefixes for these products, by prefix and layer; it outlives the step.
     """
 
     groups: Sequence[tuple[KeysAndValues, int, int]]
     seen: torch.Tensor | None = None
     places: torch.Tensor | None = None
     windows: Mapping[int, int] = field(default_factory=dict)
+    packing: Packing | None = None
+    laid_out: MutableMapping[tuple[int, int], PrefixProducts] = field(default_factory=dict)
+    masks: MutableMapping[int | None, torch.Tensor | None] = field(default_factory=dict)  # made once for all layers
 
 
 _STEP: ContextVar[Step | None] = ContextVar("step", default=None)
@@ -105,29 +131,42 @@ def attention(
     if step is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
         return output, None
-    layer = module.layer_idx
-    window = step.windows.get(layer)
-    rows, heads, new, width = query.shape
-    output = torch.empty(rows, new, heads, width, dtype=query.dtype, device=query.device)
-    for prefix, first, end in step.groups:
-        keys, values = prefix.keys[layer].float(), prefix.values[layer].float()
-        own_keys, own_values = key[first:end].float(), value[first:end].float()
-        scored = heads * (end - first) * (keys.shape[1] + key.shape[2])  # values, for one new token a row
-        size = max(1, SCORE_VALUES // scored)
-        for start in range(0, new, size):
-            part = slice(start, start + size)
-            some = query[first:end, :, part].float() * scaling
-            known = key.shape[2] - new + start + some.shape[2]  # of the suffix: nobody sees what comes later
-            seen = None if step.seen is None else step.seen[first:end, part, :known].to(query.device)
-            of_prefix = None
-            if window is not None and window < keys.shape[1] + key.shape[2]:
-                assert step.places is not None
-                places = step.places[first:end, :known].to(query.device)
-                seen, of_prefix = _within(window, places, some.shape[2], keys.shape[1], seen)
-            output[first:end, part] = _attend(
-                some, keys, values, own_keys[:, :, :known], own_values[:, :, :known], seen, of_prefix
-            )
-    return output, None
+    layer, window = module.layer_idx, step.windows.get(module.layer_idx)
+    packing = step.packing
+    scaled = query.float() * scaling
+    rows = scaled if packing is None else packing.rows(scaled)
+    own, own_logs = _attend_suffix(rows, key.float(), value.float(), _mask(step, window, rows, key))
+    if packing is not None:
+        found = packing.found.to(query.device)
+        own, own_logs = own.transpose(0, 1).flatten(1, 2)[:, found], own_logs.transpose(0, 1).flatten(1, 2)[:, found]
+    else:
+        own, own_logs = own.transpose(0, 1).flatten(1, 2), own_logs.transpose(0, 1).flatten(1, 2)
+    tokens = scaled.transpose(0, 1).flatten(1, 2)  # [H, T, D], as `own`
+    key_heads = key.shape[1]
+    parts = []
+    for number, (prefix, first, end) in enumerate(step.groups):
+        start, stop = packing.tokens[number] if packing is not None else (first * query.shape[2], end * query.shape[2])
+        at = slice(start, stop)
+        queries = tokens[:, at].unflatten(0, (key_heads, -1))
+        seen = None
+        if window is not None and window < prefix.keys[layer].shape[1] + key.shape[2]:
+            seen = _seen_of_prefix(step, window, prefix.keys[layer].shape[1], first, end, query.shape[2], at)
+        made = _laid_out(step, prefix, layer, stop - start)
+        of_prefix, weight = made.attend(queries, own_logs[:, at].unflatten(0, (key_heads, -1)), seen)
+        parts.append(torch.addcmul(of_prefix.flatten(0, 1), weight.flatten(0, 1), own[:, at]))
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # [H, T, D]
+    return whole.to(query.dtype).unflatten(1, (query.shape[0], -1)).permute(1, 2, 0, 3), None
+
+
+def _laid_out(step: Step, prefix: KeysAndValues, layer: int, tokens: int) -> PrefixProducts:
+    """Give the products with a prefix, made once for all steps of a batch where that is worth it."""
+    known = (id(prefix), layer)
+    if known not in step.laid_out:
+        made = products(prefix.keys[layer], prefix.values[layer], tokens)
+        if isinstance(made, PlainPrefix):  # nothing that need be kept
+            return made
+        step.laid_out[known] = made
+    return step.laid_out[known]
 
 
 def _refuse_unknown(module: Any, others: Mapping[str, Any]) -> None:
@@ -139,53 +178,68 @@ def _refuse_unknown(module: Any, others: Mapping[str, Any]) -> None:
             )
 
 
-def _within(
-    window: int, places: torch.Tensor, new: int, n: int, seen: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Say what a layer's window leaves of suffix and prefix: bool [b, q, s] and [b, q, n].
+def _mask(step: Step, window: int | None, rows: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+    """Say what of its suffix each token sees in such layers, as SDPA's kernels want it: 0 or -inf, [B, 1, q, s]."""
+    if window not in step.masks:
+        seen = step.seen
+        if window is not None:
+            assert step.places is not None
+            near = step.places[:, -rows.shape[2] :, None] - step.places[:, None] < window
+            seen = near if seen is None else near & seen
+        made = None
+        if seen is not None:
+            made = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))[:, None]
+        step.masks[window] = made
+    kept = step.masks[window]
+    return None if kept is None else kept.to(rows.device)
+
+
+def _seen_of_prefix(step: Step, window: int, n: int, first: int, end: int, new: int, tokens: slice) -> torch.Tensor:
+    """Say what a layer's window leaves of a prefix to each token of its rows: bool [tokens, n].
 
     The prefix's last key stands one before place 0. Tokens are as far apart as they are in the text, whatever their
     rotary positions, and padding does not count.
     """
-    of_new = places[:, -new:, None]  # [b, q, 1]
-    near = of_new - places[:, None] < window
-    of_prefix = of_new + n - torch.arange(n, device=places.device) < window
-    return near if seen is None else near & seen, of_prefix
+    assert step.places is not None
+    if step.packing is None:
+        places = step.places[first:end, -new:].flatten()
+    else:
+        places = step.places.flatten()[step.packing.found.to(step.places.device)][tokens]
+    seen: torch.Tensor = places[:, None] + n - torch.arange(n, device=places.device) < window
+    return seen
 
 
-def _attend(
-    query: torch.Tensor,
-    prefix_keys: torch.Tensor,
-    prefix_values: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    seen: torch.Tensor | None,
-    of_prefix: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Take one softmax over prefix and suffix: scaled query [b, H, q, D] → [b, q, H, D].
+def _attend_suffix(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend to the suffixes alone: scaled query [B, H, q, D], keys and values [B, K, s, D], all float32.
 
-    `seen`, bool [b, q, s], and `of_prefix`, bool [b, q, n], say what is seen of either, all where they are None. All
-    float32, whatever the model's dtype, as SDPA's kernels have their scores and sums.
+    Returns:
+        The output [B, H, q, D], and the logarithm of each softmax's sum [B, H, q]. A token that sees nothing, which
+        only padding is, has numbers that mean nothing.
     """
     rows, heads, new, width = query.shape
-    key_heads, n, s = keys.shape[1], prefix_keys.shape[1], keys.shape[2]
+    key_heads, s = keys.shape[1], keys.shape[2]
     group = heads // key_heads
-    folded = query.reshape(rows, key_heads, group * new, width)
-    by_head = folded.transpose(0, 1).reshape(key_heads, rows * group * new, width)
-    scores = torch.empty(key_heads, rows * group * new, n + s, device=query.device)
-    torch.bmm(by_head, prefix_keys.transpose(1, 2), out=scores[:, :, :n])
-    if of_prefix is not None:
-        scores.view(key_heads, rows, group, new, n + s)[..., :n].masked_fill_(~of_prefix[:, None], float("-inf"))
-    own = torch.matmul(folded, keys.transpose(2, 3))  # [b, K, G·q, s]
-    if seen is not None:
-        own.view(rows, key_heads, group, new, s).masked_fill_(~seen[:, None, None], float("-inf"))
-    scores[:, :, n:] = own.transpose(0, 1).reshape(key_heads, rows * group * new, s)
-    weights = torch.softmax(scores, dim=-1)
-    summed = torch.bmm(weights[:, :, :n], prefix_values).view(key_heads, rows, group * new, width)
-    own_weights = weights[:, :, n:].reshape(key_heads, rows, group * new, s).transpose(0, 1)
-    total = summed.transpose(0, 1) + torch.matmul(own_weights, values)  # [b, K, G·q, D]
-    return total.reshape(rows, heads, new, width).transpose(1, 2)
+    by_head = query.reshape(rows * key_heads, group, new, width)
+    keys, values = (one.flatten(0, 1)[:, None].expand(-1, group, -1, -1) for one in (keys, values))
+    if mask is not None:
+        mask = mask[:, None].expand(-1, key_heads, -1, -1, -1).reshape(rows * key_heads, 1, new, s)
+    if new == 1:  # all queries of a key head as if they were tokens: fewer, larger products
+        by_head, keys, values = by_head.transpose(1, 2), keys[:, :1], values[:, :1]
+    if query.device.type == "cpu" and _FLASH is not None:
+        output, logs = _FLASH(by_head, keys, values, attn_mask=mask, scale=1.0)
+    else:
+        scores = torch.matmul(by_head, keys.transpose(2, 3))
+        if mask is not None:
+            scores = scores + mask.clamp(min=torch.finfo(torch.float32).min)
+        logs = torch.logsumexp(scores, -1)
+        output = torch.matmul((scores - logs[..., None]).exp_(), values)
+    return output.reshape(rows, heads, new, width), logs.reshape(rows, heads, new)
 
+
+# gives the sums' logarithms beside the output, which SDPA itself does not
+_FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, mask)

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from qvsplit.kernels.shared_prefix_attention import Step
+from qvsplit.kernels.prefix_products import PrefixProducts
+from qvsplit.kernels.shared_prefix_attention import Packing, Step
 
 GROWTH = 32  # tokens by which a suffix's memory grows
 
@@ -154,10 +156,33 @@ class SuffixCache(Cache):  # type: ignore[misc]
                 for number in range(len(first.keys))
             ]
         )
+        self._begin(prefixes, padding)
+        assert not (first.states and any(padding)), "padding would be taken into a recurrent state"
+
+    def _begin(self, prefixes: Sequence[Prefix], padding: Sequence[int]) -> None:
         self.prefixes = list(prefixes)
         self.padding = list(padding)
         self.groups = _groups(self.prefixes)
-        assert not (first.states and any(padding)), "padding would be taken into a recurrent state"
+        self.packing: Packing | None = None  # of the forward pass in progress
+        self._laid_out: dict[tuple[int, int], PrefixProducts] = {}
+
+    @contextmanager
+    def packed(self, packing: Packing) -> Iterator[None]:
+        """Take new tokens packed."""
+        self.packing = packing
+        try:
+            yield
+        finally:
+            self.packing = None
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **more: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append new tokens of a layer, [B, K, q, D] or packed [1, K, T, D]; gives all of the suffixes."""
+        if self.packing is not None:
+            keys, values = self.packing.rows(keys), self.packing.rows(values)
+        both: tuple[torch.Tensor, torch.Tensor] = super().update(keys, values, layer_idx, *args, **more)
+        return both
 
     @property
     def length(self) -> int:
@@ -179,7 +204,8 @@ class SuffixCache(Cache):  # type: ignore[misc]
         if windows and places is None:
             places = torch.arange(self.length + new, device=device) - torch.tensor(self.padding, device=device)[:, None]
             places = places.clamp(min=0)
-        return Step(self.groups, self.seen(new, device) if seen is None else seen, places, windows)
+        seen = self.seen(new, device) if seen is None else seen
+        return Step(self.groups, seen, places, windows, self.packing, self._laid_out)
 
     def seen(self, new: int, device: torch.device) -> torch.Tensor | None:
         """Say what of its suffix each of `new` more tokens a row sees: bool [B, new, s + new]; None where all."""
@@ -196,6 +222,8 @@ class SuffixCache(Cache):  # type: ignore[misc]
         self.prefixes = [self.prefixes[row] for row in rows]
         self.padding = [self.padding[row] for row in rows]
         self.groups = _groups(self.prefixes)
+        needed = {id(prefix) for prefix in self.prefixes}
+        self._laid_out = {key: made for key, made in self._laid_out.items() if key[0] in needed}
         self.reorder_cache(torch.tensor(list(rows)))
 
     def behind(self, prefix: Prefix, input_ids: Sequence[int], next_position: int) -> Prefix:
@@ -218,9 +246,12 @@ def joined(batches: Sequence[SuffixCache]) -> SuffixCache:
     Cache.__init__(
         whole, layers=[_joined_layer([b.layers[n] for b in batches], longest) for n in range(len(batches[0]))]
     )
-    whole.prefixes = [prefix for batch in batches for prefix in batch.prefixes]
-    whole.padding = [longest - batch.length + pad for batch in batches for pad in batch.padding]
-    whole.groups = _groups(whole.prefixes)
+    whole._begin(
+        [prefix for batch in batches for prefix in batch.prefixes],
+        [longest - batch.length + pad for batch in batches for pad in batch.padding],
+    )
+    for batch in batches:
+        whole._laid_out |= batch._laid_out
     return whole
 
 

@@ -1,8 +1,9 @@
 """A prefix that is computed once, never copied, and read by all questions behind it at once.
 
-For layers with attention, full or in sliding windows, and recurrent ones. All rows of a batch decode together. Suffixes
-are left-padded where there is only attention; a recurrent state would take padding in, so there suffixes of one length
-run together, and are put into one batch afterwards.
+For layers with attention, full or in sliding windows, and recurrent ones. All rows of a batch decode together. Where
+there is only attention, suffixes run packed into one row (`packed_suffixes.py`), and are left-padded afterwards; a
+recurrent state would take in other rows' tokens, and padding too, so there suffixes of one length run together, and are
+put into one batch afterwards.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ class SharedBatch:
         self._forward = forward
         self._places = [_prefix(one.prefix).next_position + len(one.suffix) for one in questions]
         if not _is_recurrent(questions):
-            self._cache, hidden = _ask(forward, questions)
-            self.scores = forward.scores(hidden[:, -1])
+            self._cache, last = _ask_packed(forward, questions)
+            self.scores = forward.scores(last)
             return
         runs = runs_of_one_length(questions)
         asked = [_ask(forward, [questions[number] for number in run]) for run in runs]
@@ -142,27 +143,46 @@ class SharedBatch:
         self._places = [self._places[row] for row in rows]
 
 
+def _ask_packed(forward: Forward, questions: Sequence[PrefixedQuestion]) -> tuple[SuffixCache, torch.Tensor]:
+    """Run suffixes behind their prefixes, packed; gives what is kept of them, and each one's last state [B, width]."""
+    from qvsplit.models.packed_suffixes import packed
+
+    prefixes = [_prefix(one.prefix) for one in questions]
+    longest = max(len(one.suffix) for one in questions)
+    cache = _cache(prefixes, [longest - len(one.suffix) for one in questions])
+    runs = [(first, end) for _, first, end in cache.groups]
+    suffixes = packed(
+        [one.suffix for one in questions], [one.next_position for one in prefixes], runs, forward.device
+    )  # fmt: skip
+    with cache.packed(suffixes.packing):
+        hidden = _run(forward, cache, suffixes.input_ids, suffixes.positions, new=longest)
+    return cache, hidden[0, suffixes.last.to(hidden.device)]
+
+
 def _ask(forward: Forward, questions: Sequence[PrefixedQuestion]) -> tuple[SuffixCache, torch.Tensor]:
-    """Run suffixes, left-padded, behind their prefixes; gives what is kept of them, and hidden states [B, q, width]."""
+    """Run suffixes of one length behind their prefixes; gives what is kept of them, and hidden states [B, q, width]."""
     import torch
 
-    longest = max(len(one.suffix) for one in questions)
-    padding = [longest - len(one.suffix) for one in questions]
     prefixes = [_prefix(one.prefix) for one in questions]
-    ids = torch.tensor([[0] * pad + list(one.suffix) for pad, one in zip(padding, questions, strict=True)])
-    first = torch.tensor([one.next_position - pad for pad, one in zip(padding, prefixes, strict=True)])
-    positions = (first[:, None] + torch.arange(longest)).clamp(min=0)  # padding's is never looked at
-    cache = _cache(prefixes, padding)
-    return cache, _run(forward, cache, ids.to(forward.device), positions.to(forward.device))
+    ids = torch.tensor([list(one.suffix) for one in questions], device=forward.device)
+    first = torch.tensor([one.next_position for one in prefixes], device=forward.device)
+    positions = first[:, None] + torch.arange(ids.shape[1], device=forward.device)
+    cache = _cache(prefixes, [0] * len(questions))
+    return cache, _run(forward, cache, ids, positions)
 
 
 def _run(
-    forward: Forward, cache: SuffixCache, ids: torch.Tensor, positions: torch.Tensor, **seen: torch.Tensor | None
+    forward: Forward,
+    cache: SuffixCache,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    new: int | None = None,
+    **seen: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Run new tokens of a batch, [B, q]; gives their hidden states."""
+    """Run tokens of a batch, [B, q], or packed ones with `new` columns in all; gives their hidden states."""
     from qvsplit.kernels.shared_prefix_attention import in_force
 
-    with in_force(cache.step(ids.shape[1], forward.device, **seen)):
+    with in_force(cache.step(new or ids.shape[1], forward.device, **seen)):
         return forward.hidden(ids, positions, cache)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qvsplit.errors import ModelError
+from qvsplit.kernels import prefix_products
 from qvsplit.kernels import shared_prefix_attention as kernel
 from qvsplit.models.prefix_cache import Prefix, SuffixCache
 
@@ -27,9 +28,12 @@ def prefix_of(length, window):
 
 @pytest.mark.parametrize("window", [2, 5, 9, 16, 100])
 @pytest.mark.parametrize("new", [1, 4, 7])
-@pytest.mark.parametrize("at_once", [1, 1 << 20])
-def test_a_window_is_as_wide_as_in_the_joined_sequence_and_padding_does_not_count(monkeypatch, window, new, at_once):
-    monkeypatch.setattr(kernel, "SCORE_VALUES", at_once)
+@pytest.mark.parametrize(("at_once", "least"), [(1, 1000), (1 << 20, 1000), (1, 1), (1 << 20, 1)])
+def test_a_window_is_as_wide_as_in_the_joined_sequence_and_padding_does_not_count(
+    monkeypatch, window, new, at_once, least
+):
+    monkeypatch.setattr(prefix_products, "SCORE_VALUES", at_once)
+    monkeypatch.setattr(prefix_products, "LEAST_TOKENS", least)  # with and without products in oneDNN's layout
     torch.manual_seed(window)
     beginnings = [prefix_of(n, window) for n in (11, 3)]
     rows, padding, suffix = [beginnings[0], beginnings[0], beginnings[1]], [0, 2, 3], 7

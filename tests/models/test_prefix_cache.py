@@ -15,7 +15,7 @@ from qvsplit.ask import PromptItems
 from qvsplit.checkpoints.opening import DEMO_FOLDER, open_checkpoint
 from qvsplit.errors import ModelError, OutOfMemory, UsageError
 from qvsplit.kernels import packed_linear as packing
-from qvsplit.kernels import shared_prefix_attention
+from qvsplit.kernels import prefix_products, shared_prefix_attention
 from qvsplit.models import prefix_cache as prefix
 from qvsplit.models.asking import PrefixedQuestion
 from qvsplit.models.decoding import AnswerRules, Decoding, GrowingAnswer
@@ -107,9 +107,7 @@ NEAR_TIE = 1e-5  # of logits around 5 in float32: about what a random model's di
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 64])
-def test_questions_behind_one_prefix_get_the_whole_models_answers(
-    session, few, told, whole, photos, counted, number
-):
+def test_questions_behind_one_prefix_get_the_whole_models_answers(session, few, told, whole, photos, counted, number):
     row = few[1][1]
     answers = session.answers(row, questions(number))
     pairs = [(answer, told(answer.question, row.path)) for answer in answers]
@@ -193,7 +191,7 @@ def test_rows_that_have_ended_are_computed_no_more(tmp_path, monkeypatch):
     answers = session.answers(next(iter(store)), asked)
     lengths = [len(answer.tokens) for answer in answers]
     decoded = [sum(length > step for length in lengths) for step in range(1, max(lengths))]
-    assert rows_a_step == [1, 3, *decoded]
+    assert rows_a_step == [1, 1, *decoded]  # the prefix, all suffixes in one row, a row a question
     assert decoded[-1] == 1 < decoded[0]
 
 
@@ -368,7 +366,9 @@ def attended(step, query, key, value, scaling):
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("new", [1, 5])
-def test_shared_prefix_attention_is_attention_over_the_joined_sequence(monkeypatch, dtype, close, new):
+@pytest.mark.parametrize("least", [1, 1000])  # with and without products in oneDNN's layout
+def test_shared_prefix_attention_is_attention_over_the_joined_sequence(monkeypatch, dtype, close, new, least):
+    monkeypatch.setattr(prefix_products, "LEAST_TOKENS", least)
     torch.manual_seed(0)
     heads, key_heads, width, suffix = 6, 2, 8, 7
     prefixes = [
@@ -384,7 +384,7 @@ def test_shared_prefix_attention_is_attention_over_the_joined_sequence(monkeypat
     step = suffixes.step(new, torch.device("cpu"))
     seen = step.seen
     for scores in (1, 1 << 20):  # a token at a time, and all at once
-        monkeypatch.setattr(shared_prefix_attention, "SCORE_VALUES", scores)
+        monkeypatch.setattr(prefix_products, "SCORE_VALUES", scores)
         got = attended(step, query, key, value, 0.3)
         for row, its in enumerate(rows):
             keys = torch.cat([its.keys[0], key[row]], 1).repeat_interleave(heads // key_heads, 0)
