@@ -2,16 +2,18 @@
 
 The reference is the full model of transformers on what `AutoProcessor` makes, in one call, of an upright RGB image or
 of the sampled frames of a clip, with the extraction config's limits: its own features and its own greedy tokens, one
-item at a time. `describe` says what a store holds.
+item at a time, in the dtype of the store. Answers are compared as `ask` makes them, by the language model alone, with
+the kernels that are asked for. `describe` says what a store holds.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -19,12 +21,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoints.opening import choose_checkpoint
-from qvsplit.errors import ConfigError, ItemError, QvsplitError, ShardDamaged, StoreDamaged, UsageError, some_of
+from qvsplit.errors import (
+    ConfigError,
+    ItemError,
+    OutOfMemory,
+    QvsplitError,
+    ShardDamaged,
+    StoreDamaged,
+    UsageError,
+    some_of,
+)
 from qvsplit.models.clips import MAX_WHOLE_BYTES, load_clip_preparer, other_reader
 from qvsplit.models.processor_proof import SampledClip, kind_of, processor_call
 from qvsplit.models.sampling import Clip, metadata_of
 from qvsplit.output.names import count_rows, shown_name
 from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
+from qvsplit.runtime import arguments
 from qvsplit.runtime.devices import is_out_of_memory
 from qvsplit.runtime.loading import LIBRARIES, PROCESSOR, READY, OnLoad, nobody
 from qvsplit.sources import images
@@ -33,7 +45,7 @@ from qvsplit.sources.files import read
 from qvsplit.sources.source import Entry
 from qvsplit.sources.videos import VIDEO_RULE, VideoInfo, reader_versions
 from qvsplit.store import layout
-from qvsplit.store.config import PREPARED_ON
+from qvsplit.store.config import KERNELS, PREPARED_ON
 from qvsplit.store.history import last_runs
 from qvsplit.store.repair import mark_damage
 from qvsplit.store.row import KINDS, Row
@@ -44,20 +56,25 @@ from qvsplit.store.store import Store
 if TYPE_CHECKING:
     import torch
 
+    from qvsplit.models.language import LanguageModel
     from qvsplit.models.processor_proof import Item
-    from qvsplit.store.features import Features
 
 QUESTION = "Describe the {}."
 NEW_TOKENS = 16
 LAST_RUNS = 5
 _CHANGED = "has changed since it was encoded"
+_NO_MEMORY = "does not fit into memory"
 _STATUSES = {"ok": 0, "failed": 0, "deleted": 0}
 # Whatever the checkpoint's generation_config.json says of sampling (the hub's says: sample)
-GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+GREEDY: dict[str, Any] = {
+    "do_sample": False, "temperature": None, "top_p": None, "top_k": None, "return_dict_in_generate": True,
+    "output_logits": True,
+}  # fmt: skip
 # Largest |difference| over largest |value| that another batch, machine or library version may make, by the coarser
 # of compute and storage dtype: some tens of units in the last place, as the encoder's layers add up; of int8 what it
 # rounds away, half of a 127th.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2, "int8": 6e-3}
+EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of 1, the unit in the last place
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,11 @@ class ItemCheck:
         same_tokens: Whether the answer has the full model's tokens.
         within_tolerance: Whether `max_difference` is what another batch, machine or library version may make.
         other_reader: The libraries that read the store's videos, where those installed here are others; else None.
+        dtype: In which both were computed.
+        feature_kernels: How the store's features were computed, "fused" or "reference".
+        answer_kernels: How the answer was.
+        gap: Where the answers part, how far apart the full model's two best scores are there, over the best of them;
+            None where they do not part.
     """
 
     path: str
@@ -95,11 +117,24 @@ class ItemCheck:
     same_tokens: bool = False
     within_tolerance: bool = False
     other_reader: str | None = None
+    dtype: str = "float32"
+    feature_kernels: str = "fused"
+    answer_kernels: str = "fused"
+    gap: float | None = None
 
     @property
     def agrees(self) -> bool:
         """Whether nothing speaks against the store."""
-        return self.skipped is not None or (self.same_tokens and self.within_tolerance)
+        return self.skipped is not None or ((self.same_tokens or self.is_tie) and self.within_tolerance)
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether the answers part where two tokens are as good as equally likely, and rounding may decide.
+
+        Where features have the same bits and the kernels are "reference" all scores have the same, and nothing may.
+        """
+        rounds = not (self.same_bits and self.answer_kernels == "reference")
+        return rounds and self.gap is not None and self.gap <= TOLERANCE[self.dtype]
 
     @property
     def explanation(self) -> str:
@@ -110,7 +145,16 @@ class ItemCheck:
         if self.max_difference is None:
             return f"another number of tokens{reader}"
         bits = "same bits" if self.same_bits else f"differs by {self.max_difference:.1e} of the largest value"
-        return f"{bits}, {'same' if self.same_tokens else 'OTHER'} tokens{reader}"
+        return f"{bits}, {self._tokens}{reader}"
+
+    @property
+    def _tokens(self) -> str:
+        if self.same_tokens:
+            return "same tokens"
+        if self.is_tie and self.gap is not None:
+            units = self.gap / EPSILON[self.dtype]
+            return f"other tokens from a tie on (the two best scores are within {units:.1f} units in the last place)"
+        return "OTHER tokens"
 
     def to_json(self) -> dict[str, Any]:
         """Give it as the commands print it in JSON."""
@@ -191,28 +235,84 @@ def check_items(
     *,
     model: str | None = None,
     device: str | None = None,
+    kernels: str = KERNELS[0],
     on_load: OnLoad = nobody,
+    on_item: Callable[[], None] = lambda: None,
 ) -> Iterator[ItemCheck]:
-    """Encode `rows` again with the full model, and compare features and tokens; `on_load` hears how it is loaded.
+    """Encode `rows` again with the full model, and compare features and tokens.
 
         for check in qvsplit.check_items(store, [store["coffee.png"]]):
             print(check.path, check.agrees)
 
+    First the full model sees all items; then, in its place in memory, the language model alone answers about each.
+
+    Args:
+        store: Whose features and answers are compared.
+        rows: Of which items.
+        model: A checkpoint's folder or hub name; by default the store's own.
+        device: `cpu`, `cuda` or `cuda:N`.
+        kernels: How answers are computed: "fused", as `ask` has it by default, or "reference".
+        on_load: Hears how the full model is loaded, and then how the language model is.
+        on_item: Called when the full model is done with an item.
+
     Raises:
+        UsageError: There are no such kernels.
         ConfigError: The store is of another encoder.
         ModelError: The full model cannot be loaded.
         StoreDamaged: A row names frames that its video does not have.
     """
-    reference = _Reference(store, model, device, on_load)
+    arguments.check_one_of("kernels", kernels, KERNELS)
+    reference = _Reference(store, model, device, kernels, on_load)
+    compared: list[tuple[Row, ItemCheck, _Answered | None]] = []
     # whatever is stored as a video was read as one
     with closing(DecoderPool(gifs_are_videos=True)) as pool:
         for row in rows:
             try:
                 item = _unchanged_clip(row, pool.mine()) if row.kind == "video" else _unchanged_image(row)
-                check = reference.check(row, item)
+                compared.append((row, *reference.check(row, item)))
             except ItemError as error:
-                check = ItemCheck(shown_name(row), skipped=f"its file {error}")
-            yield check
+                compared.append((row, replace(reference.nothing_of(row), skipped=f"its file {error}"), None))
+            on_item()
+    asks = any(answered is not None for _, _, answered in compared)
+    language = reference.replaced_by_language_model(on_load) if asks else None
+    for row, check, answered in compared:
+        yield check if answered is None or language is None else _with_answer(check, row, answered, store, language)
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """What the full model said about an item, and at each token the gap between its two best scores over the best."""
+
+    tokens: list[int]
+    gaps: list[float]
+
+
+def _with_answer(check: ItemCheck, row: Row, expected: _Answered, store: Store, language: LanguageModel) -> ItemCheck:
+    """Compare the answer from the stored features."""
+    from qvsplit.models.asking import PrefixedQuestion
+    from qvsplit.models.decoding import Decoding
+    from qvsplit.models.prompt import Placeholder
+
+    prompt = language.prompter.ask(QUESTION.format(row.kind), [Placeholder.from_row(row)])
+    try:
+        question = PrefixedQuestion.of(prompt, language.prefill(prompt, [store.features(row)]))
+        (completion,) = language.generate([question], Decoding(max_new_tokens=NEW_TOKENS))
+    except OutOfMemory:
+        return replace(check, skipped=f"its file {_NO_MEMORY}")
+    if completion.tokens == expected.tokens:
+        return replace(check, same_tokens=True)
+    pairs = itertools.zip_longest(completion.tokens, expected.tokens)
+    place = next(number for number, (mine, theirs) in enumerate(pairs) if mine != theirs)
+    return replace(check, gap=expected.gaps[place] if place < len(expected.gaps) else None)
+
+
+def compared_as(store: Store, kernels: str) -> str:
+    """Say in one line what `check_items` compares: dtype, kernels, and that it is one by one."""
+    assert store.config is not None
+    return (
+        f"against the full model in {store.config.compute_dtype}, one by one: features by the kernels "
+        f"{store.config.kernels}, answers by the kernels {kernels}"
+    )
 
 
 def require_comparison(checks: Sequence[ItemCheck]) -> None:
@@ -277,7 +377,7 @@ def _clip_of(row: Row, info: VideoInfo) -> Clip:
 class _Reference:
     """The full model with its processor, with the limits of a store's extraction config in force."""
 
-    def __init__(self, store: Store, model: str | None, device: str | None, on_load: OnLoad) -> None:
+    def __init__(self, store: Store, model: str | None, device: str | None, kernels: str, on_load: OnLoad) -> None:
         on_load(LIBRARIES, 0, 0)
         import torch
 
@@ -295,10 +395,10 @@ class _Reference:
         self.store = store
         self.config = store.config
         self.checkpoint = checkpoint
-        self.model = load_full_model(checkpoint, dtype=dtype, device=choose_device(device), on_load=on_load)
+        self.kernels = kernels
+        self.device = choose_device(device)
+        self.model = load_full_model(checkpoint, dtype=dtype, device=self.device, on_load=on_load)
         on_load(PROCESSOR, 0, 0)
-        self._attention = self.model.config.get_text_config()._attn_implementation  # transformers' own choice
-        self.prefix = checkpoint.family.prefix
         self.prompter = Prompter(checkpoint)
         self.processor = self.prompter.processor
         limits = store.config.processor
@@ -308,8 +408,28 @@ class _Reference:
             }  # fmt: skip
         on_load(READY, 0, 0)
 
-    def check(self, row: Row, item: Item) -> ItemCheck:
-        """Compare the stored features of `row`, and an answer from them, with the full model on the pixels.
+    def replaced_by_language_model(self, on_load: OnLoad) -> LanguageModel:
+        """Give the language model alone, loaded as `ask` loads it, in the place of the full model."""
+        from qvsplit.models import language
+
+        dtype = self.model.dtype
+        del self.model
+        gc.collect()
+        loaded = language.load(
+            self.checkpoint, device=self.device, dtype=dtype, kernels=self.kernels, on_load=on_load
+        )  # fmt: skip
+        on_load(READY, 0, 0)
+        return loaded
+
+    def nothing_of(self, row: Row) -> ItemCheck:
+        """Give a check of which nothing has been compared yet."""
+        return ItemCheck(
+            shown_name(row), dtype=self.config.compute_dtype, feature_kernels=self.config.kernels,
+            answer_kernels=self.kernels,
+        )  # fmt: skip
+
+    def check(self, row: Row, item: Item) -> tuple[ItemCheck, _Answered | None]:
+        """Compare the stored features of `row` with the full model's on the pixels, and give the latter's answer.
 
         Raises:
             ItemError: It does not fit into memory.
@@ -318,28 +438,27 @@ class _Reference:
             return self._compared(row, item)
         except Exception as error:
             if is_out_of_memory(error):
-                raise ItemError("does not fit into memory", "memory") from None
+                raise ItemError(_NO_MEMORY, "memory") from None
             raise
 
-    def _compared(self, row: Row, item: Item) -> ItemCheck:
-        features = self.store.features(row)
-        stored = features.flat_torch()  # each [n_tokens, width]
+    def _compared(self, row: Row, item: Item) -> tuple[ItemCheck, _Answered | None]:
+        stored = self.store.features(row).flat_torch()  # each [n_tokens, width]
         if row.kind == "image" and self.config.prepared_on != PREPARED_ON[0]:
             item = self._resized_there(item, row)
-        theirs, expected = self._features_and_tokens(item)
+        theirs, expected = self._features_and_answer(item)
         reference = {name: theirs[name].to(one.dtype).cpu() for name, one in stored.items() if name in theirs}
-        check = ItemCheck(shown_name(row), other_reader=self.other_reader if row.kind == "video" else None)
+        check = replace(self.nothing_of(row), other_reader=self.other_reader if row.kind == "video" else None)
         if {name: one.shape for name, one in reference.items()} != {name: one.shape for name, one in stored.items()}:
-            return check
+            return check, None
         difference = max(_difference(one, reference[name]) for name, one in stored.items())
         tolerance = max(TOLERANCE[self.config.compute_dtype], TOLERANCE[self.config.storage_dtype])
-        return replace(
+        check = replace(
             check,
             same_bits=all(_same_bits(one, reference[name]) for name, one in stored.items()),
             max_difference=difference,
-            same_tokens=self._tokens_from_store(row, features) == expected,
             within_tolerance=difference <= tolerance,
         )
+        return check, expected
 
     @cached_property
     def other_reader(self) -> str | None:
@@ -375,15 +494,13 @@ class _Reference:
         processor.image_processor.do_resize = False
         return processor
 
-    def _features_and_tokens(self, item: Item) -> tuple[dict[str, torch.Tensor], list[int]]:
-        """Give the full model's features, each [n_tokens, width], and the tokens of its answer."""
+    def _features_and_answer(self, item: Item) -> tuple[dict[str, torch.Tensor], _Answered]:
+        """Give the full model's features, each [n_tokens, width], and its answer."""
         import torch
 
         from qvsplit.checkpoints.model_class import features_of, wanted_arguments
         from qvsplit.models.encoder_output import output_tensors
 
-        # the reference is the one of transformers from end to end
-        self.model.set_attn_implementation({"text_config": self._attention})
         kind = kind_of(item)
         processor = self._clip_processor if kind == "video" else self._image_processor
         inputs = dict(processor_call(processor, [item], QUESTION.format(kind), where=self.model.name_or_path))
@@ -396,7 +513,10 @@ class _Reference:
         with torch.inference_mode():
             output = output_tensors(encode(**wanted_arguments(encode, inputs), return_dict=True))
             answer = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, **GREEDY)
-        return {one.key: one.rows for one in output}, answer[0, inputs["input_ids"].shape[1] :].tolist()
+        best = [scores[0].float().topk(2).values.tolist() for scores in answer.logits]
+        gaps = [(first - second) / max(abs(first), 1e-30) for first, second in best]
+        tokens = answer.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        return {one.key: one.rows for one in output}, _Answered(tokens, gaps)
 
     def _resized_there(self, image: Item, row: Row) -> Item:
         """Resize an image on the model's device, as the store's were, in place of the processor."""
@@ -410,19 +530,6 @@ class _Reference:
         own = self.processor.image_processor
         pixels = torch.from_numpy(np.array(image)).to(self.model.device)
         return Image.fromarray(resized(pixels, size_of(row.grid_thw, own), own.resample).cpu().numpy())
-
-    def _tokens_from_store(self, row: Row, features: Features) -> list[int]:
-        """Give the tokens of the answer from the stored features, by the same weights."""
-        from qvsplit.models.asking import PrefixedQuestion
-        from qvsplit.models.decoding import Decoding
-        from qvsplit.models.language import LanguageModel
-        from qvsplit.models.prompt import Placeholder
-
-        prompt = self.prompter.ask(QUESTION.format(row.kind), [Placeholder.from_row(row)])
-        language = LanguageModel(self.model, self.prompter, self.prefix)
-        question = PrefixedQuestion.of(prompt, language.prefill(prompt, [features]))
-        (completion,) = language.generate([question], Decoding(max_new_tokens=NEW_TOKENS))
-        return list(completion.tokens)
 
 
 def _difference(stored: torch.Tensor, reference: torch.Tensor) -> float:

@@ -18,6 +18,7 @@ from transformers import GenerationMixin
 import qvsplit
 from qvsplit import verify
 from qvsplit.errors import StoreDamaged, UsageError
+from qvsplit.models import language
 from qvsplit.store.opening import open_store
 from qvsplit.store.shard_reader import open_shard
 from tests.support import rows
@@ -86,6 +87,50 @@ def test_whole_videos_by_fused_kernels(made):
     checks = list(verify.check_items(store, list(store)))
     assert [check.path for check in checks] == ["long.mkv", "photo.png", "short.mp4", "wave.gif"]
     assert all(check.agrees and check.skipped is None for check in checks), checks
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
+def test_reference_kernels_have_the_full_models_bits_and_tokens_in_half_precision(made, name, dtype):
+    store = open_store(made(name, dtype=dtype))
+    checks = list(verify.check_items(store, list(store), kernels="reference"))
+    assert {check.explanation for check in checks} == {"same bits, same tokens"}
+    assert {(check.dtype, check.feature_kernels, check.answer_kernels) for check in checks} == {
+        (dtype, "reference", "reference")
+    }
+
+
+def test_answers_are_compared_as_they_are_asked_for(made, monkeypatch):
+    """By a language model loaded like that of `ask`, and not by the full model's own modules."""
+    loaded, real = [], language.load
+    monkeypatch.setattr(
+        language, "load", lambda checkpoint, **more: (loaded.append(more["kernels"]), real(checkpoint, **more))[1]
+    )
+    store = open_store(made("qwen3_vl"))
+    assert next(verify.check_items(store, [store["photo.png"]])).same_tokens
+    assert next(verify.check_items(store, [store["photo.png"]], kernels="reference")).same_tokens
+    assert loaded == ["fused", "reference"]
+    with pytest.raises(UsageError, match="`kernels` quick: choose one of fused, reference"):
+        next(verify.check_items(store, [store["photo.png"]], kernels="quick"))
+
+
+@pytest.mark.parametrize(
+    ("how", "agrees", "said"),
+    [
+        ({"same_tokens": True}, True, "differs by 1.0e-03 of the largest value, same tokens"),
+        ({"gap": 2.0**-7}, True, "differs by 1.0e-03 of the largest value, other tokens from a tie on (the two best "
+         "scores are within 1.0 units in the last place)"),
+        ({"gap": 0.1}, False, "differs by 1.0e-03 of the largest value, OTHER tokens"),
+        ({"gap": 0.0, "same_bits": True}, True, "same bits, other tokens from a tie on (the two best scores are within "
+         "0.0 units in the last place)"),
+        ({"gap": 0.0, "same_bits": True, "answer_kernels": "reference"}, False, "same bits, OTHER tokens"),
+        ({}, False, "differs by 1.0e-03 of the largest value, OTHER tokens"),
+    ],
+)  # fmt: skip
+def test_only_rounding_may_decide_a_tie(how, agrees, said):
+    check = verify.ItemCheck("a.png", max_difference=1e-3, within_tolerance=True, dtype="bfloat16")
+    check = replace(check, **how)
+    assert (check.agrees, check.explanation) == (agrees, said)
 
 
 def test_an_omni_model_is_told_the_rate_of_the_store(made):

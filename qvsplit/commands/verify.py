@@ -10,6 +10,7 @@ import typer
 from qvsplit.commands.opening import open_with_progress
 from qvsplit.commands.options import (
     INPUT,
+    AnswerKernels,
     Device,
     Json,
     Model,
@@ -41,6 +42,7 @@ def verify(
     ] = 0,
     model: Model = None,
     device: Device = None,
+    kernels: AnswerKernels = "fused",
     as_json: Json = False,
     progress: ProgressMode = "auto",
     quiet: Quiet = False,
@@ -49,14 +51,17 @@ def verify(
 
     Exit code 6 if anything is not as it was written.
 
-    With --sample N and the full checkpoint, N items, images or videos, are encoded again by the full model: their
-    features, and its answer, must be those of the store.
+    With --sample N and the full checkpoint, N items, images or videos, are encoded again by the full model, one by one,
+    in the store's dtype: the store's features, and the answer that `ask --kernels` would give from them, must be its
+    own, within rounding; with the kernels reference of both, to the bit. A line says which is compared.
 
     Examples:
         # Whether every byte is as it was written
         qvsplit verify album
         # And whether five items, encoded again, give the same features and answers
         qvsplit verify album --sample 5
+        # And whether the answers of the exact mode do
+        qvsplit verify album --sample 5 --kernels reference
     """
     from qvsplit import verify as library
     from qvsplit.store.shards import shard_paths
@@ -74,11 +79,16 @@ def verify(
         problems += library.check_store(opened)
         if sample:
             checks, rows = [], library.sample(opened, sample)
+            if not as_json and not quiet:
+                print(library.compared_as(opened, kernels), flush=True)
             with ProgressBar(progress, shown=not quiet, prints=True) as shown:
                 shown.start("images", len(rows))
-                for item in library.check_items(opened, rows, model=model, device=device, on_load=shown.loading):
+                items = library.check_items(
+                    opened, rows, model=model, device=device, kernels=kernels, on_load=shown.loading,
+                    on_item=shown.advance,
+                )  # fmt: skip
+                for item in items:
                     _print_item(item, as_json=as_json, quiet=quiet)
-                    shown.advance()
                     checks.append(item)
             problems += _problems(checks)
             if not problems:

@@ -28,6 +28,17 @@ def test_verify_reads_everything_and_compares_with_the_full_model(run_cli, store
     assert all(line["same_tokens"] and line["within_tolerance"] for line in lines[1:])
 
 
+@pytest.mark.parametrize("kernels", ["fused", "reference"])
+def test_verify_says_which_mode_it_compares(run_cli, store, kernels):
+    code, out, _ = run_cli("verify", store, "--sample", 1, "--kernels", kernels)
+    line = f"features by the kernels fused, answers by the kernels {kernels}"
+    assert (code, out.splitlines()[1]) == (0, f"against the full model in float32, one by one: {line}")
+    out = run_cli("verify", store, "--sample", 1, "--kernels", kernels, "--json")[1]
+    said = json.loads(out.splitlines()[1])
+    named = said["dtype"], said["feature_kernels"], said["answer_kernels"]
+    assert named == ("float32", "fused", kernels)
+
+
 def test_verify_says_that_a_store_is_not_damaged(run_cli, small_store):
     code, out, said = run_cli("verify", small_store)
     assert (code, said) == (0, "")
@@ -95,7 +106,7 @@ def test_parts_of_a_video_are_compared_beside_images(run_cli, family_checkpoint,
     code, out, said = run_cli("verify", tmp_path / "e", "--sample", 9)
     assert (code, said) == (0, "")
     names = ["coffee.png", "film.mp4#0 (0:00 to 0:02.5)", "film.mp4#1 (0:02.5 to 0:05)"]
-    assert out.splitlines()[1:] == [f"{name}: same bits, same tokens" for name in names]
+    assert out.splitlines()[2:] == [f"{name}: same bits, same tokens" for name in names]
     (folder / "film.mp4").write_bytes(b"changed")
     out = run_cli("verify", tmp_path / "e", "--sample", 2)[1]
     assert "film.mp4#0 (0:00 to 0:02.5): not compared: its file has changed since it was encoded\n" in out
