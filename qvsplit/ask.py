@@ -32,7 +32,7 @@ from qvsplit.output.names import shown_name
 from qvsplit.output.table import Table
 from qvsplit.runtime import arguments
 from qvsplit.runtime.loading import OnLoad, nobody
-from qvsplit.store.config import ExtractionConfig
+from qvsplit.store.config import PREPARED_ON, ExtractionConfig
 from qvsplit.store.features import POOLER_OUTPUT, Features
 from qvsplit.store.opening import open_store
 from qvsplit.store.row import Row
@@ -224,13 +224,14 @@ class Session:
             f"computed by the kernels {config.kernels}" if config.kernels != "reference" else "",
             f"stored in {config.storage_dtype}" if config.storage_dtype != config.compute_dtype else "",
             f"computed on {' and '.join(sorted(computed))}" if computed - {here} else "",
+            "made of images resized on the device" if config.prepared_on != PREPARED_ON[0] else "",
         ]
         if not any(reasons):
             return None
         return (
             f"the store's features were {' and '.join(filter(None, reasons))}: answers are those of the full model "
             "only within rounding; to the bit they are from a store that `kernels=reference` made, stored as computed, "
-            f"on {here}"
+            f"on {here} alone"
         )
 
 

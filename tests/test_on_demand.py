@@ -359,6 +359,13 @@ def test_a_store_of_another_model_is_refused_before_anything_is_encoded(few, fol
     assert fake.loads == 0
 
 
+def test_files_without_a_store_are_encoded_by_the_kernels_that_answer(few):
+    asked = AskOptions(kernels="reference")
+    assert encoder_options(None, asked).kernels == "reference"
+    assert encoder_options(None, AskOptions()).kernels is None  # a family may have but one
+    assert encoder_options(open_store(few), asked).kernels is None  # the store's own
+
+
 def test_options_that_are_not_the_stores_are_refused_before_anything_is_loaded(few, folder, fake):
     with pytest.raises(ConfigError, match="storage_dtype"):
         files_at_hand([folder / "coffee.png"], store=open_store(few), options=ExtractOptions(storage_dtype="int8"))

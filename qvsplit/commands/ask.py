@@ -325,8 +325,9 @@ def ask(
 
     Every question is asked about every selected item, an image, a video or a part of one, from its stored features.
     Only the language model is loaded, and an item's part of the prompt is computed once for all its questions. Answers
-    are greedy by default, and the same as those of the full model, token for token. With --out or --report they go
-    there, and to stdout only with --json.
+    are greedy by default, and the same as those of the full model, token for token; where rounding may decide between
+    two tokens as good as equally likely, as in bfloat16 and float16, --kernels reference makes them so. With --out or
+    --report they go there, and to stdout only with --json.
 
     Examples:
         # One question about every image of ./embeds
@@ -335,6 +336,8 @@ def ask(
         qvsplit ask -e album -i "2024/*" "Is there a dog?" --choices yes,no
         # Checks, into a table and a page; run again, it asks what is new
         qvsplit ask --checks checks.toml -o answers.parquet --report answers.html
+        # To the bit the full model's, one by one, from a store that `extract --kernels reference` made
+        qvsplit ask -e album "What is in the image?" --kernels reference
         # Exit code 8 if an item is blocked, or could not be judged
         qvsplit ask --checks checks.toml --fail-on block
     """

@@ -68,6 +68,7 @@ def test_another_origin_is_another_answer(table, change):
         ({}, {"text": "Was it?"}, {}, False),
         ({}, {"choices": ["yes", "no", "maybe"]}, {}, False),
         ({}, {}, {"system": "Be brief."}, False),
+        ({}, {}, {"kernels": "reference"}, False),
     ],
 )
 def test_a_run_is_what_decides_answers_and_another_overwrites_nothing(table, origin, question, options, same):
@@ -302,9 +303,11 @@ def test_what_decides_a_prompt():
     base = prompt_hash(plain, AskOptions())
     changes = [AskOptions(system="x"), AskOptions(max_new_tokens=3), AskOptions(stop=("x",)), AskOptions(top_k=2),
                AskOptions(temperature=1.0), AskOptions(temperature=1.0, seed=1), AskOptions(json_schema={"a": 1}),
-               AskOptions(thinking=True)]  # fmt: skip
+               AskOptions(thinking=True), AskOptions(kernels="reference")]  # fmt: skip
     assert len({base, *(prompt_hash(plain, options) for options in changes)}) == 1 + len(changes)
     assert prompt_hash(plain, AskOptions(seed=3, device="cpu", token_budget=9)) == base
+    # the names of runs in tables that are there: what is new, and not asked for, is not part of them
+    assert prompt_hash(Question("What?"), AskOptions()).startswith("8b245ab397d7bbde")
     scored = prompt_hash(CHECK, AskOptions())
     assert prompt_hash(CHECK, AskOptions(temperature=1.0, max_new_tokens=3, thinking=True)) == scored != base
     assert prompt_hash(replace(CHECK, threshold=0.9, id="other"), AskOptions()) == scored

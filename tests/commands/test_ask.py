@@ -42,6 +42,18 @@ def test_json_lines(run_cli, small_store, whole, four_photos):
         assert answer["tokens"] == whole.answer([upright_rgb(four_photos / answer["path"])], "What is it?")
 
 
+def test_reference_kernels_say_what_the_store_cannot_give(run_cli, small_store, tmp_path):
+    """And they are a run of their own in a table."""
+    words = ("ask", "-e", small_store, "-i", "coins.png", "--max-new-tokens", 5, "What?", "-o", tmp_path / "a.jsonl")
+    assert run_cli(*words)[0] == 0
+    code, _, said = run_cli(*words, "--kernels", "reference")
+    assert (code, said.count("computed by the kernels fused: answers are those of the full model only")) == (0, 1)
+    assert "from a store that --kernels reference made" in said
+    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len({record["run"] for record in records}) == len(records) == 2
+    assert run_cli(*words, "--kernels", "exact")[0] == 2
+
+
 def test_questions_from_a_pipe_and_a_file(run_cli, small_store, tmp_path):
     (tmp_path / "questions.txt").write_text("What is it?\n\nDay or night?\n")
     words = ("ask", "--embeds", small_store, "--image", "coins.png", "--max-new-tokens", 3, "--json")
