@@ -757,7 +757,8 @@ def _families(told: argparse.Namespace) -> dict[str, Any]:
                     same.append(name)
         except Exception as error:  # one family's failure is its line
             failed[name] = f"{type(error).__name__}: {_first_line(error)}"
-    return {"identical": len(same), "of": 2 * len(FAMILIES), "differing": differing, "failed": failed}
+    return {"identical": len(same), "of": 2 * len(FAMILIES), "families_failed": len(failed),
+            "differing": differing, "failed": failed}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
