@@ -131,13 +131,22 @@ def test_the_encoder_alone_is_the_encoder_of_the_whole_model_bit_for_bit(tmp_pat
     alone = encoder_of(tmp_path / "model", kernels="reference")
     whole = FullModel(tmp_path / "model")
     images = [upright_rgb(photos / name) for name in ("chelsea.png", "coffee.png", "tall.png")]
-    images.append(images[0].resize((84, 56)))  # of so few patches that it has other bits beside others
     patches = [prepared(alone, image) for image in images]
     reference = whole.processor.image_processor(images=images, return_tensors="pt")
     assert torch.equal(torch.cat([alone.pixel_values(p) for p in patches]), reference["pixel_values"])
     assert [list(p.grid_thw) for p in patches] == reference["image_grid_thw"].tolist()
     for mine, image in zip(encoded(alone, patches), images, strict=True):
         assert torch.equal(mine, *whole.features([image]))
+
+
+def test_the_reference_encodes_one_image_a_forward_pass(checkpoint, photos):
+    """As the full model has it: one of a few patches may have other bits beside others than alone."""
+    alone, images_a_pass = encoder_of(checkpoint, kernels="reference"), []
+    alone.weights.module.register_forward_pre_hook(
+        lambda module, given, named: images_a_pass.append(len(named["grid_thw"])), with_kwargs=True
+    )
+    assert len(encoded(alone, [prepared(alone, upright_rgb(photos / name)) for name in ("tall.png", "coins.png")])) == 2
+    assert images_a_pass == [1, 1]
 
 
 def test_a_batch_is_its_images_one_by_one_within_float_tolerance(encoder, photos):
