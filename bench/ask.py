@@ -216,6 +216,9 @@ def _case(told: argparse.Namespace, job: dict[str, Any], image: str, results: di
         "tokens": job["tokens"][image], "seconds": seconds,
         "other_prompt_tokens": round(statistics.mean(prompts)) - job["tokens"][image] if prompts else None,
         "identical": {name: sum(a == b for a, b in zip(mine, theirs, strict=False)) for name, theirs in others.items()},
+        "identical_first_tokens": {
+            name: sum(a[:1] == b[:1] for a, b in zip(mine, theirs, strict=False)) for name, theirs in others.items()
+        },
         "compared": {name: min(len(mine), len(theirs)) for name, theirs in others.items()},
         "of_each_prompt_cached": cached,
         "qvsplit_over": {
@@ -238,7 +241,8 @@ def _tell(results: list[dict[str, Any]], counts: list[int]) -> None:
             print(
                 f"one more question, {low} to {high}: " + ", ".join(f"{n} {s * 1000:.0f} ms" for n, s in more.items())
             )
-        print(f"identical answers: {result['identical']} of {result['compared']}")
+        print(f"identical answers: {result['identical']} of {result['compared']}, "
+              f"first tokens: {result['identical_first_tokens']}")  # fmt: skip
         for name, each in result["of_each_prompt_cached"].items():
             print(f"{name}: {each:.0f} tokens of each prompt came from its prefix cache, at {max(counts)} questions")
 

@@ -103,6 +103,11 @@ def in_force(step: Step | None) -> Iterator[None]:
         _STEP.reset(before)
 
 
+def is_in_force() -> bool:
+    """Say whether a step is."""
+    return _STEP.get() is not None
+
+
 def mask(*args: Any, **given: Any) -> torch.Tensor | None:
     """Make the mask that transformers asks for: none where a step is in force, which has its own."""
     made: torch.Tensor | None = None if _STEP.get() is not None else sdpa_mask(*args, **given)

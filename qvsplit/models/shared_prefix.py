@@ -39,8 +39,10 @@ class SharedPrefix:
     name = "share its prefix"
 
     def __init__(self, forward: Forward, stops: Callable[[], Sequence[int]], *, can_extend: bool) -> None:
+        from qvsplit.kernels import delta_rule
         from qvsplit.kernels.shared_prefix_attention import ATTENTION
 
+        delta_rule.install(forward.model)
         forward.model.set_attn_implementation({"text_config": ATTENTION})
         self._forward = forward
         self._stops = stops

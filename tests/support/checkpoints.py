@@ -180,7 +180,7 @@ def make_2b(out: Path, *, layout: str = "hub", vision_depth: int = 32, layers: i
     logging.disable_progress_bar()
     tokenizer = make_tokenizer()
     config = qwen2_vl_2b_config(tokenizer, vision_depth=vision_depth, layers=layers)
-    config.dtype = "bfloat16"
+    config.dtype, config.architectures = "bfloat16", ["Qwen2VLForConditionalGeneration"]
     with torch.device("meta"):
         model = Qwen2VLForConditionalGeneration(config)
     out.mkdir(parents=True)
