@@ -211,10 +211,15 @@ def _case(told: argparse.Namespace, job: dict[str, Any], image: str, results: di
         raise SystemExit("stored features and pixels gave different answers: nothing to compare")
     mine = tokens.get("qvsplit", [])
     others = {name: theirs for name, theirs in tokens.items() if name != "qvsplit" and mine}
-    prompts = next((one[str(max(counts))]["prompt"] for one in of.values() if str(max(counts)) in one), None)
+    prompts = [
+        of["transformers"][name]["prompt"] if name in ONE_BY_ONE else of[name][str(max(counts))]["prompt"]
+        for name in told.contenders
+    ]
+    if any(a != b for one in prompts for a, b in zip(one, prompts[-1], strict=False)):
+        raise SystemExit(f"prompts of different lengths, nothing to compare: {[one[:3] for one in prompts]}")
     return {
         "tokens": job["tokens"][image], "seconds": seconds,
-        "other_prompt_tokens": round(statistics.mean(prompts)) - job["tokens"][image] if prompts else None,
+        "other_prompt_tokens": round(statistics.mean(prompts[-1])) - job["tokens"][image],
         "identical": {name: sum(a == b for a, b in zip(mine, theirs, strict=False)) for name, theirs in others.items()},
         "identical_first_tokens": {
             name: sum(a[:1] == b[:1] for a, b in zip(mine, theirs, strict=False)) for name, theirs in others.items()

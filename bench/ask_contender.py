@@ -89,7 +89,10 @@ def _transformers(job: dict[str, Any], name: str) -> dict[str, Any]:
             run(job["questions"][0])
             each = [_timed(functools.partial(run, text), 1) for text in job["questions"][: job["alone"]]]
             seconds = [one for timed, _ in each for one in timed]
-            told[row.path][way] = {"seconds": seconds, "tokens": [tokens for _, tokens in each]}
+            told[row.path][way] = {
+                "seconds": seconds, "tokens": [tokens for _, tokens in each],
+                "prompt": [image.prompt_tokens(text) for text in job["questions"][: job["alone"]]],
+            }  # fmt: skip
             print(f"{way} {row.path}: {', '.join(f'{one:.2f}' for one in seconds)} s each", flush=True)
     return {"settings": {"alone": job["alone"]}, "loading": loading, "images": told}
 
@@ -116,9 +119,16 @@ class _Image:
         outputs = {"image": BaseModelOutputWithPooling(pooler_output=[self._embeds])}
         return self._answer(given, mm_encoder_outputs=outputs)
 
+    def prompt_tokens(self, question: str) -> int:
+        """Count the tokens of a prompt."""
+        count: int = self._inputs(question)["input_ids"].shape[1]
+        return count
+
     def _inputs(self, question: str) -> Any:
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-        text = self._processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        text = self._processor.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
         return self._processor(text=[text], images=[self._image], return_tensors="pt").to(self._job["device"])
 
     def _answer(self, given: Any, **more: Any) -> list[int]:

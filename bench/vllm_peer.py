@@ -71,7 +71,9 @@ def main() -> None:
 
 def _text(processor: Any, question: str) -> str:
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-    text: str = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    text: str = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=False, enable_thinking=False
+    )  # fmt: skip
     return text
 
 
