@@ -2,8 +2,8 @@
 
 A half is the full model's class without the modules of the other. `load_encoder_weights` reads exactly the encoder's
 bytes, tensor by tensor. `load_language_model` goes through transformers' own loader on a view of the checkpoint, so
-that device maps and quantised weights work as they do there; on a CPU tensors are read our way, see
-checkpoints/streaming.py. Either way every tensor of the half must be there, of the right shape, with none left over:
+that device maps and quantised weights work as they do there; on a CPU tensors are mostly read our way,
+see checkpoints/streaming.py. Either way every tensor of the half must be there, of the right shape, with none left over:
 there is no path on which a weight stays random.
 """
 
@@ -139,15 +139,16 @@ def load_language_model(
 ) -> Any:
     """Load the full model's class without its encoder, with its weights, in evaluation mode.
 
-    On a CPU tensors are read one ahead of the one that is put in place; with a device map, and of quantised
-    checkpoints, transformers reads them.
+    On a CPU, with the kernels "fused", tensors are read one ahead of the one that is put in place. Transformers reads
+    them with a device map or the kernels "reference", where experts are merged, of quantised checkpoints, and where a
+    tensor is missing, left over or misshapen, which is then said.
 
     Args:
         checkpoint: Its language model's files must be on this disk.
         dtype: None keeps the checkpoint's.
         device_map: As transformers' `from_pretrained` takes it; a quantised checkpoint's own settings hold as well.
-        kernels: With "fused" modules are replaced by our own where that is faster, on a CPU; with "reference" all are
-            transformers'.
+        kernels: With "fused" modules are replaced by our own on a CPU, and on a GPU that has the whole model; with
+            "reference" all are transformers'.
         on_load: Hears how many bytes of tensors are in place.
 
     Raises:

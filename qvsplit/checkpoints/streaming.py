@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qvsplit.checkpoints.tensors import SAFETENSORS_BYTES, TensorPlace, is_computed_in, read_ahead, torch_dtype_name
-from qvsplit.runtime.loading import TENSORS, OnLoad
+from qvsplit.runtime.loading import TENSORS, OnLoad, nobody
 
 if TYPE_CHECKING:
     import torch
@@ -81,13 +81,14 @@ class StreamedReading:
         places = {name: self._places[name] for name in names}
         done, total = 0, sum(one.size for one in places.values())
         self._on_load(TENSORS, 0, total)
-        for name, _ in read_ahead(places, memory.of):
+        for name, view in read_ahead(places, memory.of):
             tensor, is_reused = memory.take()
             placing.place(names[name], tensor, is_reused)
-            del tensor  # nothing may hold it while the next but one is read
+            del tensor, view  # nothing may hold its memory while the next but one is read
             done += places[name].size
             self._on_load(TENSORS, done, total)
         placing.finish()
+        self._on_load, self._places = nobody, {}  # the model's class holds this object as long as it lives
         model.all_tied_weights_keys = {}  # that has been done
         nothing: dict[str, Any] = {name: set() for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         more = inspect.signature(LoadStateDictInfo).parameters.keys() - nothing.keys()

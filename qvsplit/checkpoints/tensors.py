@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class TensorPlace:
     Attributes:
         name: As the checkpoint has it, with its prefix.
         dtype: safetensors' name: F32, BF16, F16, …
+        written: Inode and time of modification of the file whose header said so.
     """
 
     name: str
@@ -36,6 +37,7 @@ class TensorPlace:
     shape: tuple[int, ...]
     start: int
     size: int
+    written: tuple[int, int] | None = None
 
 
 def torch_dtype_name(safetensors_name: str) -> str:
@@ -66,6 +68,7 @@ def read_header(file: Path) -> dict[str, TensorPlace]:
         with safe_open(file, framework="numpy"):
             pass
         with file.open("rb") as stream:
+            written = _written(os.fstat(stream.fileno()))
             length = int.from_bytes(stream.read(8), "little")
             if length > MAX_HEADER_BYTES:
                 raise ValueError("its header is too large")
@@ -79,7 +82,7 @@ def read_header(file: Path) -> dict[str, TensorPlace]:
     return {
         name: TensorPlace(
             name, file, entry["dtype"], tuple(entry["shape"]), base + entry["data_offsets"][0],
-            entry["data_offsets"][1] - entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0], written,
         )
         for name, entry in header.items()
     }  # fmt: skip
@@ -89,13 +92,13 @@ def read_tensors(places: Mapping[str, TensorPlace]) -> Iterator[tuple[str, bytea
     """Read each tensor's bytes, in the order in which they lie on disk; give them by the names of `places`.
 
     Raises:
-        ModelError: A file ends too early.
+        ModelError: A file ends too early, or has changed.
     """
-    for name in on_disk_order(places):
-        raw = bytearray(places[name].size)
-        with places[name].file.open("rb", buffering=0) as stream:
-            _read_exactly(stream.fileno(), places[name], memoryview(raw))
-        yield name, raw
+    with _Files() as files:
+        for name in on_disk_order(places):
+            raw = bytearray(places[name].size)
+            files.read(places[name], memoryview(raw))
+            yield name, raw
 
 
 def read_ahead(
@@ -107,22 +110,24 @@ def read_ahead(
     of a tensor may be given again for the next but one.
 
     Raises:
-        ModelError: A file ends too early.
+        ModelError: A file ends too early, or has changed.
     """
-
-    def read(place: TensorPlace, view: memoryview) -> memoryview:
-        with place.file.open("rb", buffering=0) as stream:
-            _read_exactly(stream.fileno(), place, view)
-        return view
-
     names = on_disk_order(places)
-    with ThreadPoolExecutor(1) as pool:
-        coming = [pool.submit(read, places[name], memory(places[name])) for name in names[:1]]
+    with _Files() as files, ThreadPoolExecutor(1) as pool:
+
+        def start(name: str) -> tuple[Future[None], memoryview]:
+            view = memory(places[name])
+            return pool.submit(files.read, places[name], view), view
+
+        coming = [start(name) for name in names[:1]]
         for name, following in zip(names, [*names[1:], None], strict=False):
-            view = coming.pop().result()
+            reading, view = coming.pop()
+            reading.result()
+            del reading
             if following is not None:
-                coming.append(pool.submit(read, places[following], memory(places[following])))
+                coming.append(start(following))
             yield name, view
+            del view  # its memory may be given again
 
 
 def on_disk_order(places: Mapping[str, TensorPlace]) -> list[str]:
@@ -130,10 +135,59 @@ def on_disk_order(places: Mapping[str, TensorPlace]) -> list[str]:
     return sorted(places, key=lambda name: (places[name].file, places[name].start))
 
 
-def _read_exactly(descriptor: int, place: TensorPlace, view: memoryview) -> None:
-    done = 0
-    while done < place.size:
-        got = os.preadv(descriptor, [view[done:]], place.start + done)
-        if got == 0:
-            raise ModelError(f"{place.file} ends inside tensor {place.name}; download the checkpoint again")
-        done += got
+class _Files:
+    """The file that is being read, open once for all of its tensors: what is renamed over it meanwhile is not mixed in.
+
+    Nor is what is written into it: its time of modification must be the same at the end.
+    """
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._descriptor = -1
+        self._seen: tuple[int, int] = 0, 0
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._close()
+        elif self._path is not None:
+            os.close(self._descriptor)
+
+    def read(self, place: TensorPlace, view: memoryview) -> None:
+        """Fill `view` with a tensor's bytes. ModelError if the file ends too early, or has changed."""
+        if place.file != self._path:
+            self._close()
+            self._descriptor = os.open(place.file, os.O_RDONLY)
+            self._path, self._seen = place.file, self._state()
+            if place.written not in (None, self._seen):
+                os.close(self._descriptor)
+                self._refuse()
+        done = 0
+        while done < place.size:
+            got = os.preadv(self._descriptor, [view[done:]], place.start + done)
+            if got == 0:
+                raise ModelError(f"{place.file} ends inside tensor {place.name}; download the checkpoint again")
+            done += got
+
+    def _state(self) -> tuple[int, int]:
+        return _written(os.fstat(self._descriptor))
+
+    def _close(self) -> None:
+        if self._path is None:
+            return
+        changed = self._state() != self._seen
+        os.close(self._descriptor)
+        if changed:
+            self._refuse()
+        self._path = None
+
+    def _refuse(self) -> None:
+        path, self._path = self._path, None
+        raise ModelError(f"{path} changed while it was read; load it again when it is whole")
+
+
+def _written(status: os.stat_result) -> tuple[int, int]:
+    """Give what tells a file that was written anew: inode and time of modification."""
+    return status.st_ino, status.st_mtime_ns

@@ -145,7 +145,8 @@ class Layout(Plain):
         dtype = head.weight.dtype
 
         def take_embedding(stored: torch.Tensor, is_reused: bool) -> None:
-            rows = _own(stored, stored.dtype, is_reused)
+            widens = torch.promote_types(stored.dtype, dtype) == dtype  # only that is exact
+            rows = _own(stored, stored.dtype if widens else dtype, is_reused)
             if rows.dtype == dtype:
                 super(Layout, self).place(f"{path}.weight", rows, False)
             else:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
 import os
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qvsplit.checkpoints import streaming
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.checkpoints.streaming import StreamedReading
 from qvsplit.weights import load_language_model
+from tests.support.checkpoints import files_of, make_tiny
 from tests.support.families import FAMILIES
 
 MERGED = {"qwen3_vl_moe", "qwen4_exp", "qwen3_omni_moe"}  # transformers puts their experts together
@@ -92,10 +95,66 @@ def test_no_file_is_mapped_and_only_the_language_models_bytes_are_read(checkpoin
     read: list[int] = []
     real = os.preadv
     monkeypatch.setattr(os, "preadv", lambda *args: read.append(real(*args)) or read[-1])
-    monkeypatch.setattr(mmap, "mmap", lambda *_, **__: pytest.fail("mapped"))
+    mapped: set[str] = set()
+
+    def look(*_) -> None:
+        mapped.update(
+            line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(".safetensors")
+        )
+
     opened = open_checkpoint(checkpoint, "language")
-    loaded(checkpoint)
+    load_language_model(opened, dtype=torch.float32, on_load=look)
+    look()
+    assert not mapped
     assert sum(read) == sum(place.size for place in opened.places(opened.language_names).values())
+    with monkeypatch.context() as others:
+        others.setattr(streaming, "names_in_model", lambda *_: None)
+        model = load_language_model(opened, dtype=torch.float32, on_load=look, kernels="reference")
+    assert mapped, "this way of looking would see nothing"
+    del model
+
+
+def test_no_more_than_two_tensors_are_in_memory_at_a_time(checkpoint, monkeypatch):
+    monkeypatch.setattr(streaming, "BUFFER_BYTES", 0)  # each has memory of its own
+    given: list[weakref.ref] = []
+    most: list[int] = []
+    make = streaming._Memory.of
+
+    def watched(self, place):
+        most.append(sum(one() is not None for one in given))
+        view = make(self, place)
+        given.append(weakref.ref(view.obj))
+        return view
+
+    monkeypatch.setattr(streaming._Memory, "of", watched)
+    loaded(checkpoint, torch.bfloat16)
+    assert len(most) > 20
+    assert max(most) == 1
+
+
+@pytest.mark.parametrize(
+    ("tied", "stored"),
+    [(True, "embedding and output"), (True, "output alone"), (True, "different ones"), (False, "embedding and output")],
+)
+def test_whichever_of_two_tied_matrices_a_checkpoint_holds(tmp_path, tied, stored):
+    """As transformers has it: two that differ are not tied."""
+    make_tiny(tmp_path / "model", tied=tied, files=1)
+    (file,) = files_of(tmp_path / "model")
+    tensors = load_file(file)
+    (name,) = (one for one in tensors if one.endswith("embed_tokens.weight"))
+    if tied:
+        tensors["lm_head.weight"] = tensors[name].clone() + (1 if stored == "different ones" else 0)
+        if stored == "output alone":
+            del tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+    opened = open_checkpoint(tmp_path / "model", "language")
+    ids = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        got, expected = (
+            load_language_model(opened, dtype=torch.float32, kernels=kernels)(input_ids=ids).logits
+            for kernels in ("fused", "reference")
+        )
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_tensors_larger_than_a_buffer_have_memory_of_their_own(checkpoint, monkeypatch):

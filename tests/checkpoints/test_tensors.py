@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 import pytest
 from safetensors.torch import load_file
 
@@ -39,8 +42,51 @@ def test_a_file_that_was_cut_since_its_header_was_read(own):
     last = max(places.values(), key=lambda place: (place.file, place.start))
     with last.file.open("r+b") as stream:
         stream.truncate(last.start + last.size - 1)
-    with pytest.raises(ModelError, match=f"ends inside tensor {last.name}"):
+    with pytest.raises(ModelError, match="changed while it was read"):
         list(read_tensors(places))
+    with pytest.raises(ModelError, match=f"ends inside tensor {last.name}"):
+        list(read_tensors({name: replace(place, written=None) for name, place in places.items()}))
+
+
+WAYS = {
+    "read_tensors": read_tensors,
+    "read_ahead": lambda places: read_ahead(places, lambda place: memoryview(bytearray(place.size))),
+}
+
+
+def replaced(file, tmp_path) -> None:
+    """Put other bytes in a file's place by renaming, as a download does."""
+    (tmp_path / "other").write_bytes(bytes(file.stat().st_size))
+    (tmp_path / "other").replace(file)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_file_that_is_renamed_over_is_read_to_its_end_as_it_was(own, tmp_path, way):
+    file = files_of(own)[0]
+    places = read_header(file)
+    expected = {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
+    for number, (name, raw) in enumerate(WAYS[way](places)):
+        if number == 3:
+            replaced(file, tmp_path)
+        assert bytes(raw) == expected[name]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("how", ["renamed over before it is read", "written into"])
+def test_a_file_that_is_no_longer_what_its_header_said_is_refused(own, tmp_path, way, how):
+    opened = open_checkpoint(own, "both")
+    places = opened.places(opened.tensor_names("both"))
+    first, *_, last = files_of(own)
+
+    def read() -> None:
+        for number, _ in enumerate(WAYS[way](places)):
+            if number == 1 and how == "written into":
+                os.utime(first, ns=(0, 0))
+            elif number == 1:
+                replaced(last, tmp_path)
+
+    with pytest.raises(ModelError, match="changed while it was read"):
+        read()
 
 
 def test_reading_ahead_lends_memory_again_only_after_it_has_been_used(own):
@@ -69,8 +115,9 @@ def test_reading_ahead_says_where_a_file_was_cut(own):
     last = max(places.values(), key=lambda place: (place.file, place.start))
     with last.file.open("r+b") as stream:
         stream.truncate(last.start + last.size - 1)
+    cut = {name: replace(place, written=None) for name, place in places.items()}
     with pytest.raises(ModelError, match=f"ends inside tensor {last.name}"):
-        list(read_ahead(places, lambda place: memoryview(bytearray(place.size))))
+        list(read_ahead(cut, lambda place: memoryview(bytearray(place.size))))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from qvsplit.kernels.packed_linear import can_pack
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch has no oneDNN")
 
 MODULES = {
-    "Qwen2MLP": ("qwen2", "qwen2_vl", "qwen2_5_vl"), "Qwen2_5OmniMLP": (), "Qwen3MLP": ("qwen3",),
+    "Qwen2MLP": ("qwen2", "qwen2_vl", "qwen2_5_vl"), "Qwen3MLP": ("qwen3",),
     "Qwen3VLTextMLP": ("qwen3_vl",), "Qwen3_5MLP": ("qwen3_5",), "LlamaMLP": ("llama",), "MistralMLP": ("mistral",),
 }  # fmt: skip
 CONFIGS = {
@@ -77,6 +77,10 @@ def test_an_mlp_gives_what_transformers_own_gives(family, name, dtype, way, kind
         x = torch.randn(2, rows, 24, dtype=dtype)
         torch.testing.assert_close(mine(x), theirs(x), **CLOSE[dtype])
         torch.testing.assert_close(mine(x.transpose(0, 1)), theirs(x.transpose(0, 1)), **CLOSE[dtype])
+
+
+def test_every_class_of_the_lists_is_tried():
+    assert all(MODULES[name] for name in MLPS) and CONFIGS.keys() == ATTENTIONS and NORM_MODULES.keys() == NORMS
 
 
 def test_an_mlp_of_another_activation_or_with_biases_or_of_another_class_is_left():

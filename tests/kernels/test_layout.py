@@ -92,6 +92,45 @@ def test_a_tied_matrix_that_is_widened_is_looked_up_as_it_is_stored():
     assert len(model.lm_head.slices) == 2
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_stored_wider_than_it_is_computed_is_not_held_as_wide(tied):
+    stored = tensors_of(Small(tied=tied), torch.float32)
+    with torch.device("meta"):
+        model = Small(tied=tied).bfloat16()
+    one = Layout(model)
+    for name, tensor in stored.items():
+        one.place(name, tensor, False)
+    one.finish()
+    assert type(model.embed) is nn.Embedding and model.embed.weight.dtype == torch.bfloat16
+    assert (model.lm_head.plain is not None) == tied
+
+
+class Scaled(nn.Embedding):
+    """An embedding that does more, as Gemma's."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) * 3
+
+
+@pytest.mark.parametrize("how", ["scaled", "output with a bias", "padding"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_ends_of_other_kinds_compute_what_they_did(ids, tied, how):
+    torch.manual_seed(4)
+    model = Small(tied=False)
+    if how == "output with a bias":
+        model.lm_head = nn.Linear(WIDTH, VOCABULARY)
+    else:
+        kind, more = (Scaled, {}) if how == "scaled" else (nn.Embedding, {"padding_idx": 0})
+        model.embed = kind(VOCABULARY, WIDTH, **more)
+    if tied:
+        model.all_tied_weights_keys = {"lm_head.weight": "embed.weight"}
+        model.lm_head.weight = model.embed.weight
+    model.requires_grad_(False)
+    expected = model(ids)
+    lay_out(model)
+    torch.testing.assert_close(model(ids), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_an_output_layer_of_its_own_is_packed_in_slices():
     model = filled(Layout, tensors_of(Small(tied=False), torch.float32), tied=False)
     assert len(model.lm_head.slices) == 2 and model.lm_head.plain is None
