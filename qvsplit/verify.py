@@ -68,13 +68,17 @@ _STATUSES = {"ok": 0, "failed": 0, "deleted": 0}
 # Whatever the checkpoint's generation_config.json says of sampling (the hub's says: sample)
 GREEDY: dict[str, Any] = {
     "do_sample": False, "temperature": None, "top_p": None, "top_k": None, "return_dict_in_generate": True,
-    "output_logits": True,
+    "output_scores": True,
 }  # fmt: skip
 # Largest |difference| over largest |value| that another batch, machine or library version may make, by the coarser
 # of compute and storage dtype: some tens of units in the last place, as the encoder's layers add up; of int8 what it
 # rounds away, half of a 127th.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2, "int8": 6e-3}
 EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of 1, the unit in the last place
+# How many of these a token's score may lie below the best one for rounding to have decided between the two: as far as
+# answers were measured to part (docs/decisions.md). Sums kept in float32 drift by more of its small units.
+TIE_UNITS = {"float32": 64, "float16": 4, "bfloat16": 4}
+BEST = 100  # of a step's tokens, whose scores are kept: no tie is among more
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,9 @@ class ItemCheck:
         dtype: In which both were computed.
         feature_kernels: How the store's features were computed, "fused" or "reference".
         answer_kernels: How the answer was.
-        gap: Where the answers part, how far apart the full model's two best scores are there, over the best of them;
-            None where they do not part.
+        gap: Where the answers part, how far below its best score the full model's score of the other token lies, over
+            the best; None where they do not part, and where that token is none of its hundred best.
+        error: What is damaged in the store, so that nothing could be compared; None where nothing is.
     """
 
     path: str
@@ -121,24 +126,34 @@ class ItemCheck:
     feature_kernels: str = "fused"
     answer_kernels: str = "fused"
     gap: float | None = None
+    error: str | None = None
 
     @property
     def agrees(self) -> bool:
         """Whether nothing speaks against the store."""
+        if self.error is not None:
+            return False
         return self.skipped is not None or ((self.same_tokens or self.is_tie) and self.within_tolerance)
 
     @property
     def is_tie(self) -> bool:
-        """Whether the answers part where two tokens are as good as equally likely, and rounding may decide.
+        """Whether the answers part where the full model has both tokens as good as equally likely: rounding decides.
 
         Where features have the same bits and the kernels are "reference" all scores have the same, and nothing may.
         """
         rounds = not (self.same_bits and self.answer_kernels == "reference")
-        return rounds and self.gap is not None and self.gap <= TOLERANCE[self.dtype]
+        return rounds and self._units is not None and self._units <= TIE_UNITS[self.dtype]
+
+    @property
+    def _units(self) -> float | None:
+        """The gap, in units in the last place."""
+        return None if self.gap is None else self.gap / EPSILON[self.dtype]
 
     @property
     def explanation(self) -> str:
         """What the comparison found, in a few words."""
+        if self.error:
+            return self.error
         if self.skipped:
             return f"not compared: {self.skipped}"
         reader = f"; the store's frames were read by {self.other_reader}" if self.other_reader else ""
@@ -151,10 +166,8 @@ class ItemCheck:
     def _tokens(self) -> str:
         if self.same_tokens:
             return "same tokens"
-        if self.is_tie and self.gap is not None:
-            units = self.gap / EPSILON[self.dtype]
-            return f"other tokens from a tie on (the two best scores are within {units:.1f} units in the last place)"
-        return "OTHER tokens"
+        where = f" ({self._units:.1f} units in the last place below the best score)" if self._units is not None else ""
+        return f"other tokens from a tie on{where}" if self.is_tie else f"OTHER tokens{where}"
 
     def to_json(self) -> dict[str, Any]:
         """Give it as the commands print it in JSON."""
@@ -244,7 +257,8 @@ def check_items(
         for check in qvsplit.check_items(store, [store["coffee.png"]]):
             print(check.path, check.agrees)
 
-    First the full model sees all items; then, in its place in memory, the language model alone answers about each.
+    First the full model sees all items; then, in its place in memory, the language model alone answers about each, and
+    checks are given as it does. A damaged row has that as its `error`, and the others are compared all the same.
 
     Args:
         store: Whose features and answers are compared.
@@ -259,7 +273,6 @@ def check_items(
         UsageError: There are no such kernels.
         ConfigError: The store is of another encoder.
         ModelError: The full model cannot be loaded.
-        StoreDamaged: A row names frames that its video does not have.
     """
     arguments.check_one_of("kernels", kernels, KERNELS)
     reference = _Reference(store, model, device, kernels, on_load)
@@ -272,6 +285,8 @@ def check_items(
                 compared.append((row, *reference.check(row, item)))
             except ItemError as error:
                 compared.append((row, replace(reference.nothing_of(row), skipped=f"its file {error}"), None))
+            except StoreDamaged as error:
+                compared.append((row, replace(reference.nothing_of(row), error=str(error)), None))
             on_item()
     asks = any(answered is not None for _, _, answered in compared)
     language = reference.replaced_by_language_model(on_load) if asks else None
@@ -281,10 +296,18 @@ def check_items(
 
 @dataclass(frozen=True)
 class _Answered:
-    """What the full model said about an item, and at each token the gap between its two best scores over the best."""
+    """What the full model said about an item, and at each token how near to that others were.
+
+    `gaps` has for the tokens of the best scores how far each lies below the best, over the best: by the scores that
+    the token was chosen by, those of the checkpoint's penalties included.
+    """
 
     tokens: list[int]
-    gaps: list[float]
+    gaps: list[dict[int, float]]
+
+    def gap(self, place: int, token: int | None) -> float | None:
+        """Give that of another token in this place; None for one that is far from it, or where either had ended."""
+        return self.gaps[place].get(token) if token is not None and place < len(self.gaps) else None
 
 
 def _with_answer(check: ItemCheck, row: Row, expected: _Answered, store: Store, language: LanguageModel) -> ItemCheck:
@@ -299,11 +322,13 @@ def _with_answer(check: ItemCheck, row: Row, expected: _Answered, store: Store, 
         (completion,) = language.generate([question], Decoding(max_new_tokens=NEW_TOKENS))
     except OutOfMemory:
         return replace(check, skipped=f"its file {_NO_MEMORY}")
+    except StoreDamaged as error:
+        return replace(check, error=str(error))
     if completion.tokens == expected.tokens:
         return replace(check, same_tokens=True)
     pairs = itertools.zip_longest(completion.tokens, expected.tokens)
-    place = next(number for number, (mine, theirs) in enumerate(pairs) if mine != theirs)
-    return replace(check, gap=expected.gaps[place] if place < len(expected.gaps) else None)
+    place, mine = next((number, mine) for number, (mine, theirs) in enumerate(pairs) if mine != theirs)
+    return replace(check, gap=expected.gap(place, mine))
 
 
 def compared_as(store: Store, kernels: str) -> str:
@@ -412,7 +437,8 @@ class _Reference:
         """Give the language model alone, loaded as `ask` loads it, in the place of the full model."""
         from qvsplit.models import language
 
-        dtype = self.model.dtype
+        # of a quantised checkpoint its own, as `ask` has it
+        dtype = None if "quantization_config" in self.checkpoint.config else self.model.dtype
         del self.model
         gc.collect()
         loaded = language.load(
@@ -513,8 +539,7 @@ class _Reference:
         with torch.inference_mode():
             output = output_tensors(encode(**wanted_arguments(encode, inputs), return_dict=True))
             answer = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, **GREEDY)
-        best = [scores[0].float().topk(2).values.tolist() for scores in answer.logits]
-        gaps = [(first - second) / max(abs(first), 1e-30) for first, second in best]
+        gaps = [_gaps(scores[0]) for scores in answer.scores]
         tokens = answer.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         return {one.key: one.rows for one in output}, _Answered(tokens, gaps)
 
@@ -536,6 +561,13 @@ def _difference(stored: torch.Tensor, reference: torch.Tensor) -> float:
     """Measure the largest |difference| over the reference's largest |value|."""
     largest = reference.float().abs().max().clamp_min(1e-30)
     return float((stored.float() - reference.float()).abs().max() / largest)
+
+
+def _gaps(scores: torch.Tensor) -> dict[int, float]:
+    """Give for the tokens of the best scores, [vocabulary], how far below the best of all each lies, over that."""
+    best, tokens = scores.float().topk(min(BEST, scores.numel()))
+    gaps = (best[0] - best) / best[0].abs().clamp_min(1e-30)
+    return {token: gap for token, gap in zip(tokens.tolist(), gaps.tolist(), strict=True) if math.isfinite(gap)}
 
 
 def _same_bits(stored: torch.Tensor, reference: torch.Tensor) -> bool:

@@ -17,8 +17,9 @@ from transformers import GenerationMixin
 
 import qvsplit
 from qvsplit import verify
-from qvsplit.errors import StoreDamaged, UsageError
+from qvsplit.errors import ShardDamaged, UsageError
 from qvsplit.models import language
+from qvsplit.runtime.loading import nobody
 from qvsplit.store.opening import open_store
 from qvsplit.store.shard_reader import open_shard
 from tests.support import rows
@@ -118,19 +119,91 @@ def test_answers_are_compared_as_they_are_asked_for(made, monkeypatch):
     ("how", "agrees", "said"),
     [
         ({"same_tokens": True}, True, "differs by 1.0e-03 of the largest value, same tokens"),
-        ({"gap": 2.0**-7}, True, "differs by 1.0e-03 of the largest value, other tokens from a tie on (the two best "
-         "scores are within 1.0 units in the last place)"),
-        ({"gap": 0.1}, False, "differs by 1.0e-03 of the largest value, OTHER tokens"),
-        ({"gap": 0.0, "same_bits": True}, True, "same bits, other tokens from a tie on (the two best scores are within "
-         "0.0 units in the last place)"),
-        ({"gap": 0.0, "same_bits": True, "answer_kernels": "reference"}, False, "same bits, OTHER tokens"),
+        ({"gap": 4 * 2.0**-7}, True, "differs by 1.0e-03 of the largest value, other tokens from a tie on (4.0 units in "
+         "the last place below the best score)"),
+        ({"gap": 5 * 2.0**-7}, False, "differs by 1.0e-03 of the largest value, OTHER tokens (5.0 units in the last "
+         "place below the best score)"),
+        ({"gap": 0.0, "same_bits": True}, True, "same bits, other tokens from a tie on (0.0 units in the last place "
+         "below the best score)"),
+        ({"gap": 0.0, "same_bits": True, "answer_kernels": "reference"}, False, "same bits, OTHER tokens (0.0 units in "
+         "the last place below the best score)"),
         ({}, False, "differs by 1.0e-03 of the largest value, OTHER tokens"),
+        ({"error": "shard.parquet: bad", "same_tokens": True}, False, "shard.parquet: bad"),
     ],
 )  # fmt: skip
 def test_only_rounding_may_decide_a_tie(how, agrees, said):
     check = verify.ItemCheck("a.png", max_difference=1e-3, within_tolerance=True, dtype="bfloat16")
     check = replace(check, **how)
     assert (check.agrees, check.explanation) == (agrees, said)
+
+
+@pytest.fixture
+def answered_otherwise(made, monkeypatch):
+    """The check of a photograph whose answer has, in the third place, the token that the full model ranks so.
+
+    The full model's second token there is two units in the last place below its first, and the third far below.
+    """
+    place, real, ask = 2, GenerationMixin.generate, language.LanguageModel.generate
+    ranked: list[int] = []
+
+    def generate(self, **inputs):
+        answer = real(self, **inputs)
+        scores = answer.scores[place][0]
+        ranked[:] = scores.argsort(descending=True).tolist()
+        best = float(scores[ranked[0]].abs())
+        scores[:] = scores.where(scores >= scores[ranked[1]], scores - best)
+        scores[ranked[1]] = scores[ranked[0]] - best * 2 * verify.EPSILON["float32"]
+        return answer
+
+    def check(rank):
+        def other(self, questions, decoding):
+            (completion,) = ask(self, questions, decoding)
+            tokens = [*completion.tokens[:place], ranked[rank], *completion.tokens[place + 1 :]]
+            return [replace(completion, tokens=tokens)]
+
+        monkeypatch.setattr(GenerationMixin, "generate", generate)
+        monkeypatch.setattr(language.LanguageModel, "generate", other)
+        store = open_store(made("qwen3_vl"))
+        (found,) = verify.check_items(store, [store["photo.png"]])
+        return found
+
+    return check
+
+
+def test_a_tie_is_between_the_full_models_best_and_the_token_given(answered_otherwise):
+    """A third token is none, however near one another the best two lie."""
+    assert answered_otherwise(0).same_tokens
+    second, third, last = (answered_otherwise(rank) for rank in (1, 2, -1))
+    assert (second.agrees, second.gap) == (True, pytest.approx(2 * verify.EPSILON["float32"], rel=0.5))
+    assert "other tokens from a tie on (" in second.explanation
+    assert (third.agrees, third.gap > 0.5, last.agrees, last.gap) == (False, True, False, None)
+    assert last.explanation == "same bits, OTHER tokens"
+
+
+def test_scores_are_those_that_tokens_were_chosen_by(made, family_checkpoint, tmp_path, monkeypatch):
+    """After what the checkpoint's settings make of the logits: here no token that was said may be the best again."""
+    penalised = Path(shutil.copytree(family_checkpoint("qwen3_vl"), tmp_path / "penalised"))
+    settings = penalised / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"repetition_penalty": 50.0}))
+    seen, real = [], verify._Reference._features_and_answer
+    monkeypatch.setattr(
+        verify._Reference, "_features_and_answer", lambda self, item: (seen.append(real(self, item)), seen[-1])[1]
+    )
+    store = open_store(made("qwen3_vl"))
+    assert next(verify.check_items(store, [store["photo.png"]], model=str(penalised))).same_tokens
+    ((_, answered),) = seen
+    assert {answered.gap(place, token) for place, token in enumerate(answered.tokens)} == {0.0}
+
+
+def test_a_quantised_language_model_is_loaded_as_ask_loads_it(made, monkeypatch):
+    """In its own dtype."""
+    loaded = []
+    monkeypatch.setattr(language, "load", lambda checkpoint, **more: loaded.append(more["dtype"]))
+    for settings in ({}, {"quantization_config": {"quant_method": "any"}}):
+        reference = verify._Reference(open_store(made("qwen3_vl")), None, "cpu", "fused", nobody)
+        reference.checkpoint.config.update(settings)
+        reference.replaced_by_language_model(nobody)
+    assert loaded == [torch.float32, None]
 
 
 def test_an_omni_model_is_told_the_rate_of_the_store(made):
@@ -187,8 +260,30 @@ def test_a_row_of_other_frames_than_its_features_are_of_is_found(copied):
 
 @pytest.mark.parametrize("indices", [[0, 50], [3, 1], [], None, ["0"], [True]])
 def test_a_row_that_names_frames_that_are_none_is_damage(copied, indices):
-    with pytest.raises(StoreDamaged, match=r"the row of short\.mp4#0 names no frames, or such as"):
-        copied(_with_frames(indices))
+    """Of that row alone: the others are compared."""
+    checks = copied(_with_frames(indices))
+    bad = checks.pop(SHORT)
+    assert (bad.agrees, bad.skipped) == (False, None)
+    assert bad.explanation.startswith("the row of short.mp4#0 names no frames, or such as its video of 50 frames")
+    assert {check.explanation for check in checks.values()} == {"same bits, same tokens"}
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_features_that_cannot_be_read_are_the_damage_of_their_row(made, monkeypatch, reads):
+    """Whether the full model is at work when they are found to be, or the language model."""
+    store, counted = open_store(made("qwen3_vl")), []
+    real = store.features
+
+    def features(row):
+        counted.append(row.name)
+        if row.name == "short.mp4#0" and counted.count(row.name) == reads:
+            raise ShardDamaged("shard-000001.parquet is damaged", "shard-000001.parquet", "damaged")
+        return real(row)
+
+    monkeypatch.setattr(store, "features", features)
+    bad, good = verify.check_items(store, [store["short.mp4#0"], store["photo.png"]])
+    assert (bad.agrees, bad.explanation) == (False, "shard-000001.parquet is damaged")
+    assert good.explanation == "same bits, same tokens"
 
 
 def test_what_cannot_be_compared_says_why(films, family_checkpoint, tmp_path, monkeypatch):

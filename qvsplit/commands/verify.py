@@ -115,7 +115,7 @@ def _print_item(check: ItemCheck, *, as_json: bool, quiet: bool) -> None:
 
 def _problems(checks: Sequence[ItemCheck]) -> list[str]:
     return [
-        f"{check.path}: the store and the full model disagree ({check.explanation})"
+        f"{check.path}: {check.error or f'the store and the full model disagree ({check.explanation})'}"
         for check in checks
         if not check.agrees
     ]
