@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from qvsplit.store.features import Features
     from qvsplit.store.row import Row
 
-TOKEN_BUDGET = {"cpu": 1 << 14, "cuda": 1 << 17}  # in one batch, an item's once: 0.9 GB on a 2B in float32
+# In one batch, an item's once: on a CPU 0.9 GB on a 2B in float32, and as much again where prefixes are laid out
+TOKEN_BUDGET = {"cpu": 1 << 14, "cuda": 1 << 17}
 PREFIX_CACHE_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}
 
 Prefixes = dict[PrefixKey, "Beginning | QvsplitError"]

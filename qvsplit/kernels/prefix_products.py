@@ -17,6 +17,7 @@ from qvsplit.kernels import packed_linear
 SCORE_VALUES = 1 << 20  # scores of one key head computed at once: they stay in a CPU's cache
 ALIGNED = 16  # columns of scores are filled up to a multiple
 LEAST_TOKENS = 64  # for fewer queries than these, laying out takes longer than it saves
+MOST_PREFIX_TOKENS = 1 << 14  # a longer prefix (a long video's) is not held twice
 
 
 class PrefixProducts(Protocol):
@@ -39,7 +40,8 @@ class PrefixProducts(Protocol):
 
 def products(keys: torch.Tensor, values: torch.Tensor, tokens: int) -> PrefixProducts:
     """Choose for a prefix, keys and values [K, n, D], that `tokens` tokens attend to first."""
-    if keys.device.type == "cpu" and tokens >= LEAST_TOKENS and packed_linear.can_pack(torch.float32):
+    is_worth_it = tokens >= LEAST_TOKENS and keys.shape[1] <= MOST_PREFIX_TOKENS
+    if keys.device.type == "cpu" and is_worth_it and packed_linear.can_pack(torch.float32):
         return PackedPrefix(keys, values)
     return PlainPrefix(keys, values)
 

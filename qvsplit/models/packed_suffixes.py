@@ -42,6 +42,7 @@ def packed(
         runs: Rows behind the same prefix: (first row, row after the last); only those share a beginning.
         device: Where the tensors go.
     """
+    assert all(suffixes), "an answer begins behind a token of its question"
     longest = max(map(len, suffixes))
     ids: list[int] = []
     positions: list[int] = []

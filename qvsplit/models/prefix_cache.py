@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from qvsplit.kernels.prefix_products import PrefixProducts
 from qvsplit.kernels.shared_prefix_attention import Packing, Step
 
+LaidOut = dict[tuple[int, int], PrefixProducts]  # by prefix and layer
 GROWTH = 32  # tokens by which a suffix's memory grows
 
 
@@ -145,10 +146,11 @@ class SuffixCache(Cache):  # type: ignore[misc]
     """The questions of one batch: rows behind their prefixes, and what is kept of their own tokens.
 
     `padding` is how many tokens each row is padded with on the left, so that the newest token of every row stands in
-    the last column. Recurrent layers take no padding. Rows behind the same prefix should be neighbours.
+    the last column. Recurrent layers take no padding. Rows behind the same prefix should be neighbours. `laid_out` is
+    what other batches behind these prefixes have made of them already, see `Step`.
     """
 
-    def __init__(self, prefixes: Sequence[Prefix], padding: Sequence[int]) -> None:
+    def __init__(self, prefixes: Sequence[Prefix], padding: Sequence[int], laid_out: LaidOut | None = None) -> None:
         first = prefixes[0]
         super().__init__(
             layers=[
@@ -156,15 +158,15 @@ class SuffixCache(Cache):  # type: ignore[misc]
                 for number in range(len(first.keys))
             ]
         )
-        self._begin(prefixes, padding)
+        self._begin(prefixes, padding, {} if laid_out is None else laid_out)
         assert not (first.states and any(padding)), "padding would be taken into a recurrent state"
 
-    def _begin(self, prefixes: Sequence[Prefix], padding: Sequence[int]) -> None:
+    def _begin(self, prefixes: Sequence[Prefix], padding: Sequence[int], laid_out: LaidOut) -> None:
         self.prefixes = list(prefixes)
         self.padding = list(padding)
         self.groups = _groups(self.prefixes)
         self.packing: Packing | None = None  # of the forward pass in progress
-        self._laid_out: dict[tuple[int, int], PrefixProducts] = {}
+        self._laid_out = laid_out
 
     @contextmanager
     def packed(self, packing: Packing) -> Iterator[None]:
@@ -249,9 +251,8 @@ def joined(batches: Sequence[SuffixCache]) -> SuffixCache:
     whole._begin(
         [prefix for batch in batches for prefix in batch.prefixes],
         [longest - batch.length + pad for batch in batches for pad in batch.padding],
+        {key: made for batch in batches for key, made in batch._laid_out.items()},
     )
-    for batch in batches:
-        whole._laid_out |= batch._laid_out
     return whole
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from qvsplit.models.decoding import GrowingAnswer
     from qvsplit.models.forward import Forward
-    from qvsplit.models.prefix_cache import Beginning, Prefix, SuffixCache
+    from qvsplit.models.prefix_cache import Beginning, LaidOut, Prefix, SuffixCache
     from qvsplit.models.prompt import Prompt
     from qvsplit.store.features import Features
 
@@ -93,8 +93,9 @@ class SharedPrefix:
     def _row_logs(self, rows: Sequence[PrefixedQuestion], choices: Sequence[Sequence[int]]) -> list[RowLogs | None]:
         """Give the log-probabilities along each row, which ends with the choice of its number."""
         logs: dict[int, RowLogs | None] = {}
+        laid_out: LaidOut = {}
         for run in runs_of_one_length(rows):
-            _, hidden = _ask(self._forward, [rows[number] for number in run])
+            _, hidden = _ask(self._forward, [rows[number] for number in run], laid_out)
             for place, number in enumerate(run):
                 tokens = choices[number]
                 scores = self._forward.scores(hidden[place, -len(tokens) - 1 :])
@@ -122,7 +123,8 @@ class SharedBatch:
             self.scores = forward.scores(last)
             return
         runs = runs_of_one_length(questions)
-        asked = [_ask(forward, [questions[number] for number in run]) for run in runs]
+        laid_out: LaidOut = {}
+        asked = [_ask(forward, [questions[number] for number in run], laid_out) for run in runs]
         order = [number for run in runs for number in run]
         back = [order.index(number) for number in range(len(order))]
         self._cache = joined([cache for cache, _ in asked])
@@ -161,15 +163,20 @@ def _ask_packed(forward: Forward, questions: Sequence[PrefixedQuestion]) -> tupl
     return cache, hidden[0, suffixes.last.to(hidden.device)]
 
 
-def _ask(forward: Forward, questions: Sequence[PrefixedQuestion]) -> tuple[SuffixCache, torch.Tensor]:
-    """Run suffixes of one length behind their prefixes; gives what is kept of them, and hidden states [B, q, width]."""
+def _ask(
+    forward: Forward, questions: Sequence[PrefixedQuestion], laid_out: LaidOut
+) -> tuple[SuffixCache, torch.Tensor]:
+    """Run suffixes of one length behind their prefixes; gives what is kept of them, and hidden states [B, q, width].
+
+    `laid_out` is added to: several batches behind the same prefixes lay these out once.
+    """
     import torch
 
     prefixes = [_prefix(one.prefix) for one in questions]
     ids = torch.tensor([list(one.suffix) for one in questions], device=forward.device)
     first = torch.tensor([one.next_position for one in prefixes], device=forward.device)
     positions = first[:, None] + torch.arange(ids.shape[1], device=forward.device)
-    cache = _cache(prefixes, [0] * len(questions))
+    cache = _cache(prefixes, [0] * len(questions), laid_out)
     return cache, _run(forward, cache, ids, positions)
 
 
@@ -188,10 +195,10 @@ def _run(
         return forward.hidden(ids, positions, cache)
 
 
-def _cache(prefixes: Sequence[Prefix], padding: Sequence[int]) -> SuffixCache:
+def _cache(prefixes: Sequence[Prefix], padding: Sequence[int], laid_out: LaidOut | None = None) -> SuffixCache:
     from qvsplit.models.prefix_cache import SuffixCache
 
-    return SuffixCache(prefixes, padding)
+    return SuffixCache(prefixes, padding, laid_out)
 
 
 def _prefix(beginning: Beginning) -> Prefix:

@@ -11,6 +11,9 @@ import torch
 
 from qvsplit.answering.schema import compiler
 from qvsplit.errors import ModelError, OutOfMemory
+from qvsplit.kernels import prefix_products
+from qvsplit.kernels.packed_linear import can_pack
+from qvsplit.kernels.prefix_products import PackedPrefix
 from qvsplit.models.copied_prefix import CopiedPrefix
 from qvsplit.models.decoding import Decoding
 from qvsplit.models.forward import Forward
@@ -67,6 +70,25 @@ def test_questions_behind_several_prefixes_get_the_full_models_answers(tiny, nam
     assert answers(model, mixed) == expected
     assert [answers(model, [one])[0] for one in mixed[:2]] == expected[:2]
     assert len(set(map(tuple, expected))) > 1
+
+
+@pytest.mark.skipif(not can_pack(torch.float32), reason="this torch has no oneDNN")
+@pytest.mark.parametrize(("longest", "layouts"), [(1 << 14, 1), (10, 0)])
+def test_runs_of_different_lengths_lay_their_prefix_out_once_if_it_is_not_too_long(tiny, monkeypatch, longest, layouts):
+    model, made = tiny("qwen3_5"), []
+    monkeypatch.setattr(prefix_products, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(prefix_products, "MOST_PREFIX_TOKENS", longest)
+    init = PackedPrefix.__init__
+    monkeypatch.setattr(PackedPrefix, "__init__", lambda self, *args: (made.append(1), init(self, *args))[1])
+    asked = model.asked([noise(1)], ["A?", "And a longer one?", "And one that is longer still, by far?"])
+    assert len({len(one.suffix) for one in asked}) == 3
+    generated = answers(model, asked)
+    scored = model.language.score(asked, [[[5, 6], [7]]] * 3)
+    layers = sum(kind == "full_attention" for kind in model.language.model.config.get_text_config().layer_types)
+    assert len(made) == 2 * layers * layouts
+    monkeypatch.setattr(prefix_products, "LEAST_TOKENS", 1 << 20)
+    assert answers(model, asked) == generated
+    torch.testing.assert_close(torch.tensor(scored), torch.tensor(model.language.score(asked, [[[5, 6], [7]]] * 3)))
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5", "gemma3"])
