@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from qvsplit.runtime.devices import is_out_of_memory
+
 Varlen = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 HUB_KERNEL, HUB_MODULE = "kernels-community/flash-attn2", "flash_attn2"
@@ -40,7 +42,11 @@ class Found:
 
 
 def find_varlen(device: torch.device, dtype: torch.dtype, *, heads: int, head_dim: int) -> Found:
-    """Give the first library's that computes what torch's attention does, for so many heads of this width."""
+    """Give the first library's that computes what torch's attention does, for so many heads of this width.
+
+    Raises:
+        torch.OutOfMemoryError: That says nothing of a library: try again once there is room.
+    """
     lacks: dict[str, str] = {}
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return Found(None, None, {"all": f"it is for bfloat16 and float16 on CUDA, not {dtype} on {device.type}"})
@@ -49,6 +55,8 @@ def find_varlen(device: torch.device, dtype: torch.dtype, *, heads: int, head_di
             function = load()
             off = trial(function, device, dtype, heads=heads, head_dim=head_dim)
         except (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             lacks[name] = " ".join(str(error).split())[:200] or type(error).__name__
             continue
         if off <= TRIAL_UNITS * torch.finfo(dtype).eps:
@@ -58,10 +66,13 @@ def find_varlen(device: torch.device, dtype: torch.dtype, *, heads: int, head_di
 
 
 def trial(function: Varlen, device: torch.device, dtype: torch.dtype, *, heads: int, head_dim: int) -> float:
-    """Give the largest difference from torch's attention on three short sequences, NaN where it gives that."""
+    """Give the largest difference from torch's attention on three short sequences, NaN where it gives that.
+
+    Queries, keys and values are laid out as the encoder has them: the tokens of one head are one behind the other.
+    """
     numbers = torch.Generator().manual_seed(0)  # of its own: the process's random numbers stay what they are
-    shape = (3, sum(TRIAL_LENGTHS), heads, head_dim)
-    q, k, v = (torch.randn(shape, generator=numbers) * 2).to(device, dtype)
+    shape = (3, heads, sum(TRIAL_LENGTHS), head_dim)
+    q, k, v = (torch.randn(shape, generator=numbers) * 2).to(device, dtype).transpose(1, 2)
     expected = torch.cat(
         [
             nn.functional.scaled_dot_product_attention(*(part.float().transpose(0, 1) for part in parts)).transpose(

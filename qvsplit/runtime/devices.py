@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from qvsplit.errors import UsageError
 from qvsplit.runtime.cpus import threads_at_most
 from qvsplit.runtime.dtypes import DTYPE_BYTES
-from qvsplit.runtime.memory import bytes_in_kernel_file
+from qvsplit.runtime.memory import bytes_in_kernel_file, free_in_groups
 
 if TYPE_CHECKING:
     import torch
 
+OUT_OF_MEMORY = ("allocate memory", "CUDA error: out of memory")  # in messages of torch's plain RuntimeErrors
 NVIDIA, WSL_GPU = Path("/dev/nvidiactl"), Path("/dev/dxg")  # without these there is no CUDA device
 
 
@@ -62,17 +63,16 @@ def choose_devices(names: str | None) -> list[torch.device]:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Give the bytes that could be allocated now; None where it is not known. On a CPU a container's limit counts."""
+    """Give the bytes that could be allocated now; None where it is not known.
+
+    On a CPU the limit of a container or service counts, of each that this process is in.
+    """
     if device.type == "cuda":
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
-    available = bytes_in_kernel_file("/proc/meminfo", "MemAvailable")
-    free = [] if available is None else [available]
-    with suppress(OSError, ValueError):  # cgroup v2; "max" is no number
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return max(0, min(free)) if free else None
+    known = (bytes_in_kernel_file("/proc/meminfo", "MemAvailable"), free_in_groups())
+    return min((free for free in known if free is not None), default=None)
 
 
 def choose_dtype(name: str | None, device: torch.device, stored: str) -> torch.dtype:
@@ -130,7 +130,11 @@ def empty_cache() -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Say whether memory ran out: torch's error on CUDA, Python's, or torch's on a CPU, known only by its words."""
+    """Say whether memory ran out: torch's error on CUDA, Python's, or one of torch that is known only by its words.
+
+    Those are a CPU's, `can't allocate memory`, and `CUDA error: out of memory`, which is what pinning memory that
+    cannot be had, or starting on a GPU that is full, is answered with.
+    """
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)

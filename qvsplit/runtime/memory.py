@@ -12,6 +12,9 @@ from pathlib import Path
 from qvsplit.runtime.control_groups import GROUPS, MOUNTED, group_folders
 
 
+GROUP_FILES = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
+
+
 def bytes_in_kernel_file(file: str, name: str) -> int | None:
     """Read a line `name: N kB` of one of the kernel's files, in bytes; None where there is none."""
     with suppress(OSError, ValueError):
@@ -56,7 +59,22 @@ def _group_limits(groups: Path = GROUPS, mounted: Path = MOUNTED) -> Iterator[in
     """Give the limits of the control groups that this process is in, of either version."""
     for version, folder in group_folders("memory", groups, mounted):
         with suppress(OSError, ValueError):  # not there, or "max"
-            yield int((folder / ("memory.limit_in_bytes" if version == 1 else "memory.max")).read_text())
+            yield int((folder / GROUP_FILES[version][0]).read_text())
+
+
+def free_in_groups(groups: Path = GROUPS, mounted: Path = MOUNTED) -> int | None:
+    """Give the bytes that the control groups of this process leave it, those above too; None where none has a limit.
+
+    Of each group that is its limit less what all of its processes use.
+    """
+    return min(_left_by_groups(groups, mounted), default=None)
+
+
+def _left_by_groups(groups: Path, mounted: Path) -> Iterator[int]:
+    for version, folder in group_folders("memory", groups, mounted):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            limit, used = GROUP_FILES[version]
+            yield max(0, int((folder / limit).read_text()) - int((folder / used).read_text()))
 
 
 _limits_are_ours = False

@@ -26,6 +26,12 @@ def not_a_number(q, k, v, ends, longest):
     return by_segments(q, k, v * torch.nan, ends, longest)
 
 
+def strideless(q, k, v, ends, longest):
+    """One that takes every tensor for a contiguous one."""
+    as_if = [torch.as_strided(one, one.shape, (one.shape[1] * one.shape[2], one.shape[2], 1)) for one in (q, k, v)]
+    return by_segments(*as_if, ends, longest)
+
+
 def lacking(*given):
     raise RuntimeError("FlashAttention only\nsupports Ampere GPUs or newer")
 
@@ -49,16 +55,25 @@ def as_if_cuda(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_what_computes_something_else_is_not_used(as_if_cuda, dtype):
-    found = as_if_cuda(dtype, a=across, b=unscaled, c=not_a_number, d=lacking, e=by_segments, f=across)
-    assert (found.name, found.function) == ("e", by_segments)
-    assert list(found.lacks) == ["a", "b", "c", "d"]
-    assert all(found.lacks[name].startswith("it is off by") for name in "abc")
-    assert found.lacks["d"] == "FlashAttention only supports Ampere GPUs or newer"
+    found = as_if_cuda(dtype, a=across, b=unscaled, c=not_a_number, d=strideless, e=lacking, f=by_segments, g=across)
+    assert (found.name, found.function) == ("f", by_segments)
+    assert list(found.lacks) == ["a", "b", "c", "d", "e"]
+    assert all(found.lacks[name].startswith("it is off by") for name in "abcd")
+    assert found.lacks["e"] == "FlashAttention only supports Ampere GPUs or newer"
 
 
 def test_where_nothing_is_right_nothing_is_used(as_if_cuda):
     found = as_if_cuda(a=across)
     assert (found.name, found.function) == (None, None)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")])
+def test_running_out_of_memory_says_nothing_of_a_library(as_if_cuda, error):
+    def large(*given):
+        raise error
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        as_if_cuda(a=large, b=by_segments)
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.bfloat16), ("cuda", torch.float32)])

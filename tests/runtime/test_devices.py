@@ -63,16 +63,13 @@ def test_a_dtype_is_chosen(name, device, chosen):
         devices.choose_dtype("int8", CPU, "bfloat16")
 
 
-def test_free_memory_knows_a_containers_limit(monkeypatch, tmp_path):
-    limit, current = tmp_path / "memory.max", tmp_path / "memory.current"
-    limit.write_text("5000000\n")
-    current.write_text("2000000\n")
-    real = devices.Path
-    inside = {"/sys/fs/cgroup/memory.max": limit, "/sys/fs/cgroup/memory.current": current}
-    monkeypatch.setattr(devices, "Path", lambda name: inside.get(name, real(name)))
-    assert devices.free_memory(CPU) == 3_000_000
-    limit.write_text("max\n")
-    assert (devices.free_memory(CPU) or 0) > 3_000_000
+@pytest.mark.parametrize(
+    ("available", "in_groups", "free"), [(5, None, 5), (5, 3, 3), (5, 0, 0), (None, 3, 3), (None, None, None), (5, 9, 5)]
+)
+def test_free_memory_is_the_least_of_the_machines_and_the_groups(monkeypatch, available, in_groups, free):
+    monkeypatch.setattr(devices, "bytes_in_kernel_file", lambda file, name: available)
+    monkeypatch.setattr(devices, "free_in_groups", lambda: in_groups)
+    assert devices.free_memory(CPU) == free
 
 
 @pytest.mark.parametrize(
@@ -92,6 +89,7 @@ def test_bfloat16_units_are_known_by_the_flags(monkeypatch, tmp_path, flags, has
         (MemoryError(), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
         (RuntimeError("shapes do not match"), False),
         (ValueError("allocate memory"), False),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from qvsplit.runtime import memory
 
 
@@ -39,3 +41,27 @@ def test_limits_of_control_groups_of_either_version_and_of_those_above(tmp_path)
         (mounted / name).write_text(text + "\n")
     assert list(memory._group_limits(groups, mounted)) == [7, 9, 5]
     assert list(memory._group_limits(tmp_path / "none", mounted)) == []
+
+
+@pytest.mark.parametrize(
+    ("listed", "files", "free"),
+    [
+        ("0::/\n", {"memory.max": "9", "memory.current": "2"}, 7),
+        ("0::/\n", {"memory.max": "max", "memory.current": "2"}, None),
+        ("0::/a/b\n", {"a/b/memory.max": "9", "a/b/memory.current": "2", "a/memory.max": "8", "a/memory.current": "6"}, 2),
+        ("0::/a/b\n", {"a/b/memory.max": "max", "a/b/memory.current": "2", "a/memory.max": "8", "a/memory.current": "6"}, 2),
+        ("0::/a\n", {"a/memory.max": "5", "a/memory.current": "6"}, 0),
+        ("0::/not/seen/here\n", {"memory.max": "9", "memory.current": "2"}, 7),
+        ("4:memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "9", "memory/a/memory.usage_in_bytes": "4"}, 5),
+        ("4:memory:/a\n", {"memory/memory.limit_in_bytes": "9", "memory/memory.usage_in_bytes": "8"}, 1),
+        ("4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "9"}, None),
+        ("", {"memory.max": "9", "memory.current": "2"}, None),
+    ],
+)  # fmt: skip
+def test_what_control_groups_leave_is_the_least_of_any(tmp_path, listed, files, free):
+    groups, mounted = tmp_path / "cgroup", tmp_path / "mounted"
+    groups.write_text(listed)
+    for name, text in files.items():
+        (mounted / name).parent.mkdir(parents=True, exist_ok=True)
+        (mounted / name).write_text(text + "\n")
+    assert memory.free_in_groups(groups, mounted) == free
