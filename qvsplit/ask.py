@@ -213,12 +213,10 @@ class Session:
 
     def kernels_note(self) -> str | None:
         """Say why answers by the kernels "reference" may be none of the full model's to the bit; None if they are."""
-        config, provenance = self.store.config, self.store.provenance
+        config, computed = self.store.config, self.store.device_types
         assert config is not None
-        assert provenance is not None
         if self.options.kernels != "reference":
             return None
-        computed = {device.strip().partition(":")[0] for device in provenance.device.split(",") if device.strip()}
         here = device_type(self.options)
         reasons = [
             f"computed by the kernels {config.kernels}" if config.kernels != "reference" else "",

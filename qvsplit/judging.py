@@ -55,12 +55,14 @@ class GateCallbacks:
         on_asking: Hears how many answers there will be, before the language model is loaded.
         on_answer: Hears each of them.
         on_load: Hears each part of loading the language model, as for `load_session`.
+        on_note: Hears what a user should know of how answers are computed, line by line: see `Session.notes`.
     """
 
     encoding: ExtractCallbacks | None = None
     on_asking: Callable[[int], None] = lambda number: None
     on_answer: Callable[[Answer], None] = lambda answer: None
     on_load: OnLoad = nobody
+    on_note: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ def _answered(
     callbacks.on_asking(len(rows) * len(questions))
     with interrupts.at_once():  # only reading so far, and no process to end
         session = session_over(hand, options, on_load=callbacks.on_load)
+    for note in session.notes():
+        callbacks.on_note(note)
     survey = session.survey([PromptItems((row,)) for row in rows], questions)
     for answer in survey:
         row = answer.rows[0]

@@ -147,6 +147,11 @@ class FilesAtHand:
         """Where the features came from."""
         return None if self._made.schema is None else self._made.schema.provenance[-1]
 
+    @property
+    def device_types(self) -> frozenset[str]:
+        """The kinds of device that computed any of the features, the store's and those of files: cpu, cuda."""
+        return self._made.device_types | (frozenset() if self._store is None else self._store.device_types)
+
     def __iter__(self) -> Iterator[Row]:
         """Iterate over the rows that can be asked about, of the files and of the store, sorted."""
         return self.rows_with_status("ok")
@@ -336,11 +341,12 @@ def _failed_row(file: GivenFile, error: str) -> Row:
 
 @dataclass(frozen=True)
 class _Made:
-    """What came of the files: their rows and features, what these are declared as, and how many were encoded."""
+    """What came of the files: their rows and features, what these are declared as, how many were encoded, and where."""
 
     held: _Held
     schema: ShardSchema | None
     encoded: int
+    device_types: frozenset[str]
 
 
 def _made(
@@ -374,7 +380,7 @@ def _made(
         if file.key not in held.rows:
             held.append_item([(_failed_row(file, file.error or NOT_FOUND), None)])
     held.rows = {key: held.rows[key] for key in unique}
-    return _Made(held, loader.schema, summary.encoded)
+    return _Made(held, loader.schema, summary.encoded, loader.device_types if summary.encoded else frozenset())
 
 
 def _free_encoder() -> None:
@@ -398,6 +404,12 @@ class _Loader:
         self._options = options
         self._callbacks = callbacks
         self._loaded: Loaded | None = None
+
+    @property
+    def device_types(self) -> frozenset[str]:
+        """The kinds of device that the encoder was loaded on; none if no file needed it."""
+        entries = () if self._loaded is None else self._loaded.schema.provenance
+        return frozenset().union(*(one.device_types for one in entries))
 
     def devices(self) -> Devices:
         """Load the encoder."""

@@ -6,22 +6,27 @@ import contextlib
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from qvsplit.ask import AskOptions, load_session
+from qvsplit.ask import AskOptions, Session, load_session
 from qvsplit.checkpoints.opening import DEMO_FOLDER, open_checkpoint
 from qvsplit.extract import extract_files
 from qvsplit.models.asking import PrefixedQuestion
 from qvsplit.models.encoder import EncoderSpec, load_encoder
 from qvsplit.models.prompt import Placeholder
 from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.store import layout
 from qvsplit.store.opening import open_store
+from qvsplit.store.storage import LocalStorage
+from tests.support import rows
 from tests.support.checkpoints import make_tiny
 from tests.support.extracting import PHOTOS
+from tests.support.fake_engine import FakeEngine
 from tests.support.families.reference import Reference
 from tests.support.full_model import NEW_TOKENS, QUESTIONS, FullModel, upright_rgb
 
@@ -293,6 +298,37 @@ def test_reference_answers_say_what_features_make_them_inexact(tmp_path, checkpo
     (note,) = load_session(tmp_path / "embeds", AskOptions(kernels="reference")).notes()
     assert note.startswith(f"the store's features were {reason}: answers are those of the full model only within")
     assert load_session(tmp_path / "embeds").notes() == []
+
+
+def _devices(*named):
+    """The provenance of shards whose rows were computed on these devices."""
+    return [rows.schema(provenance=[replace(rows.PROVENANCE, device=device)]) for device in named]
+
+
+RESIZED = rows.schema(config=rows.config(processor={**rows.PROCESSOR, "prepared_on": "device"}))
+
+
+@pytest.mark.parametrize(
+    ("shards", "reason"),
+    [
+        (_devices("cpu"), None),
+        (_devices("cuda:0"), "computed on cuda"),
+        (_devices("cuda:0, cuda:1", "cpu"), "computed on cpu and cuda"),
+        (_devices("cpu", "cuda:0", "cpu"), "computed on cpu and cuda"),
+        ([RESIZED], "made of images resized on the device"),
+    ],
+)
+def test_reference_answers_say_on_which_device_features_were_made(tmp_path, shards, reason):
+    """Of all shards of the store, and not of the newest alone."""
+    storage = LocalStorage(tmp_path)
+    for number, declared in enumerate(shards, 1):
+        config = replace(declared.config, compute_dtype="bfloat16")  # as it is stored
+        rows.write_shard(
+            storage, layout.shard_name(number), [rows.item(f"{number}.png")], replace(declared, config=config)
+        )
+    session = Session(open_store(tmp_path), FakeEngine(), options=AskOptions(device="cpu", kernels="reference"))
+    note = session.kernels_note()
+    assert note is None if reason is None else note.startswith(f"the store's features were {reason}: answers are")
 
 
 def _steps(whole, image, question):

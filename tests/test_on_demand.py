@@ -132,6 +132,19 @@ def test_all_else_is_encoded_as_the_store_was(folder, few, extracted):
     assert fingerprint(few) == before
 
 
+def test_devices_are_those_of_the_store_and_of_files_encoded_now(folder, few, monkeypatch):
+    """The store's shards say that a GPU made them; what it lacks is encoded here."""
+    store = open_store(few)
+    for shard in store.catalogue.shards:
+        made = tuple(replace(one, device="cuda:0, cuda:1") for one in shard.schema.provenance)
+        object.__setattr__(shard, "schema", replace(shard.schema, provenance=made))
+    with files_at_hand([folder / "rocket.jpg"], store=store) as files:
+        assert (files.encoded, files.device_types) == (0, {"cuda"})
+    options = replace(encoder_options(store, OPTIONS), device="cpu")
+    with files_at_hand([folder / "rocket.jpg", folder / "chelsea.png"], store=store, options=options) as files:
+        assert (files.encoded, files.device_types) == (1, {"cuda", "cpu"})
+
+
 def fingerprint(store: Path) -> dict[str, tuple[int, int]]:
     return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in store.rglob("*") if file.is_file()}
 

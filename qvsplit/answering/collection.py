@@ -28,7 +28,11 @@ class Collection(Protocol):
 
     @property
     def provenance(self) -> Provenance | None:
-        """Where its rows came from; None where there is none."""
+        """Where its newest rows came from; None where there is none."""
+
+    @property
+    def device_types(self) -> frozenset[str]:
+        """The kinds of device that computed any of its features: cpu, cuda."""
 
     def __iter__(self) -> Iterator[Row]:
         """Iterate over the rows that can be asked about, sorted."""

@@ -31,6 +31,7 @@ from qvsplit.commands.options import (
     one_of,
     some_of,
 )
+from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import CHECKS_FLAGGED, UsageError, escaped
 from qvsplit.output.levels import LEVELS
 from qvsplit.output.names import shown_name
@@ -156,6 +157,7 @@ def gate(
             on_asking=lambda number: shown.start("answers", number),
             on_answer=lambda answer: shown.advance(),
             on_load=shown.loading,
+            on_note=lambda line: None if quiet else shown.note(on_command_line(line)),
         )
         judgement = judge(
             names, checks, fail_on=fail_on, allow=tuple(allow.split(",")) if allow else (), embeds=store,

@@ -150,6 +150,11 @@ class Provenance:
     versions: Mapping[str, str]
 
     @property
+    def device_types(self) -> frozenset[str]:
+        """The kinds of device that computed: `cuda` for any of several."""
+        return frozenset(kind for one in self.device.split(",") if (kind := one.strip().partition(":")[0]))
+
+    @property
     def id(self) -> str:
         """16 hex digits that name this content: shards of several runs keep one entry for each."""
         content = [self.model, self.revision, self.device, sorted(self.versions.items())]

@@ -124,6 +124,12 @@ class Store:
         return shards[-1].schema.provenance[-1] if shards else None
 
     @property
+    def device_types(self) -> frozenset[str]:
+        """The kinds of device that computed any of its shards: cpu, cuda."""
+        entries = (one for shard in self.catalogue.shards for one in shard.schema.provenance)
+        return frozenset().union(*(one.device_types for one in entries))
+
+    @property
     def _schema(self) -> ShardSchema | None:
         shards = self.catalogue.shards
         return shards[0].schema if shards else None

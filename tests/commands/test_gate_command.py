@@ -171,6 +171,16 @@ def test_files_that_pass(gate):
     assert lines == [["verdict", "good.jpg", "", "", "", "", "pass", ""]]
 
 
+def test_what_makes_exact_answers_inexact_is_said(gate, stores):
+    words = ("good.jpg", "--embeds", stores["has them"], "--kernels", "reference", "--device", "cpu")
+    code, _, said = gate(*words)
+    noted, verdicts = said.splitlines()
+    assert (code, verdicts) == (0, "qvsplit: pass: 1")
+    assert noted.startswith("qvsplit: the store's features were computed by the kernels fused: answers are those of")
+    assert "`" not in noted.replace("`--kernels reference`", "")
+    assert gate(*words, "--quiet")[2] == ""
+
+
 def test_a_line_a_file_in_the_order_given_and_one_of_them_trips(gate):
     given = ["night.jpg", "dogs.jpg", "torn.jpg", "dogs.jpg", "missing.jpg", "good.jpg"]
     code, lines, said = gate(*given)

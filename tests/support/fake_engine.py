@@ -85,6 +85,7 @@ class MemoryStore:
 
     name = "memory"
     provenance = Provenance("tiny", None, "cpu", {})
+    device_types = provenance.device_types
 
     def __init__(self, rows: Sequence[Row], features: Mapping[tuple[str, int], Features] | None = None):
         self.config = CONFIG
