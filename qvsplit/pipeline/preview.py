@@ -21,6 +21,7 @@ from qvsplit.checkpoints.families import FAMILIES
 from qvsplit.checkpoints.opening import default_model, read_settings
 from qvsplit.errors import ItemError, ModelError
 from qvsplit.models.clips import ClipPreparer, load_clip_preparer
+from qvsplit.models.device_preparing import on_device
 from qvsplit.models.preparing import Prepared, check_kernels, check_shape, load_preparer, pixel_limits
 from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
 from qvsplit.pipeline.summary import Preview
@@ -30,6 +31,7 @@ from qvsplit.runtime.dtypes import token_bytes
 from qvsplit.sources.decoder import DecoderPool
 from qvsplit.sources.source import Entry
 from qvsplit.sources.videos import VideoInfo
+from qvsplit.store.config import PREPARED_ON
 from qvsplit.store.history import last_runs
 from qvsplit.store.storage import Storage
 from qvsplit.store.store import Store
@@ -121,6 +123,8 @@ class _Estimate:
         if self.checkpoint is None:
             self.checkpoint = read_settings(name)  # says why it cannot be had
         check_kernels(options.kernels, self.checkpoint.family)
+        if options.prepare_on == PREPARED_ON[1]:
+            on_device(load_preparer(self.checkpoint, hf.load_config(self.checkpoint), min_pixels=None, max_pixels=None))
         self.family = self.checkpoint.family.model_type
         limits = _limits(self.checkpoint, options) if self._settings_suffice else {}
         self.processor = dict(self.checkpoint.processor_settings) | limits

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 from PIL import Image
 
-from qvsplit.errors import ModelError
+from qvsplit.errors import ModelError, UsageError
 from qvsplit.output.text import preview_lines
 from qvsplit.pipeline.preview import _RATIO, _Counter, resized
 from qvsplit.runtime.dtypes import token_bytes
@@ -119,6 +119,14 @@ def test_the_stores_own_limits_count(family_checkpoint, tmp_path, out):
     resize(folder, (600, 400))
     before = extract(folder, dry_run=True).preview
     assert before.tokens == extract(folder).tokens < 10_000 // 32**2
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_a_run_refuses_is_refused_before(dry_run, family_checkpoint, some_photos, out):
+    """Images of some families cannot be resized on a device."""
+    extract = extractor(str(family_checkpoint("internvl")), out)
+    with pytest.raises(UsageError, match="`prepare_on` device is for models whose images are cut into patches"):
+        extract(some_photos, prepare_on="device", dry_run=dry_run)
 
 
 def test_a_size_is_prepared_once(family_checkpoint, tmp_path, monkeypatch, out):
