@@ -603,6 +603,8 @@ def describe(store: Store) -> dict[str, Any]:
         "revision": store.provenance.revision,
         "device": store.provenance.device,
         "versions": dict(store.provenance.versions),
+        "kernels": store.config.kernels,
+        "prepared_on": store.config.prepared_on,
         "config": store.config.to_json(),
         "failures": [
             {"root": row.root, "path": row.path, "error": row.error}

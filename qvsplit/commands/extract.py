@@ -127,8 +127,8 @@ def extract(
         str | None,
         typer.Option(
             **one_of("--kernels", "fused", "reference"),
-            help="fused, the fast forward pass of Qwen2-VL, or reference, the one of transformers, to the bit "
-            "[default: the store's own, else fused where there is one].",
+            help="fused, the fast forward pass of Qwen2-VL, or reference, the one of transformers, to the bit: one "
+            "image a pass, and slower [default: the store's own, else fused where there is one].",
             show_default=False,
             rich_help_panel=PERFORMANCE,
             hidden=True,
@@ -138,8 +138,9 @@ def extract(
         str | None,
         typer.Option(
             **one_of("--prepare-on", "cpu", "device"),
-            help="Resize images on the cpu, or on the encoder's device, for few CPU cores that feed a GPU: in float32, "
-            "where some pixels become others. Qwen2-VL alone [default: the store's own, else cpu].",
+            help="Resize images on the cpu, or on the encoder's device, for few CPU cores that feed a GPU. Resizing "
+            "there rounds otherwise: about one pixel value in six differs by one. Qwen2-VL alone [default: the "
+            "store's own, else cpu].",
             show_default=False,
             rich_help_panel=PERFORMANCE,
             hidden=True,

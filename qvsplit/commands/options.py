@@ -111,7 +111,8 @@ AnswerKernels = Annotated[
         "--kernels",
         **one_of("--kernels", *KERNELS),
         help="How answers are computed: fused, fast, or reference: transformers' own modules, one question at a time "
-        "from its whole prompt, equal to the full model to the bit in every dtype.",
+        "from its whole prompt, equal to the full model to the bit in every dtype if the store was made by extract "
+        "--kernels reference, on the same kind of device, and stored as computed.",
         rich_help_panel=MODEL,
         hidden=True,
     ),

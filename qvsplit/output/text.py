@@ -203,6 +203,7 @@ def _facts(description: Mapping[str, Any]) -> dict[str, str]:
         "model": description["model"] + (f"@{description['revision']}" if description["revision"] else ""),
         "encoder": config["encoder"],
         "computed": f"in {config['compute_dtype']} on {description['device']}, stored as {config['storage_dtype']}",
+        "kernels": f"{description['kernels']}, of images resized on the {description['prepared_on']}",
         "pixels": _pixels(config["processor"]),
         **_videos(config.get("videos")),
         "versions": ", ".join(f"{name} {version}" for name, version in description["versions"].items()),

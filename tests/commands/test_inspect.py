@@ -22,6 +22,16 @@ def test_inspect(run_cli, small_store, checkpoint):
     assert description["without_features"] == description["superseded"] == 0
 
 
+def test_how_features_were_computed_and_images_resized(run_cli, tmp_path):
+    on_device = rows.config(kernels="fused", processor={**rows.PROCESSOR, "prepared_on": "device"})
+    for config, *said in ((rows.config(), "reference", "cpu"), (on_device, "fused", "device")):
+        store = rows.write_store(tmp_path / said[0], [rows.item("a.png")], declared=rows.schema(config=config)).location
+        lines = run_cli("inspect", store)[1].splitlines()
+        assert f"kernels     {said[0]}, of images resized on the {said[1]}" in lines
+        description = json.loads(run_cli("inspect", store, "--json")[1])
+        assert [description["kernels"], description["prepared_on"]] == said
+
+
 def test_what_failed_and_why(run_cli, postcards):
     _, out, _ = run_cli("inspect", postcards)
     assert "13 images ok (1 by the features of another), 1 failed, 0 deleted" in out
