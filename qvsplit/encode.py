@@ -26,7 +26,7 @@ from qvsplit.sources import images as decoding
 from qvsplit.sources.decoder import DecoderPool
 from qvsplit.sources.pixels import upright_rgb
 from qvsplit.sources.source import Entry
-from qvsplit.store.config import ExtractionConfig
+from qvsplit.store.config import PREPARED_ON, ExtractionConfig
 from qvsplit.store.features import Features
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ def load_encoder(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     kernels: str | None = None,
+    prepare_on: str | None = None,
     videos: VideoOptions | None = None,
     on_load: OnLoad = nobody,
 ) -> VisionEncoder:
@@ -198,6 +199,8 @@ def load_encoder(
         max_pixels: Larger images are scaled down to this many pixels; by default 1,003,520, or the checkpoint's own
             limit if lower.
         kernels: `fused`, the fast forward pass, or `reference`, transformers' own, to the bit; by default `fused`.
+        prepare_on: Where images are resized: on the `cpu`, or the encoder's `device`, in float32, where some pixels
+            become others; by default on the CPU.
         videos: How `encode_video` looks at videos; by default at 2 frames a second, at most 768 of them.
         on_load: Hears each part of loading as it begins, and how many of how many bytes of tensors have been read.
 
@@ -207,14 +210,22 @@ def load_encoder(
     """
     name = arguments.a_path("model", model, "a checkpoint's folder or hub name")
     check_options(
-        ExtractOptions(device=device, dtype=dtype, min_pixels=min_pixels, max_pixels=max_pixels, kernels=kernels)
+        ExtractOptions(
+            device=device,
+            dtype=dtype,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            kernels=kernels,
+            prepare_on=prepare_on,
+        )
     )
     checkpoint = open_checkpoint(name, "encoder")
     place = devices.choose_device(device)
     chosen = devices.choose_dtype(dtype, place, checkpoint.stored_dtype("encoder"))
     spec = EncoderSpec(
         checkpoint, str(place), devices.dtype_name(chosen), min_pixels=min_pixels, max_pixels=max_pixels,
-        kernels=kernels or checkpoint.family.default_kernels, videos=videos or VideoOptions(),
+        kernels=kernels or checkpoint.family.default_kernels, prepare_on=prepare_on or PREPARED_ON[0],
+        videos=videos or VideoOptions(),
     )  # fmt: skip
     encoder = VisionEncoder(models.load_encoder(spec, on_load))
     on_load(READY, 0, 0)

@@ -160,6 +160,7 @@ def test_as_a_context_it_is_closed(checkpoint):
         ({"dtype": torch.float32}, "dtype: give a text, not a dtype"),
         ({"dtype": "fp32"}, "`dtype` fp32: choose one of float32"),
         ({"kernels": "fast"}, "`kernels` fast: choose one of fused, reference"),
+        ({"prepare_on": "gpu"}, "`prepare_on` gpu: choose one of cpu, device"),
         ({"min_pixels": 0}, "`min_pixels` must be at least 1, not 0"),
         ({"max_pixels": "1000"}, "max_pixels: give a whole number, not str '1000'"),
         ({"max_pixels": 1}, "`max_pixels` must be at least 784"),
@@ -170,6 +171,24 @@ def test_wrong_arguments(checkpoint, arguments, message):
     arguments.setdefault("model", checkpoint)
     with pytest.raises(UsageError, match=message):
         load_encoder(arguments.pop("model"), **arguments)
+
+
+def test_images_prepared_on_the_device_are_those_of_a_store_made_so(checkpoint, encoder, photos, tmp_path):
+    path = photos / "coffee.png"
+    options = ExtractOptions(model=str(checkpoint), patch_budget=1, prepare_on="device")
+    extract_files([path], out=tmp_path / "embeds", options=options)
+    store = open_store(tmp_path / "embeds")
+    ((mine,), (other,)) = (
+        one.encode([path]) for one in (load_encoder(checkpoint, device="cpu", prepare_on="device"), encoder)
+    )
+    assert [bits(mine)] == [bits(store.features(row)) for row in store]
+    assert mine.config == store.config
+    assert bits(mine) != bits(other)
+
+
+def test_device_preparing_is_refused_where_there_is_none(family_checkpoint):
+    with pytest.raises(UsageError, match="not for this qwen2_5_vl; use `prepare_on=cpu`"):
+        load_encoder(family_checkpoint("qwen2_5_vl"), device="cpu", prepare_on="device")
 
 
 def test_no_such_model(tmp_path):

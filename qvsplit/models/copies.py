@@ -3,7 +3,7 @@
 What a batch needs goes up while the one before is computed, and features come down while the next one is: through
 pinned memory, which the GPU reads and writes by itself, on a stream of their own. No bit changes on the way. Pinned are
 as many bytes as the largest batch has, and as the largest tensor of features, up to a limit: what is larger goes the
-usual way.
+usual way, and so does everything where no memory can be pinned.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class Copies:
     def send(self, batch: Sequence[Prepared]) -> Sent | None:
         """Begin to copy what was prepared to the device, all tensors in one.
 
-        None for what is too large, or where the device has no room for it: the encoder takes it as it is.
+        None for what is too large, or where the device has no room for it, or this machine none that can be pinned: the
+        encoder takes it as it is.
         """
         places, size = _places(batch)
         if not 0 < size <= MAX_PINNED:
@@ -145,7 +146,12 @@ class Copies:
         size = values.numel() * values.element_size()
         if size > MAX_PINNED:
             return values.cpu()
-        self._down = self._at_least(self._down, size)
+        try:
+            self._down = self._at_least(self._down, size)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return values.cpu()
+            raise
         staging = _as_in(self._down, 0, values)
         self.port.copy(staging, values.contiguous())
         self.port.copied().synchronize()

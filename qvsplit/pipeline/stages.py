@@ -21,6 +21,7 @@ from qvsplit.models.copies import ToHost
 from qvsplit.models.encoder import Encoded, Encoder
 from qvsplit.models.preparing import ImagePreparer, Prepared
 from qvsplit.models.sampling import Clip
+from qvsplit.runtime.devices import is_out_of_memory
 from qvsplit.runtime.dtypes import DTYPE_BYTES
 from qvsplit.sources.decoder import DecoderPool
 from qvsplit.sources.files import FileInfo
@@ -216,7 +217,21 @@ class JoinSlices:
 
 
 def _stored(values: torch.Tensor, dtype: str, received: ToHost) -> npt.NDArray[np.uint8]:
-    """Give [n_tokens, width] as bytes of the storage dtype."""
+    """Give [n_tokens, width] as bytes of the storage dtype. ItemError where memory does not suffice."""
+    try:
+        return _as_bytes(values, dtype, received)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    try:  # beside a GPU's next batch there may be no room: this machine gives the same bytes
+        return _as_bytes(to_host(values), dtype, to_host)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    raise ItemError("its features do not fit into memory", "memory")
+
+
+def _as_bytes(values: torch.Tensor, dtype: str, received: ToHost) -> npt.NDArray[np.uint8]:
     import torch
 
     if dtype == "int8":

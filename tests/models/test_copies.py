@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -86,11 +88,50 @@ def test_what_is_too_large_to_be_pinned_goes_the_usual_way(monkeypatch):
     assert copies.send([prepared(random(4, 64))]) is not None
 
 
-def test_other_errors_are_raised():
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory\nCUDA kernel errors …")],
+)
+def test_where_no_memory_can_be_pinned_everything_goes_the_usual_way(error):
+    def refused(size):
+        raise error
+
     port = LazyPort()
-    port.empty = lambda size: 1 / 0
+    pinned, port.pinned = port.pinned, refused
+    copies = Copies(port)
+    values = random(40, 30)
+    assert copies.send(BATCH) is None
+    with copies.receiving(port.computed()) as received:
+        assert torch.equal(received(values), values)
+        port.pinned = pinned
+        assert torch.equal(received(values), values)
+    assert port.heard[-2:] == ["pinned 4800", "copy 4800"]
+    assert all(same(one, other) for one, other in zip(copies.arrived(copies.send(BATCH)), BATCH, strict=True))
+
+
+@pytest.mark.parametrize("name", ["empty", "pinned"])
+def test_other_errors_are_raised(name):
+    port = LazyPort()
+    setattr(port, name, lambda size: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Copies(port).send(BATCH)
+
+
+def test_other_errors_of_pinning_are_raised_to_who_receives():
+    port = LazyPort()
+    port.pinned = lambda size: 1 / 0
+    with pytest.raises(ZeroDivisionError), Copies(port).receiving(port.computed()) as received:
+        received(random(40, 30))
+
+
+def test_the_memory_of_what_was_sent_is_kept_until_it_is_computed_with():
+    """Else the device's allocator could give it away while the computing stream still reads it."""
+    port = LazyPort()
+    copies = Copies(port)
+    sent = copies.send(BATCH)
+    with pytest.raises(AssertionError, match="sent memory"):
+        copies.arrived(replace(sent, memory=sent.memory.clone()))
+    copies.arrived(sent)
 
 
 def test_a_cpu_needs_none():

@@ -15,8 +15,9 @@ from torchvision.transforms.v2 import functional
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ConfigError, ItemError, UsageError
 from qvsplit.extract import extract_files
-from qvsplit.models.device_preparing import resized
+from qvsplit.models.device_preparing import resized, size_of
 from qvsplit.models.encoder import EncoderSpec, load_encoder
+from qvsplit.models.preparing import normalising_later
 from qvsplit.pipeline import runner
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.sources.images import open_file
@@ -93,6 +94,17 @@ def test_patches_and_prompt_are_known_without_a_pixel_and_pixels_are_nearly_the_
     assert some_differ
     with pytest.raises(ItemError, match="slimmer than 1:200"):
         preparer.prepare(np.zeros((1, 300, 3), np.uint8))
+
+
+def test_only_the_image_processor_works_on_the_device_with_the_whole_processors_bits(checkpoint, images, monkeypatch):
+    preparer = load(checkpoint, "device").preparer
+    own = preparer.processor.image_processor
+    image = torch.from_numpy(images[0])
+    grid = preparer.prepare(images[0]).grid_thw
+    there = resized(image, size_of(grid, own), own.resample)
+    whole, _ = preparer._processed(there, do_resize=False, **normalising_later(own))
+    monkeypatch.setattr(type(preparer), "_processed", None)
+    assert torch.equal(preparer.patches(image, grid), preparer.first_slices(whole["pixel_values"]))
 
 
 def test_a_slim_image_is_resized_once(checkpoint, tmp_path, run_cli, extract_with_model):

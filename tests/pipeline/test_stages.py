@@ -15,6 +15,7 @@ import torch
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ItemError, ItemNotFound
 from qvsplit.models.encoder import Encoded, EncoderSpec, load_encoder
+from qvsplit.pipeline import stages
 from qvsplit.pipeline.stages import Decode, Encode, JoinSlices, Prepare, Quantize, Read
 from qvsplit.sources.decoder import DecoderPool
 from qvsplit.sources.source import Entry
@@ -143,6 +144,22 @@ def test_a_value_beyond_the_storage_dtype_is_a_value_of_quantize(dtype):
     encoded = Encoded({POOLER_OUTPUT: torch.full((1, WIDTH), 1e5)}, (1, 2, 2), (("<|image_pad|>", 1),))
     result = quantize(encoded)
     assert (str(result) == "has values beyond the range of float16") is (dtype == "float16")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_without_room_on_the_device_features_are_made_bytes_of_on_the_host(dtype, monkeypatch):
+    quantize = Quantize(fake_config(dtype), FakeEncoder(fake_config(dtype)).tensors)
+    values = torch.randn((5, WIDTH), generator=torch.Generator().manual_seed(0))
+    encoded = Encoded({POOLER_OUTPUT: values}, (1, 2, 10), (("<|image_pad|>", 5),))
+
+    def no_room(values):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    result, expected = (quantize(encoded, *more).tensors[POOLER_OUTPUT].raw for more in ((no_room,), ()))
+    assert np.array_equal(result, expected)
+    monkeypatch.setattr(stages, "to_host", no_room)
+    error = quantize(encoded, no_room)
+    assert (str(error), error.kind) == ("its features do not fit into memory", "memory")
 
 
 @pytest.mark.parametrize("limit", ["MAX_VALUE_BYTES", "MAX_ROW_BYTES"])

@@ -35,6 +35,7 @@ class LazyPort:
 
     def __post_init__(self):
         self._copies: list[tuple[torch.Tensor, torch.Tensor] | None] = []
+        self._targets: list[torch.Tensor] = []
         self._lock = threading.Lock()
 
     def use(self):
@@ -57,6 +58,7 @@ class LazyPort:
         self.heard.append(f"copy {source.numel() * source.element_size()}")
         with self._lock:
             self._copies.append((target, source))
+            self._targets.append(target)
 
     def copied(self):
         return LazyEvent(self, len(self._copies))
@@ -66,6 +68,10 @@ class LazyPort:
         return LazyEvent(self, 0)
 
     def compute_after(self, event, uses):
+        """Compute with `uses`, the memory that was sent: else a GPU's allocator may give it away meanwhile."""
+        with self._lock:
+            sent = any(uses is target for target in self._targets[: event.number])
+        assert sent, "what is computed with is not the sent memory"
         self.heard.append(f"compute after {event.number}")
         event.synchronize()
 
