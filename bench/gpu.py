@@ -41,7 +41,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,10 +100,11 @@ def main() -> None:
         for parts in _turns(_parts(told, folder)):
             # where the device cannot be used behind a fork, every further part begins from nothing
             forked = "lacks" not in results.get("rates", {})
-            for part, result in _run(parts, told.out, end=began + told.seconds, forked=forked):
-                results[part.name] = result
-                (told.out / "gpu.json").write_text(json.dumps(results, indent=1))
-                print(f"[{time.perf_counter() - began:5.0f} s] {part.name}: {_line(result)}", flush=True)
+            with closing(_run(parts, told.out, end=began + told.seconds, forked=forked)) as ran:
+                for part, result in ran:
+                    results[part.name] = result
+                    (told.out / "gpu.json").write_text(json.dumps(results, indent=1))
+                    print(f"[{time.perf_counter() - began:5.0f} s] {part.name}: {_line(result)}", flush=True)
     print(_table(results))
     print(json.dumps({"bench": "gpu", "seconds": round(time.perf_counter() - began), "results": _short(results)}))
 
@@ -206,23 +208,29 @@ def _turns(parts: Iterator[Part]) -> list[list[Part]]:
     return turns
 
 
-def _run(parts: list[Part], out: Path, *, end: float, forked: bool) -> Iterator[tuple[Part, dict[str, Any]]]:
+def _run(
+    parts: list[Part], out: Path, *, end: float, forked: bool
+) -> Generator[tuple[Part, dict[str, Any]], None, None]:
     """Run parts to their end or their time's, some at once; give each one's result as it is known."""
     waiting = list(parts)
     running: list[_Running] = []
     together = max(1, min(TOGETHER, (os.cpu_count() or 2) // 2))
-    while waiting or running:
-        while waiting and len(running) < together:
-            part = waiting.pop(0)
-            if end - time.perf_counter() < 5:
-                yield part, {"lacks": "time"}
-            else:
-                running.append(_Running(part, out, end, forked=forked))
-        for one in list(running):
-            if (result := one.result()) is not None:
-                running.remove(one)
-                yield one.part, result
-        time.sleep(0.02)
+    try:
+        while waiting or running:
+            while waiting and len(running) < together:
+                part = waiting.pop(0)
+                if end - time.perf_counter() < 5:
+                    yield part, {"lacks": "time"}
+                else:
+                    running.append(_Running(part, out, end, forked=forked))
+            for one in list(running):
+                if (result := one.result()) is not None:
+                    running.remove(one)
+                    yield one.part, result
+            time.sleep(0.02)
+    finally:  # interrupted: no terminal's Ctrl-C reaches them
+        for one in running:
+            one.stop()
 
 
 class _Running:
@@ -233,10 +241,13 @@ class _Running:
         self._log = out / f"{part.name.replace(' ', '-')}.log"
         self._began = time.perf_counter()
         self._end = min(end, self._began + part.seconds)
+        self._log.write_text("")  # it may be stopped before it says anything, where an earlier run did
         sys.stdout.flush()
         self._child = os.fork()
         if not self._child:
             _be(part, self._log, forked=forked)
+        with suppress(PermissionError, ProcessLookupError):  # it may have done so itself, and be another program by now
+            os.setpgid(self._child, self._child)
 
     def result(self) -> dict[str, Any] | None:
         """Give the last line of its stdout, or say why there is none; None while it runs and may."""
@@ -245,17 +256,23 @@ class _Running:
         if not done:
             if time.perf_counter() < self._end:
                 return None
-            os.killpg(self._child, signal.SIGKILL)
-            os.waitpid(self._child, 0)
+            self.stop()
         result = _result(self._log.read_text(errors="replace"), code)
         return result | {"part_seconds": round(time.perf_counter() - self._began, 1)}
+
+    def stop(self) -> None:
+        """Kill it and the processes that it started, and wait for its end."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._child, signal.SIGKILL)
+        with suppress(ChildProcessError):  # it had ended, and been waited for
+            os.waitpid(self._child, 0)
 
 
 def _be(part: Part, log: Path, *, forked: bool) -> NoReturn:
     """Be the part's process, from the fork to the end."""
     code = 1
     try:
-        os.setsid()
+        os.setpgid(0, 0)  # here, too: whichever process comes first, it can be killed with all that it starts
         stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(stream, 1)
         os.dup2(stream, 2)
@@ -277,15 +294,24 @@ def _be(part: Part, log: Path, *, forked: bool) -> NoReturn:
 
 
 def _result(text: str, code: int | None) -> dict[str, Any]:
+    """Give what a part said last; with `lacks` where it is not all, and why. `code` is None if it was stopped."""
     lines = [line for line in text.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     if last.startswith("{"):
-        given: dict[str, Any] = json.loads(last)
-        return given
+        try:
+            given: dict[str, Any] = json.loads(last)
+        except ValueError:
+            return {"lacks": f"{_ended(code)}, and its last line is cut off: {last[-100:]}", "code": code}
+        return given if code == 0 else given | {"lacks": _ended(code), "code": code}
     if counted := re.findall(r"(\d+) (passed|failed|error|skipped)", last):
         failed = sorted(set(re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)))
-        return {name: int(number) for number, name in counted} | {"which": failed}
-    return {"lacks": "time" if code is None else last[-300:] or f"exit code {code}", "code": code}
+        counts = {name: int(number) for number, name in counted} | {"which": failed}
+        return counts if code in (0, 1) else counts | {"lacks": _ended(code), "code": code}  # 1: some failed
+    return {"lacks": "time" if code is None else last[-300:] or _ended(code), "code": code}
+
+
+def _ended(code: int | None) -> str:
+    return "time" if code is None else f"exit code {code}"
 
 
 # --------------------------------------------------------------------------------------------------- what is measured
