@@ -31,7 +31,15 @@ from qvsplit.checkpoints.files import INDEX_FILE, SINGLE_FILE
 from qvsplit.checkpoints.hub import looks_like_hub_name
 from qvsplit.checkpoints.opening import DEFAULT_MODEL
 from qvsplit.errors import ConfigError, DiskError, ModelError, QvsplitError, StoreDamaged
-from qvsplit.runtime.cpus import THREAD_VARIABLES, WAIT_POLICY, affinity, cpu_quota, niceness, usable_cpus
+from qvsplit.runtime.cpus import (
+    THREAD_VARIABLES,
+    WAIT_POLICY,
+    affinity,
+    cpu_quota,
+    niceness,
+    usable_cpus,
+    wait_policy_is_ours,
+)
 from qvsplit.runtime.devices import has_bfloat16_units
 from qvsplit.runtime.memory import machine_memory
 from qvsplit.runtime.versions import installed_version
@@ -49,6 +57,7 @@ IMPORT_SECONDS, HUB_SECONDS = 120.0, 3.0
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 SPINNING_TIMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # by which GNU's and LLVM's OpenMP can be told exactly
 SPIN, SLEEP = "they spin", "they sleep"
+SLEEP_BY_US = f"{SLEEP}: qvsplit set {WAIT_POLICY}=passive, as it is niced"
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", WAIT_POLICY, *SPINNING_TIMES, "ONEDNN_MAX_CPU_ISA",
     "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "QVSPLIT_MODEL",
@@ -113,7 +122,7 @@ def examine(place: Path | None = None, model: str | None = None) -> dict[str, An
             "imports": {name: facts.get("unknown", "ok") for name, facts in libraries.items()},
             "hub": hub.result(),
             "text": _part(_text),
-            "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+            "environment": _environment(),
         }
     if place is not None:
         found |= {"disk": _part(_disk, place), "store": _part(_store, place)}
@@ -249,7 +258,15 @@ def _waiting() -> str:
     exact = [f"{name}={os.environ[name]}" for name in SPINNING_TIMES if name in os.environ]
     if exact:
         return f"as {' and '.join(exact)} says"
+    if wait_policy_is_ours():
+        return SLEEP_BY_US
     return SLEEP if os.environ.get(WAIT_POLICY, "").strip().lower() == "passive" else SPIN
+
+
+def _environment() -> dict[str, str]:
+    """Give the variables that the user has set, and not qvsplit for itself."""
+    ours = {WAIT_POLICY} if wait_policy_is_ours() else set()
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ and name not in ours}
 
 
 def _is_on(setting: Path) -> bool:

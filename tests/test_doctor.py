@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -204,6 +205,25 @@ def test_threads_and_what_to_do(machine, monkeypatch, machine_is, variables, com
     else:
         assert len(found["advice"]) == 1
         assert advice in found["advice"][0]
+
+
+@pytest.mark.parametrize("of_the_user", [False, True])
+def test_a_variable_that_qvsplit_set_is_not_called_the_users(machine, monkeypatch, of_the_user):
+    from qvsplit.runtime import cpus
+
+    monkeypatch.setattr(cpus, "niceness", lambda: 19)
+    monkeypatch.setattr(cpus, "_wait_policy_is_ours", False)
+    for name in [name for name in os.environ if name.startswith(cpus.OPENMP_VARIABLES)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LANG", "de_DE.UTF-8")
+    monkeypatch.setenv(doctor.WAIT_POLICY, "passive")
+    if not of_the_user:
+        monkeypatch.delenv(doctor.WAIT_POLICY)
+    cpus.sleep_while_waiting_if_niced()
+    assert (doctor.WAIT_POLICY in doctor._environment()) is of_the_user
+    assert doctor._environment()["LANG"] == "de_DE.UTF-8"
+    by_us = "they sleep: qvsplit set OMP_WAIT_POLICY=passive, as it is niced"
+    assert doctor._waiting() == ("they sleep" if of_the_user else by_us)
 
 
 @pytest.mark.parametrize(

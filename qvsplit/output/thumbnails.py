@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 THUMBNAIL = 192  # pixels of the longest side
 FRAME = 160  # likewise, of each of a video's few frames
 QUALITY = 70  # of WebP or JPEG: 3 to 8 kB a thumbnail
-THREADS = min(4, usable_cpus())
+MOST_THREADS = 4
 BLOCK = 64  # thumbnails in one block of the page; a block is split when one of its thumbnails is first needed
 # Images, and videos whose frames are, beyond these are decoded one at a time, so that memory does not grow with the
 # threads.
@@ -64,7 +64,9 @@ class Thumbnails:
         self._items: list[list[Any]] = []
         self._videos = VideoFrames()
         self._pending: deque[tuple[int, Row, Future[bytes | str]]] = deque()
-        self._pool = ThreadPoolExecutor(THREADS, "thumbnail")
+        threads = min(MOST_THREADS, usable_cpus())
+        self._most_pending = 4 * threads
+        self._pool = ThreadPoolExecutor(threads, "thumbnail")
 
     def __enter__(self) -> Thumbnails:
         return self
@@ -84,7 +86,7 @@ class Thumbnails:
         item = [shown_text(row.name), self._roots.setdefault(root, root), -1, "", row.width, row.height]
         self._items.append(item + ([_shown_time(row), int(row.is_part)] if row.kind == "video" else []))
         self._pending.append((number, row, self._pool.submit(self._thumbnail, row)))
-        if len(self._pending) > 4 * THREADS:
+        if len(self._pending) > self._most_pending:
             self._take()
         return number
 

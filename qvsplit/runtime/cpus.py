@@ -61,8 +61,18 @@ def sleep_while_waiting_if_niced(environment: MutableMapping[str, str] = os.envi
 
     Left alone where the user has set any variable of OpenMP's.
     """
+    global _wait_policy_is_ours
     if niceness() > 0 and not any(name.startswith(OPENMP_VARIABLES) for name in environment):
         environment[WAIT_POLICY] = "passive"
+        _wait_policy_is_ours = True
+
+
+_wait_policy_is_ours = False
+
+
+def wait_policy_is_ours() -> bool:
+    """Say whether `sleep_while_waiting_if_niced` set the variable in this process, and not the user."""
+    return _wait_policy_is_ours
 
 
 _threads_are_ours = False

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from qvsplit.runtime.control_groups import GROUPS, MOUNTED, group_folders
 
-
 GROUP_FILES = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
 
 

@@ -67,7 +67,9 @@ def test_where_nothing_is_right_nothing_is_used(as_if_cuda):
     assert (found.name, found.function) == (None, None)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")]
+)
 def test_running_out_of_memory_says_nothing_of_a_library(as_if_cuda, error):
     def large(*given):
         raise error

@@ -131,7 +131,7 @@ def test_parts_of_one_video_are_cards_of_their_own_with_their_seconds(tmp_path, 
 
 
 def test_a_file_of_many_parts_is_hashed_once_a_thread_and_again_when_it_changed(tmp_path, pool, monkeypatch):
-    monkeypatch.setattr(thumbnails, "THREADS", 1)
+    monkeypatch.setattr(thumbnails, "MOST_THREADS", 1)
     parts = [film(tmp_path, part=n, start=10.0 * n, end=10.0 * n + 10) for n in range(5)]
     written(tmp_path / "page.html", [generated(row, "What?", "x") for row in parts])
     assert pool.reads == ["film.mp4"]
@@ -213,7 +213,7 @@ def test_a_clip_that_kills_its_decoder_spoils_nothing_else(tmp_path, monkeypatch
         self._child.kill()
 
     monkeypatch.setattr(Decoder, "frames", killing)
-    monkeypatch.setattr(thumbnails, "THREADS", 1)
+    monkeypatch.setattr(thumbnails, "MOST_THREADS", 1)
     page = written(tmp_path / "page.html", [generated(row, "What?", "x") for row in (good, bad)])
     first, second = data_of(page)["items"]
     assert first[2] == 0

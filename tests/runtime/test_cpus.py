@@ -157,6 +157,19 @@ def test_a_program_that_uses_the_library_waits_as_it_does(told):
     assert told(19, ["-c", code]) == (19, {})
 
 
+def test_nothing_asks_for_cpus_while_it_is_imported():
+    code = (
+        "import importlib, pkgutil\nfrom qvsplit.runtime import cpus\n"
+        "def asked(*given): raise AssertionError('asked')\n"
+        "cpus.usable_cpus = cpus.cpu_quota = cpus.affinity = asked\nimport qvsplit.output, qvsplit.commands\n"
+        "for package in (qvsplit.output, qvsplit.commands):\n"
+        "    for found in pkgutil.iter_modules(package.__path__):\n"
+        "        importlib.import_module(f'{package.__name__}.{found.name}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_system_without_niceness_has_none(monkeypatch):
     monkeypatch.delattr(os, "nice")
     environment: dict[str, str] = {}

@@ -64,7 +64,8 @@ def test_a_dtype_is_chosen(name, device, chosen):
 
 
 @pytest.mark.parametrize(
-    ("available", "in_groups", "free"), [(5, None, 5), (5, 3, 3), (5, 0, 0), (None, 3, 3), (None, None, None), (5, 9, 5)]
+    ("available", "in_groups", "free"),
+    [(5, None, 5), (5, 3, 3), (5, 0, 0), (None, 3, 3), (None, None, None), (5, 9, 5)],
 )
 def test_free_memory_is_the_least_of_the_machines_and_the_groups(monkeypatch, available, in_groups, free):
     monkeypatch.setattr(devices, "bytes_in_kernel_file", lambda file, name: available)
