@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import machine
-from bench.plot import lines
+from bench.plot import COLOURS, lines
 
 GRIDS = {256: (16, 16), 1250: (25, 50), 2700: (50, 54)}  # tokens: rows and columns of them
 WARM_UP = 5  # questions before the first timed run, everybody's
@@ -258,6 +258,7 @@ def _plot(results: list[dict[str, Any]]) -> str:
     series = {
         name: [(number, seconds / number) for number, seconds in told.items()]
         for name, told in result["seconds"].items()
+        if name in COLOURS
     }
     return lines(
         series, title=f"Seconds a question, one image of {result['tokens']:,} tokens", x="questions", y="seconds"
