@@ -2,8 +2,8 @@
 
 A half is the full model's class without the modules of the other. `load_encoder_weights` reads exactly the encoder's
 bytes, tensor by tensor. `load_language_model` goes through transformers' own loader on a view of the checkpoint, so
-that device maps and quantised weights work as they do there; on a CPU tensors are mostly read our way,
-see checkpoints/streaming.py. Either way every tensor of the half must be there, of the right shape, with none left over:
+that device maps and quantised weights work as they do there; on a CPU tensors are mostly read our way, see
+checkpoints/streaming.py. Either way every tensor of the half must be there, of the right shape, with none left over:
 there is no path on which a weight stays random.
 """
 
