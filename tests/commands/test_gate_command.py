@@ -16,6 +16,7 @@ import qvsplit
 from qvsplit import judging
 from qvsplit.answering.checks import Question
 from qvsplit.ask import Session
+from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.demo import POSTCARDS
 from qvsplit.errors import OutOfMemory
 from qvsplit.extract import extract_files
@@ -290,10 +291,12 @@ def test_a_store_of_another_model_is_refused(gate, stores, family_checkpoint, ru
 
 def judge_clips(monkeypatch, file, store, rule):
     """Judge a video beside a store of its clips; a fake engine answers by the number of the clip."""
-    monkeypatch.setattr(
-        judging, "session_over",
-        lambda hand, options, on_load: Session(hand, FakeEngine(lambda request: rule(request.features[0].part, question_of(request)))),
-    )  # fmt: skip
+
+    def session(hand, options, on_load):
+        engine = FakeEngine(lambda request: rule(request.features[0].part, question_of(request)))
+        return Session(hand, engine, checkpoint=open_checkpoint(hand.provenance.model, "language"))
+
+    monkeypatch.setattr(judging, "session_over", session)
     checks = [
         Question("A dog?", "dog", ["yes", "no"], "yes", level="block"),
         Question("A cat?", "cat", ["yes", "no"], "yes", level="info"),
