@@ -47,12 +47,11 @@ def _qvsplit(job: dict[str, Any], name: str) -> dict[str, Any]:
     )
     began = time.perf_counter()
     session = qvsplit.load_session(store, options)
+    loading = time.perf_counter() - began
     told: dict[str, Any] = {}
-    loading = 0.0
     for row in store:
         told[row.path] = {}
         session.answers(row, job["questions"][: job["warm_up"]])
-        loading = loading or time.perf_counter() - began  # the model is loaded when it is first asked
         for number in job["counts"]:
             asked = job["questions"][:number]
             seconds, answers = _timed(functools.partial(session.answers, row, asked), job["repeats"])
