@@ -34,6 +34,7 @@ from qvsplit.errors import ITEMS_FAILED, QvsplitError
 from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import preview_lines, print_json, summary_lines
 from qvsplit.runtime.streams import is_terminal
+from qvsplit.store.config import KERNELS, PREPARED_ON
 
 if TYPE_CHECKING:
     from qvsplit.pipeline.summary import ExtractCallbacks, Summary
@@ -126,7 +127,7 @@ def extract(
     kernels: Annotated[
         str | None,
         typer.Option(
-            **one_of("--kernels", "fused", "reference"),
+            **one_of("--kernels", *KERNELS),
             help="fused, the fast forward pass of Qwen2-VL, or reference, the one of transformers, to the bit: one "
             "image a pass, and slower [default: the store's own, else fused where there is one].",
             show_default=False,
@@ -137,7 +138,7 @@ def extract(
     prepare_on: Annotated[
         str | None,
         typer.Option(
-            **one_of("--prepare-on", "cpu", "device"),
+            **one_of("--prepare-on", *PREPARED_ON),
             help="Resize images on the cpu, or on the encoder's device, for few CPU cores that feed a GPU. Resizing "
             "there rounds otherwise: about one pixel value in six differs by one. Qwen2-VL alone [default: the "
             "store's own, else cpu].",

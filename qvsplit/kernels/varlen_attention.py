@@ -91,17 +91,11 @@ def ends_of(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
 
 
 def _of_torch() -> Varlen:
-    attend = importlib.import_module("torch.nn.attention.varlen").varlen_attn  # torch 2.10 and later
-
-    def varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int) -> torch.Tensor:
-        attended: torch.Tensor = attend(q, k, v, ends, ends, longest, longest)
-        return attended
-
-    return varlen
+    return _varlen(importlib.import_module("torch.nn.attention.varlen").varlen_attn)  # torch 2.10 and later
 
 
 def _of_flash_attn() -> Varlen:
-    return _flash(importlib.import_module("flash_attn").flash_attn_varlen_func)
+    return _varlen(importlib.import_module("flash_attn").flash_attn_varlen_func)
 
 
 def _of_kernels() -> Varlen:
@@ -110,10 +104,12 @@ def _of_kernels() -> Varlen:
 
     kernels, hub = (importlib.import_module(name) for name in ("kernels", "huggingface_hub"))
     folder = Path(hub.snapshot_download(HUB_KERNEL, local_files_only=True))
-    return _flash(kernels.get_local_kernel(folder, HUB_MODULE).flash_attn_varlen_func)
+    return _varlen(kernels.get_local_kernel(folder, HUB_MODULE).flash_attn_varlen_func)
 
 
-def _flash(attend: Callable[..., torch.Tensor]) -> Varlen:
+def _varlen(attend: Callable[..., torch.Tensor]) -> Varlen:
+    """Give a library's function with the ends and lengths of queries for keys too, as all three take them."""
+
     def varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int) -> torch.Tensor:
         return attend(q, k, v, ends, ends, longest, longest)
 

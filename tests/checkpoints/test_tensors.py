@@ -36,18 +36,6 @@ def test_tensors_are_read_in_the_order_in_which_they_lie(own):
     assert names == sorted(places, key=lambda name: (places[name].file, places[name].start))
 
 
-def test_a_file_that_was_cut_since_its_header_was_read(own):
-    opened = open_checkpoint(own, "both")
-    places = opened.places(opened.tensor_names("both"))
-    last = max(places.values(), key=lambda place: (place.file, place.start))
-    with last.file.open("r+b") as stream:
-        stream.truncate(last.start + last.size - 1)
-    with pytest.raises(ModelError, match="changed while it was read"):
-        list(read_tensors(places))
-    with pytest.raises(ModelError, match=f"ends inside tensor {last.name}"):
-        list(read_tensors({name: replace(place, written=None) for name, place in places.items()}))
-
-
 WAYS = {
     "read_tensors": read_tensors,
     "read_ahead": lambda places: read_ahead(places, lambda place: memoryview(bytearray(place.size))),
@@ -58,6 +46,19 @@ def replaced(file, tmp_path) -> None:
     """Put other bytes in a file's place by renaming, as a download does."""
     (tmp_path / "other").write_bytes(bytes(file.stat().st_size))
     (tmp_path / "other").replace(file)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_file_that_was_cut_since_its_header_was_read(own, way):
+    opened = open_checkpoint(own, "both")
+    places = opened.places(opened.tensor_names("both"))
+    last = max(places.values(), key=lambda place: (place.file, place.start))
+    with last.file.open("r+b") as stream:
+        stream.truncate(last.start + last.size - 1)
+    with pytest.raises(ModelError, match="changed while it was read"):
+        list(WAYS[way](places))
+    with pytest.raises(ModelError, match=f"ends inside tensor {last.name}"):
+        list(WAYS[way]({name: replace(place, written=None) for name, place in places.items()}))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -107,17 +108,6 @@ def test_reading_ahead_lends_memory_again_only_after_it_has_been_used(own):
         assert bytes(view) == expected[name]
     assert names == lent == sorted(places, key=lambda one: (places[one].file, places[one].start))
     assert list(read_ahead({}, memory)) == []
-
-
-def test_reading_ahead_says_where_a_file_was_cut(own):
-    opened = open_checkpoint(own, "both")
-    places = opened.places(opened.tensor_names("both"))
-    last = max(places.values(), key=lambda place: (place.file, place.start))
-    with last.file.open("r+b") as stream:
-        stream.truncate(last.start + last.size - 1)
-    cut = {name: replace(place, written=None) for name, place in places.items()}
-    with pytest.raises(ModelError, match=f"ends inside tensor {last.name}"):
-        list(read_ahead(cut, lambda place: memoryview(bytearray(place.size))))
 
 
 @pytest.mark.parametrize(
