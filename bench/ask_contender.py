@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -61,7 +62,25 @@ def _qvsplit(job: dict[str, Any], name: str) -> dict[str, Any]:
             }  # fmt: skip
             print(f"{name} {row.path} {number}: {', '.join(f'{each:.2f}' for each in seconds)} s", flush=True)
     settings = {"code": str(Path(qvsplit.__file__).parent), "prefix_cache_tokens": 0}
-    return {"settings": settings, "loading": loading, "images": told}
+    return {"settings": settings, "loading": loading, "images": told} | (
+        {"encoding": _encoding(job)} if name == "qvsplit" else {}
+    )
+
+
+def _encoding(job: dict[str, Any]) -> dict[str, float]:
+    """Seconds from each file to its features, the encoder loaded and warm: what extraction costs, once an image."""
+    import qvsplit
+
+    told = {}
+    with qvsplit.load_encoder(
+        job["model"], max_pixels=job["max_pixels"], device=job["device"], dtype=job["dtype"]
+    ) as encoder:
+        for path in job["images"]:
+            photo = Path(job["photos"]) / path
+            encoder.encode([photo])
+            seconds, _ = _timed(functools.partial(encoder.encode, [photo]), job["repeats"])
+            told[path] = statistics.median(seconds)
+    return told
 
 
 def _transformers(job: dict[str, Any], name: str) -> dict[str, Any]:
