@@ -230,13 +230,13 @@ def _parse(file: Path) -> Any:
 
         try:
             return yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
             raise UsageError(f"{file} is not YAML ({error})") from None
     import tomllib
 
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{file} is not TOML ({error})") from None
 
 

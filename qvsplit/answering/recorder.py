@@ -261,5 +261,5 @@ def _parts(text: str, number: int) -> list[str]:
         return [text]
     try:
         return [str(name) for name in json.loads(text)]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return []  # not ours: nothing is known of it

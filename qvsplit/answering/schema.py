@@ -23,7 +23,7 @@ def read_schema(file: Path) -> dict[str, Any]:
     """Read the JSON schema in `file`. UsageError if it is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"no JSON schema can be read from {file} ({error})") from None
     if not isinstance(content, dict):
         raise UsageError(f"{file}: a JSON schema is an object")

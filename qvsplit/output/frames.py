@@ -98,7 +98,7 @@ def sampled_indices(row: Row) -> list[int]:
     """Give the numbers of the frames that a row's features are of, as far as the row says."""
     try:
         indices = json.loads(row.media or "{}").get("frames_indices", [])
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return []
     sound = isinstance(indices, list) and all(type(index) is int and index >= 0 for index in indices)
     return sorted(set(indices)) if sound else []

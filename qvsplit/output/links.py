@@ -126,7 +126,7 @@ def _ours(folder: Path) -> dict[str, str]:
     except FileNotFoundError:
         _refuse_other_files(folder)
         return {}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreDamaged(
             f"{file} is damaged ({type(error).__name__}: {error}); remove it and the links of the folder, and run again"
         ) from None

@@ -235,7 +235,7 @@ def _read_journal(stream: IO[bytes], journal: Path) -> Iterator[Record]:
             break
         try:
             yield _checked(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreDamaged(f"{journal} is damaged ({error}); remove it and run again") from None
         sound += len(line)
     stream.truncate(sound)
@@ -256,7 +256,7 @@ def _read(file: Path) -> Iterator[Record]:
             )
         for row in rows:
             yield _checked(row)
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise UsageError(
             f"{file} is there and is no table of this version's answers ({error}); choose another name"
         ) from None

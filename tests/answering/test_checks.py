@@ -94,6 +94,7 @@ def test_toml_and_yaml_say_the_same(tmp_path):
         ('level = "info"', 'levl = "info"', "levl is not known"),
         ("[[check]]", "[[chek]]", "no checks|not known"),
         ("[[check]]", "[[check", "is not TOML"),
+        pytest.param("[[check]]", "check = " + "[" * 20_000, "is not TOML", id="nested"),
     ],
 )
 def test_what_is_wrong_is_said_with_file_and_check(tmp_path, old, new, said):
@@ -114,6 +115,7 @@ def test_what_is_wrong_is_said_with_file_and_check(tmp_path, old, new, said):
         ("", "no checks"),
         ("- just text", "not a table"),
         ("!!python/object/apply:os.system ['false']", "is not YAML"),
+        pytest.param("[" * 20_000, "is not YAML", id="nested"),
     ],
 )
 def test_yaml_that_is_no_checks(tmp_path, text, said):

@@ -78,7 +78,12 @@ def test_an_answer_that_is_cut_says_so(store, checkpoint):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "no JSON schema can be read"), ("[1]", "is an object"), (None, "no JSON schema can be read")],
+    [
+        ("{", "no JSON schema can be read"),
+        ("[1]", "is an object"),
+        (None, "no JSON schema can be read"),
+        pytest.param("[" * 200_000, "no JSON schema can be read", id="nested"),
+    ],
 )
 def test_a_file_that_is_no_schema(tmp_path, text, said):
     file = tmp_path / "schema.json"

@@ -366,6 +366,15 @@ def test_a_record_that_was_tampered_with_is_not_believed(tmp_path, wrong):
         pass
 
 
+def test_json_that_is_nested_too_deeply_is_no_record(tmp_path):
+    (tmp_path / "a.jsonl").write_text("[" * 200_000 + "\n")
+    with pytest.raises(UsageError, match="no table of this version"), Table(tmp_path / "a.jsonl"):
+        pass
+    (tmp_path / ".b.jsonl.journal").write_text("[" * 200_000 + "\n")
+    with pytest.raises(StoreDamaged, match="journal is damaged"), Table(tmp_path / "b.jsonl"):
+        pass
+
+
 def test_one_writer_at_a_time(tmp_path):
     file = tmp_path / "answers.csv"
     with Table(file) as table:
