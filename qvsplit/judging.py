@@ -33,6 +33,7 @@ from qvsplit.pipeline.summary import ExtractCallbacks
 from qvsplit.runtime import arguments, interrupts
 from qvsplit.runtime.loading import OnLoad, nobody
 from qvsplit.sources.decoder import ITEM_SECONDS
+from qvsplit.sources.images import MAX_IMAGE_PIXELS
 from qvsplit.store.opening import open_store
 from qvsplit.store.row import PART_MARK, Row
 from qvsplit.store.store import Store
@@ -92,6 +93,7 @@ def gate(
     model: str | PathLike[str] | None = None,
     options: AskOptions | None = None,
     item_timeout: float = ITEM_SECONDS,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
     callbacks: GateCallbacks | None = None,
 ) -> Judgement:
     """Judge files by checks: these files and no others, as they are on disk now.
@@ -111,6 +113,7 @@ def gate(
         model: A checkpoint's folder or hub name; by default the store's own.
         options: How answers are made. Device and dtype hold for the encoder as well, where no store has its own.
         item_timeout: Seconds for each step of a file: to be read, to be decoded.
+        max_image_pixels: An image of more pixels is not decoded: its verdict is `error`.
         callbacks: Who hears of what goes on.
 
     Raises:
@@ -124,7 +127,7 @@ def gate(
     options = asked_options(options, model=model)
     with ExitStack() as stack:
         store = None if embeds is None else _opened(embeds, stack)
-        extracting = encoder_options(store, options, item_timeout)
+        extracting = replace(encoder_options(store, options, item_timeout), max_image_pixels=max_image_pixels)
         hand = stack.enter_context(files_at_hand(names, store=store, options=extracting, callbacks=callbacks.encoding))
         by_row = _answered(hand, questions, options, callbacks)
         verdicts = tuple(_unchanged(hand, file, _verdict_on(hand.rows_of(file), by_row)) for file in hand.files)

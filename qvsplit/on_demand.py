@@ -97,13 +97,14 @@ class FilesAtHand:
     Attributes:
         files: As they were given, in that order; one that was given twice is there twice.
         encoded: Files whose features were made for this, as the store had none of them.
+        store: The store that they lie beside, if there is one.
     """
 
     def __init__(self, files: Sequence[GivenFile], made: _Made, store: Store | None) -> None:
         self.files = tuple(files)
         self.encoded = made.encoded
         self._made = made
-        self._store = store
+        self.store = store
         self._reader = None if store is None else StoreReader(store)
 
     def rows_of(self, file: GivenFile) -> list[Row]:
@@ -130,7 +131,7 @@ class FilesAtHand:
     @property
     def name(self) -> str:
         """What they are called in messages."""
-        return "the files given" if self._store is None else self._store.name
+        return "the files given" if self.store is None else self.store.name
 
     @property
     def config(self) -> ExtractionConfig | None:
@@ -150,7 +151,7 @@ class FilesAtHand:
     @property
     def device_types(self) -> frozenset[str]:
         """The kinds of device that computed any of the features, the store's and those of files: cpu, cuda."""
-        return self._made.device_types | (frozenset() if self._store is None else self._store.device_types)
+        return self._made.device_types | (frozenset() if self.store is None else self.store.device_types)
 
     def __iter__(self) -> Iterator[Row]:
         """Iterate over the rows that can be asked about, of the files and of the store, sorted."""
@@ -167,16 +168,16 @@ class FilesAtHand:
             raise UsageError(f"{name} has {len(found)} parts, each with a row of its own; give one of these rows")
         if found:
             return found[0]
-        if self._store is None:
+        if self.store is None:
             raise KeyError(f"{self.name} have none named {name}")
-        return self._store[name]
+        return self.store[name]
 
     def matching(self, pattern: str) -> list[Row]:
         """Give the rows of the file that was so given; else of what a name or a glob names, as the files are now."""
-        if (found := self._given(pattern)) or self._store is None:
+        if (found := self._given(pattern)) or self.store is None:
             return found
         rows: dict[Row, None] = {}
-        for row in self._store.matching(pattern):
+        for row in self.store.matching(pattern):
             rows |= dict.fromkeys(self._made.held.rows.get(row.key, [row]))
         return list(rows)
 
@@ -186,25 +187,25 @@ class FilesAtHand:
     def rows_with_status(self, status: str) -> Iterator[Row]:
         """Iterate over the rows of this status, of the files and of the store's other items, sorted."""
         mine = sorted((row for row in self.rows if row.status == status), key=_place_of)
-        stored = self._store.rows_with_status(status) if self._store is not None else iter(())
+        stored = self.store.rows_with_status(status) if self.store is not None else iter(())
         others = (row for row in stored if row.key not in self._made.held.rows)
         return heapq.merge(mine, others, key=_place_of)
 
     def hint(self, pattern: str) -> str:
         """Say what may have been meant by a name that names nothing."""
-        return "" if self._store is None else self._store.hint(pattern)
+        return "" if self.store is None else self.store.hint(pattern)
 
     def current(self, root: str, path: str) -> Row | None:
         """Give the row that stands for a file, or for an item of the store."""
         rows = self._made.held.rows.get((root, path))
         if rows is not None:
             return item_row(rows)
-        return None if self._store is None else self._store.current(root, path)
+        return None if self.store is None else self.store.current(root, path)
 
     def home(self, content: Content | None) -> Row | None:
         """Give a row that holds the features of this content."""
         mine = self._made.held.home(content)
-        return mine if mine is not None or self._store is None else self._store.home(content)
+        return mine if mine is not None or self.store is None else self.store.home(content)
 
     def features(self, row: Row) -> Features:
         """Give the features of a row. QvsplitError if it has none."""
@@ -213,9 +214,9 @@ class FilesAtHand:
         mine = self._made.held.features(row.content)
         if mine is not None:
             return mine
-        if self._store is None:
+        if self.store is None:
             raise UsageError(f"{row.path} is none of the files given")
-        return self._store.features(row)
+        return self.store.features(row)
 
     # ------------------------------------------------------------------------------------------------------ closing
 
@@ -361,6 +362,7 @@ def _made(
     bounds = RunnerOptions(
         options.workers, item_timeout=options.item_timeout, videos=options.videos,
         gifs_are_videos=with_videos_of(loader.own.config, options).gif == "video", scratch=held.folder,
+        max_image_pixels=options.max_image_pixels,
     )  # fmt: skip
     runner = LocalRunner(bounds, Load(loader.devices, loader.clips), recorder.holds)
     callbacks.on_plan(len(entries))

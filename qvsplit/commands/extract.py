@@ -11,6 +11,7 @@ import typer
 
 from qvsplit.commands.opening import counting_shards
 from qvsplit.commands.options import (
+    DEFAULT_IMAGE_PIXELS,
     DEFAULT_STORE,
     DTYPE_ALIASES,
     DTYPES,
@@ -22,6 +23,7 @@ from qvsplit.commands.options import (
     PERFORMANCE,
     SAMPLING,
     Json,
+    MaxImagePixels,
     Model,
     ProgressMode,
     Quiet,
@@ -273,6 +275,7 @@ def extract(
             hidden=True,
         ),
     ] = 60.0,
+    max_image_pixels: MaxImagePixels = DEFAULT_IMAGE_PIXELS,
     checksum: Annotated[
         bool,
         typer.Option(
@@ -343,7 +346,7 @@ def extract(
         fps=fps, max_frames=max_frames, num_frames=num_frames, video_max_pixels=video_max_pixels,
         video_max_tokens=video_max_tokens, clip_seconds=clip_seconds, gif=gif, prune=prune,
         retry_failed=retry_failed, checksum=checksum, rebuild=rebuild, wait=wait, limit=limit,
-        item_timeout=item_timeout, dry_run=dry_run,
+        item_timeout=item_timeout, max_image_pixels=max_image_pixels, dry_run=dry_run,
         max_runtime=None if max_runtime is None else parse_duration(max_runtime, "--max-runtime"),
     )  # fmt: skip
     with ProgressBar(progress, shown=not quiet and not dry_run) as shown:

@@ -13,6 +13,7 @@ from qvsplit.commands.ask_files import without_failures
 from qvsplit.commands.extract import callbacks
 from qvsplit.commands.opening import open_with_progress
 from qvsplit.commands.options import (
+    DEFAULT_IMAGE_PIXELS,
     DTYPE_ALIASES,
     DTYPES,
     INPUT,
@@ -23,6 +24,7 @@ from qvsplit.commands.options import (
     AnswerKernels,
     AskDevice,
     Json,
+    MaxImagePixels,
     Model,
     OutputFormat,
     ProgressMode,
@@ -116,6 +118,7 @@ def gate(
             hidden=True,
         ),
     ] = 60.0,
+    max_image_pixels: MaxImagePixels = DEFAULT_IMAGE_PIXELS,
     format: OutputFormat = None,
     as_json: Json = False,
     absolute: Absolute = False,
@@ -162,7 +165,7 @@ def gate(
         judgement = judge(
             names, checks, fail_on=fail_on, allow=tuple(allow.split(",")) if allow else (), embeds=store,
             options=AskOptions(model=model, device=device, dtype=dtype, kernels=kernels), item_timeout=item_timeout,
-            callbacks=hearing,
+            max_image_pixels=max_image_pixels, callbacks=hearing,
         )  # fmt: skip
     for item in judgement.verdicts:
         printer.verdict(item)

@@ -13,6 +13,7 @@ from qvsplit.errors import UsageError
 from qvsplit.store.config import KERNELS
 
 DEFAULT_STORE = "embeds"
+DEFAULT_IMAGE_PIXELS = 1_000_000_000  # sources/images.py's, which a command imports only when it runs
 
 # The panels of `--help`, in which every option of every command stands
 INPUT = "Input"
@@ -113,6 +114,98 @@ AnswerKernels = Annotated[
         help="How answers are computed: fused, fast, or reference: transformers' own modules, one question at a time "
         "from its whole prompt, equal to the full model to the bit in every dtype if the store was made by extract "
         "--kernels reference, on the same kind of device, and stored as computed.",
+        rich_help_panel=MODEL,
+        hidden=True,
+    ),
+]
+MaxImagePixels = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="An image of more pixels fails undecoded: in memory they take up to 16 bytes each.",
+        rich_help_panel=PERFORMANCE,
+        hidden=True,
+    ),
+]
+# Of the commands that ask
+System = Annotated[
+    str | None,
+    typer.Option(
+        help="A system message in place of the template's own.",
+        show_default=False,
+        rich_help_panel=MODEL,
+        hidden=True,
+    ),
+]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option(
+        help="The most tokens of an answer, reasoning included.",
+        rich_help_panel=SAMPLING,
+        hidden=True,
+    ),
+]
+Thinking = Annotated[
+    bool,
+    typer.Option(
+        "--thinking/--no-thinking",
+        help="Ask a model that can to think before it answers: --json, --out and --report have its reasoning, "
+        "plain output the answer alone. Choices are scored without.",
+        rich_help_panel=SAMPLING,
+        hidden=True,
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        help="Sample answers instead of the most probable tokens.",
+        show_default=False,
+        rich_help_panel=SAMPLING,
+        hidden=True,
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        help="Sample from the most probable tokens of this probability.",
+        show_default=False,
+        rich_help_panel=SAMPLING,
+        hidden=True,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        help="Sample from this many of the most probable tokens.",
+        show_default=False,
+        rich_help_panel=SAMPLING,
+        hidden=True,
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        help="The same seed samples the same answers.",
+        rich_help_panel=SAMPLING,
+        hidden=True,
+    ),
+]
+AskDtype = Annotated[
+    str | None,
+    typer.Option(
+        **one_of("--dtype", *DTYPES, aliases=DTYPE_ALIASES),
+        help="What to compute in [default: float32 on a CPU, the checkpoint's on CUDA].",
+        show_default=False,
+        rich_help_panel=MODEL,
+        hidden=True,
+    ),
+]
+UncheckedEncoder = Annotated[
+    bool,
+    typer.Option(
+        "--unchecked-encoder",
+        help="Ask although nothing shows that the features are from this model's vision encoder.",
         rich_help_panel=MODEL,
         hidden=True,
     ),

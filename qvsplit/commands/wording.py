@@ -19,7 +19,7 @@ OPTIONS = frozenset({
     "absolute", "all_runs", "allow", "caption", "checks", "checksum", "checksums", "choices", "clip_seconds", "compare",
     "device", "dry_run", "dtype", "embeds", "exclude", "fail_on", "files_from", "format", "fps", "gif", "image",
     "item_timeout", "json_schema", "kernels", "keyword", "limit", "link_to", "logprobs", "max_frames",
-    "max_new_tokens", "max_pixels", "max_runtime", "min_pixels", "model", "no_video", "num_frames", "out",
+    "max_image_pixels", "max_new_tokens", "max_pixels", "max_runtime", "min_pixels", "model", "no_video", "num_frames", "out",
     "patch_budget", "prepare_on", "print0", "progress", "prune", "quiet", "rebuild", "relative_links", "report",
     "retry_failed", "run", "sample", "seed", "stop", "storage_dtype", "system", "temperature", "thinking", "together",
     "token_budget", "top_k", "top_p", "unchecked_encoder", "video_max_pixels", "video_max_tokens", "wait", "wide",

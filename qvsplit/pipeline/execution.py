@@ -85,7 +85,7 @@ class Execution:
         bounds = RunnerOptions(
             options.workers, options.limit, deadline, options.item_timeout, self._target.fetch, options.videos,
             with_videos_of(self._target.store.config, options).gif == "video",
-            self._target.storage.local_path(layout.STAGING),
+            self._target.storage.local_path(layout.STAGING), options.max_image_pixels,
         )  # fmt: skip
         runner = LocalRunner(bounds, Load(self._load, self._load_clips), self.recorder.holds)
         self._summary.remaining = self._summary.to_read

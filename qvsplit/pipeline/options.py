@@ -12,6 +12,7 @@ from qvsplit.models.sampling import FPS, MAX_FRAMES, Sampling, VideoOptions
 from qvsplit.runtime import arguments
 from qvsplit.runtime.dtypes import DTYPE_BYTES, STORAGE_DTYPES
 from qvsplit.sources.decoder import ITEM_SECONDS
+from qvsplit.sources.images import MAX_IMAGE_PIXELS
 from qvsplit.store.config import KERNELS, PREPARED_ON, ExtractionConfig, Provenance
 
 SHORTEST_ITEM_SECONDS = 0.1
@@ -63,6 +64,7 @@ class ExtractOptions:
         limit: Items that are read in this run.
         max_runtime: Seconds after which no further item is begun.
         item_timeout: Seconds for each step of an item: to be read, to be decoded.
+        max_image_pixels: An image of more pixels is not decoded, and fails.
         dry_run: Change nothing; say what it would take.
     """
 
@@ -93,6 +95,7 @@ class ExtractOptions:
     limit: int | None = None
     max_runtime: float | None = None
     item_timeout: float = ITEM_SECONDS
+    max_image_pixels: int = MAX_IMAGE_PIXELS
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -118,7 +121,7 @@ def check_options(options: ExtractOptions) -> None:
     for name, known in choices.items():
         if getattr(options, name) is not None:
             arguments.check_one_of(name, getattr(options, name), known)
-    for name in ("workers", "patch_budget", "limit", "min_pixels", "max_pixels"):
+    for name in ("workers", "patch_budget", "limit", "min_pixels", "max_pixels", "max_image_pixels"):
         if getattr(options, name) is not None:
             arguments.check_number(name, getattr(options, name), least=1)
     _check_videos(options)

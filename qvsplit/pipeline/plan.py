@@ -58,18 +58,20 @@ class Cures:
         item_timeout: Seconds that each step of an item may take.
         memory: Bytes of this machine.
         device: As it was asked for.
+        max_image_pixels: Pixels that an image may have.
     """
 
     readers: tuple[str, ...] = ()
     item_timeout: float = 0.0
     memory: int = 0
     device: str = ""
+    max_image_pixels: int = 0
 
     def to_json(self) -> dict[str, object]:
         """Give it as the catalogue and a failed row keep it."""
         return {
             "readers": list(self.readers), "item_timeout": self.item_timeout, "memory": self.memory,
-            "device": self.device,
+            "device": self.device, "max_image_pixels": self.max_image_pixels,
         }  # fmt: skip
 
 
@@ -307,7 +309,8 @@ def may_be_cured(row: Row, cures: Cures, *, readable: bool = False) -> bool:
         if row.error_kind == "timeout":
             return bool(cures.item_timeout > before["item_timeout"])
         if row.error_kind == "memory":
-            return bool(cures.memory > before["memory"] or cures.device != before["device"])
+            more = cures.max_image_pixels > before.get("max_image_pixels", 0)
+            return bool(more or cures.memory > before["memory"] or cures.device != before["device"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return False
     return False
@@ -325,7 +328,10 @@ def failure_now(row: Row, readers: tuple[str, ...], memory: int, *, readable: bo
     error = row.error or ""
     try:
         before = json.loads(row.media or "{}").get("cures", {})
-        now = Cures(readers, before.get("item_timeout", 0.0), memory, before.get("device", ""))
+        now = Cures(
+            readers, before.get("item_timeout", 0.0), memory, before.get("device", ""),
+            before.get("max_image_pixels", 0),
+        )  # fmt: skip
     except (ValueError, AttributeError, RecursionError):
         return error
     # a file that may be read and failed all the same did so for another reason: see `Entry.readable`

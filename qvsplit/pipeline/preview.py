@@ -49,7 +49,9 @@ def preview(entries: Sequence[Entry], store: Store, storage: Storage, options: E
         return Preview(0, 0, 0, 0, 0.0, "")
     estimate = _Estimate(store, options)
     gifs_are_videos = with_videos_of(store.config, options).gif == "video"
-    decoders = DecoderPool(options.item_timeout, gifs_are_videos=gifs_are_videos)
+    decoders = DecoderPool(
+        options.item_timeout, gifs_are_videos=gifs_are_videos, max_image_pixels=options.max_image_pixels
+    )
 
     def tokens(entry: Entry) -> list[int] | None:
         """Count an item's tokens: of an image, or of each temporal step of a video. None if it is bad."""

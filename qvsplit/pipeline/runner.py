@@ -33,7 +33,7 @@ from qvsplit.runtime.cpus import default_workers
 from qvsplit.runtime.memory import give_back_now
 from qvsplit.sources.decoder import ITEM_SECONDS, Closed, DecoderPool, Fetch
 from qvsplit.sources.files import FileInfo
-from qvsplit.sources.images import DecodedImage
+from qvsplit.sources.images import MAX_IMAGE_PIXELS, DecodedImage
 from qvsplit.sources.pixel_budget import PixelBudget
 from qvsplit.sources.source import Entry, local_file
 from qvsplit.sources.videos import VideoInfo
@@ -222,6 +222,7 @@ class RunnerOptions:
     videos: bool = True  # else they fail, with a reason
     gifs_are_videos: bool = False
     scratch: Path | None = None  # the folder for features of a video that are too many for memory
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
 
 class LocalRunner:
@@ -246,7 +247,7 @@ class LocalRunner:
         self._load = load
         self._is_held = is_held
         self._devices: Devices | None = None
-        self._pool = DecoderPool(options.item_timeout, options.fetch, options.gifs_are_videos)
+        self._pool = DecoderPool(options.item_timeout, options.fetch, options.gifs_are_videos, options.max_image_pixels)
         self._read, self._decode, self._scan = Read(self._pool), Decode(self._pool), Scan(self._pool)
         self._clips: Loaded | ItemError | None = None
         self._clips_loaded = threading.Event()

@@ -69,7 +69,10 @@ class View:
 
 def current_cures(options: ExtractOptions) -> Cures:
     """Say what this run can read, and under which limits: failures are tried again where that has changed."""
-    return Cures(optional_readers(videos=options.videos), options.item_timeout, machine_memory(), options.device or "")
+    return Cures(
+        optional_readers(videos=options.videos), options.item_timeout, machine_memory(), options.device or "",
+        options.max_image_pixels,
+    )  # fmt: skip
 
 
 def look(call: Call, lock: Lock | None) -> View:

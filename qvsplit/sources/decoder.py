@@ -27,7 +27,7 @@ from qvsplit.errors import ItemError, ItemNotFound, ProcessError
 from qvsplit.runtime.clock import active_seconds
 from qvsplit.sources import decoder_process
 from qvsplit.sources.files import CHANGED, FileInfo
-from qvsplit.sources.images import DecodedImage
+from qvsplit.sources.images import MAX_IMAGE_PIXELS, DecodedImage
 from qvsplit.sources.pixel_budget import Closed as Closed
 from qvsplit.sources.source import Entry, Key, local_file
 from qvsplit.sources.videos import VideoInfo
@@ -65,19 +65,22 @@ class DecoderPool:
     """One `Decoder` a thread. Pickled, it leaves its children behind; the copy starts its own when it needs them."""
 
     def __init__(
-        self, item_timeout: float = ITEM_SECONDS, fetch: Fetch = local_file, gifs_are_videos: bool = False
+        self,
+        item_timeout: float = ITEM_SECONDS,
+        fetch: Fetch = local_file,
+        gifs_are_videos: bool = False,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         self.item_timeout = item_timeout
-        self._fetch = fetch
-        self._gifs_are_videos = gifs_are_videos
+        self._settings = fetch, gifs_are_videos, max_image_pixels
         self._mine = threading.local()
         self._all: list[Decoder] = []
         self._closed = False
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[DecoderPool], tuple[float, Fetch, bool]]:
+    def __reduce__(self) -> tuple[type[DecoderPool], tuple[float, Fetch, bool, int]]:
         """Pickle the settings alone."""
-        return DecoderPool, (self.item_timeout, self._fetch, self._gifs_are_videos)
+        return DecoderPool, (self.item_timeout, *self._settings)
 
     def mine(self) -> Decoder:
         """Give the calling thread's decoder.
@@ -90,7 +93,7 @@ class DecoderPool:
             with self._lock:
                 if self._closed:
                     raise Closed
-                decoder = self._mine.decoder = Decoder(self.item_timeout, self._fetch, self._gifs_are_videos)
+                decoder = self._mine.decoder = Decoder(self.item_timeout, *self._settings)
                 self._all.append(decoder)
         return decoder
 
@@ -119,11 +122,16 @@ class Decoder:
     """
 
     def __init__(
-        self, item_timeout: float = ITEM_SECONDS, fetch: Fetch = local_file, gifs_are_videos: bool = False
+        self,
+        item_timeout: float = ITEM_SECONDS,
+        fetch: Fetch = local_file,
+        gifs_are_videos: bool = False,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         self.item_timeout = item_timeout
         self._fetch = fetch
         self._gifs_are_videos = gifs_are_videos
+        self._max_image_pixels = max_image_pixels
         self.peak_memory = 0  # the most that a child of it held, in bytes
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -226,7 +234,7 @@ class Decoder:
                 self._read(entry)
             else:
                 self._hold(entry, info)
-            width, height = self._ask({"do": "measure"})["measured"]
+            width, height = self._ask({"do": "measure", "max_pixels": self._max_image_pixels})["measured"]
             return int(width), int(height)
 
         return self._try(step)
@@ -305,7 +313,7 @@ class Decoder:
 
     def _decode(self, on_size: OnSize) -> DecodedImage:
         """Decode the bytes that the child keeps."""
-        width, height = self._ask({"do": "decode"})["claims"]
+        width, height = self._ask({"do": "decode", "max_pixels": self._max_image_pixels})["claims"]
         try:
             on_size(width, height)
         except BaseException:  # the child still waits for leave: the next one starts afresh

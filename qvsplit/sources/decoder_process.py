@@ -6,8 +6,10 @@ Messages on the socket are JSON behind their length in four bytes, little-endian
                              → a FileInfo's fields; the child keeps the bytes of an image, and a video open.
                                `frames` is null where they have to be counted, by
     {"do": "count"}          → {"frames": how many, or null where that cannot be told}
-    {"do": "measure"}        → {"measured": [width, height]}, by the header alone
-    {"do": "decode"}         → {"claims": [width, height]}, then the child waits for
+    {"do": "measure", "max_pixels"}
+                             → {"measured": [width, height]}, by the header alone
+    {"do": "decode", "max_pixels"}
+                             → {"claims": [width, height]}, then the child waits for
     {"do": "go on"}          → {"decoded": [width, height], "taken_at", "format", "memory"}, and a descriptor of memory
                                that holds the RGB pixels
     {"do": "scan"}           → {"scanned": a VideoInfo's fields, "memory"}
@@ -38,9 +40,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qvsplit.errors import ItemError, ItemNotFound
+from qvsplit.errors import ItemError, ItemNotFound, size
 from qvsplit.runtime.clock import wait_until
-from qvsplit.runtime.memory import peak_memory
+from qvsplit.runtime.memory import machine_memory, peak_memory
 from qvsplit.sources.source import Entry
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ if TYPE_CHECKING:
     from qvsplit.sources.files import OpenVideo
     from qvsplit.sources.videos import Scan
 
-MEMORY_BYTES = 4 << 30  # beyond what the decoder takes itself: several copies of the largest image there may be
+MEMORY_BYTES = 4 << 30  # beyond what the decoder takes itself; of a large image, PIXEL_BYTES for each of its pixels
+PIXEL_BYTES = 16  # that an image may take here and in the process that has it decoded: see docs/decisions.md
 PROGRESS_SECONDS = 0.5
 _STRIP_BYTES = 16 << 20
 
@@ -70,18 +73,20 @@ def main(descriptor: int, seconds: float) -> None:
     from qvsplit.sources import images
 
     images.warm_up()
-    _limit_memory()
+    memory = _Memory()
+    memory.limit(0)
     with socket.socket(fileno=descriptor) as connection:
         send(connection, {"ready": True})
-        _Child(connection, seconds).serve()
+        _Child(connection, seconds, memory).serve()
 
 
 class _Child:
     """What the child does with the parent's messages, and the file that it has read last."""
 
-    def __init__(self, connection: socket.socket, seconds: float) -> None:
+    def __init__(self, connection: socket.socket, seconds: float, memory: _Memory) -> None:
         self.connection = connection
         self.seconds = seconds
+        self.memory = memory
         self.data = b""
         self.video: OpenVideo | None = None
         self.scanned: Scan | None = None
@@ -139,18 +144,21 @@ class _Child:
         if self.video is not None:
             self.video.stream.close()
         self.data, self.video, self.scanned = b"", None, None
+        self.memory.limit(0)
 
     def _measure(self, message: dict[str, Any]) -> None:
         from qvsplit.sources import images
 
         self._expect_image()
-        send(self.connection, {"measured": images.measure(self.data)})
+        send(self.connection, {"measured": images.measure(self.data, message["max_pixels"])})
 
     def _decode(self, message: dict[str, Any]) -> None:
         from qvsplit.sources import images
 
         self._expect_image()
-        image, metadata = images.decode_with_metadata(self.data, on_size=self._wait_for_leave)
+        image, metadata = images.decode_with_metadata(
+            self.data, on_size=self._wait_for_leave, max_pixels=message["max_pixels"]
+        )
         with _shared_memory() as shared:
             _write_pixels(image, shared)
             decoded = {"decoded": image.size, "taken_at": metadata.taken_at, "format": metadata.format}
@@ -239,6 +247,7 @@ class _Child:
 
     def _wait_for_leave(self, width: int, height: int) -> None:
         """Tell the parent the size that the header claims; wait, for however long, until the memory may be taken."""
+        self.memory.limit(width * height)
         try:
             send(self.connection, {"claims": [width, height]})
         except OSError:
@@ -268,16 +277,31 @@ def _shared_memory() -> Any:
     return tempfile.TemporaryFile()
 
 
-def _limit_memory() -> None:
-    import resource
+class _Memory:
+    """What memory this process may take: by itself enough for most images, more for one that claims to be large."""
 
-    try:
-        with open("/proc/self/statm") as statm:
-            now = int(statm.read().split()[0]) * resource.getpagesize()
-    except (OSError, ValueError):
-        return  # not Linux: such systems do not keep this limit anyway
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BYTES, now + MEMORY_BYTES))
+    def __init__(self) -> None:
+        import resource
+
+        self._machine = machine_memory()
+        self._own: int | None = None  # taken before any image; None where the system keeps no such limit
+        with suppress(OSError, ValueError), open("/proc/self/statm") as statm:
+            self._own = int(statm.read().split()[0]) * resource.getpagesize()
+
+    def limit(self, pixels: int) -> None:
+        """Set the limit for an image that claims so many pixels. ItemError where this machine has not as much."""
+        import resource
+
+        needed = PIXEL_BYTES * pixels
+        if needed > max(MEMORY_BYTES, self._machine):
+            raise ItemError(
+                f"takes {size(needed)} of memory as {pixels:,} pixels, and there are {size(self._machine)}", "memory"
+            )
+        if self._own is None:
+            return
+        with suppress(ValueError, OSError):
+            highest = resource.getrlimit(resource.RLIMIT_AS)[1]
+            resource.setrlimit(resource.RLIMIT_AS, (self._own + max(MEMORY_BYTES, needed), highest))
 
 
 # ---------------------------------------------------------------------------------------------------------- messages

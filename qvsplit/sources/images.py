@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import itertools
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from qvsplit.errors import ItemError
 from qvsplit.runtime.names import absolute, stored_name
-from qvsplit.sources import pixels
+from qvsplit.sources import faults, pixels, png, tiff
 from qvsplit.sources.files import read
 from qvsplit.sources.source import Entry
 
@@ -42,12 +42,14 @@ IMAGE_POLICY: Mapping[str, str] = {
 FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "MPO", "HEIF",
 )  # fmt: skip
-MAX_PIXELS = 178_956_970  # 0.5 GB of RGB, beyond any camera: where Pillow, too, speaks of a decompression bomb
+# Beyond any camera, a sheet of A4 at 2,400 dpi or a print of 13 × 18 cm at 4,800; 3 GB of RGB
+MAX_IMAGE_PIXELS = 1_000_000_000
 
 _ANIMATED = ("GIF", "PNG", "WebP", "AVIF", "TIFF")  # formats that hold several frames or pages, all to be looked at
 
+_ONE_OPENS = threading.Lock()
+
 # TIFF and EXIF tags
-_SUBFILE_TYPE, _IS_REDUCED = 0x00FE, 1
 _EXIF_IFD = 0x8769
 _DATE_TIME, _OFFSET_TIME = 0x0132, 0x9010
 _DATE_TIME_ORIGINAL, _OFFSET_TIME_ORIGINAL = 0x9003, 0x9011
@@ -109,14 +111,22 @@ def _build(package: str) -> str | None:
 
 
 def decode(
-    data: bytes, *, about: int | None = None, on_size: Callable[[int, int], None] = lambda width, height: None
+    data: bytes,
+    *,
+    about: int | None = None,
+    on_size: Callable[[int, int], None] = lambda width, height: None,
+    max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Image.Image:
     """Decode `data` to an upright 8-bit RGB image; see `decode_with_metadata`."""
-    return decode_with_metadata(data, about=about, on_size=on_size)[0]
+    return decode_with_metadata(data, about=about, on_size=on_size, max_pixels=max_pixels)[0]
 
 
 def decode_with_metadata(
-    data: bytes, *, about: int | None = None, on_size: Callable[[int, int], None] = lambda width, height: None
+    data: bytes,
+    *,
+    about: int | None = None,
+    on_size: Callable[[int, int], None] = lambda width, height: None,
+    max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> tuple[Image.Image, ImageMetadata]:
     """Decode `data` to an upright 8-bit RGB image, and read what its file says of it.
 
@@ -125,23 +135,34 @@ def decode_with_metadata(
         about: A JPEG may be decoded at a half, a quarter or an eighth of its size, as long as its shorter side keeps
             that many pixels: for thumbnails, as the pixels are not those that a model sees.
         on_size: Called with the width and height that the header claims, before memory is taken for them.
+        max_pixels: A header that claims more is an error.
 
     Raises:
         ItemError: It is no image that can be read; with the reason.
     """
-    with _opened(data) as image:
+    with _opened(data, max_pixels) as image:
         on_size(*image.size)
         if about is not None:
             image.draft(None, (about, about))
-        image.load()
-        upright = pixels.upright(image)  # first: where Pillow fails on an EXIF block, a second try gives half of it
+        loaded = tiff.load(image, data) if image.format == "TIFF" else _loaded(image, data)
+        upright = pixels.upright(loaded)  # first: where Pillow fails on an EXIF block, a second try gives half of it
         metadata = ImageMetadata(image.format or "", _taken_at(image))
+        for spent in (image, loaded):
+            if spent is not upright:
+                spent.close()  # its pixels: a large image would be in memory once more
         return pixels.to_rgb(upright), metadata
 
 
-def measure(data: bytes) -> tuple[int, int]:
+def _loaded(image: Image.Image, data: bytes) -> Image.Image:
+    image.load()
+    if image.format == "PNG":
+        png.make_transparent(image, png.read(data))
+    return image
+
+
+def measure(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
     """Read width and height from the header alone, perhaps before turning upright. ItemError if there is none."""
-    with _opened(data) as image:
+    with _opened(data, max_pixels) as image:
         return image.size
 
 
@@ -160,57 +181,69 @@ def frames(data: bytes) -> int | None:
     if not may_have_frames(data):
         return 1
     try:
-        with _opened(data) as image:
-            return _pages(image) if image.format == "TIFF" else int(getattr(image, "n_frames", 1))
+        with _opened(data, MAX_IMAGE_PIXELS) as image:
+            return tiff.count_pages(image) if image.format == "TIFF" else int(getattr(image, "n_frames", 1))
     except ItemError:
         return None
 
 
 def may_have_frames(data: bytes) -> bool:
     """Say by its first bytes whether an image is of a format whose frames are counted."""
-    return _kind_of(data) in _ANIMATED
-
-
-def _pages(image: Image.Image) -> int:
-    pages = 1
-    with suppress(EOFError):
-        for number in itertools.count(1):
-            image.seek(number)
-            pages += not image.tag_v2.get(_SUBFILE_TYPE, 0) & _IS_REDUCED  # type: ignore[attr-defined]
-    return pages
+    return faults.kind_of(data) in _ANIMATED
 
 
 def warm_up() -> None:
-    """Import what decoding needs, so that it counts as no image's time or memory."""
+    """Import what decoding needs, so that it counts as no image's time or memory. For a process of decoding alone."""
     import numpy  # noqa: F401  # deep greys go through it
+    from PIL import Image
 
     _known_formats()
+    Image.MAX_IMAGE_PIXELS = None  # some of Pillow's readers look at it once more after the header
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     """Give Pillow's view of `data`; turn whatever goes wrong inside the block into an ItemError that says so."""
-    import io
-
     from PIL import Image, UnidentifiedImageError
 
     if not data:
         raise ItemError("is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
-            _check_size(*image.size)
+        if is_tiff := faults.kind_of(data) == "TIFF":
+            tiff.check(data)
+        with _open(data) as image:
+            if is_tiff:
+                tiff.select_page(image, data)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise faults.too_many_pixels(f"{width}×{height}", max_pixels)
             yield image
     except ItemError:
         raise
     except UnidentifiedImageError:
-        raise _unidentified(data) from None
+        raise (tiff.unidentified(data) if is_tiff else faults.unidentified(data, _known_formats())) from None
     except Image.DecompressionBombError as error:
         count = re.search(r"\d+", str(error))
-        raise ItemError(_too_many(f"{int(count[0]):,}" if count else "too many")) from None
+        raise faults.too_many_pixels(f"{int(count[0]):,}" if count else "too many", max_pixels) from None
     except MemoryError:
         raise ItemError("does not fit into memory", "memory") from None
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
-        raise _bad_file(str(error), data) from None
+        raise faults.bad_file(str(error), data) from None
+
+
+def _open(data: bytes) -> Image.Image:
+    """Have Pillow read the header, whatever it claims: Pillow's limit is one for the process, ours is of a call."""
+    import io
+
+    from PIL import Image
+
+    stream = png.read(data).open() if data.startswith(png.MAGIC) else io.BytesIO(data)
+    with _ONE_OPENS:
+        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(stream, formats=_known_formats())
+        finally:
+            Image.MAX_IMAGE_PIXELS = theirs
 
 
 @functools.cache
@@ -226,89 +259,6 @@ def _known_formats() -> tuple[str, ...]:
     except ImportError:
         pass
     return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-# ----------------------------------------------------------------------------------------- what is wrong with a file
-
-_MAGIC = {
-    b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF",
-    b"BM": "BMP", b"RIFF": "WebP", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
-}  # fmt: skip
-_AVIF_BRANDS = {b"avif", b"avis"}  # of ISO files, which hold images or videos
-_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2"}
-_CUT_OFF = re.compile(r"truncat|not enough|only got|end of file|no more data|too short", re.IGNORECASE)
-_HIDDEN = re.compile(r"MAX_TEXT|text chunk|Decompressed data too large", re.IGNORECASE)
-_NO_CODEC = re.compile(r"(decoder|codec) \S+ not available|support not installed", re.IGNORECASE)
-_VARIANT = re.compile(r"unsupported|not supported|unknown (compression|mode|pixel)|cannot handle", re.IGNORECASE)
-
-
-def iso_kind(data: bytes) -> str | None:
-    """Tell what a file is that begins as ISO files do: `AVIF`, `HEIF`, or any other, `MP4`. None if it is none."""
-    if data[4:8] != b"ftyp":  # then brands, of which any may be the one that says it
-        return None
-    length = min(int.from_bytes(data[:4], "big"), 256)
-    brands = {data[at : at + 4] for at in (8, *range(16, length, 4))}
-    return "AVIF" if brands & _AVIF_BRANDS else "HEIF" if brands & _HEIF_BRANDS else "MP4"
-
-
-def _kind_of(data: bytes) -> str | None:
-    """Tell what kind of image a file is by its first bytes."""
-    if (kind := iso_kind(data)) in ("AVIF", "HEIF"):
-        return kind
-    return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
-
-
-def _a_file(kind: str | None) -> str:
-    if kind is None:
-        return "an image"
-    return f"an {kind} file" if kind.startswith("A") else f"a {kind} file"
-
-
-def _bad_file(reason: str, data: bytes) -> ItemError:
-    """Say in words for those who own the file what Pillow said of it; equal causes in equal words."""
-    image = _a_file(_kind_of(data))
-    if _NO_CODEC.search(reason):
-        return _no_decoder(image)
-    if _CUT_OFF.search(reason):
-        return ItemError(f"is {image} that is cut off or damaged")
-    if _HIDDEN.search(reason):
-        return ItemError(f"is {image} that hides more text or profile data than is allowed")
-    if _VARIANT.search(reason):
-        reader = "pillow-heif" if _kind_of(data) == "HEIF" else "pillow"
-        return ItemError(
-            f"is {image} of a variant that cannot be read; a newer reader may: pip install --upgrade {reader}",
-            "reader-missing",
-        )
-    return ItemError(f"is {image} that is damaged")
-
-
-def _no_decoder(image: str) -> ItemError:
-    return ItemError(
-        f"is {image}, for which this Pillow has no decoder; install one that has: pip install --upgrade pillow",
-        "reader-missing",
-    )
-
-
-def _unidentified(data: bytes) -> ItemError:
-    from PIL import features
-
-    kind = _kind_of(data)
-    if kind == "HEIF" and "HEIF" not in _known_formats():
-        return ItemError("is a HEIF image, which needs pillow-heif: pip install 'qvsplit[heif]'", "reader-missing")
-    if kind in {"AVIF", "WebP"} and not features.check(kind.lower()):
-        return _no_decoder(_a_file(kind))
-    if kind is not None:
-        return ItemError(f"is {_a_file(kind)} that is cut off or damaged")
-    return ItemError("is not an image or a video that can be read (by its content, whatever its name)")
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ItemError(_too_many(f"{width}×{height}"))
-
-
-def _too_many(size: str) -> str:
-    return f"claims {size} pixels, over the limit of {MAX_PIXELS:,}: a decompression bomb?"
 
 
 # ------------------------------------------------------------------------------------------------------------- EXIF

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qvsplit.errors import ItemError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from PIL import Image
 
 _ORIENTATION = 0x0112
@@ -48,21 +49,33 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB: alpha over white, 16 bits by their high byte, 32-bit greys stretched."""
-    from PIL import Image
+    """Convert any mode to 8-bit RGB: alpha over white, 16 bits by their high byte, 32-bit greys stretched.
 
+    An image that is RGB already is given back itself.
+    """
     if image.mode.startswith("I;16"):
         image = _high_byte(image)
     elif image.mode in {"I", "F"}:
-        image = _grey(_stretched(image))
+        image = stretched(image)
     elif image.mode == "LAB":
         return _from_lab(image)
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGB", rgba.size, (255, 255, 255))
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image.convert("RGB")
+        return _over_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Lay an image of any mode over white, some rows at a time, as it may be large."""
+    from PIL import Image
+
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    for top in range(0, height, rows):
+        box = (0, top, width, min(top + rows, height))
+        rgba = image.crop(box).convert("RGBA")
+        white.paste(rgba, box, mask=rgba.getchannel("A"))
+    return white
 
 
 def _grey(values: object) -> Image.Image:
@@ -86,20 +99,36 @@ def _high_byte(image: Image.Image) -> Image.Image:
     return _grey(grey)
 
 
-def _stretched(image: Image.Image) -> object:
+def twelve_bits(image: Image.Image) -> Image.Image:
+    """Take the high eight of greys of 12 bits."""
+    import numpy as np
+
+    return _grey((np.asarray(image).astype(np.uint16) >> 4).astype(np.uint8))
+
+
+def stretched(image: Image.Image, dtype: str | None = None) -> Image.Image:
     """Map 32-bit greys, which have no agreed white, to 8 bits: floats within 0…1 as they are, all else min…max.
 
     Integers within 16 bits are taken for 16-bit greys, which some of Pillow's readers deliver as 32. Some rows at a
     time, as such an image may be large.
+
+    Args:
+        image: Of mode "I" or "F".
+        dtype: NumPy's name of what these numbers are, where the mode takes them for others of their size.
     """
     import numpy as np
 
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
     strips = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+
+    def numbers(box: tuple[int, int, int, int]) -> npt.NDArray[Any]:
+        values = np.asarray(image.crop(box))
+        return values if dtype is None else values.view(dtype)
+
     low, high = np.inf, -np.inf
     for box in strips:
-        values = np.asarray(image.crop(box))
+        values = numbers(box)
         finite = values[np.isfinite(values)]
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
@@ -110,13 +139,13 @@ def _stretched(image: Image.Image) -> object:
         low, high = 0.0, 1.0
     grey = np.empty((height, width), np.uint8)
     for box in strips:
-        values = np.asarray(image.crop(box)).astype(np.float64)
+        values = numbers(box).astype(np.float64)
         if deep:
             grey[box[1] : box[3]] = values.astype(np.uint16) >> 8
         else:
             scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
             grey[box[1] : box[3]] = np.rint(np.clip(scaled, 0, 1) * 255)
-    return grey
+    return _grey(grey)
 
 
 def _from_lab(image: Image.Image) -> Image.Image:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvsplit.errors import ItemError
-from qvsplit.sources.images import iso_kind
+from qvsplit.sources.faults import iso_kind
 
 if TYPE_CHECKING:
     from fractions import Fraction

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, TiffImagePlugin
 from qwen_vl_utils.vision_process import to_rgb
 
 from qvsplit.errors import ERROR_KINDS, ItemError
-from qvsplit.sources import images, pixels
+from qvsplit.sources import faults, images, pixels
 from tests.support.nasty_images import encoded
 from tests.support.photographs import same_rgb
 
@@ -203,8 +203,8 @@ WEBP = b"RIFF\x20\0\0\0WEBPVP8 " + b"\0" * 20
     [
         (b"", "is empty", "content"),
         (b"just some text", "not an image", "content"),
-        (png_claiming(60000, 60000), "bomb", "content"),
-        (png_claiming(2**31 - 1, 2**31 - 1), "bomb", "content"),
+        (png_claiming(60000, 60000), "bomb would; `max_image_pixels` allows more", "memory"),
+        (png_claiming(2**31 - 1, 2**31 - 1), "bomb would; `max_image_pixels` allows more", "memory"),
         (png_claiming(10, 10), "is a PNG file that is cut off or damaged", "content"),
         (HEIC, "needs pillow-heif", "reader-missing"),
         (b"\xff\xd8\xff\xe0", "is a JPEG file that is cut off or damaged", "content"),
@@ -249,7 +249,7 @@ def test_what_pillow_raises_has_a_reason_and_its_kind(monkeypatch, raised, reaso
 )  # fmt: skip
 def test_an_image_of_apples_or_aoms_is_told_by_any_of_its_brands(brands, kind):
     data = (8 + len(brands)).to_bytes(4, "big") + b"ftyp" + brands + b"avif"  # behind the brands is no brand
-    assert images._kind_of(data) == kind
+    assert faults.kind_of(data) == kind
 
 
 def test_readers_are_others_once_one_is_installed_upgraded_or_built_with_more(tmp_path, monkeypatch):
@@ -283,13 +283,12 @@ def test_a_reader_whose_folder_may_not_be_read_is_another_build(monkeypatch):
 
 def test_a_reader_that_is_there_is_not_missing(monkeypatch):
     """A broken HEIF is the file's fault where pillow-heif is installed, an AVIF the reader's where Pillow has none."""
-    monkeypatch.setattr(images, "_known_formats", lambda: ("PNG", "HEIF"))
     monkeypatch.setattr("PIL.features.check", lambda name: False)
     with pytest.raises(ItemError, match="is a HEIF file that is cut off or damaged") as caught:
-        raise images._unidentified(HEIC)
+        raise faults.unidentified(HEIC, ("PNG", "HEIF"))
     assert caught.value.kind == "content"
     for data in (AVIF, WEBP):
-        assert images._unidentified(data).kind == "reader-missing"
+        assert faults.unidentified(data, ("PNG", "HEIF")).kind == "reader-missing"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])

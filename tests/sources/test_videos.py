@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from qvsplit.errors import ItemError
-from qvsplit.sources import images, videos
+from qvsplit.sources import faults, videos
 from qvsplit.sources.videos import FileView, Scan, kind_of, reader_versions
 from tests.support.clips import drawn, make_clip, make_sound, number_of, plain_frames
 from tests.support.nasty_clips import many_tracks
@@ -267,7 +267,7 @@ def test_what_is_a_video_is_told_by_its_first_bytes(clips, tmp_path, name):
 def test_images_and_everything_else_are_no_videos(photos):
     for path in photos.iterdir():
         assert kind_of(path.read_bytes()[: videos.HEAD_BYTES], gifs_are_videos=True) == "image", path
-    for brand in images._AVIF_BRANDS | images._HEIF_BRANDS:
+    for brand in faults.AVIF_BRANDS | faults.HEIF_BRANDS:
         assert kind_of(b"\0\0\0\x18ftypmp42\0\0\0\0" + brand, gifs_are_videos=True) == "image", brand
     for other in (
         b"",
