@@ -122,7 +122,8 @@ class Thumbnails:
     def _thumbnail(self, row: Row) -> bytes | str:
         """Give the thumbnail, nothing if the page has it already, or the reason why there is none."""
         try:
-            if row.content is None:
+            # what failed may have crashed its decoder, and here an image is decoded in this very process
+            if row.status == "failed" or row.content is None:
                 return failure_reason(row)
             is_video = row.kind == "video"
             large = (row.width or 0) * (row.height or 0) > LARGE_PIXELS or (row.size > LARGE_BYTES and not is_video)

@@ -248,6 +248,13 @@ def test_what_could_not_be_checked_never_reads_as_pass(tmp_path):
     assert (failed[2], data["texts"][failed[1]], len(failed)) == (report.FAILED, "the features are damaged", 3)
 
 
+def test_what_failed_is_not_decoded_again_in_this_process(tmp_path, some_photos):
+    """It may be the file that crashes its decoder, in a child process."""
+    row = row_of(some_photos / "coins.png", status="failed", error="crashes its decoder (SIGSEGV)")
+    page = written(tmp_path / "page.html", [], failed=[row])
+    assert data_of(page)["items"][0][2:4] == [-1, "crashes its decoder (SIGSEGV)"] and thumbnails_of(page) == []
+
+
 def test_choice_mass_is_in_the_data_and_marks_answers_that_mean_little(tmp_path):
     row, shown = no_row("a.jpg"), (0.9, 0.500001, 0.499999, 3.21987e-12, 0.99999)
     answers = [scored(row, f"check-{number}", 0.9, choice_mass=choice_mass) for number, choice_mass in enumerate(shown)]
