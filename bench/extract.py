@@ -6,8 +6,9 @@
 CHECKPOINT is one of the true shape: `python -m tests.support.checkpoints DIR --shape 2b`, with `--vision-depth 4` for
 quick runs. The photographs are those that scikit-image and scikit-learn ship, saved as JPEG in mixed sizes. Contenders:
 
-    circulation  the recipe in circulation: every file through `load_file`, keys that hold `visual.` stripped of it,
-                 `strict=False`, cast to bfloat16, the AutoProcessor and the encoder on one image at a time
+    usual        the usual script, as passed on in QwenLM/Qwen3-VL#287: `load_file` on the files (there on the first
+                 alone), keys that hold `visual.` stripped of it, `strict=False`, the AutoProcessor and the encoder on
+                 one image at a time; in bfloat16, as Tencent's KsanaLLM and NativeRes-LLaVA have it
     plain        what a good engineer writes with transformers: the encoder alone in the right dtype, the fast
                  processor, a DataLoader with a worker a core, batches of like size, one file of features an image
     qvsplit      `qvsplit extract`
@@ -17,7 +18,7 @@ quick runs. The photographs are those that scikit-image and scikit-learn ship, s
 
 Rates are of images without start-up (imports and weights), which is shown apart. Embeddings of all contenders are
 held against plain's. `--without-bf16` has oneDNN leave out a CPU's bfloat16 units, as if it had none. `--few N` gives
-circulation only the first N images. Last line: one JSON object.
+usual only the first N images. Last line: one JSON object.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--few", type=int, help="images for circulation, where it would take hours")
+    parser.add_argument("--few", type=int, help="images for usual, where it would take hours")
     parser.add_argument("--dtype", default="float32", help="of plain, qvsplit and the limit")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--contenders", default="circulation,plain,qvsplit")
+    parser.add_argument("--contenders", default="usual,plain,qvsplit")
     parser.add_argument("--largest", type=int, default=12_000_000, help="pixels of the largest photograph")
     parser.add_argument("--without-bf16", action="store_true")
     parser.add_argument("--plot", type=Path, nargs="+", metavar=("FILE.svg", "LOG"), help="draw earlier runs' output")
@@ -80,7 +81,7 @@ def _compare(told: argparse.Namespace, folder: Path) -> None:
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in [*names, "limit"]}
     for number in range(told.rounds):
         for name in rounds:
-            few = name == "circulation" and told.few
+            few = name == "usual" and told.few
             result = _run(told, name, folder / "few" if few else photos, folder / f"{name}-{number}")
             rounds[name].append(result)
             print(f"round {number + 1}: {name} {json.dumps(result)}", file=sys.stderr, flush=True)
@@ -214,8 +215,8 @@ def _done(began: float, ready: float, photos: Path, patches: int, device: str, *
     print(json.dumps(told | more))
 
 
-def circulation(told: argparse.Namespace, began: float) -> None:
-    """The extraction config that users pass on to one another; it casts to bfloat16 on any machine."""
+def usual(told: argparse.Namespace, began: float) -> None:
+    """The script that users pass on to one another: QwenLM/Qwen3-VL#287; here in bfloat16 on any machine."""
     import numpy as np
     import torch
     from PIL import Image
@@ -387,7 +388,7 @@ def _grids(told: argparse.Namespace) -> Iterator[tuple[int, int]]:
         yield tall // 14, wide // 14
 
 
-CHILDREN = {"circulation": circulation, "plain": plain, "qvsplit": qvsplit, "limit": limit}
+CHILDREN = {"usual": usual, "plain": plain, "qvsplit": qvsplit, "limit": limit}
 
 if __name__ == "__main__":
     main()

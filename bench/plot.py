@@ -19,7 +19,7 @@ STYLE = (
     "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.axis{stroke:#6e7681}.back{fill:#0d1117}}</style>"
 )
 BARS = {
-    "circulation": ("#b3261e", "the recipe in circulation"), "plain": ("#c77700", "plain transformers, written well"),
+    "usual": ("#b3261e", "the usual script"), "plain": ("#c77700", "plain transformers, written well"),
     "qvsplit": ("#0b7a4b", "qvsplit"), "limit": ("#5b6b7a", "the limit: torch's matrix product"),
 }  # fmt: skip
 
