@@ -9,8 +9,8 @@ transparent, no colour profile, the first frame, 16 bits by their high byte. qvs
 processes of their own, so that a crash or a hang is a line of the table like any other.
 
     agree           no value differs by more than 2 levels
-    near            they differ by more, but by 1.5 levels on average at the most, at 32 dB or better, in a format with
-                    losses: decoders may filter the smaller colour planes in their own way and round as they like
+    near            they differ by more, but by 1.5 levels on average at the most, at 32 dB or better, in an AVIF or
+                    HEIF: their decoders filter smaller colour planes each in its own way, and round as they like
     both refuse     neither gives a picture
     only second     qvsplit refuses what a second decoder reads
     only qvsplit    qvsplit reads what no second decoder reads
@@ -42,8 +42,8 @@ from qvsplit.sources.images import optional_readers
 from qvsplit.sources.source import Entry
 
 SAME_LEVELS = 2  # rounding: YCbCr, alpha over white and scaling of floats by two pieces of code
-NEAR_LEVELS, NEAR_DECIBELS = 1.5, 32.0  # of formats with losses; a wrong plane, turn or gamma is far beyond
-LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000", "TIFF")  # TIFF: with JPEG inside
+NEAR_LEVELS, NEAR_DECIBELS = 1.5, 32.0  # a wrong plane, turn or gamma is far beyond
+NEAR_FORMATS = ("AVIF", "HEIF")  # of all others the decoders' colours are the same to the level
 QUIET = ("agree", "near", "both refuse")
 
 
@@ -118,7 +118,7 @@ def compare(ours: Seen, theirs: Seen) -> dict[str, Any]:
         return {"verdict": "differ", **{who: f"{words[who]}, {size}" for who, size in zip(words, sizes, strict=True)}}
     apart = np.abs(ours.pixels.astype(np.int16) - theirs.pixels)
     most, mean, square = int(apart.max()), float(apart.mean()), float(np.square(apart, dtype=np.float64).mean())
-    near = mean <= NEAR_LEVELS and square <= 255**2 / 10 ** (NEAR_DECIBELS / 10) and ours.word in LOSSY
+    near = mean <= NEAR_LEVELS and square <= 255**2 / 10 ** (NEAR_DECIBELS / 10) and ours.word in NEAR_FORMATS
     return {
         "verdict": "agree" if most <= SAME_LEVELS else "near" if near else "differ",
         **words,

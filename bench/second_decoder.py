@@ -144,6 +144,8 @@ def _by_imagecodecs(data: bytes, suffix: str) -> Pixels:
     if data[:2] in (b"II", b"MM"):
         raise ValueError("a TIFF")
     values = imagecodecs.imread(io.BytesIO(data))
+    if data[4:8] == b"ftyp" and values.dtype != np.uint8:
+        raise ValueError("an AVIF or HEIF of a depth that is not told")
     size = data.find(b"\xff\x4f\xff\x51")  # of JPEG 2000: the depth of its samples is beyond the size
     if size >= 0:
         depth, is_signed = data[size + 42] % 128 + 1, data[size + 42] >= 128
