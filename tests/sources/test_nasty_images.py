@@ -18,7 +18,7 @@ from tests.support.nasty_images import TOO_SLIM, expected, make_corpus, remove_c
 
 # What every failure of the corpus is by its reason; all others are of the content
 KINDS = {
-    r"needs pillow-heif|has no decoder|of a variant that": "reader-missing",
+    r"needs pillow-heif|has no decoder|of a variant that|layout that is not supported": "reader-missing",
     r"took longer than": "timeout",
     r"cannot be (opened|read):": "permission",
     r"not (fit into|enough) memory": "memory",
