@@ -1,37 +1,36 @@
-"""Checkpoints made once a session, real photographs, and the full model of transformers as the reference."""
+"""Checkpoints made once a session, real photographs, and the full model of transformers as the reference.
+
+Fixtures import what is heavy: `pytest -n` reads this file in the process that only hands out tests, too.
+"""
 
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a hub; the hub's tests set their own
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models on busy cores: two threads wait for each other
 os.environ.pop("QVSPLIT_MODEL", None)
 os.environ.pop("HF_ENDPOINT", None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process under test would compile the package anew
+sys.dont_write_bytecode = False
 
-import torch
-from hypothesis import settings
-from PIL import Image
-
-from tests.support.checkpoints import make_tiny
-from tests.support.extracting import OLD, PHOTOS, Ran, extractor
-from tests.support.fake_encoder import FakeModel
-from tests.support.fake_source import InThreadDecoders
-from tests.support.families import make_checkpoint
-from tests.support.families.reference import Reference
-from tests.support.full_model import FullModel
-from tests.support.photographs import photographs
-
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from tests.support.extracting import Ran
+    from tests.support.fake_encoder import FakeModel
+    from tests.support.families.reference import Reference
+    from tests.support.full_model import FullModel
 
 # The same examples every time, however busy the machine is; HYPOTHESIS_PROFILE=explore looks for new ones
 settings.register_profile("suite", deadline=None, derandomize=True)
@@ -45,6 +44,12 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_collection_finish():
+    """Half a million objects of torch, transformers and the tests themselves stay to the end: none is garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Fingerprints remembered by one test must not help another."""
@@ -54,12 +59,16 @@ def _own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Where threads share a product of few rows, it is rounded in another way: what one test sets, no other has."""
+    import torch
+
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """The tiny checkpoint as transformers 5 saves it, in five files."""
+    from tests.support.checkpoints import make_tiny
+
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     make_tiny(folder)
     return folder
@@ -68,6 +77,8 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def hub_checkpoint(tmp_path_factory) -> Path:
     """The same weights in the hub's older layout."""
+    from tests.support.checkpoints import make_tiny
+
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-hub"
     make_tiny(folder, layout="hub", files=2)
     return folder
@@ -76,6 +87,7 @@ def hub_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def family_checkpoint(tmp_path_factory) -> Callable[[str], Path]:
     """The tiny checkpoint of a family, made once. Read only."""
+    from tests.support.families import make_checkpoint
 
     @functools.cache
     def made(name: str) -> Path:
@@ -89,12 +101,18 @@ def family_checkpoint(tmp_path_factory) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def family_reference(family_checkpoint) -> Callable[[str], Reference]:
     """The full model of a family's tiny checkpoint, loaded once by transformers alone."""
+    from tests.support.families.reference import Reference
+
     return functools.cache(lambda name: Reference(family_checkpoint(name)))
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """Real photographs of many shapes, and the shapes that photographs seldom have, cut from them."""
+    from PIL import Image
+
+    from tests.support.photographs import photographs
+
     folder = tmp_path_factory.mktemp("photos")
     for path in photographs():
         shutil.copyfile(path, folder / path.name)
@@ -112,6 +130,8 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture
 def some_photos(tmp_path) -> Path:
     """A folder of four small photographs that a test may change."""
+    from tests.support.extracting import OLD, PHOTOS
+
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("chelsea.png", "coffee.png", "coins.png", "rocket.jpg"):
@@ -129,6 +149,9 @@ def out(tmp_path) -> Path:
 @pytest.fixture
 def fake_model(monkeypatch) -> FakeModel:
     """Have every extraction use a fake encoder, and decode in its own threads; the model's name is `fake`."""
+    from tests.support.fake_encoder import FakeModel
+    from tests.support.fake_source import InThreadDecoders
+
     model = FakeModel()
     monkeypatch.setattr("qvsplit.pipeline.execution.load_devices", model.load_devices)
     monkeypatch.setattr("qvsplit.pipeline.runner.DecoderPool", InThreadDecoders)
@@ -138,17 +161,24 @@ def fake_model(monkeypatch) -> FakeModel:
 @pytest.fixture
 def extract(fake_model, out) -> Callable[..., Ran]:
     """Extract paths into `out` with the fake encoder."""
+    from tests.support.extracting import extractor
+
     return extractor("fake", out)
 
 
 @pytest.fixture
 def extract_with_model(checkpoint, out) -> Callable[..., Ran]:
     """Extract paths into `out` with the tiny checkpoint's own encoder."""
+    from tests.support.extracting import extractor
+
     return extractor(str(checkpoint), out)
 
 
 @pytest.fixture(scope="session")
 def whole(checkpoint) -> FullModel:
+    """The full model of the tiny checkpoint."""
+    from tests.support.full_model import FullModel
+
     return FullModel(checkpoint)
 
 
