@@ -17,7 +17,7 @@ from qvsplit.answering.checks import Question
 from qvsplit.answering.collection import Collection
 from qvsplit.answering.engine import Engine, FeatureRef
 from qvsplit.answering.evidence import check_encoder, check_features
-from qvsplit.answering.given import a_callback, a_question, each, questions_of
+from qvsplit.answering.given import a_callback, a_question, each, questions_of, turns_of
 from qvsplit.answering.loading import QUANTISED, device_type, engine_for, expected_dtype, window_limits
 from qvsplit.answering.local_engine import LocalEngine
 from qvsplit.answering.options import MAX_NEW_TOKENS, AskOptions
@@ -107,19 +107,49 @@ class Session:
         """Whether the language model is in memory of this process."""
         return isinstance(self.engine, LocalEngine) and self.engine.is_loaded
 
-    def answer(self, rows: Rows, question: Asked, *, on_text: Callable[[str], None] | None = None) -> Answer:
+    def answer(
+        self,
+        rows: Rows,
+        question: Asked,
+        *,
+        earlier: Iterable[tuple[str, str]] = (),
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
         """Answer one question about one image or video, or about several shown together in this order.
+
+            first = session.answer("cat.jpg", "What is in the image?")
+            session.answer("cat.jpg", "What colour is it?", earlier=[(first.question, first.text)])
 
         Args:
             rows: A row of the store, its name, or several of these. A video in several parts is named with the part:
                 `film.mp4#1`.
             question: Text, or a question with choices.
+            earlier: The questions of the same conversation before it, each with its answer: the prompt has them, as the
+                chat template writes several turns.
             on_text: Hears the answer's text as it grows.
 
         Raises:
-            QvsplitError: It could not be answered.
+            QvsplitError: It could not be answered. UsageError where the model's chat template takes no earlier answers.
         """
-        return _answer(self._questioner, self._shown(rows), a_question(question), on_text)
+        items = replace(self._shown(rows), earlier=turns_of(earlier))
+        return _answer(self._questioner, items, a_question(question), on_text)
+
+    def over(self, store: Collection, *, system: str | None) -> Session:
+        """Give a session of another collection on the same engine, with another system message.
+
+        From here on the engine answers for that collection alone; what it has cached stays of use.
+
+        Raises:
+            UsageError: There is nothing to ask about in it.
+            ConfigError: Nothing shows that its features come from the encoder of the model.
+        """
+        evidence = self.encoder_check
+        if store is not self.store:
+            evidence = check_encoder(store, self.checkpoint, allow_unchecked=self.options.unchecked_encoder)
+        if isinstance(self.engine, LocalEngine):
+            self.engine.reader = StoreReader(store)
+        options = replace(self.options, system=system)
+        return Session(store, self.engine, options=options, encoder_check=evidence, checkpoint=self._checkpoint)
 
     def answers(self, rows: Rows, questions: Iterable[Asked]) -> list[Answer]:
         """Answer many questions about one image or video, or about several shown together: one prefill for all.

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qvsplit.commands import answers, ask, compact, demo, doctor, extract, find, gate, inspect, purge, verify
+from qvsplit.commands import answers, ask, chat, compact, demo, doctor, extract, find, gate, inspect, purge, verify
 from qvsplit.commands.help import SETTINGS, Command, Group, help_and_examples, mistake, with_help_all
 from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import BUG, INTERRUPTED, TERMINATED, DiskError, QvsplitError, UsageError
@@ -27,6 +27,7 @@ from qvsplit.runtime import cpus, interrupts, streams
 COMMANDS: dict[str, Callable[..., None]] = {
     "extract": extract.extract,
     "ask": ask.ask,
+    "chat": chat.chat,
     "answers": answers.answers,
     "find": find.find,
     "gate": gate.gate,

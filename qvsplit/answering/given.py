@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qvsplit.answering.checks import Question
+from qvsplit.answering.requests import Turn
 from qvsplit.errors import UsageError
 from qvsplit.runtime import arguments
 from qvsplit.store.store import Store
@@ -42,6 +43,19 @@ def questions_of(questions: object) -> list[Question]:
     if not isinstance(questions, Iterable) or isinstance(questions, bytes | Mapping):
         raise arguments.wrong("questions", questions, "a list of questions")
     return [a_question(question, f"questions[{number}]") for number, question in enumerate(questions)]
+
+
+def turns_of(earlier: object) -> tuple[Turn, ...]:
+    """Give the questions before one, each with its answer. UsageError for what are no pairs of texts."""
+    wanted = "a list of questions, each with its answer"
+    if not isinstance(earlier, Iterable) or isinstance(earlier, str | bytes | Mapping):
+        raise arguments.wrong("earlier", earlier, wanted)
+    turns: list[Turn] = []
+    for number, pair in enumerate(earlier):
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise arguments.wrong(f"earlier[{number}]", pair, "a question and its answer, both texts")
+        turns.append(Turn(*pair))
+    return tuple(turns)
 
 
 def a_callback(name: str, given: Any) -> Any:

@@ -56,14 +56,18 @@ class EngineLimits:
 
 
 class LocalEngine:
-    """Answers requests with a language model in this process. One call of `answer` at a time."""
+    """Answers requests with a language model in this process. One call of `answer` at a time.
+
+    Attributes:
+        reader: Where it gets what requests name; between two calls it may be exchanged.
+    """
 
     def __init__(
         self, load: Callable[[], LanguageModel], reader: FeatureReader, limits: EngineLimits | None = None
     ) -> None:
         self._load = load
         self._language: LanguageModel | None = None
-        self._reader = reader
+        self.reader = reader
         self._limits = limits or EngineLimits()
         self._cancelled = threading.Event()
         self._constraints: dict[str, Callable[[], Constraint]] = {}  # by the schema they follow
@@ -144,7 +148,7 @@ class LocalEngine:
             UsageError: The prompt is longer than the model's context, or the model cannot tell the choices apart.
         """
         prompter = self.language.prompter
-        placeholders = [Placeholder.from_row(self._reader.row(ref)) for ref in request.features]
+        placeholders = [Placeholder.from_row(self.reader.row(ref)) for ref in request.features]
         prompt = prompter.chat(request.messages, placeholders, thinking=request.thinking)
         scored = _scored(request, prompter.text_tokens)
         prepared = PreparedRequest(request, prompt, tuple(scored), tuple(scored.values()))
@@ -271,7 +275,7 @@ class LocalEngine:
             return cached
         shares = 0 < shared < len(features) and self.language.can_extend and prompt.begins_with(shared)
         after = self._prefix(prompt.upto(shared), features[:shared]) if shares else None
-        new = [self._reader.features(ref) for ref in features[shared if shares else 0 :]]
+        new = [self.reader.features(ref) for ref in features[shared if shares else 0 :]]
         prefix = self.language.prefill(prompt, new, after=after)
         self.prefix_cache.put(key, prefix)
         return prefix

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from qvsplit.answering.checks import Question, normalised, outcome
 from qvsplit.answering.engine import Completion, Engine, FeatureRef, Request
@@ -21,12 +22,23 @@ CANCELLED = "cancelled"
 ERROR = "error"
 
 
+class Turn(NamedTuple):
+    """A question that has been asked before, and its answer."""
+
+    question: str
+    answer: str
+
+
 @dataclass(frozen=True)
 class PromptItems:
-    """The items of one prompt, in order; the first `shared` of them begin others' prompts too."""
+    """The items of one prompt, in order; the first `shared` of them begin others' prompts too.
+
+    `earlier` is what has been said about them in the same conversation: it stands behind the items in the prompt.
+    """
 
     rows: tuple[Row, ...]
     shared: int = 0
+    earlier: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,19 +117,20 @@ class Questioner:
         spellings = tuple(spelling for spellings in question.spellings.values() for spelling in spellings)
         return Request(
             id=str(place),
-            messages=tuple(question_messages(question.text, kinds, self.options.system)),
+            messages=tuple(question_messages(question.text, kinds, self.options.system, items.earlier)),
             features=refs,
             shared=items.shared,
             decoding=self.options.decoding,
             choices=spellings,
             forms=tuple(form for forms in question.forms.values() for form in forms if form not in spellings),
-            seed=self._seed(refs, question),
+            seed=self._seed(refs, question, items.earlier),
         )
 
-    def _seed(self, refs: tuple[FeatureRef, ...], question: Question) -> int:
+    def _seed(self, refs: tuple[FeatureRef, ...], question: Question, earlier: tuple[Turn, ...]) -> int:
         """Derive a seed from what is asked about what, so that an answer does not depend on its neighbours."""
         asked = [self.options.seed, refs, self.options.system, question.text]
         asked += ["thinking"] if self.options.thinking else []
+        asked += [earlier] if earlier else []
         return int.from_bytes(hashlib.sha256(json.dumps(asked).encode()).digest()[:7])
 
     def _answer(self, completion: Completion, items: PromptItems, question: Question) -> Answer:

@@ -13,10 +13,7 @@ import typer
 from qvsplit.commands.ask_files import open_items
 from qvsplit.commands.options import (
     DEFAULT_STORE,
-    DTYPE_ALIASES,
-    DTYPES,
     INPUT,
-    MODEL,
     OUTPUT,
     PERFORMANCE,
     SAMPLING,
@@ -24,11 +21,20 @@ from qvsplit.commands.options import (
     Allow,
     AnswerKernels,
     AskDevice,
+    AskDtype,
     Json,
+    MaxNewTokens,
     Model,
     OutputFormat,
     ProgressMode,
     Quiet,
+    Seed,
+    System,
+    Temperature,
+    Thinking,
+    TopK,
+    TopP,
+    UncheckedEncoder,
     as_format,
     one_of,
 )  # fmt: skip
@@ -44,7 +50,7 @@ from qvsplit.commands.survey import (
     write_page,
 )  # fmt: skip
 from qvsplit.commands.wording import say_note
-from qvsplit.errors import CHECKS_FLAGGED, UsageError, escaped
+from qvsplit.errors import CHECKS_FLAGGED, UsageError
 from qvsplit.output.levels import LEVELS
 from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import say
@@ -212,68 +218,13 @@ def ask(
             hidden=True,
         ),
     ] = False,
-    system: Annotated[
-        str | None,
-        typer.Option(
-            help="A system message in place of the template's own.",
-            show_default=False,
-            rich_help_panel=MODEL,
-            hidden=True,
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(
-            help="The most tokens of an answer, reasoning included.",
-            rich_help_panel=SAMPLING,
-            hidden=True,
-        ),
-    ] = 128,
-    thinking: Annotated[
-        bool,
-        typer.Option(
-            "--thinking/--no-thinking",
-            help="Ask a model that can to think before it answers: --json, --out and --report have its reasoning, "
-            "plain output the answer alone. Choices are scored without.",
-            rich_help_panel=SAMPLING,
-            hidden=True,
-        ),
-    ] = False,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            help="Sample answers instead of the most probable tokens.",
-            show_default=False,
-            rich_help_panel=SAMPLING,
-            hidden=True,
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Sample from the most probable tokens of this probability.",
-            show_default=False,
-            rich_help_panel=SAMPLING,
-            hidden=True,
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            help="Sample from this many of the most probable tokens.",
-            show_default=False,
-            rich_help_panel=SAMPLING,
-            hidden=True,
-        ),
-    ] = None,
-    seed: Annotated[
-        int,
-        typer.Option(
-            help="The same seed samples the same answers.",
-            rich_help_panel=SAMPLING,
-            hidden=True,
-        ),
-    ] = 0,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 128,
+    thinking: Thinking = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = 0,
     stop: Annotated[
         list[str] | None,
         typer.Option(
@@ -295,26 +246,9 @@ def ask(
     ] = None,
     model: Model = None,
     device: AskDevice = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            **one_of("--dtype", *DTYPES, aliases=DTYPE_ALIASES),
-            help="What to compute in [default: float32 on a CPU, the checkpoint's on CUDA].",
-            show_default=False,
-            rich_help_panel=MODEL,
-            hidden=True,
-        ),
-    ] = None,
+    dtype: AskDtype = None,
     kernels: AnswerKernels = "fused",
-    unchecked_encoder: Annotated[
-        bool,
-        typer.Option(
-            "--unchecked-encoder",
-            help="Ask although nothing shows that the features are from this model's vision encoder.",
-            rich_help_panel=MODEL,
-            hidden=True,
-        ),
-    ] = False,
+    unchecked_encoder: UncheckedEncoder = False,
     format: OutputFormat = None,
     as_json: Json = False,
     absolute: Absolute = False,
@@ -393,21 +327,22 @@ def _converse(chosen: Items, options: AskOptions, outputs: Outputs, choices: str
     """Answer questions that are typed one by one."""
     from qvsplit.answering.selection import select
     from qvsplit.ask import load_session
-    from qvsplit.commands.prompt_loop import prompt_loop
-    from qvsplit.output.names import shown_name
-    from qvsplit.output.verdicts import failure_reason
+    from qvsplit.commands.prompt_items import Asked, say_failed
+    from qvsplit.commands.prompt_loop import PromptLoop
 
     store = _opened(chosen, options, outputs)
     selection = select(store, chosen.globs)
-    items = _prompts(selection, chosen, _reference(store, chosen))
-    for row in selection.failed:
-        say(f"failed: {escaped(shown_name(row))} {failure_reason(row)}")
+    reference = _reference(store, chosen)
+    items = _prompts(selection, chosen, reference)
+    say_failed(selection.failed)
     _require_items(items)
     shown = ProgressBar(outputs.progress, shown=not outputs.quiet)
     with shown as progress, interrupts.at_once():  # only reading so far
         session = load_session(store, options, on_load=progress.loading)
     _say_notes(session, quiet=outputs.quiet)
-    prompt_loop(session, items, _printer(selection, outputs, single=False), choices)
+    asked = Asked(session, lambda now: _prompts(now, chosen, reference), items, outputs.quiet, outputs.progress)
+    asked.keep(store)
+    PromptLoop(asked, _printer(selection, outputs, single=False), choices).run()
 
 
 def _ask_all(

@@ -21,6 +21,7 @@ from qvsplit.sources.files import sha256_of
 if TYPE_CHECKING:
     from qvsplit.answering.collection import Collection
     from qvsplit.answering.options import AskOptions
+    from qvsplit.on_demand import FilesAtHand
     from qvsplit.pipeline.summary import ExtractCallbacks
     from qvsplit.store.row import Row
     from qvsplit.store.store import Store
@@ -34,12 +35,24 @@ def open_items(
     Where there is no store at the default place, and every name is a file, none is needed. A name that is a file, and
     that of another item of the store, means the item; where checks may be flagged (`has_flags`) that is a UsageError.
     """
-    from qvsplit.on_demand import encoder_options, files_at_hand, is_file
+    from qvsplit.on_demand import is_file
 
     without_store = list(places) == [DEFAULT_STORE] and not os.path.lexists(DEFAULT_STORE)
     store: Store | None = None
     if not (without_store and names and all(map(is_file, names))):
         store = open_with_progress(*places, quiet=quiet, progress=progress)
+    return with_files(store, names, options, has_flags=has_flags, quiet=quiet, progress=progress)
+
+
+def with_files(
+    store: Store | None, names: Sequence[str], options: AskOptions, *, has_flags: bool, quiet: bool, progress: str
+) -> Store | FilesAtHand:
+    """Give the store, with those of `names` beside it that are files and none of its items as they were.
+
+    Without a store all of them have to be files.
+    """
+    from qvsplit.on_demand import encoder_options, files_at_hand, is_file
+
     files = [name for name in names if is_file(name)]
     if store is not None:
         files = [name for name in files if _is_at_hand(store, name, has_flags=has_flags, quiet=quiet)]

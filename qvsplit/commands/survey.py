@@ -202,13 +202,19 @@ def _in_groups(answers: Iterable[Answer], number: int) -> Iterator[list[Answer]]
 def answer_one(session: Session, items: PromptItems, question: Question, printer: AnswerPrinter) -> Answer:
     """Ask one question and print the answer, while it is generated where somebody watches."""
     if not printer.streams or question.choices is not None:
-        answer = session.answer(items.rows, question)
+        answer = session.answer(items.rows, question, earlier=items.earlier)
         printer.answer(answer)
         return answer
+
+    def hear(text: str) -> None:
+        interrupts.check()
+        printer.part(text)
+
     printer.heading(items.rows, question.text)
-    answer = session.answer(items.rows, question, on_text=printer.part)
-    printer.end_of_answer()
-    return answer
+    try:
+        return session.answer(items.rows, question, earlier=items.earlier, on_text=hear)
+    finally:
+        printer.end_of_answer()
 
 
 def survey_into_table(session: Session, results: Results, table: Table, *, whole_store: bool) -> None:

@@ -529,13 +529,19 @@ def _check_inputs(one: Placeholder, proof: Proof) -> None:
         )
 
 
-def question_messages(question: str, kinds: Sequence[str], system: str | None = None) -> list[Message]:
-    """Give the conversation of one question about items of these kinds, items first."""
-    content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
-    messages: list[Message] = [{"role": "user", "content": content}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    return messages
+def question_messages(
+    question: str, kinds: Sequence[str], system: str | None = None, earlier: Sequence[tuple[str, str]] = ()
+) -> list[Message]:
+    """Give the conversation of one question about items of these kinds, items first.
+
+    `earlier` are the questions asked before it, each with its answer: then the items stand before the first of them.
+    """
+    messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    shown: list[dict[str, str]] = [{"type": kind} for kind in kinds]
+    for asked, answer in earlier:
+        messages += [{"role": "user", "content": [*shown, *_parts(asked)]}, {"role": "assistant", "content": answer}]
+        shown = []
+    return [*messages, {"role": "user", "content": [*shown, *_parts(question)]}]
 
 
 def _parts(text: str) -> list[dict[str, str]]:

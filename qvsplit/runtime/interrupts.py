@@ -97,6 +97,30 @@ def held_back() -> Iterator[None]:
             os.kill(os.getpid(), arrived[0])
 
 
+@contextmanager
+def passed_to(hear: Callable[[], None]) -> Iterator[None]:
+    """Have `hear` called on a signal inside the block, in place of raising there; `check` raises it behind the block.
+
+    For the event loop of a library, which `hear` is to end: an exception from anywhere would leave it in disorder.
+    """
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        _arrived.append(number)
+        hear()
+
+    before = _handle(remember)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def arrived() -> bool:
+    """Say whether `check` would raise."""
+    return bool(_arrived)
+
+
 def wait_for_input(descriptor: int) -> None:
     """Wait in the main thread until there is something to read.
 

@@ -1,87 +1,270 @@
-"""Questions typed on a terminal."""
+"""Lines typed on a terminal: what they mean, how they are edited, and what ends what."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import signal
+import stat
+import struct
+import termios
 import time
 
-from tests.support.terminal import on_terminal, python_on_terminal, read_until, start_on_terminal
+import pytest
+
+from qvsplit.commands.prompt_words import EXIT, HELP, IMAGE, NEW, Line, help_lines, meaning_of
+from qvsplit.errors import UsageError
+from tests.support.terminal import Typist, module_on_terminal, on_terminal, python_on_terminal
+
+# ----------------------------------------------------------------------------------------------- what a line means
 
 
-def test_the_prompt_loop_answers_until_an_empty_line(small_store):
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("  Is there a dog? ", Line("", "Is there a dog?")),
+        ("", Line("", "")),
+        ("//etc is what?", Line("", "/etc is what?")),
+        ("two\n/lines", Line("", "two\n/lines")),
+        ("/image a b.jpg ", Line(IMAGE, "a b.jpg")),
+        ("/image", Line(IMAGE, "")),
+        ("/?", Line(HELP, "")),
+        ("/quit", Line(EXIT, "")),
+        ("/clear", Line(NEW, "")),
+        ("/system one\ntwo", Line("/system", "one\ntwo")),
+    ],
+)
+def test_what_a_line_means(typed, meant):
+    assert meaning_of(typed, remembers=True) == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [("/imgae x", "did you mean /image?"), ("/xyzzy", "/help lists them"), ("/etc/passwd", "// begins a question")],
+)
+def test_a_command_that_there_is_not(typed, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        meaning_of(typed, remembers=True)
+
+
+def test_what_is_of_no_use_to_independent_questions_is_no_command_of_theirs():
+    with pytest.raises(UsageError, match="no such command /new"):
+        meaning_of("/new", remembers=False)
+    alone, together = (help_lines(remembers=remembers, is_edited=True) for remembers in (False, True))
+    assert "stands alone" in alone[0] and not any("/new" in line for line in alone)
+    assert "follows those before it" in together[0] and any("/new" in line for line in together)
+    assert any("Alt-Enter" in line for line in together)
+    assert not any("Alt-Enter" in line for line in help_lines(remembers=True, is_edited=False))
+
+
+# --------------------------------------------------------------------------------------------- without escape codes
+
+
+def test_the_loop_of_ask_answers_until_ctrl_d_and_an_empty_line_is_nothing(small_store):
+    """Of which other terminals it is true that they show no escape codes is tested with `shows_escape_codes`."""
     shown = on_terminal(
         ["ask", "--embeds", str(small_store), "--image", "coins.png", "--max-new-tokens", "4"],
-        typed="What is it?\nIs it day or night?\n\n",
-        TERM="xterm",
+        typed="What is it?\n\n/image chelsea.png\n/imag x\nIs it day or night?\n\x04",
+        prompt=".png>",
+        TERM="dumb",
     )
-    assert "1 image; type a question" in shown
-    assert shown.count("coins.png") == 2
+    assert "coins.png; type a question" in shown
+    assert shown.count("coins.png> ") == 3
+    assert shown.count("chelsea.png> ") == 3
+    assert "no such command /imag; did you mean /image?" in shown
     assert "Traceback" not in shown
+    assert "\x1b" not in shown
 
 
-def test_sigterm_at_the_prompt_exits_143(small_store):
-    pid, terminal = start_on_terminal(["ask", "--embeds", str(small_store)])
-    shown = b""
-    while not shown.rstrip().endswith(b"?"):
-        shown += os.read(terminal, 4096)
-    os.kill(pid, signal.SIGTERM)
-    _, status = os.waitpid(pid, 0)
-    os.close(terminal)
-    assert b"4 images; type a question" in shown
-    assert os.waitstatus_to_exitcode(status) == 143
-
-
-PROMPTS = (
-    "import sys\nfrom qvsplit.commands import prompt_loop\nfrom qvsplit.runtime import interrupts\n"
-    "interrupts.install()\n"
-    "while True:\n    try:\n        line = prompt_loop._typed()\n    except interrupts.Terminated:\n"
+READ = (
+    "import sys\nfrom qvsplit.commands import prompt_lines\nfrom qvsplit.runtime import interrupts, streams\n"
+    "streams.prepare()\ninterrupts.install()\n"
+    "lines = prompt_lines.open_lines(lambda text, files: [], remembers=True)\n"
+    "while True:\n    try:\n        line = lines.read('ready> ')\n    except interrupts.Terminated:\n"
     "        interrupts.clear()\n        print('terminated', flush=True)\n        continue\n"
     "    if not line:\n        break\n    print('line', ascii(line), flush=True)\n"
 )
+BOTH = pytest.mark.parametrize("kind", ["dumb", "xterm"])
 
 
-def test_no_signal_at_the_prompt_is_lost():
+@pytest.fixture
+def read_lines(tmp_path):
+    """Start what reads lines, as a terminal of this kind allows."""
+
+    def start(kind: str, **environment: str) -> Typist:
+        environment = {"TERM": kind, "NO_COLOR": "", "XDG_STATE_HOME": str(tmp_path)} | environment
+        typist = Typist(python_on_terminal(READ, **environment))
+        typist.read("ready>")
+        return typist
+
+    return start
+
+
+@BOTH
+def test_no_signal_at_the_prompt_is_lost(read_lines, kind):
     """Each comes as soon as the prompt is there, a little later each time: before, at, and after the wait begins."""
-    pid, terminal = python_on_terminal(PROMPTS)
-    read_until(terminal, "? ")
+    typist = read_lines(kind)
     for number in range(60):
         time.sleep(number * 5e-6)
-        os.kill(pid, signal.SIGTERM if number % 2 else signal.SIGHUP)
-        assert "terminated" in read_until(terminal, "? ", seconds=20)
-    os.write(terminal, b"\n")
-    assert os.waitpid(pid, 0)[1] == 0
-    os.close(terminal)
+        os.kill(typist.pid, signal.SIGTERM if number % 2 else signal.SIGHUP)
+        typist.read("terminated")
+        typist.read("ready>")
+    typist.type("\n")
+    assert typist.ended() == 0
 
 
-def test_a_line_can_be_edited_and_have_any_bytes():
-    pid, terminal = python_on_terminal(PROMPTS)
-    read_until(terminal, "? ")
-    os.write(terminal, b"Wha\x7f\x7fho is  it?\n")
-    read_until(terminal, "line 'Who is  it?'")
-    os.write(terminal, "Où".encode() + b"\xff\n")
-    read_until(terminal, "line 'O\\xf9\\udcff'")
-    os.write(terminal, b"\x04")  # Ctrl-D
-    assert os.waitpid(pid, 0)[1] == 0
-    os.close(terminal)
+@BOTH
+def test_a_line_can_be_edited_and_have_any_bytes(read_lines, kind):
+    typist = read_lines(kind)
+    typist.type("Wha\x7f\x7fho is  it?\n")
+    typist.read("line 'Who is  it?'")
+    typist.type("Où".encode() + b"\xff\n")
+    typist.read("line 'O\\xf9\\udcff'")
+    assert typist.leave("ready>") == 0
 
 
-def test_the_prompt_is_there_again_after_a_stop():
-    pid, terminal = python_on_terminal(PROMPTS)
-    read_until(terminal, "? ")
-    os.kill(pid, signal.SIGSTOP)
-    assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
-    os.kill(pid, signal.SIGCONT)
-    read_until(terminal, "? ")
-    os.write(terminal, b"\n")
-    assert os.waitpid(pid, 0)[1] == 0
-    os.close(terminal)
+@BOTH
+def test_the_prompt_is_there_again_after_a_stop(read_lines, kind):
+    typist = read_lines(kind)
+    os.kill(typist.pid, signal.SIGSTOP)
+    assert os.WIFSTOPPED(os.waitpid(typist.pid, os.WUNTRACED)[1])
+    os.kill(typist.pid, signal.SIGCONT)
+    typist.read("ready>")
+    typist.type("\n")
+    assert typist.ended() == 0
 
 
-def test_no_escape_codes_where_the_terminal_shows_none(small_store):
-    """Of which other terminals that is true is tested with `shows_escape_codes`."""
-    shown = on_terminal(
-        ["ask", "--embeds", str(small_store), "--max-new-tokens", "2"], typed="What is it?\n\n", TERM="dumb"
+def test_lines_are_kept_for_the_next_time_and_only_for_the_user(read_lines, tmp_path):
+    typist = read_lines("xterm")
+    typist.line("one\x1b\rtwo", "line 'one\\ntwo'")  # Alt-Enter
+    typist.line("three", "line 'three'")
+    assert typist.leave("ready>") == 0
+    kept = tmp_path / "qvsplit" / "history"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
+    typist = read_lines("xterm")
+    typist.line("\x1b[A\x1b[A\x1b[B", "line 'three'")  # up, up, down
+    typist.read("ready>")
+    typist.line("\x12TW\r", "line 'one\\ntwo'")  # Ctrl-R, whatever the case
+    assert typist.leave("ready>") == 0
+
+
+def test_where_lines_cannot_be_kept_nobody_is_told(read_lines, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    typist = read_lines("xterm", NO_COLOR="1", XDG_STATE_HOME=str(tmp_path / "file"))
+    shown = typist.line("one", "line 'one'")
+    shown += typist.line("\x1b[A", "line 'one'")
+    assert typist.leave("ready>") == 0
+    assert "Error" not in shown
+    assert not re.search(r"\x1b\[[0-9;]*m", shown)  # NO_COLOR: the cursor moves, and nothing has a colour
+
+
+@BOTH
+def test_an_encoding_of_few_characters(read_lines, kind):
+    typist = read_lines(kind, PYTHONIOENCODING="ascii")
+    typist.line("Où?", "line 'O\\xf9?'", is_edited=kind == "xterm")
+    typist.type("\n")
+    assert typist.ended() == 0
+
+
+# ------------------------------------------------------------------------------------------------ the loop, edited
+
+
+@pytest.fixture
+def loop(postcards, tmp_path):
+    """Start a loop over the postcards, on a terminal of this kind; gives it at its prompt."""
+
+    def start(kind: str = "xterm") -> Typist:
+        environment = {"TERM": kind, "NO_COLOR": "", "XDG_STATE_HOME": str(tmp_path)}
+        return Typist(module_on_terminal("tests.support.prompt_loops", str(postcards), **environment))
+
+    return start
+
+
+def test_a_conversation(loop):
+    """Complete an image, ask, ask on, change the system message and the image, and begin anew."""
+    typist = loop()
+    assert "13 in " in typist.read("no image>")
+    assert "no image is chosen" in typist.line("Is there a dog?", "no image>")
+    typist.type("/im")
+    typist.read("ask about these images")  # what a command means, beside it
+    typist.type("age red")
+    typist.read("red")
+    typist.type("\t")
+    typist.read("-houses.png")
+    typist.line("", "red-houses.png>")
+    first = typist.line("one", "red-houses.png>")
+    assert '["u:one"]' in first
+    digest = re.search(r"([0-9a-f]{6}) \[", first)[1]
+    assert f'["u:one", "a:{digest} [\\"u:one\\"]", "u:two"]' in typist.line("two", "red-houses.png>")
+    assert "system message: Brief." in typist.line("/system Brief.", "red-houses.png>")
+    assert '["s:Brief.", "u:one", ' in typist.line("three", "red-houses.png>")
+    typist.line("/new", "red-houses.png>")
+    assert '["s:Brief.", "u:/x"]' in typist.line("//x", "red-houses.png>")
+    typist.line("/system -", "the chat template's own")
+    second = typist.line("/image seaside.jpg", "seaside.jpg>")
+    assert "a new conversation" in second
+    other = typist.line("\x1b[A\x1b[A\x1b[A", "]")  # up to //x
+    assert '["u:/x"]' in other and digest not in other
+    typist.read("jpg>")
+    assert "failed: torn.jpg" in typist.line("/image *.jpg", "11 images>")
+    assert typist.line("all", "winter.jpg").count('["u:all"]') >= 9
+    typist.read("11 images>")
+    assert "some have it in their names: copies/seaside (1).jpg, seaside.jpg" in typist.line(
+        "/image seasi", "11 images>"
     )
-    assert "coins.png" in shown
-    assert "\x1b" not in shown
+    assert "seaside.jpg" in typist.line("/images *side*", "11 images>")
+    typist.type("/exit\r")
+    assert typist.ended() == 0
+
+
+def test_ctrl_c_ends_an_answer_and_at_the_prompt_clears_the_line(loop):
+    typist = loop()
+    typist.read("no image>")
+    typist.line("/image seaside.jpg", "seaside.jpg>")
+    typist.line("slow", "word word word")
+    typist.type("\x03")
+    typist.read("stopped; the conversation goes on without that answer")
+    typist.read("seaside.jpg>")
+    assert '["u:again"]' in typist.line("again", "seaside.jpg>")
+    fcntl.ioctl(typist.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 50, 0, 0))
+    for cleared in ("one", "two"):
+        typist.type(f"{cleared}\x03")
+        typist.read("Ctrl-C once more")
+        typist.read("seaside.jpg>")
+    assert '"u:after"]' in typist.line("after", "seaside.jpg>")
+    os.kill(typist.pid, signal.SIGINT)  # not by a key
+    typist.read("Ctrl-C once more")
+    typist.read("seaside.jpg>")
+    typist.type("\x03")
+    assert typist.ended() == 0
+
+
+def test_signals_end_it_at_the_prompt_and_the_terminal_is_as_it_was(loop):
+    typist = loop()
+    typist.read("no image>")
+    assert not termios.tcgetattr(typist.terminal)[3] & termios.ICANON
+    typist.type("unfinished")
+    typist.read("unfinished")
+    os.kill(typist.pid, signal.SIGTERM)
+    typist.read("interrupted")
+    assert termios.tcgetattr(typist.terminal)[3] & termios.ICANON
+    assert typist.ended() == 143
+
+
+def test_signals_end_it_without_editing_and_during_an_answer_too(loop):
+    typist = loop("dumb")
+    typist.read("no image> ")
+    typist.line("/image seaside.jpg", "seaside.jpg> ", is_edited=False)
+    typist.line("slow", "word word word", is_edited=False)
+    typist.type("\x03")
+    typist.read("stopped")
+    typist.read("seaside.jpg> ")
+    typist.type("\x03")
+    typist.read("Ctrl-C once more")
+    typist.read("seaside.jpg> ")
+    assert '["u:again"]' in typist.line("again", "seaside.jpg> ", is_edited=False)
+    typist.line("slow", "word word word", is_edited=False)
+    os.kill(typist.pid, signal.SIGHUP)
+    assert typist.ended() == 143
