@@ -91,7 +91,7 @@ class Answer:
             return None
         if self.flagged:
             return self.level or DEFAULT_LEVEL
-        return UNCERTAIN if any(row.unseen_frames for row in self.rows) else PASS  # in another frame it may be flagged
+        return UNCERTAIN if any(row.unseen for row in self.rows) else PASS  # for what is there it may be flagged
 
     @property
     def choice(self) -> str | None:

@@ -98,6 +98,13 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         are = "is a video" if summary["videos"] == 1 else "are videos"
         videos = f"{summary['videos']:,} of the {summary['encoded']:,} encoded {are}"
         lines.append(f"{videos}: {duration(summary['video_seconds'])} of video{clips}")
+    if number := summary["cut_off"]:
+        files = "is an image whose file lacks" if number == 1 else "are images whose files lack"
+        rows = "its row" if number == 1 else "their rows"
+        lines.append(
+            f"{number:,} of the {summary['encoded']:,} encoded {files} the last bytes; `warnings` in {rows} says what "
+            "that hides"
+        )
     if summary["encoded"]:
         lines.append(
             f"{plural(summary['tokens'], 'token')}, {size(summary['bytes'])} written; "

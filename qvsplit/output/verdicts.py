@@ -20,8 +20,6 @@ from qvsplit.output.names import names_of
 if TYPE_CHECKING:
     from qvsplit.store.row import Row
 
-FRAMES = "frames"  # stands among the uncertain checks of an item of which not all was looked at
-
 
 @dataclass(frozen=True)
 class ItemVerdict:
@@ -32,7 +30,8 @@ class ItemVerdict:
         verdict: The gravest of what all answers come to.
         flagged: The names of the checks that were flagged.
         uncertain: The names of the checks whose choices the model would not have given by itself; and `frames` for an
-            animated image, or a TIFF of several pages, of which only the first was looked at.
+            animated image, or a TIFF of several pages, of which only the first was looked at, `cut_off` for an image
+            some of whose pixels are missing.
         error: Why there is no answer to a question, or none at all.
         level: The highest level of what was flagged, whatever else is uncertain; None where nothing was.
     """
@@ -53,8 +52,8 @@ class ItemVerdict:
     @property
     def unseen(self) -> str:
         """What nobody has looked at, in words; "" where all was."""
-        unseen = (row.unseen_frames for row in self.rows if row.unseen_frames)
-        return next(unseen, "") if FRAMES in self.uncertain else ""
+        unseen = {text: None for row in self.rows for name, text in row.unseen.items() if name in self.uncertain}
+        return "; ".join(unseen)
 
     def to_json(self, *, absolute: bool = False) -> dict[str, Any]:
         """Give it as the commands print it in JSON."""
@@ -66,7 +65,8 @@ class ItemVerdict:
 def verdict_on_answers(answers: Sequence[Answer]) -> ItemVerdict:
     """Give the verdict on the items of one prompt, from all answers about them."""
     rows = answers[0].rows
-    unseen = [ItemVerdict(rows, UNCERTAIN, uncertain=(FRAMES,))] if any(row.unseen_frames for row in rows) else []
+    names = sorted({name for row in rows for name in row.unseen})
+    unseen = [ItemVerdict(rows, UNCERTAIN, uncertain=tuple(names))] if names else []
     return joined(rows, [*map(_verdict_on_answer, answers), *unseen])
 
 

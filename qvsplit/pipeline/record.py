@@ -19,7 +19,17 @@ from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.sources.files import CHANGED
 from qvsplit.store.features import Features
-from qvsplit.store.row import Content, Key, Row, deleted_row, is_whole, item_row, placeholder_json
+from qvsplit.store.row import (
+    CUT_OFF,
+    CUT_OFF_BUT_WHOLE,
+    Content,
+    Key,
+    Row,
+    deleted_row,
+    is_whole,
+    item_row,
+    placeholder_json,
+)  # fmt: skip
 
 
 class Writer(Protocol):
@@ -137,6 +147,7 @@ class RowRecorder:
             self._summary.new += change == "new"
             self._summary.modified += change == "modified"
             self._summary.re_encoded += change == "re-encoded"
+            self._summary.cut_off += result.cut_rows is not None
             self._summary.remaining -= 1
         self._callbacks.on_item(row.path)
 
@@ -168,7 +179,7 @@ class RowRecorder:
             has_features=True,
         )
         if clip is None:
-            return replace(row, warnings=_unseen_frames(result))
+            return replace(row, warnings=_unseen(result))
         return replace(row, part=clip.part, start=clip.start, end=clip.end, warnings="; ".join(_flags(part)) or None)
 
     def _refer(self, result: Result) -> None:
@@ -183,7 +194,7 @@ class RowRecorder:
                 row, status="ok", part=home.part, start=home.start, end=home.end, kind=home.kind, width=home.width,
                 height=home.height, duration=home.duration, taken_at=home.taken_at, grid_thw=home.grid_thw,
                 n_tokens=home.n_tokens, placeholder=home.placeholder, inputs=home.inputs, media=home.media,
-                warnings=home.warnings or _unseen_frames(result),
+                warnings=home.warnings or _unseen(result),
             )
             for home in self._home_rows(result.content)
         ]  # fmt: skip
@@ -293,6 +304,20 @@ class RowRecorder:
             rows = writer.append_item(parts)
         self.written[rows[0].key] = item_row(rows)
         return rows
+
+
+def _unseen(result: Result) -> str | None:
+    """Say what of an image was not looked at: other frames, and what its file has no more."""
+    return "; ".join(filter(None, [_cut_off(result), _unseen_frames(result)])) or None
+
+
+def _cut_off(result: Result) -> str | None:
+    """Say that an image's file ends too early, and what of its picture is missing."""
+    if result.cut_rows is None:
+        return None
+    if not result.cut_rows:
+        return CUT_OFF_BUT_WHOLE
+    return f"{CUT_OFF}, and with them a part of the last {result.cut_rows:,} rows of its pixels"
 
 
 def _unseen_frames(result: Result) -> str | None:

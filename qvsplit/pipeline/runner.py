@@ -64,7 +64,7 @@ class Result:
     Attributes:
         entry: As it was listed.
         info: What identifies the file, once it was read.
-        width, height, taken_at, format: What decoding said of an image, once it was decoded.
+        width, height, taken_at, format, cut_rows: What decoding said of an image, once it was decoded.
         video: What a video's packets say, once it was scanned.
         outcome: Its parts with their features, why it has none, or KNOWN.
         seconds: What workers spent on it, by stage.
@@ -76,6 +76,7 @@ class Result:
     height: int | None = None
     taken_at: str | None = None
     format: str | None = None
+    cut_rows: int | None = None
     video: VideoInfo | None = None
     outcome: list[Part] | ItemError | Known | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -377,7 +378,7 @@ class LocalRunner:
                 return item
             item._image = image
             item.width, item.height = image.width, image.height
-            item.taken_at, item.format = image.taken_at, image.format
+            item.taken_at, item.format, item.cut_rows = image.taken_at, image.format, image.cut_rows
             if self._devices is not None:
                 self._prepare(item, self._devices.prepare)
             return item

@@ -323,7 +323,7 @@ class Decoder:
         width, height = decoded["decoded"]
         self.peak_memory = max(self.peak_memory, decoded["memory"])
         (pixels,) = self._receive_memory(1, (height, width, 3), mmap.MAP_PRIVATE)
-        return DecodedImage(pixels, width, height, decoded["taken_at"], decoded["format"])
+        return DecodedImage(pixels, width, height, decoded["taken_at"], decoded["format"], decoded["cut_rows"])
 
     def _begin_clip(self, entry: Entry, info: FileInfo, indices: list[int]) -> _Clip:
         """Have the child begin with these frames."""

@@ -10,8 +10,8 @@ Messages on the socket are JSON behind their length in four bytes, little-endian
                              → {"measured": [width, height]}, by the header alone
     {"do": "decode", "max_pixels"}
                              → {"claims": [width, height]}, then the child waits for
-    {"do": "go on"}          → {"decoded": [width, height], "taken_at", "format", "memory"}, and a descriptor of memory
-                               that holds the RGB pixels
+    {"do": "go on"}          → {"decoded": [width, height], "taken_at", "format", "cut_rows", "memory"}, and a
+                               descriptor of memory that holds the RGB pixels
     {"do": "scan"}           → {"scanned": a VideoInfo's fields, "memory"}
     {"do": "frames", "indices"}
                              → {"frames": [width, height]}, and descriptors of two buffers of memory that hold one
@@ -161,7 +161,7 @@ class _Child:
         )
         with _shared_memory() as shared:
             _write_pixels(image, shared)
-            decoded = {"decoded": image.size, "taken_at": metadata.taken_at, "format": metadata.format}
+            decoded = {"decoded": image.size} | dataclasses.asdict(metadata)
             send(self.connection, decoded | {"memory": peak_memory()})
             socket.send_fds(self.connection, [b"p"], [shared.fileno()])
 

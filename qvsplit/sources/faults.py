@@ -14,7 +14,11 @@ from qvsplit.errors import ItemError
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF",
     b"II+\0": "TIFF", b"MM\0+": "TIFF", b"MM*\0": "TIFF", b"II\0*": "TIFF",
-    b"BM": "BMP", b"RIFF": "WebP", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"BM": "BMP", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
+}  # fmt: skip
+_NOT_SUPPORTED = {
+    b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"8BPS": "Photoshop", b"%PDF-": "PDF", b"gimp xcf": "GIMP",
+    b"\x76\x2f\x31\x01": "OpenEXR", b"II\xbc\x01": "JPEG XR", b"#?RADIANCE": "Radiance HDR",
 }  # fmt: skip
 AVIF_BRANDS = {b"avif", b"avis"}  # of ISO files, which hold images or videos
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2"}
@@ -25,11 +29,13 @@ _VARIANT = re.compile(r"unsupported|not supported|unknown (compression|mode|pixe
 
 
 def iso_kind(data: bytes) -> str | None:
-    """Tell what a file is that begins as ISO files do: `AVIF`, `HEIF`, or any other, `MP4`. None if it is none."""
+    """Tell what a file is that begins as ISO files do: `AVIF`, `HEIF`, `CR3`, or any other, `MP4`; else None."""
     if data[4:8] != b"ftyp":  # then brands, of which any may be the one that says it
         return None
     length = min(int.from_bytes(data[:4], "big"), 256)
     brands = {data[at : at + 4] for at in (8, *range(16, length, 4))}
+    if b"crx " in brands:
+        return "CR3"
     return "AVIF" if brands & AVIF_BRANDS else "HEIF" if brands & HEIF_BRANDS else "MP4"
 
 
@@ -37,13 +43,15 @@ def kind_of(data: bytes) -> str | None:
     """Tell what kind of image a file is by its first bytes; None where it is no image, or none that is known here."""
     if (kind := iso_kind(data)) in ("AVIF", "HEIF"):
         return kind
+    if data[:4] == b"RIFF" and data[8:12] in b"WEBP":
+        return "WebP"
     return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
 
 
 def _a_file(kind: str | None) -> str:
     if kind is None:
         return "an image"
-    return f"an {kind} file" if kind.startswith("A") else f"a {kind} file"
+    return f"{'an' if kind[0] in 'AO' else 'a'} {kind} file"
 
 
 def is_cut_off(reason: str) -> bool:
@@ -87,7 +95,15 @@ def unidentified(data: bytes, readers: Collection[str]) -> ItemError:
         return _no_decoder(_a_file(kind))
     if kind is not None:
         return ItemError(f"is {_a_file(kind)} that is cut off or damaged")
+    for magic, name in _NOT_SUPPORTED.items():
+        if data.startswith(magic):
+            return not_supported(_a_file(name))
     return ItemError("is not an image or a video that can be read (by its content, whatever its name)")
+
+
+def not_supported(what: str) -> ItemError:
+    """Say that nothing here reads a file that may well be sound; `what` it is, with its article."""
+    return ItemError(f"is {what}, which is not supported; convert it to JPEG, PNG or TIFF")
 
 
 def too_many_pixels(size: str, limit: int) -> ItemError:
@@ -96,4 +112,12 @@ def too_many_pixels(size: str, limit: int) -> ItemError:
         f"claims {size} pixels, over the limit of {limit:,}, as a decompression bomb would; `max_image_pixels` allows "
         "more",
         "memory",
+    )
+
+
+def camera_raw(kind: str) -> ItemError:
+    """Say that a file is a camera's RAW file of this kind."""
+    return ItemError(
+        f"is a RAW file of a camera ({kind}), which is not supported; use the JPEG that the camera made with it, or "
+        "develop it to JPEG, PNG or TIFF"
     )

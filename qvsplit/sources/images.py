@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from qvsplit.errors import ItemError
 from qvsplit.runtime.names import absolute, stored_name
-from qvsplit.sources import faults, pixels, png, tiff
+from qvsplit.sources import cut_jpeg, faults, pixels, png, raw, tiff
 from qvsplit.sources.files import read
 from qvsplit.sources.source import Entry
 
@@ -47,6 +47,7 @@ MAX_IMAGE_PIXELS = 1_000_000_000
 
 _ANIMATED = ("GIF", "PNG", "WebP", "AVIF", "TIFF")  # formats that hold several frames or pages, all to be looked at
 
+_JPEG = b"\xff\xd8\xff"
 _ONE_OPENS = threading.Lock()
 
 # TIFF and EXIF tags
@@ -65,10 +66,13 @@ class ImageMetadata:
         format: Pillow's name of the file format, e.g. "JPEG".
         taken_at: When it was taken, by its EXIF block: "YYYY-MM-DDTHH:MM:SS", with the offset from UTC ("+02:00") where
             the block has one. None where the block has no such time, or nonsense.
+        cut_rows: Where the file's last bytes are missing: of how many rows of pixels something is, from the last one
+            up as they are stored. None where none are missing.
     """
 
     format: str
     taken_at: str | None
+    cut_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +84,7 @@ class DecodedImage:
     height: int
     taken_at: str | None
     format: str
+    cut_rows: int | None = None
 
 
 def optional_readers(*, videos: bool = True) -> tuple[str, ...]:
@@ -144,19 +149,39 @@ def decode_with_metadata(
         on_size(*image.size)
         if about is not None:
             image.draft(None, (about, about))
-        loaded = tiff.load(image, data) if image.format == "TIFF" else _loaded(image, data)
+        loaded, cut_rows = (tiff.load(image, data), None) if image.format == "TIFF" else _loaded(image, data)
         upright = pixels.upright(loaded)  # first: where Pillow fails on an EXIF block, a second try gives half of it
-        metadata = ImageMetadata(image.format or "", _taken_at(image))
+        metadata = ImageMetadata(image.format or "", _taken_at(image), cut_rows)
         for spent in (image, loaded):
             if spent is not upright:
                 spent.close()  # its pixels: a large image would be in memory once more
         return pixels.to_rgb(upright), metadata
 
 
-def _loaded(image: Image.Image, data: bytes) -> Image.Image:
-    image.load()
+def _loaded(image: Image.Image, data: bytes) -> tuple[Image.Image, int | None]:
+    """Decode an image; give it with what its last rows miss, as `ImageMetadata` has it."""
     if image.format == "PNG":
-        png.make_transparent(image, png.read(data))
+        image.load()
+        chunks = png.read(data)
+        png.make_transparent(image, chunks)
+        return image, None if chunks.is_whole else 0
+    try:
+        if data.startswith(_JPEG) and cut_jpeg.is_padded(data):
+            raise OSError("truncated")
+        image.load()
+    except OSError as error:
+        if not (data.startswith(_JPEG) and faults.is_cut_off(str(error))):
+            raise
+        image.close()
+        if (cut_rows := cut_jpeg.missing_rows(data, _load)) is None:
+            raise
+        return _load(cut_jpeg.completed(data)), cut_rows
+    return image, None
+
+
+def _load(data: bytes) -> Image.Image:
+    image = _open(data)
+    image.load()
     return image
 
 
@@ -209,6 +234,8 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     if not data:
         raise ItemError("is empty (0 bytes)")
     try:
+        if (kind := raw.raw_kind(data)) is not None:
+            raise faults.camera_raw(kind)
         if is_tiff := faults.kind_of(data) == "TIFF":
             tiff.check(data)
         with _open(data) as image:

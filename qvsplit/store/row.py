@@ -26,6 +26,10 @@ Content = tuple[str, int]  # sha256 and part: what names features
 Runs = tuple[tuple[str, int], ...]  # a placeholder: each text, and how many times it stands there in a row
 PART_MARK = "#"  # between an item's path and the number of a part, in a row's name
 
+# Of `warnings`: what of an image was looked at though its file ends too early
+CUT_OFF = "its last bytes are missing"
+CUT_OFF_BUT_WHOLE = f"{CUT_OFF}, but none of its pixels"
+
 _ESCAPED = re.compile(r"//x[89a-f][0-9a-f]")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ROUNDING = 1e-9  # of a time, relatively: much less than a frame
@@ -100,9 +104,12 @@ class Row:
         return None if self.sha256 is None else (self.sha256, self.part)
 
     @property
-    def unseen_frames(self) -> str | None:
-        """Say that an image has more frames or pages than the one that was looked at; None where it has not."""
-        return self.warnings if self.kind == "image" else None
+    def unseen(self) -> Mapping[str, str]:
+        """Say what of an image was not looked at: `frames` or pages but for one, what was `cut_off` → in words."""
+        texts = self.warnings.split("; ") if self.kind == "image" and self.warnings else []
+        return {
+            "cut_off" if text.startswith(CUT_OFF) else "frames": text for text in texts if text != CUT_OFF_BUT_WHOLE
+        }
 
     @property
     def placeholder_runs(self) -> Runs:

@@ -1,0 +1,105 @@
+"""A JPEG that is whole but for its last bytes: which of its rows of pixels the file has.
+
+A decoder of JPEG never says where the data ended: it goes on with zeros, and gives grey. So the file is decoded several
+times, each with other bytes for those that are missing. A row that is the same every time came from the file; from the
+first that is not on, something is missing. For that to hold, every part of the picture must have begun: each component,
+and of a progressive file each bit of each coefficient.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MISSING_SHARE = 16  # of its rows one in so many may be touched
+_PADDING = bytes(16)
+_END = b"\xff\xd9"
+_FILLERS = 4
+_FILLER_BYTES = 4096  # where they begin to make a difference is what counts, so these need not last
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+_SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
+_SOS, _EOI = 0xDA, 0xD9
+_COEFFICIENTS = 64
+
+
+def completed(data: bytes) -> bytes:
+    """Give the file with an end: what is missing becomes grey."""
+    return _without_padding(data) + _END
+
+
+def missing_rows(data: bytes, load: Callable[[bytes], Image.Image]) -> int | None:
+    """Count the rows of pixels, from the last one up, of which something is missing; 0 where only the end is.
+
+    Args:
+        data: A JPEG that ends too early.
+        load: Decodes a JPEG.
+
+    Returns:
+        None where that are more than one in MISSING_SHARE, or a part of the picture has not even begun.
+    """
+    if not _is_begun(data):
+        return None
+    there = _row_checksums(load(completed(data)))
+    first = len(there)
+    for number in range(_FILLERS):
+        filler = random.Random(number).randbytes(_FILLER_BYTES).replace(b"\xff", b"\xfe")
+        filled = _row_checksums(load(_without_padding(data) + filler + _END))
+        first = next((row for row in range(first) if filled[row] != there[row]), first)
+    missing = len(there) - first
+    return missing if missing * MISSING_SHARE <= len(there) else None
+
+
+def _without_padding(data: bytes) -> bytes:
+    """Take off zeros, with which a file is filled that was never written to its end, and half a marker."""
+    stripped = data.rstrip(b"\0")
+    return (data if len(data) - len(stripped) < 2 else stripped).rstrip(b"\xff")
+
+
+def _row_checksums(image: Image.Image) -> list[int]:
+    width, height = image.size
+    return [zlib.crc32(image.crop((0, row, width, row + 1)).tobytes()) for row in range(height)]
+
+
+def is_padded(data: bytes) -> bool:
+    """Say whether zeros stand where a JPEG would go on: a decoder would make a picture of them, without a complaint."""
+    return data.endswith(_PADDING) and all(marker != _EOI for marker, _ in _segments(data))
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Give each marker and what belongs to it, up to the end of the first picture, or to what is not whole."""
+    at = 2
+    while (found := _MARKER.search(data, at)) is not None:
+        marker, at = found[1][0], found.end()
+        if marker == _EOI:
+            yield marker, b""
+            return
+        length = int.from_bytes(data[at : at + 2], "big")
+        body = data[at + 2 : at + length]
+        if len(body) != length - 2:
+            return
+        yield marker, body
+        at += length
+
+
+def _is_begun(data: bytes) -> bool:
+    """Say whether there is a scan of every component, and in the end of every bit of every coefficient."""
+    to_come: dict[int, set[int]] = {}  # component → coefficients whose last bits have not been seen
+    progressive = False
+    for marker, body in _segments(data):
+        if marker == _EOI:
+            return False  # it has an end: something else is wrong with it
+        if marker in _SEQUENTIAL + _PROGRESSIVE:
+            progressive = marker in _PROGRESSIVE
+            to_come = {body[6 + 3 * number]: set(range(_COEFFICIENTS)) for number in range(body[5])}
+        elif marker == _SOS:
+            count = body[0]
+            first, last, bits = body[2 * count + 1 : 2 * count + 4] if progressive else (0, _COEFFICIENTS - 1, 0)
+            for component in body[1 : 2 * count : 2] if not bits & 15 else ():
+                to_come.get(component, set()).difference_update(range(first, last + 1))
+    return bool(to_come) and not any(to_come.values())
