@@ -53,12 +53,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     An image that is RGB already is given back itself.
     """
-    if image.mode.startswith("I;16"):
-        image = _high_byte(image)
-    elif image.mode in {"I", "F"}:
-        image = stretched(image)
-    elif image.mode == "LAB":
+    if image.mode == "LAB":
         return _from_lab(image)
+    image = eight_bits(image)
     if image.has_transparency_data:
         return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -76,6 +73,13 @@ def _over_white(image: Image.Image) -> Image.Image:
         rgba = image.crop(box).convert("RGBA")
         white.paste(rgba, box, mask=rgba.getchannel("A"))
     return white
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Give greys of 16 bits by their high byte, those of 32 bits stretched, and any other image as it is."""
+    if image.mode.startswith("I;16"):
+        return _high_byte(image)
+    return stretched(image) if image.mode in {"I", "F"} else image
 
 
 def _grey(values: object) -> Image.Image:

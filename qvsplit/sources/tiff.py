@@ -271,7 +271,7 @@ def _are_planes_read_wrongly(layout: Layout) -> bool:
 
 
 def select_page(image: Image.Image, data: bytes) -> None:
-    """Turn to the page that is the picture: the first one, unless that is a smaller copy of a later one.
+    """Turn to the page that is meant: the first one, unless that is a smaller copy of a later one.
 
     Raises:
         ItemError: The first page is a smaller copy of one that is not supported.
@@ -289,7 +289,7 @@ def select_page(image: Image.Image, data: bytes) -> None:
                 raise not_supported(describe(layout)) from None
         except EOFError:
             if has_inner_pages:
-                raise not_supported("a smaller copy of a picture that lies in an inner directory") from None
+                raise not_supported("a smaller copy of an image that lies in an inner directory") from None
             image.seek(0)
             return
 
@@ -320,7 +320,7 @@ def load(image: Image.Image, data: bytes) -> Image.Image:
     if layout.photometric == _YCBCR and layout.is_tiled and not _are_parts_whole(image, data):
         raise ItemError("is a TIFF file that is cut off or damaged")  # of which libtiff would tell nothing
     if image.mode in ("P", "PA"):
-        _mend_colour_table(image)
+        _read_colour_table(image)
     try:
         image.load()
     except OSError:
@@ -381,7 +381,7 @@ _NATIVE: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def _mend_colour_table(image: Image.Image) -> None:
+def _read_colour_table(image: Image.Image) -> None:
     """Read a table of colours of 8 bits, which some writers write instead of 16, as libtiff does."""
     from PIL import ImagePalette
 
@@ -421,5 +421,5 @@ def _meant(image: Image.Image, layout: Layout) -> Image.Image:
     elif layout.depth == 32 and layout.kind == _UINT:
         given = pixels.stretched(image, "uint32")
     if layout.photometric == _WHITE_IS_ZERO and layout.depth > 8:
-        given = ImageOps.invert(pixels.to_rgb(given))
+        given = ImageOps.invert(pixels.eight_bits(given))
     return given  # type: ignore[no-any-return]

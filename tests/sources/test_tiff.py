@@ -1,4 +1,4 @@
-"""TIFF files of every layout: the right picture, or a reason that says "not supported"; damaged where they are so."""
+"""TIFF files of every layout: the right image, or a reason that says "not supported"; damaged where they are so."""
 
 from __future__ import annotations
 
