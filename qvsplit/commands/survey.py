@@ -206,15 +206,23 @@ def answer_one(session: Session, items: PromptItems, question: Question, printer
         printer.answer(answer)
         return answer
 
+    heard = False
+
     def hear(text: str) -> None:
+        nonlocal heard
+        heard = True
         interrupts.check()
         printer.part(text)
 
     printer.heading(items.rows, question.text)
     try:
-        return session.answer(items.rows, question, earlier=items.earlier, on_text=hear)
-    finally:
-        printer.end_of_answer()
+        answer = session.answer(items.rows, question, earlier=items.earlier, on_text=hear)
+    except BaseException:
+        if heard:  # what is said next begins on a line of its own
+            printer.end_of_answer()
+        raise
+    printer.end_of_answer()
+    return answer
 
 
 def survey_into_table(session: Session, results: Results, table: Table, *, whole_store: bool) -> None:
