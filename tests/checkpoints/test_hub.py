@@ -22,9 +22,14 @@ SMALL = {"chat_template.jinja", "config.json", "generation_config.json", "proces
 def run(code: str, home: Path, url: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """huggingface_hub reads its environment when imported: hence a process for each test."""
     settings = {"HF_ENDPOINT": url, "HF_HOME": str(home), "PATH": "/usr/bin:/bin", "HF_HUB_DISABLE_XET": "1",
-                "QVSPLIT_CACHE": str(home / "qvsplit"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | environment  # fmt: skip
+                "QVSPLIT_CACHE": str(home / "qvsplit"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}  # fmt: skip
     return subprocess.run(
-        [sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code],
+        env=settings | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
