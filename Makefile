@@ -30,7 +30,7 @@ demo: setup
 	$(VENV)/bin/qvsplit demo $(DEMO)
 
 test: setup
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal
 
 check: setup
 	$(VENV)/bin/ruff check .
