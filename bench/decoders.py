@@ -1,7 +1,7 @@
-"""Do qvsplit and a second decoder see the same picture in a file? For every file below FOLDERs, each content once.
+"""Do qvsplit and a second decoder see the same image in a file? For every file below FOLDERs, each content once.
 
     pip install 'pyvips[binary]' tifffile imagecodecs pygame-ce
-    python -m bench.decoders FOLDER... [--details FILE] [--pictures FOLDER] [--seconds 20]
+    python -m bench.decoders FOLDER... [--details FILE] [--images FOLDER] [--seconds 20]
 
 The second decoder is libvips; where that has no reader or refuses, tifffile, imagecodecs and SDL_image (pygame) are
 tried in turn. What they give is brought to what qvsplit promises (docs/images.md): upright, 8-bit RGB, over white where
@@ -11,13 +11,13 @@ processes of their own, so that a crash or a hang is a line of the table like an
     agree           no value differs by more than 2 levels
     near            they differ by more, but by 1.5 levels on average at the most, at 32 dB or better, in an AVIF or
                     HEIF: their decoders filter smaller colour planes each in its own way, and round as they like
-    both refuse     neither gives a picture
+    both refuse     neither gives an image
     only second     qvsplit refuses what a second decoder reads
     only qvsplit    qvsplit reads what no second decoder reads
     differ          another size, or other pixels
 
-A line for each file that is not of the first three; `--details` writes them all, as JSON lines; `--pictures` writes,
-for each that differs, both pictures and their difference side by side. Last line: one JSON object with the counts.
+A line for each file that is not of the first three; `--details` writes them all, as JSON lines; `--images` writes,
+for each that differs, both images and their difference side by side. Last line: one JSON object with the counts.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--details", type=Path)
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--seconds", type=float, default=20.0, help="limit for a file and decoder [default: 20]")
     arguments = parser.parse_args()
     if packages := missing():
@@ -70,8 +70,8 @@ def main() -> None:
             print(json.dumps({"file": str(path), **found}), file=details, flush=True)
             if verdict not in QUIET:
                 print("\t".join([verdict, str(path), found["qvsplit"], found["second"], numbers(found)]), flush=True)
-            if verdict == "differ" and arguments.pictures is not None:
-                write_pictures(arguments.pictures, path, ours, theirs)
+            if verdict == "differ" and arguments.images is not None:
+                write_images(arguments.images, path, ours, theirs)
     first.close()
     second.close()
     readers = optional_readers(videos=False)
@@ -100,12 +100,12 @@ def decode(decoder: Decoder, path: Path) -> Seen:
 
 
 def numbers(found: dict[str, Any]) -> str:
-    """Say by how much two pictures of one size differ; nothing for any other pair."""
+    """Say by how much two images of one size differ; nothing for any other pair."""
     return f"max {found['max']} mean {found['mean']} share {found['share']}" if "max" in found else ""
 
 
 def compare(ours: Seen, theirs: Seen) -> dict[str, Any]:
-    """Give the verdict, a word on each decoder, and by how much two pictures of one size differ.
+    """Give the verdict, a word on each decoder, and by how much two images of one size differ.
 
     `max` and `mean` are in levels of 255, `share` is that of the pixels that differ by more than SAME_LEVELS.
     """
@@ -128,14 +128,14 @@ def compare(ours: Seen, theirs: Seen) -> dict[str, Any]:
     }
 
 
-def write_pictures(folder: Path, path: Path, ours: Seen, theirs: Seen) -> None:
-    """Write qvsplit's picture, the second decoder's, and their difference, side by side, as a PNG named as the file."""
-    pictures = [seen.pixels for seen in (ours, theirs) if seen.pixels is not None]
-    if pictures[0].shape == pictures[1].shape:
-        pictures.append(np.abs(pictures[0].astype(np.int16) - pictures[1]).astype(np.uint8))
-    sheet = Image.new("RGB", (sum(one.shape[1] + 4 for one in pictures), max(one.shape[0] for one in pictures)), "red")
+def write_images(folder: Path, path: Path, ours: Seen, theirs: Seen) -> None:
+    """Write qvsplit's image, the second decoder's, and their difference, side by side, as a PNG named as the file."""
+    images = [seen.pixels for seen in (ours, theirs) if seen.pixels is not None]
+    if images[0].shape == images[1].shape:
+        images.append(np.abs(images[0].astype(np.int16) - images[1]).astype(np.uint8))
+    sheet = Image.new("RGB", (sum(one.shape[1] + 4 for one in images), max(one.shape[0] for one in images)), "red")
     left = 0
-    for one in pictures:
+    for one in images:
         sheet.paste(Image.fromarray(one), (left, 0))
         left += one.shape[1] + 4
     folder.mkdir(parents=True, exist_ok=True)
