@@ -24,7 +24,7 @@ from qvsplit.pipeline.summary import ExtractCallbacks
 from qvsplit.store.opening import open_store
 from tests.support.checkpoints import make_tiny
 from tests.support.nasty_clips import damaged, hostile
-from tests.support.nasty_images import make_corpus, remove_corpus
+from tests.support.nasty_images import LIMIT, make_corpus, remove_corpus
 
 
 def make_clips(folder: Path, number: int) -> dict[str, int]:
@@ -58,7 +58,7 @@ def main() -> None:
             waits.append((now - last[0], path))
             last[0] = now
 
-        options = ExtractOptions(model=f"{place}/tiny", item_timeout=arguments.seconds, max_pixels=28 * 28 * 16)
+        options = ExtractOptions(model=f"{place}/tiny", item_timeout=arguments.seconds, max_pixels=28 * 28 * 16, max_image_pixels=LIMIT)
         callbacks = ExtractCallbacks(on_item=on_item)
         summary = extract_files([folder], out=out, options=options, callbacks=callbacks)
         rows = open_store(out).rows

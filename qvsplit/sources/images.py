@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from qvsplit.errors import ItemError
 from qvsplit.runtime.names import absolute, stored_name
-from qvsplit.sources import cut_jpeg, faults, pixels, png, raw, tiff
+from qvsplit.sources import cut_jpeg, faults, pixels, png, raw, tiff, wrong_pictures
 from qvsplit.sources.files import read
 from qvsplit.sources.source import Entry
 
@@ -40,8 +40,8 @@ IMAGE_POLICY: Mapping[str, str] = {
 }
 # Pillow's readers that decode files of images and nothing else: none that starts a program (EPS) or wants a plug-in.
 FORMATS = (
-    "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "MPO", "HEIF",
-)  # fmt: skip
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "MPO", "HEIF", "TGA",
+)  # fmt: skip  # TGA last: it is told by nothing but numbers that make sense
 # Beyond any camera, a sheet of A4 at 2,400 dpi or a print of 13 × 18 cm at 4,800; 3 GB of RGB
 MAX_IMAGE_PIXELS = 1_000_000_000
 
@@ -236,6 +236,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     try:
         if (kind := raw.raw_kind(data)) is not None:
             raise faults.camera_raw(kind)
+        wrong_pictures.check(data)
         if is_tiff := faults.kind_of(data) == "TIFF":
             tiff.check(data)
         with _open(data) as image:

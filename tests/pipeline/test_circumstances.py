@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from qvsplit.errors import ItemError, UsageError
 from qvsplit.store import layout
@@ -84,6 +85,22 @@ def test_another_build_of_a_reader_tries_again_what_the_last_could_not_read(extr
         readers[:] = [build]
         assert extract(some_photos).failed_again == 1
         assert extract(some_photos).to_read == 0
+
+
+def test_an_image_over_the_limit_of_pixels_is_tried_again_once_that_is_raised(extract, some_photos, out):
+    large = add(some_photos, "large.png")
+    Image.new("RGB", (2000, 2000)).save(large)
+    os.utime(large, OLD)
+    failed = extract(some_photos, max_image_pixels=3_999_999)
+    (row,) = [row for row in open_store(out).rows if row.path == "large.png"]
+    assert (failed.failed, row.error_kind) == (1, "memory")
+    assert row.error == (
+        "claims 2000×2000 pixels, over the limit of 3,999,999, as a decompression bomb would; `max_image_pixels` allows more"
+    )
+    assert extract(some_photos, max_image_pixels=3_999_999).to_read == 0
+    assert extract(some_photos, max_image_pixels=3_000_000).to_read == 0
+    assert extract(some_photos, max_image_pixels=4_000_000).re_encoded == 1
+    assert [row.status for row in open_store(out).rows if row.path == "large.png"] == ["ok"]
 
 
 # ------------------------------------------------------------------------------------------------- disks that go away

@@ -414,3 +414,42 @@ def test_a_decoded_image_is_picklable(photo):
     image = pickle.loads(pickle.dumps(images.DecodedImage(pixels, photo.width, photo.height, None, "PNG")))
     assert np.array_equal(image.pixels, pixels)
     assert (image.width, image.height, image.taken_at, image.format) == (photo.width, photo.height, None, "PNG")
+
+
+# ------------------------------------------------------------------------------------------------- sizes, and extras
+
+
+def test_the_limit_of_pixels_is_of_a_call_and_pillows_own_stays(photo, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    data = encoded(photo)
+    assert same_rgb(images.decode(data), photo)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    pixels_of_it = photo.width * photo.height
+    assert images.measure(data, pixels_of_it) == photo.size
+    for read in (images.measure, images.decode):
+        with pytest.raises(ItemError, match="over the limit of 239,999.*`max_image_pixels` allows more") as caught:
+            read(data, max_pixels=pixels_of_it - 1)
+        assert caught.value.kind == "memory"
+
+
+def test_the_limit_holds_cameras_and_scans():
+    """A telephone's 200 megapixels, a shifted sensor's 400, A4 at 2,400 dpi, a print of 10 × 15 cm at 4,800 dpi."""
+    for width, height in ((16320, 12240), (23296, 17472), (19843, 28063), (18898, 28346)):
+        assert width * height < images.MAX_IMAGE_PIXELS
+        assert images.measure(png_claiming(width, height)) == (width, height)
+
+
+LARGE = np.random.default_rng(0).bytes(1_700_000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("JPEG", {"icc_profile": LARGE, "comment": b"x" * 65_000}), ("WEBP", {"icc_profile": LARGE, "xmp": LARGE}),
+        ("TIFF", {"icc_profile": LARGE}), ("AVIF", {"icc_profile": LARGE}), ("GIF", {"comment": LARGE}),
+    ],
+)  # fmt: skip
+def test_what_is_large_beside_the_pixels_costs_no_image(photo, kind, more):
+    small = photo.resize((64, 48))
+    assert len(encoded(small, kind, **more)) > 1_400_000
+    assert same_rgb(images.decode(encoded(small, kind, **more)), images.decode(encoded(small, kind)))

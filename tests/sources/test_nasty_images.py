@@ -14,14 +14,14 @@ from qvsplit.errors import ERROR_KINDS, ItemError
 from qvsplit.runtime.names import name_on_disk, stored_name
 from qvsplit.sources.decoder import DecoderPool
 from qvsplit.sources.source import Entry
-from tests.support.nasty_images import TOO_SLIM, expected, make_corpus, remove_corpus
+from tests.support.nasty_images import LIMIT, TOO_SLIM, expected, make_corpus, remove_corpus
 
 # What every failure of the corpus is by its reason; all others are of the content
 KINDS = {
     r"needs pillow-heif|has no decoder|of a variant that|layout that is not supported": "reader-missing",
     r"took longer than": "timeout",
     r"cannot be (opened|read):": "permission",
-    r"not (fit into|enough) memory": "memory",
+    r"not (fit into|enough) memory|over the limit of": "memory",
 }
 
 
@@ -58,7 +58,7 @@ def test_every_file_becomes_pixels_or_an_error_with_a_reason_and_its_kind(corpus
     assert all(counts.values())
     entries = entries_of(folder)
     assert len(entries) > 900
-    pool = DecoderPool(item_timeout=3.0)
+    pool = DecoderPool(item_timeout=3.0, max_image_pixels=LIMIT)
     with ThreadPoolExecutor(2) as threads:
         errors = dict(zip(entries, threads.map(lambda entry: outcome(pool, entry), entries), strict=True))
     pool.close()
@@ -89,7 +89,9 @@ def test_no_nasty_image_stops_hangs_or_kills_a_run(corpus, checkpoint, tmp_path)
 
     folder, _ = corpus
     heard: list[tuple[str, str]] = []
-    options = ExtractOptions(model=str(checkpoint), item_timeout=3.0, max_pixels=28 * 28 * 16, workers=2)
+    options = ExtractOptions(
+        model=str(checkpoint), item_timeout=3.0, max_pixels=28 * 28 * 16, workers=2, max_image_pixels=LIMIT
+    )
     callbacks = ExtractCallbacks(on_failure=lambda path, reason: heard.append((path, reason)))
     summary = extract_files([folder], out=tmp_path / "embeds", options=options, callbacks=callbacks)
     seen = {entry.path for listing in LocalFolders([folder]).list({}) for entry in listing.entries()}

@@ -69,8 +69,9 @@ def fake_video(n_frames: int = 6, fps: float = 2.0, width: int = 80, height: int
 class InThreadDecoders:
     """In place of a DecoderPool: reads and decodes in the calling thread. Videos are fakes: see `fake_video`."""
 
-    def __init__(self, item_timeout: float = 60.0, fetch=local_file, gifs_are_videos=False):
+    def __init__(self, item_timeout: float = 60.0, fetch=local_file, gifs_are_videos=False, max_image_pixels=10**9):
         self.item_timeout = item_timeout
+        self.max_image_pixels = max_image_pixels
         self.fetch = fetch
 
     def mine(self):
@@ -99,8 +100,9 @@ class InThreadDecoders:
         file = files.read(entry, str(self.fetch(entry)))
         if file.sha256 != info.sha256:
             raise ItemError("was changed while it was being read")
-        image, metadata = images.decode_with_metadata(file.data, on_size=on_size)
-        return DecodedImage(np.array(image), image.width, image.height, metadata.taken_at, metadata.format)
+        image, metadata = images.decode_with_metadata(file.data, on_size=on_size, max_pixels=self.max_image_pixels)
+        about = metadata.taken_at, metadata.format, metadata.cut_rows
+        return DecodedImage(np.array(image), image.width, image.height, *about)
 
     def measure(self, entry, info=None):
         return images.measure(files.read(entry, str(self.fetch(entry))).data)

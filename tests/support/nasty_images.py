@@ -30,6 +30,7 @@ from PIL import Image, features
 EXPECTED_OK = (
     "sound/*",
     "names/*",
+    "bombs/unpacks_*.png",
     "lying/wrong_name_*",
     "lying/trailing_*",
     "lying/exif_*",
@@ -51,7 +52,6 @@ EXPECTED_OK = (
 EXPECTED_FAILED = (
     "truncated/first_half/*",
     "bombs/claims_*",
-    "bombs/unpacks_*_text.png",
     "lying/not_a_image_*",
     "lying/no_finite_*",
     "special/fifo.png",
@@ -67,7 +67,8 @@ EXPECTED_UNREACHED = ("names/too_deep/*",)
 TOO_SLIM = ("lying/slim_*",)
 
 SAMPLE_STEP = 17
-UNDER_LIMIT = 13377  # squared: just under the 178,956,970 pixels that qvsplit and Pillow let pass
+LIMIT = 178_956_970  # `max_image_pixels` where this corpus is read: by default more is, and takes as much longer
+UNDER_LIMIT = 13377  # squared: just under it
 NAME_MAX, PATH_MAX = 255, 4096
 
 
