@@ -9,6 +9,7 @@ Two branches, on purpose apart:
     ├── UsageError            2   the words of the call are wrong
     ├── ModelError            3   no such model, or it cannot be loaded
     │   ├── WeightsError      3   tensors missing, unexpected, or of the wrong shape
+    │   ├── RequestError      3   the model answers, but not this: about a video, say
     │   └── OutOfMemory       3   what was asked does not fit into memory
     ├── ConfigError           4   rows of another encoder, processor, dtype or format, or of a newer qvsplit
     ├── StoreInUse            5   another run is writing
@@ -162,6 +163,10 @@ class WeightsError(ModelError):
         return partial(WeightsError, missing=self.missing, unexpected=self.unexpected, misshapen=self.misshapen), (
             self._where,
         )
+
+
+class RequestError(ModelError):
+    """The model cannot answer this one request; others it can: it takes no videos, say."""
 
 
 class OutOfMemory(ModelError):

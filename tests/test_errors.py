@@ -14,6 +14,7 @@ from qvsplit import errors
 
 EVERY = [
     errors.QvsplitError("what"), errors.UsageError("what"), errors.ModelError("what"), errors.OutOfMemory("what"),
+    errors.RequestError("what"),
     errors.WeightsError("/m", missing=["b", "a"], unexpected=["c"], misshapen={"d": "is 2, not 3"}),
     errors.ConfigError("what"), errors.StoreInUse("what"), errors.StoreDamaged("what"),
     errors.ShardDamaged("what", "/store/shard-000001.parquet", "its footer"), errors.ShardNotFound("what"), errors.DiskError("what"), errors.ProcessError("what"),
@@ -39,8 +40,8 @@ def test_it_survives_pickling_with_all_it_says(error, protocol):
 def test_exit_codes():
     codes = {type(one).__name__: one.exit_code for one in EVERY if isinstance(one, errors.QvsplitError)}
     assert codes == {
-        "QvsplitError": 70, "UsageError": 2, "ModelError": 3, "OutOfMemory": 3, "WeightsError": 3, "ConfigError": 4,
-        "StoreInUse": 5, "StoreDamaged": 6, "ShardDamaged": 6, "ShardNotFound": 6, "DiskError": 7, "ProcessError": 70,
+        "QvsplitError": 70, "UsageError": 2, "ModelError": 3, "OutOfMemory": 3, "RequestError": 3, "WeightsError": 3,
+        "ConfigError": 4, "StoreInUse": 5, "StoreDamaged": 6, "ShardDamaged": 6, "ShardNotFound": 6, "DiskError": 7, "ProcessError": 70,
     }  # fmt: skip
     assert (errors.ITEMS_FAILED, errors.CHECKS_FLAGGED, errors.BUG) == (1, 8, 70)
     assert (errors.INTERRUPTED, errors.TERMINATED) == (130, 143)

@@ -95,7 +95,8 @@ class Engine(Protocol):
             on_text: Hears a request's id and more of its answer's text as it grows; nothing of its reasoning.
 
         Raises:
-            QvsplitError: No request of this kind can be answered: the model cannot be loaded, a schema not be followed.
+            QvsplitError: No request of this kind can be answered: the model cannot be loaded, or has an attention that
+                is not supported; a schema cannot be followed.
         """
 
     def cancel(self) -> None:

@@ -2,7 +2,8 @@
 
 A prompt up to its last item is computed once, as a prefix; the questions behind it, and those behind other prefixes,
 share batches up to a budget of tokens. The last prefixes stay cached for the next call. Where memory does not suffice
-for a batch it is halved. What is wrong with one request, or with the features it names, is that request's error.
+for a batch it is halved. What is wrong with one request, or with the features it names, is that request's error; what
+is wrong with the model, and so with every request, ends the call.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from qvsplit.answering.batches import PrefixKey, PreparedRequest, of_one_kind, within_budget, within_context
 from qvsplit.answering.engine import Completion, FeatureRef, Request
-from qvsplit.errors import OutOfMemory, QvsplitError, UsageError, some_of
+from qvsplit.errors import ModelError, OutOfMemory, QvsplitError, RequestError, UsageError, some_of
 from qvsplit.models.prompt import Placeholder
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class LocalEngine:
             try:
                 yield self._prepare(request)
             except QvsplitError as error:
-                refused.append(_failed(request, error))
+                refused.append(_failed(request, _its_own(error)))
 
     def _prepare(self, request: Request) -> PreparedRequest:
         """Give the request with its prompt.
@@ -171,8 +172,9 @@ class LocalEngine:
                 return [_failed(batch[0].request, error, batch[0].prompt)]
             self._make_room(prefixes)
         except QvsplitError as error:
+            own = _its_own(error)
             if len(batch) == 1:
-                return [_failed(batch[0].request, error, batch[0].prompt)]
+                return [_failed(batch[0].request, own, batch[0].prompt)]
         if len(batch) == 1:
             return self._answer_batch(batch, prefixes, on_text)
         middle = len(batch) // 2
@@ -265,7 +267,7 @@ class LocalEngine:
         except OutOfMemory:
             raise
         except QvsplitError as error:
-            return error
+            return _its_own(error)
 
     def _prefix(self, prompt: Prompt, features: tuple[FeatureRef, ...], shared: int = 0) -> Beginning:
         """Give the prefix of these features: a cached one, one behind a shared beginning, or a new one."""
@@ -293,6 +295,13 @@ def _scored(request: Request, tokens_of: Callable[[str], list[int]]) -> dict[str
             known.add(tokens)
             scored[form] = tokens
     return scored
+
+
+def _its_own(error: QvsplitError) -> QvsplitError:
+    """Give an error of one request's. What is wrong with the model is wrong with all of them, and raised."""
+    if isinstance(error, ModelError) and not isinstance(error, OutOfMemory | RequestError):
+        raise error
+    return error
 
 
 def _failed(request: Request, error: QvsplitError, prompt: Prompt | None = None) -> Completion:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qvsplit.commands.extract import callbacks
 from qvsplit.commands.options import Device, Json, ProgressMode, Quiet
+from qvsplit.commands.wording import on_command_line
 from qvsplit.output.progress import ProgressBar
-from qvsplit.output.text import print_json
+from qvsplit.output.text import plural, print_json, say
 from qvsplit.runtime.streams import is_terminal, shows_escape_codes
+
+if TYPE_CHECKING:
+    from qvsplit.demo import DemoOutcome
 
 
 def demo(
@@ -50,7 +55,16 @@ def demo(
     if as_json:
         for answer in outcome.answers:
             print_json(answer.to_json())
-        return
+    else:
+        _print_tables(outcome, quiet=quiet)
+    for reason, number in Counter(one.error for one in outcome.answers if one.error is not None).items():
+        say(f"not answered: {plural(number, 'question')}: {on_command_line(reason)}")
+    if outcome.error is not None:
+        raise typer.Exit(outcome.error.exit_code)
+
+
+def _print_tables(outcome: DemoOutcome, *, quiet: bool) -> None:
+    """Print a table an image, and then what was done."""
     from rich.console import Console
 
     from qvsplit.demo.table import postcard_tables, summary_lines

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.answering.checks import Question
-from qvsplit.ask import AskOptions, PromptItems, Session, load_session
+from qvsplit.ask import AskOptions, PromptItems, load_session
 from qvsplit.checkpoints.opening import DEMO_MODEL
-from qvsplit.errors import ConfigError, DiskError, UsageError
+from qvsplit.errors import ConfigError, DiskError, QvsplitError, UsageError
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.runtime import interrupts
@@ -28,6 +28,7 @@ from qvsplit.runtime.names import stored_name
 from qvsplit.store.opening import open_store
 
 if TYPE_CHECKING:
+    from qvsplit.answering.survey import Survey
     from qvsplit.pipeline.summary import ExtractCallbacks, Summary
     from qvsplit.store.row import Row
 
@@ -37,16 +38,20 @@ POSTCARDS = HERE / "postcards"
 
 @dataclass(frozen=True)
 class DemoAnswer:
-    """One answer from the store, and the right one: None for an image that is not the package's."""
+    """One answer from the store, and the right one: None for an image that is not the package's.
+
+    `error` says why there is no answer.
+    """
 
     path: str
     question: str
     answer: str
     truth: str | None
+    error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as `--json` prints it."""
-        return asdict(self)
+        """Give it as `--json` prints it: an `error` only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "error" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class DemoOutcome:
         rows: The images that were asked about.
         answers: To every question about every image.
         ask_seconds: For answering alone, after the language model was loaded.
+        error: That of the first question that could not be answered.
     """
 
     photos: Path
@@ -68,11 +74,17 @@ class DemoOutcome:
     rows: tuple[Row, ...]
     answers: tuple[DemoAnswer, ...]
     ask_seconds: float
+    error: QvsplitError | None = None
 
     @property
     def right(self) -> int:
         """Answers that are the right one, word for word."""
         return sum(one.answer == one.truth for one in self.answers)
+
+    @property
+    def answered(self) -> int:
+        """Questions that have an answer, right or wrong."""
+        return sum(one.error is None for one in self.answers)
 
     @property
     def tokens(self) -> int:
@@ -150,19 +162,18 @@ def run(
         raise ConfigError(f"{place} was not made by this demo ({error}); give another FOLDER, or remove it") from None
     on_asking(len(rows) * len(truths()[0]))
     began = time.perf_counter()
-    answers = tuple(_answers(session, rows, on_answer))
-    return DemoOutcome(photos, place, summary, rows, answers, time.perf_counter() - began)
+    survey = session.survey([PromptItems((row,)) for row in rows], [Question(text) for text in truths()[0]])
+    answers = tuple(_answers(survey, rows, on_answer))
+    return DemoOutcome(photos, place, summary, rows, answers, time.perf_counter() - began, survey.error)
 
 
-def _answers(session: Session, rows: Sequence[Row], on_answer: Callable[[str], None]) -> Iterator[DemoAnswer]:
+def _answers(survey: Survey, rows: Sequence[Row], on_answer: Callable[[str], None]) -> Iterator[DemoAnswer]:
     questions, right_answers = _right_answers_by_content()
-    items = [PromptItems((row,)) for row in rows]
-    surveyed = session.survey(items, [Question(text) for text in questions])
     for row in rows:
         right = right_answers.get(row.sha256 or "", [None] * len(questions))
         for question, truth in zip(questions, right, strict=True):
-            answer = next(surveyed)
-            yield DemoAnswer(row.path, question, answer.text, truth)
+            answer = next(survey)
+            yield DemoAnswer(row.path, question, answer.text, truth, answer.error)
             on_answer(row.path)
             interrupts.check()
 

@@ -46,7 +46,7 @@ def _answers(lines: Sequence[DemoAnswer]) -> Table:
     for name, ratio in (("question", 5), ("answer", 6), ("truth", 6)):
         table.add_column(name, ratio=ratio)
     for one in lines:
-        answer = Text(printable(one.answer))
+        answer = Text(printable(one.answer) if one.error is None else f"not answered: {one.error}")
         if one.truth is not None:
             right = one.answer == one.truth
             answer = Text("✓ " if right else "✗ ", "green" if right else "bold red") + answer
@@ -95,7 +95,7 @@ def summary_lines(outcome: DemoOutcome) -> list[str]:
     )
     return [
         f"encoded      {_extraction(outcome)}",
-        f"answered     {len(outcome.answers)} questions by the language model alone, from the stored features, in "
+        f"answered     {outcome.answered} questions by the language model alone, from the stored features, in "
         f"{outcome.ask_seconds:.1f} s: no image was encoded twice",
         f"stored       {stored}",
         f"right        {outcome.right} of {known} answers, word for word",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.model_class import encoders_alone
-from qvsplit.errors import ModelError, UsageError
+from qvsplit.errors import ModelError, RequestError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,7 +120,8 @@ def process(processor: Any, item: Item, *, where: object) -> tuple[Mapping[str, 
     """Give what a processor makes of one item, and the text that stands for it in a prompt.
 
     Raises:
-        ModelError: It makes no such text, or refuses a clip that others take; `where` says whose it is.
+        ModelError: It makes no such text; `where` says whose it is.
+        RequestError: It takes no clips, or refuses one that others take.
     """
     if not isinstance(item, SampledClip):
         return hf.process_image(processor, item)
@@ -128,9 +129,9 @@ def process(processor: Any, item: Item, *, where: object) -> tuple[Mapping[str, 
         with hf.quiet_transformers():
             return hf.process_video(processor, item.frames, item.metadata)
     except ModelError as error:
-        raise ModelError(f"{where} cannot answer about videos: {error}") from None
+        raise RequestError(f"{where} cannot answer about videos: {error}") from None
     except Exception as error:  # a processor may raise anything
-        raise ModelError(f"{where} cannot answer about videos: its processor refuses one ({error!r})") from None
+        raise RequestError(f"{where} cannot answer about videos: its processor refuses one ({error!r})") from None
 
 
 def template_options(processor: Any, *, thinking: bool) -> dict[str, bool]:

@@ -21,7 +21,7 @@ from typing import Any
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.model_class import class_of, forward_takes, takes_videos
-from qvsplit.errors import ModelError, StoreDamaged, UsageError
+from qvsplit.errors import ModelError, RequestError, StoreDamaged, UsageError
 from qvsplit.models.processor_proof import (
     KINDS,
     Proof,
@@ -159,7 +159,8 @@ class Prompter:
 
         Raises:
             UsageError: Items and conversation differ, or the family does not take such items together.
-            ModelError: This model's prompts cannot be made without pixels, or it answers about no videos.
+            ModelError: This model's prompts cannot be made without pixels.
+            RequestError: Only those that show videos cannot, or this text is none to its tokenizer.
             StoreDamaged: A placeholder is not one that its processor makes.
         """
         kinds = _item_kinds(messages)
@@ -200,7 +201,7 @@ class Prompter:
         return self._laid_out(ids, {kind: iter(runs) for kind, runs in counts.items()})
 
     def _laid_out(self, ids: Sequence[int], counts: Mapping[str, Iterator[int]]) -> tuple[list[int], list[int]]:
-        """Repeat every item's token as often as its run has it. ModelError if there are more or fewer than runs."""
+        """Repeat every item's token as often as its run has it. RequestError if there are more or fewer than runs."""
         kinds = {self._id_of(token): "image" for token in self._item_tokens}
         kinds |= {self._id_of(self._item_token(kind)): kind for kind in counts}
         laid: list[int] = []
@@ -211,10 +212,10 @@ class Prompter:
             laid += [token] * count
             types += [0 if kind is None else ITEM_TYPES[kind]] * count
             if not count:
-                raise ModelError(f"{self.folder}: its chat template or tokenizer shows more items than were given")
+                raise RequestError(f"{self.folder}: its chat template or tokenizer shows more items than were given")
         for kind, rest in counts.items():
             if next(rest, None) is not None:
-                raise ModelError(f"{self.folder}: its chat template or tokenizer shows fewer {kind}s than were given")
+                raise RequestError(f"{self.folder}: its chat template or tokenizer shows fewer {kind}s than were given")
         return laid, types
 
     @property
@@ -223,14 +224,14 @@ class Prompter:
         return {token for token in (self._image_token, self._configured_video_token) if token is not None}
 
     def _item_token(self, kind: str) -> str:
-        """Give the token that stands where one row of the features of such an item goes. ModelError if none does."""
+        """Give the token that stands where one row of the features of such an item goes. RequestError if none does."""
         return self._image_token if kind == "image" else self._video_token
 
     @cached_property
     def _video_token(self) -> str:
-        """That of videos: some families show their frames as images. ModelError: the model answers about no videos."""
+        """That of videos: some families show their frames as images. RequestError: the model answers about none."""
         if not takes_videos(self.model_class):
-            raise ModelError(
+            raise RequestError(
                 f"{self.folder} cannot answer about videos: {self.model_class.__name__} of transformers has no "
                 "get_video_features; ask about images, or name another checkpoint as `model`"
             )
@@ -239,7 +240,9 @@ class Prompter:
         token = hf.token_shown(text, self._configured_video_token, self._image_token)
         if token is not None:
             return token
-        raise ModelError(f"{self.folder} cannot answer about videos: its processor shows one without any of its tokens")
+        raise RequestError(
+            f"{self.folder} cannot answer about videos: its processor shows one without any of its tokens"
+        )
 
     def _id_of(self, token: str) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(token))
@@ -310,7 +313,7 @@ class Prompter:
         try:
             (filled, *_), (places, *_) = processor.get_text_with_replacements([filled], shown["image"], shown["video"])
         except StopIteration:
-            raise ModelError(f"{self.folder}: its chat template shows more items than were given") from None
+            raise RequestError(f"{self.folder}: its chat template shows more items than were given") from None
         self._check_edges(filled, {edge for place in places for edge in place["new_span"]})
         return str(filled)
 
@@ -361,7 +364,7 @@ class Prompter:
     def _is_any_own(self, token: str) -> bool:
         if self._is_own(token, "image"):
             return True
-        with suppress(ModelError):  # of a model that answers about no videos
+        with suppress(RequestError):  # of a model that answers about no videos
             return bool(self._video_token) and self._is_own(token, "video")
         return False
 
@@ -457,7 +460,7 @@ class Prompter:
         try:
             ids = chat_template_utils.encode_marked_chat(self.tokenizer, text)
         except ValueError:
-            raise ModelError(_NO_PLAIN_TEXT.format(self.folder)) from None
+            raise RequestError(_NO_PLAIN_TEXT.format(self.folder)) from None
         return [*before, *ids, *behind]
 
     def _added_around(self, options: Mapping[str, Any]) -> tuple[list[int], list[int]]:
@@ -472,7 +475,7 @@ class Prompter:
         ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         slipped = set(ids) & {number for token, number in self._added.items() if token in text}
         if slipped and self._user_control_tokens.search(text):
-            raise ModelError(_NO_PLAIN_TEXT.format(self.folder))
+            raise RequestError(_NO_PLAIN_TEXT.format(self.folder))
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -497,7 +500,10 @@ class Prompter:
                     "videos"
                 )
             # without any item, what is said of tokens is what is said beside an image
-            self._proofs[images, videos] = prove(self, images or int(not videos), videos)
+            try:
+                self._proofs[images, videos] = prove(self, images or int(not videos), videos)
+            except ModelError as error:
+                raise RequestError(*error.args) if videos else error from None
         return self._proofs[images, videos]
 
     def _check_template(self) -> None:
@@ -509,7 +515,7 @@ class Prompter:
     def proof_prompt(self, shown: Sequence[tuple[str, str]], question: str) -> list[int]:
         """Give the tokens of a question about items, of each its kind and text, without any proof that they are right.
 
-        ModelError: The model answers about no videos.
+        RequestError: The model answers about no videos.
         """
         placeholders = [self.placeholder_of(text, kind) for kind, text in shown]
         messages = question_messages(question, [one.kind for one in placeholders])

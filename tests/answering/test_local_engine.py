@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from qvsplit.answering.engine import Decoding, FeatureRef, Request
-from qvsplit.answering.local_engine import LocalEngine
-from qvsplit.errors import ModelError, OutOfMemory, ShardDamaged, UsageError
+from qvsplit.answering.local_engine import EngineLimits, LocalEngine
+from qvsplit.errors import ModelError, OutOfMemory, RequestError, ShardDamaged, UsageError
+from qvsplit.kernels import shared_prefix_attention
 from qvsplit.models import asking
 from qvsplit.models.language import LanguageModel
-from qvsplit.models.prompt import question_messages
+from qvsplit.models.prompt import Prompter, question_messages
 from qvsplit.models.shared_prefix import SharedBatch
 from tests.support.fake_engine import row, session_of, store_of
 from tests.support.full_model import NEW_TOKENS, upright_rgb
@@ -49,7 +50,7 @@ def answered(engine, requests, **more):
 
 
 def test_damaged_features_are_the_error_of_their_requests_alone(engine, store, whole, photos, monkeypatch):
-    read, reads = engine._reader.features, []
+    read, reads = engine.reader.features, []
 
     def features(ref):
         reads.append(ref)
@@ -57,7 +58,7 @@ def test_damaged_features_are_the_error_of_their_requests_alone(engine, store, w
             raise ShardDamaged("its page has a wrong checksum", "shard.parquet", "page")
         return read(ref)
 
-    monkeypatch.setattr(engine._reader, "features", features)
+    monkeypatch.setattr(engine.reader, "features", features)
     requests = [request(n, store.rows[n % 3], f"{QUESTION} {n // 3}") for n in range(9)]
     completions = answered(engine, requests)
     assert {n for n, one in completions.items() if one.error is not None} == {1, 4, 7}
@@ -110,6 +111,37 @@ def test_memory_that_does_not_suffice_for_one_is_its_error_and_the_others_are_an
     completions = answered(engine, [request(n, one) for n, one in enumerate(store.rows)])
     assert isinstance(completions[1].error, OutOfMemory)
     assert all(completions[n].error is None and completions[n].tokens for n in (0, 2))
+
+
+@pytest.mark.parametrize("choices", [(), ("yes", "no")])
+def test_what_is_wrong_with_the_model_ends_the_call(engine, store, monkeypatch, choices):
+    monkeypatch.setattr(shared_prefix_attention, "UNUSED", frozenset())  # as if the model asked for more than is known
+    with pytest.raises(ModelError, match="wants `.*` of its attention"):
+        answered(engine, [request(n, one, choices=choices) for n, one in enumerate(store.rows)])
+
+
+def test_what_a_model_does_not_take_is_its_requests_error(engine, store, monkeypatch):
+    chat = Prompter.chat
+
+    def fewer(self, messages, placeholders, **more):
+        if placeholders[0].name.endswith(NAMES[1]):
+            raise RequestError("it cannot answer about these")
+        return chat(self, messages, placeholders, **more)
+
+    monkeypatch.setattr(Prompter, "chat", fewer)
+    completions = answered(engine, [request(n, one) for n, one in enumerate(store.rows)])
+    assert isinstance(completions[1].error, RequestError)
+    assert all(completions[n].error is None and completions[n].tokens for n in (0, 2))
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_call(store):
+    def load():
+        raise ModelError("it cannot be loaded")
+
+    limits = EngineLimits(token_budget=1000, prefix_cache_tokens=0)
+    engine = LocalEngine(load, SimpleNamespace(), limits)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        answered(engine, [request(0, store.rows[0])])
 
 
 def test_numbers_that_are_none_are_the_error_of_their_row(engine, store, monkeypatch):

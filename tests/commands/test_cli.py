@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qvsplit.errors import ModelError
+from qvsplit.models.language import LanguageModel
 from tests.support.terminal import one_line
 
 # ----------------------------------------------------------------------------------------------- help and imports
@@ -323,6 +325,16 @@ def test_damaged_features_are_said_of_each_image_and_are_the_exit_code(run_cli, 
     assert len(said.splitlines()) == 2  # one an image, however many questions
     assert "not answered: coffee.png: What?, Where?: " in said
     assert "is damaged: features of row" in said
+
+
+def test_what_is_wrong_with_the_model_ends_the_run_and_is_in_no_table(run_cli, store, tmp_path, monkeypatch):
+    def refusing(self, *_, **__):
+        raise ModelError("its attention is not supported")
+
+    monkeypatch.setattr(LanguageModel, "prefill", refusing)
+    code, out, said = run_cli("ask", "--embeds", store, "What?", "Where?", "--out", tmp_path / "answers.csv")
+    assert (code, out, said) == (3, "", "qvsplit: its attention is not supported\n")
+    assert not (tmp_path / "answers.csv").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming an ordinary user needs root")

@@ -17,7 +17,9 @@ from PIL import Image
 
 from qvsplit import demo
 from qvsplit.checkpoints.opening import DEMO_FOLDER, open_checkpoint
+from qvsplit.errors import ModelError, OutOfMemory
 from qvsplit.extract import extract_files
+from qvsplit.models.language import LanguageModel
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store
 from tests.support.demo_run import session_demo
@@ -155,6 +157,39 @@ def test_an_image_of_ones_own_among_the_postcards(tmp_path, run_cli):
         ("family.jpg", {*demo.truths()[1]["family.jpg"]}),
     ):
         assert {one["truth"] for one in answers if one["path"] == name} == truth
+
+
+def test_answers_that_are_errors_are_said_and_are_the_exit_code(tmp_path, run_cli, monkeypatch):
+    prefill = LanguageModel.prefill
+
+    def cramped(self, prompt, features, **more):
+        if features[0].n_tokens == 36:  # of two postcards
+            raise OutOfMemory("it does not fit")
+        return prefill(self, prompt, features, **more)
+
+    monkeypatch.setattr(LanguageModel, "prefill", cramped)
+    code, out, err = run_cli("demo", tmp_path / "d", "--json")
+    answers = [json.loads(line) for line in out.splitlines()]
+    failed = [one for one in answers if "error" in one]
+    assert code == OutOfMemory.exit_code
+    assert 0 < len(failed) < len(answers)
+    assert {(one["answer"], one["error"]) for one in failed} == {("", "it does not fit")}
+    assert f"qvsplit: not answered: {len(failed)} questions: it does not fit\n" in err
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, err = run_cli("demo", tmp_path / "d")
+    assert code == OutOfMemory.exit_code
+    assert out.count("not answered: it does not fit") == len(failed)
+    assert f"answered     {len(answers) - len(failed)} questions" in out
+    assert "not answered: " in err
+
+
+def test_a_model_that_cannot_answer_ends_the_demo_in_one_line(tmp_path, run_cli, monkeypatch):
+    def refusing(self, *_, **__):
+        raise ModelError("its attention is not supported")
+
+    monkeypatch.setattr(LanguageModel, "prefill", refusing)
+    code, out, err = run_cli("demo", tmp_path / "d", "--quiet")
+    assert (code, out, err.splitlines()[-1]) == (3, "", "qvsplit: its attention is not supported")
 
 
 def test_thumbnails_where_there_are_colours(tmp_path):
