@@ -23,6 +23,7 @@ from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import BUG, INTERRUPTED, TERMINATED, DiskError, QvsplitError, UsageError
 from qvsplit.output.text import say
 from qvsplit.runtime import cpus, interrupts, streams
+from qvsplit.runtime.versions import VersionWarning
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "extract": extract.extract,
@@ -57,6 +58,8 @@ def main() -> None:
     streams.prepare()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' remarks to programmers; ours to users are printed
+        warnings.simplefilter("always", VersionWarning)
+        warnings.showwarning = _show_warning
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not streams.shows_escape_codes(sys.stderr):
@@ -75,6 +78,11 @@ def main() -> None:
         # does when a dataclass is made, although it was handled; everything has been closed
         os._exit(code)
     sys.exit(code)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning as everything is that is said to users: a line on stderr."""
+    say(str(message))
 
 
 # Options of Typer's, which end by an exit of their own

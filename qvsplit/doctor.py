@@ -42,7 +42,7 @@ from qvsplit.runtime.cpus import (
 )
 from qvsplit.runtime.devices import has_bfloat16_units
 from qvsplit.runtime.memory import machine_memory
-from qvsplit.runtime.versions import installed_version
+from qvsplit.runtime.versions import installed_version, out_of_bounds
 
 if TYPE_CHECKING:
     from qvsplit.store.storage import Storage, StoredFile
@@ -112,6 +112,7 @@ def examine(place: Path | None = None, model: str | None = None) -> dict[str, An
         libraries = {name: future.result() for name, future in asked.items()}
         found = {
             "versions": _part(_versions),
+            "bounds": _part(_bounds),
             "system": _part(_system),
             "cpu": _part(_cpu),
             "torch": libraries["torch"],
@@ -189,6 +190,10 @@ def _begun(find_out: Callable[..., dict[str, Any]], *given: Any) -> Future[dict[
 
 def _versions() -> dict[str, Any]:
     return {"python": platform.python_version()} | {name: installed_version(name) for name in PACKAGES}
+
+
+def _bounds() -> dict[str, Any]:
+    return {"out of bounds": [str(one) for one in out_of_bounds()]}
 
 
 def _system() -> dict[str, Any]:

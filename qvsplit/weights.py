@@ -31,6 +31,7 @@ from qvsplit.checkpoints.tensors import SAFETENSORS_BYTES, TensorPlace, read_ten
 from qvsplit.errors import ModelError, WeightsError
 from qvsplit.runtime import arguments
 from qvsplit.runtime.loading import LAYOUT, TENSORS, OnLoad, nobody
+from qvsplit.runtime.versions import warn_of_other_versions
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,7 @@ def load_encoder_weights(
         WeightsError: The checkpoint holds not exactly the encoder's tensors.
         ModelError: There is no encoder, or a file is damaged.
     """
+    warn_of_other_versions("transformers")
     places = checkpoint.encoder_places()
     config = load_config(checkpoint)
     encoder_class = half_class(class_of(checkpoint), checkpoint.family.encoder_has)
@@ -158,6 +160,7 @@ def load_language_model(
     from qvsplit.kernels.layout import Layout, Plain, join, lay_out
     from qvsplit.kernels.packed_linear import can_pack
 
+    warn_of_other_versions("transformers")
     family = checkpoint.family
     config = load_config(checkpoint)
     # a file may hold tensors of both halves
@@ -216,6 +219,7 @@ def load_full_model(
         WeightsError: The checkpoint holds not exactly the model's tensors.
         ModelError: It cannot be loaded.
     """
+    warn_of_other_versions("transformers")
     sizes = {name: place.size for name, place in checkpoint.places(checkpoint.tensor_names("both")).items()}
     with transformers_errors(checkpoint), hearing_tensors(on_load, sizes):
         model, info = class_of(checkpoint).from_pretrained(

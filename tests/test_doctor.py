@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
+from importlib import metadata
 
 import pytest
 
@@ -79,6 +80,14 @@ def test_with_a_broken_library_all_else_is_found_out(package, no_imports, monkey
     (wrong,) = doctor.problems(found)
     assert isinstance(wrong, ModelError)
     assert "torch" in str(wrong)
+
+
+def test_a_library_of_a_version_that_is_not_wanted_is_named(no_imports, monkeypatch):
+    monkeypatch.setattr(metadata, "requires", lambda package: ["numpy<1", "torch>=1"])
+    found = doctor.examine()
+    assert found["bounds"] == {"out of bounds": [f"numpy {metadata.version('numpy')} (<1)"]}
+    assert f"bounds      out of bounds     numpy {metadata.version('numpy')} (<1)" in doctor.lines(found)
+    assert doctor.problems(found) == []
 
 
 def test_a_part_that_fails_is_no_others_failure(no_imports, monkeypatch):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ConfigError, ModelError, WeightsError
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
+from qvsplit.runtime.versions import VersionWarning, warn_of_other_versions
 from qvsplit.store.opening import open_store
 from tests.support import rows
 from tests.support.checkpoints import edit, files_of, make_tiny, scale_language_model
@@ -40,6 +42,19 @@ def load_encoder_weights(folder: Path):
 
 def load_language_model(folder: Path):
     return weights.load_language_model(open_checkpoint(folder, "language"), dtype=torch.float32, kernels="reference")
+
+
+def load_full_model(folder: Path):
+    return weights.load_full_model(open_checkpoint(folder, "both"), device=CPU, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("load", [load_encoder_weights, load_language_model, load_full_model])
+def test_a_version_that_answers_were_not_held_against_is_warned_of(checkpoint, load, monkeypatch):
+    monkeypatch.setattr(metadata, "requires", lambda package: ["transformers<5"])
+    warn_of_other_versions.cache_clear()
+    with pytest.warns(VersionWarning, match=r"transformers .* held against \(<5\)"):
+        load(checkpoint)
+    warn_of_other_versions.cache_clear()
 
 
 @pytest.mark.parametrize("layout", ["today", "hub"])
