@@ -132,9 +132,13 @@ class FusedAttention(nn.Module):  # type: ignore[misc]
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Give what transformers' module does: [B, q, width] to [B, q, width], and attention's weights if any."""
+        """Give what transformers' module does: [B, q, width] to [B, q, width], and attention's weights if any.
+
+        The cache is `past_key_values` to the layers of transformers 5.23, and `cache` to those of 5.24.
+        """
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         shape = hidden_states.shape[:-1]
@@ -145,8 +149,9 @@ class FusedAttention(nn.Module):  # type: ignore[misc]
         cos, sin = (one.unsqueeze(2) for one in position_embeddings)  # [B, q, 1, D]
         query, key = _rotated(query, cos, sin).transpose(1, 2), _rotated(key, cos, sin).transpose(1, 2)
         value = value.transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        kept = past_key_values if cache is None else cache
+        if kept is not None:
+            key, value = kept.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         attended, weights = attend(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **self.window, **others

@@ -195,6 +195,8 @@ class ClipPreparer:
         """Have the processor prepare all frames [frames, 3, height, width] at once."""
         processed, text = self._by_processor(frames, metadata_of(clip, info))
         grid = processed.get("video_grid_thw")
+        if grid is not None and len(grid) > 1:
+            raise ItemError("is cut into chunks with a grid each by the model's own processor; a row holds one grid")
         t, h, w = (int(n) for n in grid[0]) if grid is not None else (0, 0, 0)
         token = hf.token_shown(text, *self.tokens)
         if token is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.errors import StoreDamaged, some_of
@@ -51,7 +52,8 @@ class Forward:
         """Give hidden states [B, q, width] of `ids` [B, q] at text `positions` [B, q], or at all kinds [3, B, q]."""
         if positions is not None and positions.ndim == 2 and self._rope_index is not None:
             positions = positions.expand(3, -1, -1)
-        out = self.model.model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **more)
+        given = {"input_ids": ids, "position_ids": positions, self._cache_name: cache, **more}
+        out = self.model.model(**given, use_cache=True)
         hidden: torch.Tensor = out.last_hidden_state
         return hidden
 
@@ -97,8 +99,16 @@ class Forward:
         self._rope_positions(prompt, prompt.prefix_tokens)
 
     def _only_taken(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        takes = _parameters(type(self.model.model).forward)
-        return {name: value for name, value in given.items() if name in takes}
+        return {name: value for name, value in given.items() if name in self._takes_without_head}
+
+    @cached_property
+    def _takes_without_head(self) -> frozenset[str]:
+        return _parameters(type(self.model.model).forward)
+
+    @cached_property
+    def _cache_name(self) -> str:
+        """The name of the argument for the cache: transformers 5.24 gave it another."""
+        return "cache" if "cache" in self._takes_without_head else "past_key_values"
 
     @contextmanager
     def _positions_given(self) -> Iterator[list[int]]:
