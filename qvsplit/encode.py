@@ -52,7 +52,8 @@ class VisionEncoder:
         config: The extraction config of the features; a store made by the same encoder has the same one.
     """
 
-    def __init__(self, encoder: TransformersEncoder) -> None:
+    def __init__(self, encoder: TransformersEncoder, max_image_pixels: int = decoding.MAX_IMAGE_PIXELS) -> None:
+        self._max_image_pixels = max_image_pixels
         self.config: ExtractionConfig = encoder.config
         self._spec: EncoderSpec = encoder.spec
         self._quantize = Quantize(encoder.config, encoder.tensors)
@@ -85,7 +86,7 @@ class VisionEncoder:
             raise arguments.wrong(place, image, _AN_IMAGE)
         name = f"{place} ({image})" if isinstance(image, str | PathLike) else place
         try:
-            prepared = encoder.preparer.prepare(_pixels(image, place))
+            prepared = encoder.preparer.prepare(_pixels(image, place, self._max_image_pixels))
             return self._encoded(encoder, prepared)
         except ItemError as error:
             raise ItemError(f"{name}: {error}", error.kind) from None
@@ -184,6 +185,7 @@ def load_encoder(
     kernels: str | None = None,
     prepare_on: str | None = None,
     videos: VideoOptions | None = None,
+    max_image_pixels: int = decoding.MAX_IMAGE_PIXELS,
     on_load: OnLoad = nobody,
 ) -> VisionEncoder:
     """Load the vision encoder of a checkpoint, and nothing else of it.
@@ -202,6 +204,7 @@ def load_encoder(
         prepare_on: Where images are resized: on the `cpu`, or the encoder's `device`, in float32, where some pixels
             become others; by default on the CPU.
         videos: How `encode_video` looks at videos; by default at 2 frames a second, at most 768 of them.
+        max_image_pixels: A file of more pixels is not decoded, and an ItemError.
         on_load: Hears each part of loading as it begins, and how many of how many bytes of tensors have been read.
 
     Raises:
@@ -217,6 +220,7 @@ def load_encoder(
             max_pixels=max_pixels,
             kernels=kernels,
             prepare_on=prepare_on,
+            max_image_pixels=max_image_pixels,
         )
     )
     checkpoint = open_checkpoint(name, "encoder")
@@ -227,7 +231,7 @@ def load_encoder(
         kernels=kernels or checkpoint.family.default_kernels, prepare_on=prepare_on or PREPARED_ON[0],
         videos=videos or VideoOptions(),
     )  # fmt: skip
-    encoder = VisionEncoder(models.load_encoder(spec, on_load))
+    encoder = VisionEncoder(models.load_encoder(spec, on_load), max_image_pixels)
     on_load(READY, 0, 0)
     return encoder
 
@@ -261,28 +265,37 @@ def _is_image(given: object) -> bool:
     return isinstance(given, str | PathLike | bytes | bytearray | memoryview | Image.Image)
 
 
-def _pixels(image: Any, place: str) -> npt.NDArray[np.uint8]:
+def _pixels(image: Any, place: str, max_image_pixels: int) -> npt.NDArray[np.uint8]:
     """Give an image as uint8 [height, width, 3]. ItemError if it is bad, UsageError if it is no image."""
     import numpy as np
 
     if isinstance(image, np.ndarray):
         return _array(image, place)
+    if isinstance(image, str | PathLike):
+        image = _read(arguments.a_path(place, image, _AN_IMAGE))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; sizes have our own limit
-        if isinstance(image, str | PathLike):
-            return np.array(_from_file(arguments.a_path(place, image, _AN_IMAGE)))
         if isinstance(image, bytes | bytearray | memoryview):
-            return np.array(decoding.decode(bytes(image)))
+            return np.array(_decoded(bytes(image), place, max_image_pixels))
         return np.array(_from_pil(image))
 
 
-def _from_file(name: str) -> PIL.Image.Image:
+def _read(name: str) -> bytes:
     if path.isdir(name):
         raise ItemError("is a folder; give the files in it")
     try:
-        return decoding.open_file(name)
+        return decoding.read_file(name)
     except ItemNotFound:
         raise ItemError("there is no such file") from None
+
+
+def _decoded(data: bytes, place: str, max_image_pixels: int) -> PIL.Image.Image:
+    """Decode a file, and warn where its last bytes are missing."""
+    image, metadata = decoding.decode_with_metadata(data, max_pixels=max_image_pixels)
+    if metadata.cut_rows is not None:
+        missing = f"a part of the last {metadata.cut_rows} rows" if metadata.cut_rows else "none"
+        warnings.warn(f"{place}: the file's last bytes are missing, and {missing} of its pixels", stacklevel=5)
+    return image
 
 
 def _from_pil(image: PIL.Image.Image) -> PIL.Image.Image:

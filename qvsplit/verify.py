@@ -352,7 +352,8 @@ def _unchanged_image(row: Row) -> Item:
     file = read(_entry(row))
     if file.sha256 != row.sha256:
         raise ItemError(_CHANGED)
-    return images.decode(file.data)
+    # it was read, under whatever limit
+    return images.decode(file.data, max_pixels=max(images.MAX_IMAGE_PIXELS, (row.width or 0) * (row.height or 0)))
 
 
 def _unchanged_clip(row: Row, decoder: Decoder) -> Item:

@@ -18,6 +18,7 @@ from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store
 from tests.support.full_model import upright_rgb
+from tests.support.nasty_images import encoded
 
 NAMES = ["coffee.png", "turned.jpg", "one_pixel.png", "rocket.jpg"]
 
@@ -89,6 +90,22 @@ def test_a_bad_image_is_named(encoder, photos, tmp_path):
         ]:  # fmt: skip
             with pytest.raises(ItemError, match=rf"^images\[1\] ?{name}: .*{reason}"):
                 encoder.encode([photos / "coffee.png", bad])
+
+
+def test_a_file_without_its_last_bytes_is_encoded_with_a_warning(encoder):
+    data = encoded(Image.linear_gradient("L").convert("RGB"), "JPEG")
+    (whole,) = encoder.encode([data])
+    with pytest.warns(UserWarning, match=r"images\[0\]: the file's last bytes are missing, and none of its pixels"):
+        (cut,) = encoder.encode([data[:-2]])
+    for name, tensor in whole.tensors.items():
+        assert np.array_equal(tensor.raw, cut.tensors[name].raw)
+
+
+def test_a_file_of_more_pixels_than_may_be_is_an_error(checkpoint):
+    with load_encoder(checkpoint, device="cpu", max_image_pixels=99) as encoder:
+        with pytest.raises(ItemError, match="over the limit of 99") as caught:
+            encoder.encode([encoded(Image.new("RGB", (10, 10)))])
+        assert caught.value.kind == "memory"
 
 
 def test_what_is_no_list_of_images(encoder, photos):

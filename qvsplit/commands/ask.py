@@ -12,6 +12,7 @@ import typer
 
 from qvsplit.commands.ask_files import open_items
 from qvsplit.commands.options import (
+    DEFAULT_IMAGE_PIXELS,
     DEFAULT_STORE,
     INPUT,
     OUTPUT,
@@ -23,6 +24,7 @@ from qvsplit.commands.options import (
     AskDevice,
     AskDtype,
     Json,
+    MaxImagePixels,
     MaxNewTokens,
     Model,
     OutputFormat,
@@ -74,6 +76,7 @@ class Items:
     globs: Sequence[str]
     together: bool
     reference: str | None
+    max_image_pixels: int = DEFAULT_IMAGE_PIXELS
 
 
 def ask(
@@ -249,6 +252,7 @@ def ask(
     dtype: AskDtype = None,
     kernels: AnswerKernels = "fused",
     unchecked_encoder: UncheckedEncoder = False,
+    max_image_pixels: MaxImagePixels = DEFAULT_IMAGE_PIXELS,
     format: OutputFormat = None,
     as_json: Json = False,
     absolute: Absolute = False,
@@ -282,7 +286,7 @@ def ask(
     printing = PrintOptions(as_format(format, as_json=as_json), absolute, logprobs)
     allowed = frozenset(allow.split(",") if allow else ())
     outputs = Outputs(out, report, fail_on, printing, quiet, progress, allowed, wide)
-    chosen = Items(embeds or [DEFAULT_STORE], image or [], together, compare)
+    chosen = Items(embeds or [DEFAULT_STORE], image or [], together, compare, max_image_pixels)
     if json_schema is not None and stop:
         raise UsageError("--stop would cut what --json-schema promises; leave one out")
     choices = choices and as_text(choices, "--choices")
@@ -382,8 +386,9 @@ def _opened(chosen: Items, options: AskOptions, outputs: Outputs, *, has_flags: 
     """Open the store; files that are named and none of its items, or changed since, are encoded beside it."""
     names = [*chosen.globs, *([] if chosen.reference is None else [chosen.reference])]
     return open_items(
-        chosen.places, names, options, has_flags=has_flags, quiet=outputs.quiet, progress=outputs.progress
-    )
+        chosen.places, names, options, has_flags=has_flags, quiet=outputs.quiet, progress=outputs.progress,
+        max_image_pixels=chosen.max_image_pixels,
+    )  # fmt: skip
 
 
 def _checked_outputs(outputs: Outputs, questions: Sequence[Question]) -> Table | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qvsplit.commands.extract import callbacks
 from qvsplit.commands.opening import open_with_progress
-from qvsplit.commands.options import DEFAULT_STORE
+from qvsplit.commands.options import DEFAULT_IMAGE_PIXELS, DEFAULT_STORE
 from qvsplit.commands.wording import say_note
 from qvsplit.errors import UsageError, escaped, some_of
 from qvsplit.output.names import file_of
@@ -28,7 +28,14 @@ if TYPE_CHECKING:
 
 
 def open_items(
-    places: Sequence[str], names: Sequence[str], options: AskOptions, *, has_flags: bool, quiet: bool, progress: str
+    places: Sequence[str],
+    names: Sequence[str],
+    options: AskOptions,
+    *,
+    has_flags: bool,
+    quiet: bool,
+    progress: str,
+    max_image_pixels: int = DEFAULT_IMAGE_PIXELS,
 ) -> Collection:
     """Open the store in `places`; a name that is a file, and none of its items as they were, is encoded beside it.
 
@@ -41,11 +48,20 @@ def open_items(
     store: Store | None = None
     if not (without_store and names and all(map(is_file, names))):
         store = open_with_progress(*places, quiet=quiet, progress=progress)
-    return with_files(store, names, options, has_flags=has_flags, quiet=quiet, progress=progress)
+    return with_files(
+        store, names, options, has_flags=has_flags, quiet=quiet, progress=progress, max_image_pixels=max_image_pixels
+    )
 
 
 def with_files(
-    store: Store | None, names: Sequence[str], options: AskOptions, *, has_flags: bool, quiet: bool, progress: str
+    store: Store | None,
+    names: Sequence[str],
+    options: AskOptions,
+    *,
+    has_flags: bool,
+    quiet: bool,
+    progress: str,
+    max_image_pixels: int = DEFAULT_IMAGE_PIXELS,
 ) -> Store | FilesAtHand:
     """Give the store, with those of `names` beside it that are files and none of its items as they were.
 
@@ -58,10 +74,9 @@ def with_files(
         files = [name for name in files if _is_at_hand(store, name, has_flags=has_flags, quiet=quiet)]
     if store is not None and not files:
         return store
+    encoding = replace(encoder_options(store, options), max_image_pixels=max_image_pixels)
     with ProgressBar(progress, shown=not quiet) as shown:
-        hand = files_at_hand(
-            files, store=store, options=encoder_options(store, options), callbacks=without_failures(callbacks(shown))
-        )
+        hand = files_at_hand(files, store=store, options=encoding, callbacks=without_failures(callbacks(shown)))
     if hand.encoded and not quiet:
         files_were = plural(hand.encoded, "file was", "files were")
         say(f"{files_were} encoded for these questions alone; `qvsplit extract` keeps what it encodes")

@@ -191,10 +191,15 @@ def measure(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
         return image.size
 
 
-def open_file(path: str | Path) -> Image.Image:
+def open_file(path: str | Path, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Decode the file `path` as `extract` does. ItemError if it is bad."""
+    return decode(read_file(path), max_pixels=max_pixels)
+
+
+def read_file(path: str | Path) -> bytes:
+    """Give the bytes of the file `path`. ItemError where it cannot be read."""
     folder, name = os.path.split(absolute(path))
-    return decode(read(Entry(stored_name(folder), stored_name(name), 0, None, None)).data)
+    return read(Entry(stored_name(folder), stored_name(name), 0, None, None)).data
 
 
 def frames(data: bytes) -> int | None:
