@@ -12,8 +12,10 @@ import torch
 from qvsplit.answering.options import AskOptions
 from qvsplit.ask import load_session
 from qvsplit.errors import UsageError, printable
-from qvsplit.store.opening import open_store
+from qvsplit.store.opening import read_store
+from tests.support import rows
 from tests.support.full_model import upright_rgb
+from tests.support.memory_storage import MemoryStorage
 from tests.support.terminal import Typist, one_line, start_on_terminal
 
 NEW_TOKENS = 8
@@ -191,13 +193,18 @@ def test_on_a_terminal_with_a_model(postcards, tmp_path):
     assert typist.ended() == 0
 
 
-def test_lines_that_complete_names(small_store):
+def test_names_that_complete():
     """Whatever the case, also from within a name; wildcards are characters, and what failed is not offered."""
-    catalogue = open_store(small_store).catalogue
-    found = [path for _, path in catalogue.names_containing("CO", 10)]
-    assert found == ["coffee.png", "coins.png"]
-    assert [path for _, path in catalogue.names_containing("", 3)] == ["chelsea.png", "coffee.png", "coins.png"]
-    assert not any(catalogue.names_containing(text, 10) for text in ("%", "_", "!", "c%s"))
+    images = [rows.item(name) for name in ("50%_off!.jpg", "in/coffee.png", "in/coins.png")]
+    store = read_store(rows.write_store(MemoryStorage(), [*images, (rows.failed("in/cold.jpg"), None)]))
+
+    def found(text: str, most: int = 10) -> list[str]:
+        return [path for _, path in store.catalogue.names_containing(text, most)]
+
+    assert found("CO") == ["in/coffee.png", "in/coins.png"]
+    assert found("", 2) == ["50%_off!.jpg", "in/coffee.png"]
+    assert [found(text) for text in ("%", "_", "!", "0%_o")] == [["50%_off!.jpg"]] * 4
+    assert found("c%s") == []
 
 
 def test_loading_is_ended_by_ctrl_c(postcards, tmp_path):

@@ -153,8 +153,10 @@ def test_lines_are_kept_for_the_next_time_and_only_for_the_user(read_lines, tmp_
 def test_where_lines_cannot_be_kept_nobody_is_told(read_lines, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     typist = read_lines("xterm", NO_COLOR="1", XDG_STATE_HOME=str(tmp_path / "file"))
-    shown = typist.line("one", "line 'one'")
-    shown += typist.line("\x1b[A", "line 'one'")
+    typist.type("one\r")
+    shown = typist.read("line 'one'")
+    typist.type("\x1b[A\r")
+    shown += typist.read("line 'one'")
     assert typist.leave("ready>") == 0
     assert "Error" not in shown
     assert not re.search(r"\x1b\[[0-9;]*m", shown)  # NO_COLOR: the cursor moves, and nothing has a colour
