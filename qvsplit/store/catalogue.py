@@ -278,7 +278,7 @@ class Catalogue:
         """Give root and path of the first `most` items with status ok whose path contains `text`, sorted by path.
 
         Upper and lower case of ASCII letters are the same. SQLite looks at the names, and no row is read: of a million
-        that takes a fraction of a second, and less where some are found early.
+        that takes less than a second, and next to nothing where some are found early.
         """
         pattern = f"%{_WILDCARD.sub(_ESCAPED, text)}%"
         query = "SELECT root, path FROM rows WHERE status = 'ok' AND part = 0 AND path LIKE ? ESCAPE '!' LIMIT ?"
