@@ -84,6 +84,24 @@ def test_an_image_of_which_the_first_frame_alone_was_looked_at(frames, said):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("rows", "said", "unseen"),
+    [
+        (0, "its last bytes are missing, but none of its pixels", {}),
+        (12, "its last bytes are missing, and with them a part of the last 12 rows of its pixels", "cut_off"),
+    ],
+)
+def test_an_image_without_its_last_bytes_says_so(rows, said, unseen):
+    """And of which the first frame alone was looked at; the gate is told what was not seen."""
+    results = [result("a.jpg", "encoded", content="a", cut_rows=rows), result("b.jpg", "encoded", content="b")]
+    recorder = recorded(results)
+    cut, whole = recorder.writer.rows
+    assert (cut.warnings, cut.unseen) == (said, {unseen: said} if unseen else {})
+    assert (whole.warnings, whole.unseen, recorder.summary.cut_off) == (None, {}, 1)
+    frames = replace(cut, warnings=f"{said}; only the first of 3 frames was looked at").unseen
+    assert frames.keys() == ({unseen, "frames"} if unseen else {"frames"})
+
+
 def unread(path: str, error: ItemError) -> Result:
     return Result(entry(path), outcome=error)
 
