@@ -50,6 +50,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    """At the end of the process it is garbage like any other: libraries count what they leave behind."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Fingerprints remembered by one test must not help another."""
