@@ -18,6 +18,7 @@ from qvsplit.verify import describe
 from tests.support.clips import make_clip
 from tests.support.every_model import further
 from tests.support.extracting import OLD, PHOTOS, add, add_bad, extractor, state
+from tests.support.fake_source import InThreadDecoders
 from tests.support.families import FAMILIES
 
 
@@ -93,8 +94,9 @@ COUNTED = {
 
 
 @pytest.mark.parametrize("name", [name if name in COUNTED else pytest.param(name, marks=further) for name in FAMILIES])
-def test_tokens_and_bytes_are_those_of_the_run_in_every_family(name, family_checkpoint, tmp_path, out):
+def test_tokens_and_bytes_are_those_of_the_run_in_every_family(name, family_checkpoint, tmp_path, out, monkeypatch):
     """Some processors' own count has the marks between rows and tiles as well; some have no such count."""
+    monkeypatch.setattr("qvsplit.pipeline.runner.DecoderPool", InThreadDecoders)
     folder = resize(tmp_path / "sizes", (160, 120), (900, 400), (45, 150))
     extract = extractor(str(family_checkpoint(name)), out)
     before = extract(folder, dry_run=True).preview

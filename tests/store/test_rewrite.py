@@ -15,6 +15,7 @@ from qvsplit.store.row import deleted_row
 from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import LocalStorage
 from tests.support import rows
+from tests.support.every_model import further
 from tests.support.memory_storage import MemoryStorage
 
 
@@ -199,8 +200,17 @@ def shards_of_items(storage) -> dict[str, set[str]]:
 EVERY_CHOICE = [choice for size in range(1, 5) for choice in itertools.combinations((1, 2, 3, 4), size)]
 
 
-@pytest.mark.parametrize("shard_rows", [1, 2, 1000])
-@pytest.mark.parametrize("item_bytes", [0, 1 << 20])
+@pytest.mark.parametrize(
+    ("shard_rows", "item_bytes"),
+    [
+        (1, 0),
+        (2, 1 << 20),
+        (1000, 0),
+        pytest.param(1, 1 << 20, marks=further),
+        pytest.param(2, 0, marks=further),
+        pytest.param(1000, 1 << 20, marks=further),
+    ],
+)
 @pytest.mark.parametrize("doomed", EVERY_CHOICE, ids=str)
 def test_parts_stay_together_with_their_features(clips, monkeypatch, doomed, shard_rows, item_bytes):
     monkeypatch.setattr(store_writer, "SHARD_ROWS", shard_rows)

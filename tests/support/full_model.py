@@ -37,7 +37,9 @@ class FullModel:
         return self.processor(text=[text], images=images, return_tensors="pt")
 
     def answer(self, images, question, system=None, new_tokens=NEW_TOKENS) -> list[int]:
-        inputs = self.inputs(images, question, system)
+        return self.answer_to(self.inputs(images, question, system), new_tokens)
+
+    def answer_to(self, inputs, new_tokens=NEW_TOKENS) -> list[int]:
         with torch.inference_mode():
             out = self.model.generate(
                 **inputs, max_new_tokens=new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None
