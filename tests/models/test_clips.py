@@ -431,6 +431,9 @@ def test_a_clip_without_a_grid_is_as_large_as_its_tokens(loaded, monkeypatch):
     made = made[0], "nothing"
     with pytest.raises(ItemError, match="gives no tokens by the model's own processor"):
         list(preparer.prepare(*clip_of(4, 96, 64), iter(filmed(4, 96, 64)), 1))
+    made = {**made[0], "video_grid_thw": torch.ones(2, 3)}, "a" + preparer.processor.video_token * 7
+    with pytest.raises(ItemError, match="cut into chunks with a grid each"):
+        list(preparer.prepare(*clip_of(4, 96, 64), iter(filmed(4, 96, 64)), 1))
 
 
 @pytest.mark.parametrize(
