@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.clips import make_clip
+from tests.support.demo_run import session_demo
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,28 +27,6 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-@pytest.fixture
-def embeds(tmp_path, store_folder, monkeypatch):
-    """A folder with an `embeds` store in it, as a user of the README would have."""
-    (tmp_path / "embeds").symlink_to(store_folder)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "embeds"
-
-
-def test_the_numpy_lines_decode_a_row(embeds):
-    from qvsplit.store.opening import open_store
-
-    (lines,) = [block for block in blocks(README, "python") if "planes" in block]
-    scope: dict[str, object] = {}
-    exec(lines, scope)
-    row = scope["row"]
-    store = open_store(embeds)
-    expected = store.features(store.current(row["root"], row["path"]))["pooler_output"]
-    assert np.array_equal(scope["values"], expected)
-    assert np.abs(scope["values"]).max() > 0
-    assert scope["config"]["storage_dtype"] == "float32"
 
 
 def test_the_lines_of_the_format_page_decode_every_dtype(tmp_path, some_photos, checkpoint):
@@ -159,6 +140,32 @@ def test_the_python_of_the_readme_runs(tmp_path, some_photos, checkpoint, monkey
     assert set(qvsplit.__all__) <= listed
 
 
+def test_the_start_of_the_readme_works_without_a_network(tmp_path, tmp_path_factory, monkeypatch, run_cli):
+    """Line for line, but for the demo itself, of which there is one run a session."""
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the start must not connect to anything")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    (lines,) = [block for block in blocks(README, "") if block.startswith("qvsplit demo")]
+    demo, *others = [shlex.split(line, comments=True) for line in lines.splitlines()]
+    assert demo == ["qvsplit", "demo"]
+    (tmp_path / "qvsplit-demo").mkdir()
+    (tmp_path / "qvsplit-demo" / "postcards").symlink_to(session_demo(tmp_path_factory).photos)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    out = {}
+    for program, command, *words in others:
+        assert program == "qvsplit"
+        stdin = "What is in the image?\n" if command == "chat" else ""
+        code, out[command], err = run_cli(command, *words, stdin=stdin)
+        assert code in (0, 1), err  # one of the postcards is torn
+    assert (tmp_path / "embeds" / "shard-000001.parquet").exists()
+    assert "two dogs" in out["chat"]
+    assert (tmp_path / "album.html").stat().st_size > 10_000
+
+
 def test_the_command_reference_is_what_the_commands_say():
     done = subprocess.run(
         [sys.executable, "-c", "import make_docs; print(make_docs.reference(), end='')"],
@@ -168,7 +175,8 @@ def test_the_command_reference_is_what_the_commands_say():
 
 
 REFERENCE = (ROOT / "docs" / "commands.md").read_text()
-OTHER_PROGRAMS = {"--index-url", "--delete", "--include", "--exclude", "--table", "--pictures", "--images", "--now"}
+OTHER_PROGRAMS = {"--index-url", "--delete", "--include", "--exclude", "--table", "--pictures", "--images", "--now",
+                  "--local_dir"}  # fmt: skip
 HISTORY = {"CHANGELOG.md", "decisions.md"}  # which also name what there was before
 
 
@@ -198,7 +206,7 @@ def test_the_command_reference_has_every_command_of_the_app_and_every_option_of_
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=lambda page: page.name)
 def test_every_option_that_a_page_names_exists(page):
-    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text())) - OTHER_PROGRAMS:
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", page.read_text())) - OTHER_PROGRAMS:
         assert re.search(rf"(?<![\w-]){option}\b", REFERENCE), option
 
 
@@ -216,14 +224,6 @@ def test_every_command_that_a_page_shows_exists_and_takes_the_options_it_is_give
         if page.name != "commands.md":
             for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", words):
                 assert re.search(rf"(?<![\w-]){option}\b", takes[command]), (command, option)
-
-
-def test_the_readme_names_everything_at_the_top_of_the_package():
-    files = {path.name for path in (ROOT / "qvsplit").glob("*.py")}
-    folders = {path.parent.name for path in (ROOT / "qvsplit").glob("*/__init__.py")}
-    tree = README.split("## The tree")[1].split("```")[1]
-    assert files <= set(re.findall(r"[\w]+\.py", tree))
-    assert {*folders, "bench", "docs", "examples", "tests", "tools"} <= set(re.findall(r"(?m)^ *(\w+)/", tree))
 
 
 def test_the_architecture_page_names_every_module_and_no_other():
@@ -297,6 +297,7 @@ def test_licence_and_changelog():
 
 
 CHINESE = (ROOT / "README.zh-CN.md").read_text()
+MIRRORS = re.compile(r"(?ms)^## 下载模型\n.*?(?=^## )")  # the one section that the Chinese page alone has
 
 
 def commands(text: str) -> list[str]:
@@ -305,27 +306,34 @@ def commands(text: str) -> list[str]:
     return [bare for line in lines if (bare := re.sub(r"\s+#.*", "", line).rstrip()) and "  " not in bare.strip()]
 
 
+def links(text: str) -> list[str]:
+    """Where the links lead, sorted; one within the page by the number of its heading, as headings are translated."""
+    own = {anchor: f"#{number}" for number, anchor in enumerate(anchors(text))}
+    found = re.findall(r"\]\(([^)]*)\)", text.replace(".zh-CN", ""))
+    return sorted(own[link[1:]] if link.startswith("#") else link for link in found)
+
+
 def test_the_chinese_readme_has_the_same_commands_figures_and_links():
-    assert commands(CHINESE) == commands(README)
+    chinese, sections = MIRRORS.subn("", CHINESE)
+    assert sections == 1
+    assert commands(chinese) == commands(README)
     assert len(commands(README)) > 20
 
     def codes(text: str) -> set[str]:
         return set(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
 
-    assert codes(README) == codes(CHINESE)
-    assert sorted(re.findall(r"\]\(([^)]*)\)", README.replace(".zh-CN", ""))) == sorted(
-        re.findall(r"\]\(([^)]*)\)", CHINESE.replace(".zh-CN", ""))
-    )
+    assert codes(README) == codes(chinese)
+    assert links(README) == links(chinese)
     figures = r"\d+\.\d+(?: GB)?|\d+,\d+"
-    assert sorted(re.findall(figures, README)) == sorted(re.findall(figures, CHINESE))
-    assert README.count("\n## ") == CHINESE.count("\n## ")
-    assert re.findall(r"^\| ?\**[\d, ]+", README, re.MULTILINE) == re.findall(r"^\| ?\**[\d, ]+", CHINESE, re.MULTILINE)
+    assert sorted(re.findall(figures, README)) == sorted(re.findall(figures, chinese))
+    assert README.count("\n## ") == chinese.count("\n## ")
+    assert re.findall(r"^\| ?\**[\d, ]+", README, re.MULTILINE) == re.findall(r"^\| ?\**[\d, ]+", chinese, re.MULTILINE)
 
 
-def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as they are made where it is shown."""
-    headings = re.findall(r"(?m)^#+ (.*)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+def anchors(text: str) -> list[str]:
+    """The anchors of a page's headings in order, as they are made where it is shown."""
+    headings = re.findall(r"(?m)^#+ (.*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def test_links_lead_somewhere():
@@ -333,7 +341,7 @@ def test_links_lead_somewhere():
         for link, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):
             target = page.parent / link if link else page
             assert link.startswith("http") or target.exists(), (page, link)
-            assert not anchor or link.startswith("http") or anchor in anchors(target), (page, link, anchor)
+            assert not anchor or link.startswith("http") or anchor in anchors(target.read_text()), (page, link, anchor)
 
 
 def test_the_image_of_the_demo_is_of_today_and_calls_nobody():
