@@ -60,8 +60,8 @@ SPIN, SLEEP = "they spin", "they sleep"
 SLEEP_BY_US = f"{SLEEP}: qvsplit set {WAIT_POLICY}=passive, as it is niced"
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", WAIT_POLICY, *SPINNING_TIMES, "ONEDNN_MAX_CPU_ISA",
-    "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "QVSPLIT_MODEL",
-    "QVSPLIT_CACHE", "LANG", "LC_ALL", "TERM", "NO_COLOR",
+    "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "TRANSFORMERS_OFFLINE",
+    "QVSPLIT_MODEL", "QVSPLIT_CACHE", "LANG", "LC_ALL", "TERM", "NO_COLOR",
 )  # fmt: skip
 VIDEO_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "prores")
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")

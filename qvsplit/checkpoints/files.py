@@ -13,6 +13,7 @@ from qvsplit.errors import ModelError, some_of
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 NOTE_FILE = "qvsplit.json"  # what our own language-only checkpoints say of the encoder they came with
+MODELSCOPE_NOTE = "configuration.json"  # which task its hub lists a model under; no model reads it
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_JSON_BYTES = 64 << 20
@@ -40,7 +41,8 @@ def small_files(folder: Path) -> list[Path]:
     return [
         path
         for path in folder.iterdir()
-        if path.suffix in {".json", ".jinja", ".txt", ".model"} and path.name not in {INDEX_FILE, NOTE_FILE}
+        if path.suffix in {".json", ".jinja", ".txt", ".model"}
+        and path.name not in {INDEX_FILE, NOTE_FILE, MODELSCOPE_NOTE}
     ]
 
 

@@ -26,12 +26,6 @@ from qvsplit.runtime.atomic_files import written_whole
 # Tensors that may be read but not yet hashed: bounds the memory beside the weights themselves.
 HASH_BACKLOG = 2
 FRESH_NS = 2_000_000_000  # a file younger than this may still change within its timestamp's resolution
-# The small files that decide a prompt or an answer
-DECIDING_FILES = frozenset({
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja",
-    "processor_config.json", "preprocessor_config.json",
-})  # fmt: skip
 
 
 def encoder_fingerprint(checkpoint: Checkpoint, *, cache: Path | None = None) -> str:
@@ -74,15 +68,15 @@ def fingerprint_of(checkpoint: Checkpoint, places: Mapping[str, TensorPlace], di
 
 
 def language_fingerprint(checkpoint: Checkpoint) -> str:
-    """Give what names the language model: its tensors, and the files that decide prompts and answers. 64 hex digits.
+    """Give what names the language model: its tensors, and its small files, any of which may decide an answer.
 
-    Reads that half once, then remembers as `encoder_fingerprint` does. Unlike an encoder's it does not survive other
-    names or settings that mean the same: it only says that answers given before are still this model's.
+    64 hex digits. Reads that half once, then remembers as `encoder_fingerprint` does. Unlike an encoder's it does not
+    survive other names or settings that mean the same: it only says that answers given before are still this model's.
     """
     began = time.time_ns()
     places = checkpoint.places(checkpoint.language_names)
     small = sorted(small_files(checkpoint.folder))
-    files = sorted({*(place.file for place in places.values()), *(p for p in small if p.name in DECIDING_FILES)})
+    files = sorted({*(place.file for place in places.values()), *small})
     entry = _cache_entry(files, cache_folder(), "language")
     known = _remembered(entry)
     if known is None:

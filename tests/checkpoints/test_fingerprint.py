@@ -185,8 +185,21 @@ def test_the_language_models_fingerprint_sees_its_tensors_and_files_and_no_encod
     first = language_fingerprint(open_checkpoint(own, "language"))
     assert other("copied", lambda folder: None) == first
     assert other("encoder", lambda folder: edit(folder, encoder_alone)) == first
+    assert other("modelscope", lambda folder: (folder / "configuration.json").write_text('{"task": "x"}')) == first
     changed = {other("element", lambda folder: edit(folder, one_element)), other("template", template)}
     assert len(changed | {first}) == 3
+
+
+def test_a_remembered_fingerprint_of_a_language_model_is_not_of_other_files(own):
+    """Also of such as few tokenizers have."""
+    for path in own.iterdir():
+        os.utime(path, (1e9, 1e9))
+    for name in ("tokenizer.model", "tekken.json"):
+        first = language_fingerprint(open_checkpoint(own, "language"))
+        assert language_fingerprint(open_checkpoint(own, "language")) == first
+        (own / name).write_text("{}")
+        os.utime(own / name, (1e9, 1e9))
+        assert language_fingerprint(open_checkpoint(own, "language")) != first
 
 
 def test_a_note_is_read_and_only_if_it_is_one(own):
