@@ -2,17 +2,18 @@
 
 A decoder of JPEG never says where the data ended: it goes on with zeros, and gives grey. So the file is decoded several
 times, each with other bytes for those that are missing. A row that is the same every time came from the file; from the
-first that is not on, something is missing. For that to hold, every part of the picture must have begun: each component,
+first that is not on, something is missing. For that to hold, every part of the image must have begun: each component,
 and of a progressive file each bit of each coefficient.
 """
 
 from __future__ import annotations
 
 import random
-import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from qvsplit.sources.jpeg_segments import EOI, SOS, segments
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,9 +23,7 @@ _PADDING = bytes(16)
 _END = b"\xff\xd9"
 _FILLERS = 4
 _FILLER_BYTES = 4096  # where they begin to make a difference is what counts, so these need not last
-_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
-_SOS, _EOI = 0xDA, 0xD9
 _COEFFICIENTS = 64
 
 
@@ -41,7 +40,7 @@ def missing_rows(data: bytes, load: Callable[[bytes], Image.Image]) -> int | Non
         load: Decodes a JPEG.
 
     Returns:
-        None where that are more than one in MISSING_SHARE, or a part of the picture has not even begun.
+        None where that are more than one in MISSING_SHARE, or a part of the image has not even begun.
     """
     if not _is_begun(data):
         return None
@@ -67,37 +66,21 @@ def _row_checksums(image: Image.Image) -> list[int]:
 
 
 def is_padded(data: bytes) -> bool:
-    """Say whether zeros stand where a JPEG would go on: a decoder would make a picture of them, without a complaint."""
-    return data.endswith(_PADDING) and all(marker != _EOI for marker, _ in _segments(data))
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Give each marker and what belongs to it, up to the end of the first picture, or to what is not whole."""
-    at = 2
-    while (found := _MARKER.search(data, at)) is not None:
-        marker, at = found[1][0], found.end()
-        if marker == _EOI:
-            yield marker, b""
-            return
-        length = int.from_bytes(data[at : at + 2], "big")
-        body = data[at + 2 : at + length]
-        if len(body) != length - 2:
-            return
-        yield marker, body
-        at += length
+    """Say whether zeros stand where a JPEG would go on: a decoder would make an image of them, without a complaint."""
+    return data.endswith(_PADDING) and all(marker != EOI for marker, _ in segments(data))
 
 
 def _is_begun(data: bytes) -> bool:
     """Say whether there is a scan of every component, and in the end of every bit of every coefficient."""
     to_come: dict[int, set[int]] = {}  # component → coefficients whose last bits have not been seen
     progressive = False
-    for marker, body in _segments(data):
-        if marker == _EOI:
+    for marker, body in segments(data):
+        if marker == EOI:
             return False  # it has an end: something else is wrong with it
         if marker in _SEQUENTIAL + _PROGRESSIVE:
             progressive = marker in _PROGRESSIVE
             to_come = {body[6 + 3 * number]: set(range(_COEFFICIENTS)) for number in range(body[5])}
-        elif marker == _SOS:
+        elif marker == SOS:
             count = body[0]
             first, last, bits = body[2 * count + 1 : 2 * count + 4] if progressive else (0, _COEFFICIENTS - 1, 0)
             for component in body[1 : 2 * count : 2] if not bits & 15 else ():

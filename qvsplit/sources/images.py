@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from qvsplit.errors import ItemError
 from qvsplit.runtime.names import absolute, stored_name
-from qvsplit.sources import cut_jpeg, faults, pixels, png, raw, tiff, wrong_pictures
+from qvsplit.sources import cut_ends, cut_jpeg, faults, icon, jpeg_segments, misread, pixels, png, raw, tiff
 from qvsplit.sources.files import read
 from qvsplit.sources.source import Entry
 
@@ -47,7 +47,6 @@ MAX_IMAGE_PIXELS = 1_000_000_000
 
 _ANIMATED = ("GIF", "PNG", "WebP", "AVIF", "TIFF")  # formats that hold several frames or pages, all to be looked at
 
-_JPEG = b"\xff\xd8\xff"
 _ONE_OPENS = threading.Lock()
 
 # TIFF and EXIF tags
@@ -165,18 +164,26 @@ def _loaded(image: Image.Image, data: bytes) -> tuple[Image.Image, int | None]:
         chunks = png.read(data)
         png.make_transparent(image, chunks)
         return image, None if chunks.is_whole else 0
+    kind = faults.kind_of(data)
     try:
-        if data.startswith(_JPEG) and cut_jpeg.is_padded(data):
+        if kind == "JPEG" and cut_jpeg.is_padded(data):
             raise OSError("truncated")
         image.load()
     except OSError as error:
-        if not (data.startswith(_JPEG) and faults.is_cut_off(str(error))):
+        completed, cut_rows = _completed(data, kind, image.size) if faults.is_cut_off(str(error)) else (None, None)
+        if completed is None:
             raise
         image.close()
-        if (cut_rows := cut_jpeg.missing_rows(data, _load)) is None:
-            raise
-        return _load(cut_jpeg.completed(data)), cut_rows
-    return image, None
+        return _load(completed), cut_rows
+    return image, 0 if kind == "WebP" and cut_ends.whole_webp(data)[1] else None
+
+
+def _completed(data: bytes, kind: str | None, size: tuple[int, int]) -> tuple[bytes | None, int | None]:
+    """Give a file that is cut off with an end, and what its last rows miss; None where that is too much."""
+    if kind == "BMP":
+        return cut_ends.whole_bmp(data, size), 0
+    cut_rows = cut_jpeg.missing_rows(data, _load) if kind == "JPEG" else None
+    return (None if cut_rows is None else cut_jpeg.completed(data)), cut_rows
 
 
 def _load(data: bytes) -> Image.Image:
@@ -205,13 +212,15 @@ def read_file(path: str | Path) -> bytes:
 def frames(data: bytes) -> int | None:
     """Count the frames of an animated image, or the pages of a TIFF but for smaller copies; 1 for any other image.
 
-    None where that cannot be told. Decodes none of them. The other pictures of a JPEG or HEIF file are not counted:
+    None where that cannot be told. Decodes none of them. The other images in a JPEG or HEIF file are not counted:
     they are what cameras put there beside the one that is meant.
     """
     if not may_have_frames(data):
         return 1
     try:
         with _opened(data, MAX_IMAGE_PIXELS) as image:
+            if image.format == "PNG":
+                return png.read(data).frames
             return tiff.count_pages(image) if image.format == "TIFF" else int(getattr(image, "n_frames", 1))
     except ItemError:
         return None
@@ -241,7 +250,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     try:
         if (kind := raw.raw_kind(data)) is not None:
             raise faults.camera_raw(kind)
-        wrong_pictures.check(data)
+        misread.check(data)
         if is_tiff := faults.kind_of(data) == "TIFF":
             tiff.check(data)
         with _open(data) as image:
@@ -265,12 +274,29 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Have Pillow read the header, whatever it claims: Pillow's limit is one for the process, ours is of a call."""
+    """Have Pillow read the header, of those bytes that make the image: without metadata that is broken."""
     import io
 
+    from PIL import UnidentifiedImageError
+
+    if data.startswith(png.MAGIC):
+        return _identified(png.read(data).open())
+    if data.startswith(icon.MAGIC):
+        data = icon.largest(data)
+    elif faults.kind_of(data) == "WebP":
+        data, _ = cut_ends.whole_webp(data)
+    try:
+        return _identified(io.BytesIO(data))
+    except UnidentifiedImageError:
+        if not data.startswith(jpeg_segments.MAGIC):
+            raise
+        return _identified(io.BytesIO(jpeg_segments.without_metadata(data)))
+
+
+def _identified(stream: IO[bytes]) -> Image.Image:
+    """Have Pillow read the header, whatever it claims: Pillow's limit is one for the process, ours is of a call."""
     from PIL import Image
 
-    stream = png.read(data).open() if data.startswith(png.MAGIC) else io.BytesIO(data)
     with _ONE_OPENS:
         theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

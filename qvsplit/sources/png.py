@@ -1,9 +1,9 @@
-"""PNG as Pillow should see it: the chunks that make the picture, and transparency at its full depth.
+"""PNG as Pillow should see it: the chunks that make the image, and transparency at its full depth.
 
 Text and colour profiles are of no use here, may be megabytes, and unpack to any size: Pillow refuses a file for them,
 and lets a text by the name of one of its own settings stand in for that. They are passed over unread, but for what says
-which way is up; and so is an ancillary chunk that is damaged, as in libpng. Standard library, and Pillow where it is
-given an image.
+which way is up; so are the frames of an animation behind the first one, and an ancillary chunk that is damaged, as in
+libpng. Standard library, and Pillow where it is given an image.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
-_PICTURE = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"acTL", b"fcTL", b"fdAT"})
+_IMAGE = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _ORIENTATION = frozenset({b"Raw profile type exif", b"XML:com.adobe.xmp", b"exif"})  # where Pillow looks for it
 _PACKED_BYTES = 1 << 20  # a text that unpacks to more is passed over
 _TEXT_BYTES = 16 << 20  # of all texts that are kept
+_LEAST_BYTES = 12  # of a chunk
 _GREY, _RGB = 0, 2  # colour types
 
 
 @dataclass(frozen=True)
 class Png:
-    """What of a PNG makes its picture.
+    """What of a PNG makes its image.
 
     Attributes:
         pieces: Those of its bytes, uncopied.
@@ -37,6 +38,7 @@ class Png:
         colour: The colour type.
         transparent: The content of `tRNS`; empty where there is none.
         is_whole: Whether the chunk that ends a PNG is there.
+        frames: How many images of an animation there are, with one that is not shown in it; 1 where there is none.
     """
 
     pieces: Sequence[memoryview] = field(repr=False)
@@ -44,6 +46,7 @@ class Png:
     colour: int
     transparent: bytes
     is_whole: bool
+    frames: int
 
     def open(self) -> io.BufferedReader:
         """Give these bytes as a file."""
@@ -51,13 +54,18 @@ class Png:
 
 
 def read(data: bytes) -> Png:
-    """Find what of `data`, which begins with MAGIC, makes its picture. What is no chunk, and all behind it, is kept."""
-    view, pieces, start = memoryview(data), [], 0
-    texts, transparent, is_whole, is_kept = 0, b"", False, True
+    """Find what of `data`, which begins with MAGIC, makes its image. What is no chunk, and all behind it, is kept."""
+    view, pieces, start, end = memoryview(data), [], 0, len(MAGIC)
+    texts, transparent, is_whole, has_pixels = 0, b"", False, False
+    order: list[bytes] = []  # in which what tells of an animation comes
     for kind, at, end in _chunks(view):
-        is_kept = kind in _PICTURE
+        is_kept = kind in _IMAGE
         if end > len(data):
+            stop = len(data) if is_kept else at
             break
+        if kind in {b"acTL", b"fcTL"} or (kind == b"IDAT" and not has_pixels):
+            order.append(kind)
+        has_pixels = has_pixels or kind == b"IDAT"
         body = view[at + 8 : end - 4]
         if kind in _TEXTS and (size := _orientation_bytes(kind, body)) is not None:
             texts += size
@@ -70,10 +78,18 @@ def read(data: bytes) -> Png:
             start = end
         is_whole = kind == b"IEND"
     else:
-        is_kept = True
-    pieces.append(view[start:] if is_kept else view[start:at])
+        stop = len(data) if len(data) - end >= _LEAST_BYTES else end  # what is less is not the head of a chunk
+    pieces.append(view[start:stop])
     depth, colour = (data[24], data[25]) if len(data) > 25 else (0, 0)
-    return Png([piece for piece in pieces if piece], depth, colour, transparent, is_whole)
+    return Png([piece for piece in pieces if piece], depth, colour, transparent, is_whole, _frames(order))
+
+
+def _frames(order: Sequence[bytes]) -> int:
+    """Count the frames of an animation by the order of its chunks: the first image is one, shown in it or not."""
+    before = order[: order.index(b"IDAT")] if b"IDAT" in order else ()
+    if b"acTL" not in before:
+        return 1
+    return order.count(b"fcTL") + (b"fcTL" not in before)
 
 
 def make_transparent(image: Image.Image, png: Png) -> None:
@@ -128,7 +144,7 @@ def _low_bytes(png: Png) -> Image.Image:
 def _chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
     """Give kind, beginning and end of one chunk after the other, up to IEND, or to what can be none."""
     at = len(MAGIC)
-    while at + 12 <= len(view):
+    while at + _LEAST_BYTES <= len(view):
         kind = bytes(view[at + 4 : at + 8])
         end = at + 12 + int.from_bytes(view[at : at + 4], "big")
         if not kind.isalpha():

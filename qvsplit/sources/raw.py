@@ -1,6 +1,6 @@
-"""Camera RAW files, told by their content. Most are TIFF, and Pillow would take their thumbnail for the picture.
+"""Camera RAW files, told by their content. Most are TIFF, and Pillow would take their thumbnail for the image.
 
-A RAW file has the values of the sensor, from which each developer makes another picture. Standard library only.
+A RAW file has the values of the sensor, from which each developer makes another image. Standard library only.
 """
 
 from __future__ import annotations

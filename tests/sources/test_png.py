@@ -172,6 +172,28 @@ def test_an_animation_keeps_its_frames(photo):
     assert (images.frames(with_text), same_rgb(images.decode(with_text), small)) == (3, True)
 
 
+def test_an_animation_that_is_broken_or_cut_leaves_its_first_image(photo):
+    small = photo.resize((20, 10))
+    data = encoded(small, "PNG", save_all=True, append_images=[small.rotate(90), small])
+    assert images.frames(data) == 3
+    at = data.rindex(b"fcTL") - 4
+    image, metadata = images.decode_with_metadata(data[:at])
+    assert (same_rgb(image, small), metadata.cut_rows, images.frames(data[:at])) == (True, 0, 2)
+    first = data.index(b"fcTL") - 4
+    without = data[:first] + data[first + 38 :]
+    assert (same_rgb(images.decode(without), small), images.frames(without)) == (True, 3)
+    no_control = without.replace(b"fcTL", b"fcTl")
+    assert (same_rgb(images.decode(no_control), small), images.frames(no_control)) == (True, 1)
+    said_late = encoded(small, "PNG").replace(b"IEND", b"acTL\0\0\0\0IEND")
+    assert images.frames(said_late) == 1
+
+
+def test_a_chunk_of_pixels_that_has_only_its_head_is_no_loss(photo):
+    data = encoded(photo, "PNG")
+    image, metadata = images.decode_with_metadata(data[:-12] + b"\0\0\x76\x4eIDAT")
+    assert (same_rgb(image, photo), metadata.cut_rows) == (True, 0)
+
+
 def test_without_its_last_chunk_a_png_is_read_and_said_to_be_cut_off(photo):
     data = encoded(photo, "PNG")
     assert data[-12:-4] == b"\0\0\0\0IEND"

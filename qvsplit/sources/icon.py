@@ -1,0 +1,38 @@
+"""ICO files: which of their images is meant. Standard library only."""
+
+from __future__ import annotations
+
+import struct
+
+from qvsplit.sources import png
+
+MAGIC = b"\0\0\1\0"
+_HEAD = struct.Struct("<4sH")  # magic, number of images
+_ENTRY = struct.Struct("<BBBBHHII")  # width, height, colours, reserved; planes, bits, bytes, offset
+_DIB_BITS = 14  # where the head of a bitmap has its bits of a pixel
+_PNG_BITS = 32
+
+
+def largest(data: bytes) -> bytes:
+    """Give a file of its largest image alone; of equally large ones, the one of most bits a pixel counts.
+
+    Pillow takes the one of fewest, and refuses a PNG for the texts within it. What is no ICO is given back.
+    """
+    try:
+        _, count = _HEAD.unpack_from(data)
+        entries = [_ENTRY.unpack_from(data, _HEAD.size + _ENTRY.size * number) for number in range(count)]
+        chosen = max(entries, key=lambda entry: ((entry[0] or 256) * (entry[1] or 256), _bits(data, entry[-1])))
+    except (struct.error, ValueError):  # cut off, or empty
+        return data
+    *about, length, offset = chosen
+    content = data[offset:]
+    if content.startswith(png.MAGIC):
+        with png.read(content).open() as stream:
+            content = stream.read()
+        length = len(content)
+    return _HEAD.pack(MAGIC, 1) + _ENTRY.pack(*about, length, _HEAD.size + _ENTRY.size) + content
+
+
+def _bits(data: bytes, offset: int) -> int:
+    """Give the bits a pixel of the image at `offset`, by its own head: the directory's may be 0."""
+    return _PNG_BITS if data.startswith(png.MAGIC, offset) else int.from_bytes(data[offset + _DIB_BITS :][:2], "little")
