@@ -58,7 +58,9 @@ def main() -> None:
             waits.append((now - last[0], path))
             last[0] = now
 
-        options = ExtractOptions(model=f"{place}/tiny", item_timeout=arguments.seconds, max_pixels=28 * 28 * 16, max_image_pixels=LIMIT)
+        options = ExtractOptions(
+            model=f"{place}/tiny", item_timeout=arguments.seconds, max_pixels=28 * 28 * 16, max_image_pixels=LIMIT
+        )
         callbacks = ExtractCallbacks(on_item=on_item)
         summary = extract_files([folder], out=out, options=options, callbacks=callbacks)
         rows = open_store(out).rows

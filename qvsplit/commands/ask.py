@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvsplit.commands.ask_files import open_items
+from qvsplit.commands.ask_files import Limits, open_items
 from qvsplit.commands.options import (
     DEFAULT_IMAGE_PIXELS,
+    DEFAULT_ITEM_SECONDS,
     DEFAULT_STORE,
     INPUT,
     OUTPUT,
@@ -23,6 +24,7 @@ from qvsplit.commands.options import (
     AnswerKernels,
     AskDevice,
     AskDtype,
+    ItemTimeout,
     Json,
     MaxImagePixels,
     MaxNewTokens,
@@ -76,7 +78,7 @@ class Items:
     globs: Sequence[str]
     together: bool
     reference: str | None
-    max_image_pixels: int = DEFAULT_IMAGE_PIXELS
+    limits: Limits
 
 
 def ask(
@@ -252,6 +254,7 @@ def ask(
     dtype: AskDtype = None,
     kernels: AnswerKernels = "fused",
     unchecked_encoder: UncheckedEncoder = False,
+    item_timeout: ItemTimeout = DEFAULT_ITEM_SECONDS,
     max_image_pixels: MaxImagePixels = DEFAULT_IMAGE_PIXELS,
     format: OutputFormat = None,
     as_json: Json = False,
@@ -286,7 +289,7 @@ def ask(
     printing = PrintOptions(as_format(format, as_json=as_json), absolute, logprobs)
     allowed = frozenset(allow.split(",") if allow else ())
     outputs = Outputs(out, report, fail_on, printing, quiet, progress, allowed, wide)
-    chosen = Items(embeds or [DEFAULT_STORE], image or [], together, compare, max_image_pixels)
+    chosen = Items(embeds or [DEFAULT_STORE], image or [], together, compare, Limits(max_image_pixels, item_timeout))
     if json_schema is not None and stop:
         raise UsageError("--stop would cut what --json-schema promises; leave one out")
     choices = choices and as_text(choices, "--choices")
@@ -344,7 +347,9 @@ def _converse(chosen: Items, options: AskOptions, outputs: Outputs, choices: str
     with shown as progress, interrupts.at_once():  # only reading so far
         session = load_session(store, options, on_load=progress.loading)
     _say_notes(session, quiet=outputs.quiet)
-    asked = Asked(session, lambda now: _prompts(now, chosen, reference), items, outputs.quiet, outputs.progress)
+    asked = Asked(
+        session, lambda now: _prompts(now, chosen, reference), items, outputs.quiet, outputs.progress, chosen.limits
+    )
     asked.keep(store)
     PromptLoop(asked, _printer(selection, outputs, single=False), choices).run()
 
@@ -387,7 +392,7 @@ def _opened(chosen: Items, options: AskOptions, outputs: Outputs, *, has_flags: 
     names = [*chosen.globs, *([] if chosen.reference is None else [chosen.reference])]
     return open_items(
         chosen.places, names, options, has_flags=has_flags, quiet=outputs.quiet, progress=outputs.progress,
-        max_image_pixels=chosen.max_image_pixels,
+        limits=chosen.limits,
     )  # fmt: skip
 
 

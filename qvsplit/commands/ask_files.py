@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qvsplit.commands.extract import callbacks
 from qvsplit.commands.opening import open_with_progress
-from qvsplit.commands.options import DEFAULT_IMAGE_PIXELS, DEFAULT_STORE
+from qvsplit.commands.options import DEFAULT_IMAGE_PIXELS, DEFAULT_ITEM_SECONDS, DEFAULT_STORE
 from qvsplit.commands.wording import say_note
 from qvsplit.errors import UsageError, escaped, some_of
 from qvsplit.output.names import file_of
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
     from qvsplit.store.store import Store
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a file may take: pixels of an image, and seconds for each step of reading it."""
+
+    max_image_pixels: int = DEFAULT_IMAGE_PIXELS
+    item_timeout: float = DEFAULT_ITEM_SECONDS
+
+
+LIMITS = Limits()
+
+
 def open_items(
     places: Sequence[str],
     names: Sequence[str],
@@ -35,7 +46,7 @@ def open_items(
     has_flags: bool,
     quiet: bool,
     progress: str,
-    max_image_pixels: int = DEFAULT_IMAGE_PIXELS,
+    limits: Limits = LIMITS,
 ) -> Collection:
     """Open the store in `places`; a name that is a file, and none of its items as they were, is encoded beside it.
 
@@ -48,9 +59,7 @@ def open_items(
     store: Store | None = None
     if not (without_store and names and all(map(is_file, names))):
         store = open_with_progress(*places, quiet=quiet, progress=progress)
-    return with_files(
-        store, names, options, has_flags=has_flags, quiet=quiet, progress=progress, max_image_pixels=max_image_pixels
-    )
+    return with_files(store, names, options, has_flags=has_flags, quiet=quiet, progress=progress, limits=limits)
 
 
 def with_files(
@@ -61,7 +70,7 @@ def with_files(
     has_flags: bool,
     quiet: bool,
     progress: str,
-    max_image_pixels: int = DEFAULT_IMAGE_PIXELS,
+    limits: Limits = LIMITS,
 ) -> Store | FilesAtHand:
     """Give the store, with those of `names` beside it that are files and none of its items as they were.
 
@@ -74,7 +83,7 @@ def with_files(
         files = [name for name in files if _is_at_hand(store, name, has_flags=has_flags, quiet=quiet)]
     if store is not None and not files:
         return store
-    encoding = replace(encoder_options(store, options), max_image_pixels=max_image_pixels)
+    encoding = replace(encoder_options(store, options, limits.item_timeout), max_image_pixels=limits.max_image_pixels)
     with ProgressBar(progress, shown=not quiet) as shown:
         hand = files_at_hand(files, store=store, options=encoding, callbacks=without_failures(callbacks(shown)))
     if hand.encoded and not quiet:

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvsplit.commands.ask_files import open_items
+from qvsplit.commands.ask_files import Limits, open_items
 from qvsplit.commands.options import (
+    DEFAULT_IMAGE_PIXELS,
+    DEFAULT_ITEM_SECONDS,
     DEFAULT_STORE,
     INPUT,
     AnswerKernels,
     AskDevice,
     AskDtype,
+    ItemTimeout,
+    MaxImagePixels,
     MaxNewTokens,
     Model,
     ProgressMode,
@@ -74,6 +78,8 @@ def chat(
     dtype: AskDtype = None,
     kernels: AnswerKernels = "fused",
     unchecked_encoder: UncheckedEncoder = False,
+    item_timeout: ItemTimeout = DEFAULT_ITEM_SECONDS,
+    max_image_pixels: MaxImagePixels = DEFAULT_IMAGE_PIXELS,
     progress: ProgressMode = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -107,15 +113,19 @@ def chat(
     if embeds is None and not os.path.lexists(DEFAULT_STORE) and not any(map(is_file, names)):
         missing = f"there is no file {names[0]}, and" if names else "there is"
         raise UsageError(
-            f"{missing} no store at {DEFAULT_STORE}; name a file, as in `qvsplit chat photo.jpg`, or give --embeds STORE"
+            f"{missing} no store at {DEFAULT_STORE}; name a file, as in `qvsplit chat photo.jpg`, or give "
+            "--embeds STORE"
         )
-    found = open_items(embeds or [DEFAULT_STORE], names, options, has_flags=False, quiet=quiet, progress=progress)
+    limits = Limits(max_image_pixels, item_timeout)
+    found = open_items(
+        embeds or [DEFAULT_STORE], names, options, has_flags=False, quiet=quiet, progress=progress, limits=limits
+    )
     items = _chosen(found, names)
     with ProgressBar(progress, shown=not quiet) as shown, interrupts.at_once():  # only reading so far
         session = load_session(found, options, on_load=shown.loading)
     for note in session.notes() if not quiet else ():
         say_note(note)
-    asked = Asked(session, _one_by_one, items, quiet, progress)
+    asked = Asked(session, _one_by_one, items, quiet, progress, limits)
     asked.keep(found)
     printer = AnswerPrinter(PrintOptions(TEXT))
     PromptLoop(asked, printer, remembers=True).run()

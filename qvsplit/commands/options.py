@@ -13,7 +13,7 @@ from qvsplit.errors import UsageError
 from qvsplit.store.config import KERNELS
 
 DEFAULT_STORE = "embeds"
-DEFAULT_IMAGE_PIXELS = 1_000_000_000  # sources/images.py's, which a command imports only when it runs
+DEFAULT_IMAGE_PIXELS, DEFAULT_ITEM_SECONDS = 1_000_000_000, 60.0  # the library's, imported only when a command runs
 
 # The panels of `--help`, in which every option of every command stands
 INPUT = "Input"
@@ -124,6 +124,16 @@ MaxImagePixels = Annotated[
         min=1,
         metavar="N",
         help="An image of more pixels fails undecoded: in memory they take up to 16 bytes each.",
+        rich_help_panel=PERFORMANCE,
+        hidden=True,
+    ),
+]
+ItemTimeout = Annotated[
+    float,
+    typer.Option(
+        min=0.1,
+        metavar="SECONDS",
+        help="A file that takes longer than this to read, or to decode, has failed.",
         rich_help_panel=PERFORMANCE,
         hidden=True,
     ),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from qvsplit.commands.ask_files import with_files
+from qvsplit.commands.ask_files import LIMITS, Limits, with_files
 from qvsplit.errors import UsageError, escaped, some_of
 from qvsplit.output.names import shown_name
 from qvsplit.output.text import say
@@ -39,6 +39,7 @@ class Asked:
         items: The prompts of the images that are asked about.
         quiet: Whether nothing is said but failures.
         progress: How encoding is shown.
+        limits: What a file may take that is encoded.
     """
 
     session: Session
@@ -46,6 +47,7 @@ class Asked:
     items: list[PromptItems]
     quiet: bool = False
     progress: str = "auto"
+    limits: Limits = LIMITS
     _files: dict[str, FilesAtHand] = field(default_factory=dict)  # by name
 
     @property
@@ -101,7 +103,9 @@ class Asked:
         if store is None:
             revision = f"@{checkpoint.revision}" if checkpoint.revision else ""
             asked = replace(asked, model=asked.model or f"{checkpoint.name}{revision}")
-        found = with_files(store, [name], asked, has_flags=False, quiet=self.quiet, progress=self.progress)
+        found = with_files(
+            store, [name], asked, has_flags=False, quiet=self.quiet, progress=self.progress, limits=self.limits
+        )
         self.keep(found)
         return found
 

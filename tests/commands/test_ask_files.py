@@ -56,6 +56,14 @@ def test_no_store_is_needed_where_there_is_none_and_all_are_files(run_cli, unkno
     assert "embeds" in said
 
 
+@pytest.mark.parametrize("command", ["ask", "chat"])
+def test_a_file_over_the_limits_is_named_with_the_option_that_allows_more(run_cli, unknown, checkpoint, command):
+    words = ("ask", "--image", unknown, QUESTION) if command == "ask" else ("chat", unknown)
+    code, _, said = run_cli(*words, "--model", checkpoint, "--max-image-pixels", 10)
+    assert code == 2
+    assert "over the limit of 10, as a decompression bomb would; --max-image-pixels allows more" in said
+
+
 def test_a_store_that_is_named_must_be_there(run_cli, unknown, tmp_path):
     code, _, said = run_cli("ask", "--embeds", tmp_path / "none", "--image", unknown, QUESTION)
     assert code == 2
