@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from qvsplit.commands.ask_files import LIMITS, Limits, with_files
+from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import UsageError, escaped, some_of
 from qvsplit.output.names import shown_name
 from qvsplit.output.text import say
@@ -154,7 +155,7 @@ def store_of(collection: Collection) -> Store | None:
 def say_failed(rows: Sequence[Row]) -> None:
     """Say of rows why they cannot be asked about."""
     for row in rows:
-        say(f"failed: {escaped(shown_name(row))} {failure_reason(row)}")
+        say(f"failed: {escaped(shown_name(row))} {on_command_line(failure_reason(row))}")
 
 
 def as_name(typed: str) -> str:
