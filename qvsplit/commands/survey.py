@@ -91,7 +91,7 @@ class Results:
         named = self.plan.has_checks or not self.outputs.quiet  # cron mails every line; without checks it is no news
         for row in self.plan.failed:
             if named:
-                say(f"failed: {escaped(shown_name(row))} {failure_reason(row)}")
+                say(f"failed: {escaped(shown_name(row))} {on_command_line(failure_reason(row))}")
             self._add_verdict(verdict_on_failed(row))
 
     def add(self, answers: Sequence[Answer]) -> None:
