@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvsplit.errors import ModelError, UsageError
+from qvsplit.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -74,4 +74,4 @@ class Follower:
     def take(self, token: int) -> None:
         """Go on: `token` came next."""
         if not self._matcher.consume_token(token):
-            raise ModelError(f"an answer left its JSON schema ({self._matcher.get_error()}); nothing was kept of it")
+            raise RequestError(f"an answer left its JSON schema ({self._matcher.get_error()}); nothing was kept of it")

@@ -21,7 +21,7 @@ from typing import Any
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.model_class import class_of, forward_takes, takes_videos
-from qvsplit.errors import ModelError, RequestError, StoreDamaged, UsageError
+from qvsplit.errors import ModelError, RequestError, StoreDamaged, UsageError, some_of
 from qvsplit.models.processor_proof import (
     KINDS,
     Proof,
@@ -39,6 +39,7 @@ Message = Mapping[str, Any]
 
 ITEM_TYPES = {"image": 1, "video": 2}  # in `Prompt.item_types`; 0 is text
 MAX_PLACEHOLDER_TEXT = 1 << 20  # characters of plain text in one placeholder: timestamps, row marks
+_SAID = {"user": "a question", "assistant": "an earlier answer", "system": "the system message"}
 _DIGITS = re.compile(r"\d+")
 # no tokenizer known to us does this; a silently different prompt would be worse than stopping
 _NO_PLAIN_TEXT = "{}: its tokenizer made control tokens of plain text; nothing was asked"
@@ -160,7 +161,8 @@ class Prompter:
         Raises:
             UsageError: Items and conversation differ, or the family does not take such items together.
             ModelError: This model's prompts cannot be made without pixels.
-            RequestError: Only those that show videos cannot, or this text is none to its tokenizer.
+            RequestError: Only those that show videos cannot, this text is none to its tokenizer, or its chat template
+                takes no such conversation, or writes something of it otherwise than it was said.
             StoreDamaged: A placeholder is not one that its processor makes.
         """
         kinds = _item_kinds(messages)
@@ -195,7 +197,9 @@ class Prompter:
             text, runs = self._shortened(one)
             short[one.kind].append(text)
             counts[one.kind] += runs
-        rendered = self._render(self._marked(messages), thinking=thinking)
+        marked = self._marked(messages)
+        rendered = self._render(marked, thinking=thinking)
+        self._check_rendered(rendered, marked)
         text = self._with_placeholders(rendered, short)
         ids = self._encode(text, begins_with_bos=self._begins_with_bos(rendered))
         return self._laid_out(ids, {kind: iter(runs) for kind, runs in counts.items()})
@@ -403,7 +407,30 @@ class Prompter:
                 )
             )
         except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
-            raise ModelError(f"{self.folder} has no usable chat template ({error}); download it again") from None
+            raise RequestError(f"{self.folder}: its chat template does not take this conversation ({error})") from error
+
+    def _check_rendered(self, rendered: str, messages: Sequence[Message]) -> None:
+        """Raise RequestError unless every text stands in it whole, in order and with its marks, blanks around it aside.
+
+        Templates take turns apart: at a mark of reasoning, say. Half of a marked token would leave a stray mark.
+        """
+        at = 0
+        for message in messages:
+            for text in _texts([message]):
+                is_system = message["role"] == "system"  # templates write it anywhere
+                found = rendered.find(text.strip(), 0 if is_system else at)
+                if found < 0:
+                    raise self._said_otherwise(_SAID.get(message["role"], "what was said"), [text])
+                at = at if is_system else found + len(text.strip())
+        start, end = _marks()
+        wanted = sum(text.count(start) for text in _texts(messages))
+        if "".join(re.findall(f"[{start}{end}]", rendered)) != (start + end) * wanted:
+            raise self._said_otherwise("what was said", _texts(messages))
+
+    def _said_otherwise(self, what: str, texts: Sequence[str]) -> RequestError:
+        tokens = some_of({token for text in texts for token in self._user_control_tokens.findall(text)})
+        advice = f"leave {tokens} out of it" if tokens else "put it in other words"
+        return RequestError(f"{self.folder}: its chat template does not write {what} as it was said; {advice}")
 
     def _as_taken(self, message: Message) -> Message:
         """Give a message as the template takes it: many leave out, silently, a content that is a plain string.
@@ -503,13 +530,20 @@ class Prompter:
             try:
                 self._proofs[images, videos] = prove(self, images or int(not videos), videos)
             except ModelError as error:
-                raise RequestError(*error.args) if videos else error from None
+                is_own = videos or (images > 1 and isinstance(error, RequestError))  # one image: nothing can be asked
+                raise (RequestError if is_own else ModelError)(*error.args) from None
         return self._proofs[images, videos]
 
     def _check_template(self) -> None:
         """Raise ModelError for a chat template that changes what users say, but for blanks around it."""
         said = "a <|B|> c\n\nD"
-        if said not in self._render(question_messages(said, []), thinking=False):
+        try:
+            rendered = self._render(question_messages(said, []), thinking=False)
+        except RequestError as error:
+            raise ModelError(
+                f"{self.folder} has no usable chat template ({error.__cause__}); download it again"
+            ) from None
+        if said not in rendered:
             raise ModelError(f"{self.folder}: its chat template rewrites what users say; qvsplit cannot use it exactly")
 
     def proof_prompt(self, shown: Sequence[tuple[str, str]], question: str) -> list[int]:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvsplit.checkpoints.opening import open_checkpoint
-from qvsplit.errors import ModelError, StoreDamaged, UsageError
-from qvsplit.models.prompt import Placeholder, Prompter
+from qvsplit.errors import ModelError, RequestError, StoreDamaged, UsageError
+from qvsplit.models.prompt import Placeholder, Prompter, question_messages
 from tests.support.fake_engine import row
 from tests.support.full_model import QUESTIONS, upright_rgb
 
@@ -112,6 +112,78 @@ def test_a_template_that_rewrites_what_users_say_is_refused(checkpoint, tmp_path
     prompter = Prompter(open_checkpoint(folder, "both"))
     with pytest.raises(ModelError, match="rewrites what users say"):
         prompter.ask("hello", [ONE])
+
+
+@pytest.fixture
+def with_template(checkpoint, tmp_path):
+    """A copy of the checkpoint whose chat template writes each turn's text by this expression of `said` and `role`."""
+
+    def made(expression: str, before: str = "") -> Prompter:
+        folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+        template = (
+            before + "{%- for message in messages %}{%- set role = message.role %}<|im_start|>{{ role }}\n"
+            "{%- if message.content is string %}{%- set said = message.content %}{%- else %}"
+            "{%- set said = message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join %}"
+            "{%- for part in message.content if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+            "{%- endfor %}{%- endif %}{{ " + expression + " }}<|im_end|>\n{%- endfor %}<|im_start|>assistant\n"
+        )
+        (folder / "chat_template.jinja").write_text(template)
+        return Prompter(open_checkpoint(folder, "both"))
+
+    return made
+
+
+END = "<|im_end|>"
+TURNS = {"user": "a question", "assistant": "an earlier answer", "system": "the system message"}
+
+
+@pytest.mark.parametrize("role", TURNS)
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        (f"said.split('{END}')[-1]", f"hm{END}\n\nblue"),  # as templates of models that think leave out the reasoning
+        (f"said.split('{END}')[0]", f"blue{END} hm"),
+        (f"said.replace('{END}', '')", f"blue{END}hm"),
+        (f"said.replace('{END}', '', 1)", f"{END}blue{END}"),
+        ("said[1:] if said[1:11] == '<|im_end|>' else said", f"{END}blue"),
+        ("said[:-1] if said[-11:-1] == '<|im_end|>' else said", f"blue{END}"),
+        ("said.strip('\U000f0000\U000f0001')", f"{END}blue{END}"),
+        (f"said ~ ('{END}' in said and said or '')", f"blue{END}"),
+        (f"said | reverse if '{END}' in said else said", f"blue{END}"),
+        ("said.split('</hm>')[-1]", "hm</hm>blue"),  # no token of this tokenizer's
+    ],
+)
+def test_a_turn_that_the_template_takes_apart_is_refused(with_template, role, expression, said):
+    """Else half of a mark would stand in the prompt, or less than was said."""
+    prompter = with_template(f"({expression}) if role == '{role}' else said")
+
+    def asked(turn: str):
+        texts = dict.fromkeys(TURNS, "?") | {role: turn}
+        messages = question_messages(texts["user"], ["image"], texts["system"], [("?", texts["assistant"])])
+        return prompter.chat(messages, [ONE])
+
+    with pytest.raises(RequestError, match=r"chat template does not write .* as it was said; (leave|put)") as caught:
+        asked(said)
+    assert "\n" not in str(caught.value)
+    assert TURNS[role] in str(caught.value) or "what was said" in str(caught.value)
+    assert asked("blue")  # others are answered
+
+
+def test_blanks_beside_control_tokens_may_go(with_template):
+    prompter = with_template("said | trim")
+    said = f"  {END}\n{END} \n"
+    prompt = prompter.chat(question_messages(said, ["image"], said, [(said, said)]), [ONE])
+    assert prompter.tokenizer.decode(prompt.input_ids).count(f"{END}\n{END}{END}") == 4
+
+
+def test_a_conversation_that_the_template_refuses_is_the_only_one(with_template):
+    refused = (
+        "{{- raise_exception('roles must alternate') if messages | length == 3 and messages[1].content == 'blue' }}"
+    )
+    prompter = with_template("said", refused)
+    with pytest.raises(RequestError, match=r"does not take this conversation \(roles must alternate\)"):
+        prompter.chat(question_messages("?", ["image"], None, [("?", "blue")]), [ONE])
+    assert prompter.ask("?", [ONE])
 
 
 def test_blanks_around_what_users_say_may_go(checkpoint, tmp_path):
