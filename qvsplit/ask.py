@@ -60,6 +60,7 @@ Asked = str | Question
 _NAMED = (Row, str, PathLike)
 _ROWS = "a row of the store, its name, or several of these"
 _FEATURES = "features, or a list of them"
+_NOTHING = "store: there are no rows in it; extract images or videos into it first"
 
 
 class Session:
@@ -135,21 +136,25 @@ class Session:
         return _answer(self._questioner, items, a_question(question), on_text)
 
     def over(self, store: Collection, *, system: str | None) -> Session:
-        """Give a session of another collection on the same engine, with another system message.
+        """Give a session of another collection on the same language model, with another system message.
 
-        From here on the engine answers for that collection alone; what it has cached stays of use.
+        Both may be used, one call at a time. Sessions of one collection share their prefix cache; those of two share
+        the language model alone, as the same file may have other features in each.
 
         Raises:
-            UsageError: There is nothing to ask about in it.
+            UsageError: There is nothing to ask about in it, or the engine cannot answer for another collection.
             ConfigError: Nothing shows that its features come from the encoder of the model.
         """
-        evidence = self.encoder_check
+        engine, evidence = self.engine, self.encoder_check
         if store is not self.store:
+            if store.provenance is None:
+                raise UsageError(_NOTHING)
             evidence = check_encoder(store, self.checkpoint, allow_unchecked=self.options.unchecked_encoder)
-        if isinstance(self.engine, LocalEngine):
-            self.engine.reader = StoreReader(store)
+            if not isinstance(engine, LocalEngine):
+                raise UsageError("store: this engine answers for one store alone; load a session of the other one")
+            engine = engine.over(StoreReader(store))
         options = replace(self.options, system=system)
-        return Session(store, self.engine, options=options, encoder_check=evidence, checkpoint=self._checkpoint)
+        return Session(store, engine, options=options, encoder_check=evidence, checkpoint=self._checkpoint)
 
     def answers(self, rows: Rows, questions: Iterable[Asked]) -> list[Answer]:
         """Answer many questions about one image or video, or about several shown together: one prefill for all.
@@ -421,7 +426,7 @@ def checked_language_model(collection: Collection, options: AskOptions) -> tuple
     """
     provenance = collection.provenance
     if provenance is None:
-        raise UsageError("store: there are no rows in it; extract images or videos into it first")
+        raise UsageError(_NOTHING)
     checkpoint = choose_checkpoint(options.model, "language", own=provenance.model, revision=provenance.revision)
     return checkpoint, check_encoder(collection, checkpoint, allow_unchecked=options.unchecked_encoder)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from qvsplit.answering.checks import Question
 from qvsplit.answering.loading import window_limits
@@ -12,11 +13,13 @@ from qvsplit.answering.local_engine import PREFIX_CACHE_TOKENS
 from qvsplit.answering.options import AskOptions
 from qvsplit.answering.selection import select
 from qvsplit.ask import PromptItems, Session, StoreReader, load_session
+from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import OutOfMemory, StoreDamaged, UsageError
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store, read_store
 from tests.support import rows
-from tests.support.fake_engine import FakeEngine, MemoryStore, row
+from tests.support.fake_engine import FakeEngine, MemoryStore, row, session_of, store_of
+from tests.support.full_model import upright_rgb
 from tests.support.memory_storage import MemoryStorage
 
 FAILED = {
@@ -148,6 +151,54 @@ def test_an_answer_and_what_it_says_of_the_evidence(store):
     assert request.decoding.max_new_tokens == 5
     with pytest.raises(UsageError, match="a list of questions"):
         session.answers(ROWS[0], "What?")
+
+
+def test_sessions_over_one_model_answer_each_from_its_own_features(whole, photos, checkpoint):
+    """Of the same files, under another extraction config: by the store, by the prefix cache, and by a lazy survey."""
+    images = [upright_rgb(photos / name) for name in ("chelsea.png", "coins.png", "tall.png")]
+    a, b = store_of(whole, {"a.png": images[0], "b.png": images[1]}), store_of(whole, {"a.png": images[2]})
+    assert a["a.png"].content == b["a.png"].content
+    a_alone, b_alone = (session_of(one, checkpoint, max_new_tokens=8).answer("a.png", "What?") for one in (a, b))
+    assert a_alone.tokens != b_alone.tokens
+
+    first = session_of(a, checkpoint, max_new_tokens=8)
+    # the same prompt tokens: only what the features are could tell cached prefixes apart
+    same = store_of(whole, {"a.png": images[0].transpose(Image.Transpose.ROTATE_180)})
+    for other, told in ((b, b_alone), (same, session_of(same, checkpoint, max_new_tokens=8).answer("a.png", "What?"))):
+        survey = iter(first.survey([["a.png"], ["b.png"], ["a.png"]], ["What?"]))
+        assert next(survey).tokens == a_alone.tokens
+        first.engine.prefix_cache.clear()
+        with_other = _over(first, other)
+        assert with_other.answer("a.png", "What?").tokens == told.tokens != a_alone.tokens
+        assert first.answer("a.png", "What?").tokens == a_alone.tokens
+        assert [answer.tokens for answer in survey][-1] == a_alone.tokens
+        assert with_other.answer("a.png", "What?").tokens == told.tokens
+        assert with_other.engine.language is first.engine.language
+
+
+def _over(session, store):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qvsplit.ask.check_encoder", lambda *_, **__: "fingerprint")
+        return session.over(store, system=None)
+
+
+def test_a_session_of_the_same_store_shares_what_is_loaded_and_cached(store, checkpoint):
+    session = session_of(store, checkpoint)
+    brief = session.over(store, system="Be brief.")
+    assert (brief.engine, brief.options.system, session.options.system) == (session.engine, "Be brief.", None)
+    other = session.engine.over(StoreReader(store))
+    assert not other.is_loaded and other.language is session.engine.language and session.is_loaded
+
+
+def test_an_engine_of_one_store_or_an_empty_one_is_refused(store, checkpoint, monkeypatch):
+    monkeypatch.setattr("qvsplit.ask.check_encoder", lambda *_, **__: "fingerprint")
+    session = Session(store, FakeEngine(), checkpoint=open_checkpoint(checkpoint, "language"))
+    with pytest.raises(UsageError, match="^store: this engine answers for one store alone"):
+        session.over(MemoryStore(ROWS), system=None)
+    empty = MemoryStore([])
+    empty.provenance = None
+    with pytest.raises(UsageError, match="^store: there are no rows in it"):
+        session.over(empty, system=None)
 
 
 def test_a_cancelled_answer_is_one_that_says_so(store):

@@ -56,18 +56,27 @@ class EngineLimits:
     prefix_cache_tokens: int | None = None  # of prefixes that are kept for the next call
 
 
+@dataclass
+class _Model:
+    """The language model of one or several engines."""
+
+    load: Callable[[], LanguageModel]
+    loaded: LanguageModel | None = None
+
+
 class LocalEngine:
-    """Answers requests with a language model in this process. One call of `answer` at a time.
+    """Answers requests with a language model in this process, about the features of one reader.
+
+    One call of `answer` at a time, of all engines over the same model.
 
     Attributes:
-        reader: Where it gets what requests name; between two calls it may be exchanged.
+        reader: Where it gets what requests name.
     """
 
     def __init__(
         self, load: Callable[[], LanguageModel], reader: FeatureReader, limits: EngineLimits | None = None
     ) -> None:
-        self._load = load
-        self._language: LanguageModel | None = None
+        self._model = _Model(load)
         self.reader = reader
         self._limits = limits or EngineLimits()
         self._cancelled = threading.Event()
@@ -76,14 +85,23 @@ class LocalEngine:
     @property
     def language(self) -> LanguageModel:
         """The language model, loaded when it is first needed."""
-        if self._language is None:
-            self._language = self._load()
-        return self._language
+        if self._model.loaded is None:
+            self._model.loaded = self._model.load()
+        return self._model.loaded
 
     @property
     def is_loaded(self) -> bool:
         """Whether the language model is in memory."""
-        return self._language is not None
+        return self._model.loaded is not None
+
+    def over(self, reader: FeatureReader) -> LocalEngine:
+        """Give an engine about other features with the same language model, which is loaded once, and nothing else.
+
+        The same content may have other features there, so no prefix of this engine's is used.
+        """
+        other = LocalEngine(self._model.load, reader, self._limits)
+        other._model = self._model
+        return other
 
     @cached_property
     def prefix_cache(self) -> PrefixCache:

@@ -350,7 +350,7 @@ def test_a_model_that_accelerate_spreads_gives_the_same_answers(few, told, sprea
         where = {f"model.language_model.{name}": "cpu" for name in names} | {"lm_head": "cpu"}
         dispatch_model(half, where, force_hooks=True)
         assert hasattr(half, "hf_device_map")
-        session.engine._language = LanguageModel(half, session.engine.language.prompter, "causal")
+        session.engine._model.loaded = LanguageModel(half, session.engine.language.prompter, "causal")
     assert [answer.tokens for answer in session.answers(row, asked)] == [told(question, row.path) for question in asked]
 
 
