@@ -12,7 +12,7 @@ from qvsplit.models.sampling import FPS, MAX_FRAMES, Sampling, VideoOptions
 from qvsplit.runtime import arguments
 from qvsplit.runtime.dtypes import DTYPE_BYTES, STORAGE_DTYPES
 from qvsplit.sources.decoder import ITEM_SECONDS
-from qvsplit.sources.images import MAX_IMAGE_PIXELS
+from qvsplit.sources.images import IMAGE_POLICY, MAX_IMAGE_PIXELS
 from qvsplit.store.config import KERNELS, PREPARED_ON, ExtractionConfig, Provenance
 
 SHORTEST_ITEM_SECONDS = 0.1
@@ -165,6 +165,12 @@ def check_against(options: ExtractOptions, config: ExtractionConfig, store: str)
     if config.videos is not None:
         for name, own_name in VIDEO_OPTIONS.items():
             asked[f"`{name}`"] = (getattr(options, name), config.videos.get(own_name) or _nothing(name))
+    rules = config.images
+    if other := [name for name in sorted({*rules, *IMAGE_POLICY}) if rules.get(name) != IMAGE_POLICY.get(name)]:
+        raise ConfigError(
+            f"{store} was made when image files became pixels by other rules ({some_of(other)}); make it again with "
+            "`rebuild=True`, or choose another store"
+        )
     wrong = [f"{name} {wanted} instead of {own}" for name, (wanted, own) in asked.items() if wanted not in {None, own}]
     if wrong:
         raise ConfigError(

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 # How a file becomes an upright RGB image. Part of the extraction config: a change of behaviour here is a change there.
 IMAGE_POLICY: Mapping[str, str] = {
     "orientation": "exif",
-    "transparency": "over white",
+    "transparency": "over white; named colours at full depth",
     "colour_profile": "ignored",
     "animation": "first frame",
-    "deep_colour": "high byte; 32-bit greys stretched",
+    "deep_colour": "high eight bits; 32-bit greys stretched",
 }
 # Pillow's readers that decode files of images and nothing else: none that starts a program (EPS) or wants a plug-in.
 FORMATS = (

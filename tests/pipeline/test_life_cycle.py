@@ -14,6 +14,7 @@ from PIL import Image
 
 from qvsplit.errors import ConfigError, ShardDamaged, StoreDamaged, UsageError
 from qvsplit.sources.decoder import DecoderPool
+from qvsplit.sources.images import IMAGE_POLICY
 from qvsplit.store import layout
 from qvsplit.store.catalogue_file import known_catalogue
 from qvsplit.store.history import last_runs
@@ -585,6 +586,17 @@ def test_another_config_is_refused_and_rebuild_is_the_way_on(extract, some_photo
     assert (store.config.storage_dtype, len(store)) == ("bfloat16", 4)
     assert not (out / layout.REBUILD).exists()
     assert {row.generation for row in store.rows} == {2, 3}  # above the old store's
+    assert extract(some_photos).to_read == 0
+
+
+def test_a_store_of_other_rules_for_images_is_refused_though_nothing_has_changed(extract, some_photos, monkeypatch):
+    with monkeypatch.context() as before:
+        for module in ("tests.support.fake_encoder", "qvsplit.pipeline.options"):
+            before.setattr(f"{module}.IMAGE_POLICY", IMAGE_POLICY | {"transparency": "over white"})
+        extract(some_photos)
+    with pytest.raises(ConfigError, match=r"by other rules \(transparency\); make it again with `rebuild=True`"):
+        extract(some_photos)
+    assert extract(some_photos, rebuild=True).new == 4
     assert extract(some_photos).to_read == 0
 
 

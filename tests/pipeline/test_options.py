@@ -17,6 +17,7 @@ from qvsplit.pipeline.options import (
     video_options,
     with_videos_of,
 )
+from qvsplit.sources.images import IMAGE_POLICY
 from qvsplit.store.config import Provenance
 from tests.support.fake_encoder import fake_config
 
@@ -74,6 +75,20 @@ def test_what_a_store_can_be_continued_with(options, expected):
         ConfigError, match=f"^embeds was made under another extraction config.*{expected}.*`rebuild=True`"
     ):
         check_against(ExtractOptions(**options), CONFIG, "embeds")
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        {**IMAGE_POLICY, "transparency": "over white", "deep_colour": "high byte; 32-bit greys stretched"},
+        {**IMAGE_POLICY, "ends": "cut off"},
+        {name: rule for name, rule in IMAGE_POLICY.items() if name != "deep_colour"},
+    ],
+)
+def test_a_store_of_other_rules_for_images_cannot_be_continued(images):
+    """Whatever is asked for: what it holds of a file that has not changed may be of other pixels."""
+    with pytest.raises(ConfigError, match=r"^embeds was made when .* by other rules \(.*\); .*`rebuild=True`"):
+        check_against(ExtractOptions(), replace(CONFIG, images=images), "embeds")
 
 
 @pytest.mark.parametrize(

@@ -402,10 +402,10 @@ def test_the_policy_says_what_is_done():
     """A change of behaviour is a change of the policy, which is part of every extraction config."""
     assert images.IMAGE_POLICY == {
         "orientation": "exif",
-        "transparency": "over white",
+        "transparency": "over white; named colours at full depth",
         "colour_profile": "ignored",
         "animation": "first frame",
-        "deep_colour": "high byte; 32-bit greys stretched",
+        "deep_colour": "high eight bits; 32-bit greys stretched",
     }
 
 

@@ -22,6 +22,7 @@ from qvsplit.pipeline.runner import Devices, DeviceWorker
 from qvsplit.pipeline.stages import Encode, Prepare, Quantize
 from qvsplit.pipeline.summary import Summary
 from qvsplit.runtime.loading import OnLoad, nobody
+from qvsplit.sources.images import IMAGE_POLICY
 from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.config import ExtractionConfig, Provenance
 from qvsplit.store.features import POOLER_OUTPUT, TensorSpec
@@ -38,7 +39,7 @@ def fake_config(storage_dtype: str = "float32", kernels: str = "fused", **proces
     limits = {"merge_size": 2, "patch_size": 14, "min_pixels": 3136, "max_pixels": 1003520}
     return ExtractionConfig(
         family="qwen2_vl", encoder="f" * 64, processor=limits | processor, compute_dtype="float32",
-        storage_dtype=storage_dtype, images={"policy": "fake"}, kernels=kernels,
+        storage_dtype=storage_dtype, images=dict(IMAGE_POLICY), kernels=kernels,
     )  # fmt: skip
 
 
