@@ -19,8 +19,10 @@ from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ModelError, StoreDamaged, UsageError
 from qvsplit.models.preparing import load_preparer
-from qvsplit.models.prompt import Placeholder, Prompter
+from qvsplit.models.processor_proof import template_options
+from qvsplit.models.prompt import Placeholder, Prompter, question_messages
 from tests.support.families import FAMILIES
+from tests.support.families.reference import shown_item
 from tests.support.photographs import photographs
 
 TEXTS = [
@@ -110,6 +112,37 @@ def test_prompts_are_the_processors_own(name, family):
     # not silently left out
     assert "You are\n terse." in one.tokenizer.decode(one.assert_same([0], TEXTS[0], system="You are\n terse."))
     assert one.assert_same([0], TEXTS[0], system=" \nspaces around\n ")
+
+
+CONVERSATIONS = [
+    [("What is in it?", "A cat <b> & \n\n")],
+    [("What is in it?", "A cat.\n\nTwo."), ("  And?  ", " lead"), ("größer als π?", "🙂 {{ 1 }}")],
+    [("", "a  b   c")],
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_conversations_are_the_processors_own(name, family):
+    one = family(name)
+    for earlier in CONVERSATIONS:
+        chat, shown = [], [shown_item(one.images[0])]
+        for question, answer in [*earlier, ("Q?", None)]:
+            chat.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})
+            if answer is not None:
+                chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            shown = []
+        theirs = one.reference.processor.apply_chat_template(
+            chat,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            **template_options(one.reference.processor, thinking=False),
+        )
+        ours = one.prompter.chat(question_messages("Q?", ["image"], None, earlier), one.placeholders[:1])
+        assert ours.input_ids == theirs["input_ids"][0].tolist()
+        told = one.tokenizer.decode(ours.input_ids)
+        assert all(text.strip() in told for turn in earlier for text in turn)  # not silently left out
 
 
 @pytest.mark.parametrize("name", FAMILIES)
