@@ -10,8 +10,8 @@ import pytest
 
 from qvsplit.answering.checks import Question
 from qvsplit.answering.requests import PromptItems
-from qvsplit.answering.schema import read_schema
-from qvsplit.errors import UsageError
+from qvsplit.answering.schema import Follower, read_schema
+from qvsplit.errors import RequestError, UsageError
 from tests.support.fake_engine import session_of, store_of
 from tests.support.full_model import upright_rgb
 
@@ -74,6 +74,18 @@ def test_the_schema_holds_against_a_checkpoints_own_rules(store, checkpoint, tmp
 def test_an_answer_that_is_cut_says_so(store, checkpoint):
     answer = session_of(store, checkpoint, json_schema=SCHEMA, max_new_tokens=3).answer(next(iter(store)), "?")
     assert answer.finish_reason == "length"
+
+
+def test_an_answer_that_leaves_its_schema_is_that_answers_error():
+    class Refuses:
+        def consume_token(self, token):
+            return False
+
+        def get_error(self):
+            return "no such token"
+
+    with pytest.raises(RequestError, match=r"left its JSON schema \(no such token\)"):  # what an engine gives as a value
+        Follower(Refuses()).take(5)
 
 
 @pytest.mark.parametrize(
