@@ -84,7 +84,7 @@ def test_an_answer_that_leaves_its_schema_is_that_answers_error():
         def get_error(self):
             return "no such token"
 
-    with pytest.raises(RequestError, match=r"left its JSON schema \(no such token\)"):  # what an engine gives as a value
+    with pytest.raises(RequestError, match=r"left its JSON schema \(no such token\)"):
         Follower(Refuses()).take(5)
 
 
