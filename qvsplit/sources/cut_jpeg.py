@@ -9,8 +9,9 @@ and of a progressive file each bit of each coefficient.
 from __future__ import annotations
 
 import random
+import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from qvsplit.sources.jpeg_segments import EOI, SOS, segments
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MISSING_SHARE = 16  # of its rows one in so many may be touched
-_PADDING = bytes(16)
+_PADDING_BYTES = 16
 _END = b"\xff\xd9"
 _FILLERS = 4
 _FILLER_BYTES = 4096  # where they begin to make a difference is what counts, so these need not last
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
 _COEFFICIENTS = 64
+_RESTART_INTERVAL, _SCAN = b"\xff\xdd\0\4", b"\xff\xda"
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 
 
 def completed(data: bytes) -> bytes:
@@ -45,18 +48,32 @@ def missing_rows(data: bytes, load: Callable[[bytes], Image.Image]) -> int | Non
     if not _is_begun(data):
         return None
     there = _row_checksums(load(completed(data)))
-    first = len(there)
+    first, begun = len(there), _without_padding(data)
+    for filler in _fillers(begun):
+        filled = _row_checksums(load(begun + filler + _END))
+        first = next((row for row in range(first) if filled[row] != there[row]), first)
+        if (len(there) - first) * MISSING_SHARE > len(there):
+            return None
+    return len(there) - first
+
+
+def _fillers(data: bytes) -> Iterator[bytes]:
+    """Give bytes that may follow: any, and where a file has restarts also such behind the next of their markers.
+
+    At the end of an interval a decoder skips all that is no such marker, whatever it is.
+    """
+    markers = [b""]
+    if _RESTART_INTERVAL in data:
+        last = next(iter(_RESTART.findall(data, max(0, data.rfind(_SCAN)))[-1:]), b"\xff\xd7")
+        markers.append(bytes((0xFF, 0xD0 + (last[1] + 1) % 8)))
     for number in range(_FILLERS):
         filler = random.Random(number).randbytes(_FILLER_BYTES).replace(b"\xff", b"\xfe")
-        filled = _row_checksums(load(_without_padding(data) + filler + _END))
-        first = next((row for row in range(first) if filled[row] != there[row]), first)
-    missing = len(there) - first
-    return missing if missing * MISSING_SHARE <= len(there) else None
+        yield from (marker + filler for marker in markers)
 
 
 def _without_padding(data: bytes) -> bytes:
-    """Take off zeros, with which a file is filled that was never written to its end, and half a marker."""
-    stripped = data.rstrip(b"\0")
+    """Take off half a marker, and the one byte, over and over, with which a file is filled that was never finished."""
+    stripped = data.rstrip(data[-1:])
     return (data if len(data) - len(stripped) < 2 else stripped).rstrip(b"\xff")
 
 
@@ -66,8 +83,8 @@ def _row_checksums(image: Image.Image) -> list[int]:
 
 
 def is_padded(data: bytes) -> bool:
-    """Say whether zeros stand where a JPEG would go on: a decoder would make an image of them, without a complaint."""
-    return data.endswith(_PADDING) and all(marker != EOI for marker, _ in segments(data))
+    """Say whether one byte, over and over, stands where a JPEG would go on: a decoder would make an image of it."""
+    return data.endswith(data[-1:] * _PADDING_BYTES) and all(marker != EOI for marker, _ in segments(data))
 
 
 def _is_begun(data: bytes) -> bool:

@@ -72,9 +72,12 @@ def read(data: bytes) -> Png:
             is_kept = texts <= _TEXT_BYTES
         elif kind in {b"tRNS", b"eXIf"}:
             is_kept = zlib.crc32(view[at + 4 : end - 4]) == int.from_bytes(view[end - 4 : end], "big")
-            transparent = bytes(body) if is_kept and kind == b"tRNS" else transparent
+        if kind == b"tRNS":  # the first one counts, and none behind the pixels
+            is_kept = is_kept and not (has_pixels or transparent)
+            transparent = bytes(body) if is_kept else transparent
         if not is_kept:
-            pieces.append(view[start:at])
+            if start < at:
+                pieces.append(view[start:at])
             start = end
         is_whole = kind == b"IEND"
     else:
@@ -102,7 +105,7 @@ def make_transparent(image: Image.Image, png: Png) -> None:
     if count is None or image.mode == "I;16":
         return
     image.info.pop("transparency", None)
-    if len(png.transparent) < 2 * count:
+    if len(png.transparent) != 2 * count:
         return
     from PIL import ImageChops
 

@@ -5,6 +5,7 @@ A RAW file has the values of the sensor, from which each developer makes another
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ _MAGIC = {
     b"IIRO": "Olympus ORF", b"IIRS": "Olympus ORF", b"MMOR": "Olympus ORF", b"IIU\0": "Panasonic RW2",
     b"FUJIFILMCCD-RAW": "Fujifilm RAF", b"FOVb": "Sigma X3F", b"\0MRM": "Minolta MRW",
 }  # fmt: skip
-_AT_8 = {b"CR": "Canon CR2", b"IIII": "Phase One IIQ", b"MMMM": "Phase One IIQ"}  # behind the head of a TIFF
+_CR2, _CR2_DIRECTORY = b"CR\2", 16  # behind the head of a TIFF, and where the first directory lies then
+_IIQ = re.compile(rb"IIII.waR|MMMMRaw", re.DOTALL)
 _TIFF = {b"II*\0": "<", b"MM\0*": ">"}
 _IFDS, _ENTRIES = 64, 4096  # that are looked at, of a file and of a directory
 
@@ -49,9 +51,10 @@ def raw_kind(data: bytes) -> str | None:
     order = _TIFF.get(data[:4])
     if order is None:
         return None
-    if (named := next((kind for mark, kind in _AT_8.items() if data[8:].startswith(mark)), None)) is not None:
-        return named
-    return _tiff_kind(data, _Format(order))
+    form = _Format(order)
+    if data.startswith(_CR2, 8) and form.number(data, 4, "I") == _CR2_DIRECTORY:
+        return "Canon CR2"
+    return "Phase One IIQ" if _IIQ.match(data, 8) else _tiff_kind(data, form)
 
 
 def _tiff_kind(data: bytes, form: _Format) -> str | None:

@@ -243,6 +243,8 @@ def _check(layout: Layout, data: bytes) -> None:
 def _is_read_wrongly(layout: Layout) -> bool:
     if layout.is_big and layout.byte_order == ">":
         return True  # Pillow takes it for a classic TIFF
+    if layout.photometric is None:
+        return True  # whether 0 is black or white is anybody's guess
     if layout.compression in (_RLE_IN_WORDS, _THUNDERSCAN) or (layout.compression == _JPEG and layout.depth == 16):
         return True  # libtiff aligns rows by where they happen to lie in memory, wants whole strips, has no such JPEG
     if layout.predictor != 1 and layout.compression in _PREDICTED and layout.depth not in (8, 16, 32):

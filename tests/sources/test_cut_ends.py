@@ -71,3 +71,14 @@ def test_a_bmp_of_32_bits_has_no_such_bytes(photo):
     for length in (1, 4):
         with pytest.raises(ItemError, match="cut off"):
             images.decode(data[:-length])
+
+
+@NEEDS_WEBP
+def test_an_animation_that_is_cut_is_not_said_to_be_whole(photo):
+    small = photo.resize((40, 30))
+    frames = [small.rotate(90), small.rotate(180)]
+    data = encoded(small, "WEBP", save_all=True, append_images=frames, lossless=True)
+    assert images.frames(data) == 3
+    for length in range(len(data) // 2, len(data) - 2, len(data) // 9):
+        with pytest.raises(ItemError, match="damaged"):
+            images.decode(data[:length])

@@ -90,3 +90,34 @@ def test_grey_and_cmyk(photo):
         assert images.decode_with_metadata(data[:-2])[1].cut_rows == 0
         image, metadata = images.decode_with_metadata(data[:-10])
         assert rows_that_differ(image, images.decode(data)) <= metadata.cut_rows
+
+
+@pytest.mark.parametrize(
+    "how", [{"restart_marker_rows": 1}, {"restart_marker_blocks": 5}, {"progressive": True, "restart_marker_rows": 2}]
+)
+def test_what_is_cut_at_a_restart_is_not_said_to_be_whole(photo, how):
+    """There a decoder looks for the next marker and skips whatever is none."""
+    small = photo.resize((160, 160))
+    data = encoded(small, "JPEG", quality=85, **how)
+    whole = images.decode(data)
+    markers = [at for at in range(len(data) - 1) if data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7]
+    assert len(markers) > 5
+    for at in (*markers[:: len(markers) // 5], markers[-1]):
+        for cut in (data[:at], data[: at + 1], data[: at + 2], data[:at] + bytes(4096)):
+            try:
+                image, metadata = images.decode_with_metadata(cut)
+            except ItemError as error:
+                assert "cut off" in str(error)
+            else:
+                assert metadata.cut_rows is not None
+                assert rows_that_differ(image, whole) <= metadata.cut_rows <= small.height // 16
+    assert images.decode_with_metadata(data[:-2])[1].cut_rows == 0
+
+
+def test_spaces_up_to_the_size_that_was_meant_are_no_pixels(photo):
+    data = encoded(photo, "JPEG")
+    whole = images.decode(data)
+    image, metadata = images.decode_with_metadata(data[:-2] + b" " * 5000)
+    assert (rows_that_differ(image, whole), metadata.cut_rows) == (0, 0)
+    with pytest.raises(ItemError, match="cut off"):
+        images.decode(data[: -len(data) // 10] + b" " * (len(data) // 10))

@@ -132,6 +132,17 @@ def test_a_colour_that_is_transparent_by_a_chunk_of_another_checksum_is_not(phot
     assert images.decode(data[:33] + png_chunk(b"tRNS", key) + data[33:]).getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_a_transparent_colour_counts_once_before_the_pixels_and_of_its_length(photo):
+    data = encoded(photo, "PNG")
+    key = struct.pack(">3H", *photo.getpixel((0, 0)))
+    first, other = png_chunk(b"tRNS", key), png_chunk(b"tRNS", struct.pack(">3H", *photo.getpixel((300, 200))))
+    once = images.decode(data[:33] + first + data[33:])
+    assert not same_rgb(once, photo)
+    assert same_rgb(images.decode(data[:33] + first + other + data[33:]), once)
+    assert same_rgb(images.decode(data[:-12] + first + data[-12:]), photo)
+    assert same_rgb(images.decode(data[:33] + png_chunk(b"tRNS", key + b"xx") + data[33:]), photo)
+
+
 XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
 MAGICK = b"\nexif\n      32\n" + EXIF.hex().encode()

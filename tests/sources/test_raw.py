@@ -75,7 +75,7 @@ BY_FIRST_BYTES = {
     "Canon CR3": b"\0\0\0\x18ftypcrx \0\0\0\1crx isom" + bytes(40), "Canon CRW": b"II\x1a\0\0\0HEAPCCDR" + bytes(40),
     "Olympus ORF": b"IIRO\x08\0\0\0" + bytes(40), "Panasonic RW2": b"IIU\0\x18\0\0\0" + bytes(40),
     "Fujifilm RAF": b"FUJIFILMCCD-RAW 0201" + bytes(40), "Sigma X3F": b"FOVb\0\0\2\0" + bytes(40),
-    "Minolta MRW": b"\0MRM\0\0\0\x10" + bytes(40), "Phase One IIQ": b"II*\0\0\1\0\0IIII" + bytes(40),
+    "Minolta MRW": b"\0MRM\0\0\0\x10" + bytes(40), "Phase One IIQ": b"II*\0\0\1\0\0IIII\1waR" + bytes(40),
 }  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_a_raw_file_is_not_taken_for_its_thumbnail(kind, data):
     assert videos.kind_of(data, gifs_are_videos=True) == "image"
 
 
-@pytest.mark.parametrize("kind", set(TIFF_BASED) - {"Pentax PEF"})
+@pytest.mark.parametrize("kind", sorted(set(TIFF_BASED) - {"Pentax PEF"}))
 def test_pillow_would_read_the_thumbnail(kind):
     with Image.open(io.BytesIO(TIFF_BASED[kind])) as image:
         assert image.size == (16, 12)
@@ -134,3 +134,26 @@ def test_other_kinds_that_nothing_here_reads_are_named(data, named):
 def test_sound_in_a_riff_file_is_no_cut_off_webp():
     with pytest.raises(ItemError, match="is not an image or a video"):
         images.decode(b"RIFF\x24\0\0\0WAVEfmt " + bytes(40))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_whose_pixels_come_first_is_no_raw_file_whatever_they_are(order):
+    """The marks of some RAW files lie where the pixels of such a TIFF begin."""
+    entries = {
+        WIDTH: 16,
+        HEIGHT: 12,
+        BITS: 8,
+        COMPRESSION: 1,
+        PHOTOMETRIC: 1,
+        STRIPS: 8,
+        SAMPLES: 1,
+        ROWS: 12,
+        BYTES: 192,
+    }
+    directory = struct.pack(order + "H", len(entries)) + b"".join(
+        struct.pack(order + "HHIHH", tag, SHORT, 1, value, 0) for tag, value in sorted(entries.items())
+    )
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 200)
+    for pixels in (*(bytes([grey]) * 192 for grey in range(256)), b"CR".ljust(192), b"CR\2\0".ljust(192)):
+        image = images.decode(head + pixels + directory + bytes(4))
+        assert image.getchannel(0).tobytes() == pixels

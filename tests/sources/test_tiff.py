@@ -244,3 +244,14 @@ def test_decoder_processes_say_the_same(tmp_path):
                 assert raised.value.kind == "reader-missing"
     finally:
         decoder.close()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "I;16", "RGB"])
+def test_a_page_that_does_not_say_what_0_is_is_not_supported(mode):
+    stream = io.BytesIO()
+    Image.new(mode, (4, 4)).save(stream, "TIFF")
+    data = stream.getvalue()
+    tag = struct.pack("<HHI", 262, 3, 1)
+    assert data.count(tag) == 1
+    with pytest.raises(ItemError, match="a layout that is not supported: of no stated colours"):
+        images.decode(data.replace(tag, struct.pack("<HHI", 261, 3, 1)))
