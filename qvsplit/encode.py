@@ -79,14 +79,19 @@ class VisionEncoder:
             raise UsageError("images: give a list of images, not a single one: encode([image])")
         if not isinstance(images, Iterable) or isinstance(images, Mapping):
             raise arguments.wrong("images", images, "a list of images")
-        return [self._encode(encoder, image, f"images[{number}]") for number, image in enumerate(images)]
+        features, cut_off = [], list[str]()
+        for number, image in enumerate(images):
+            features.append(self._encode(encoder, image, f"images[{number}]", cut_off))
+        for line in cut_off:
+            warnings.warn(line, stacklevel=2)  # in the caller's own line
+        return features
 
-    def _encode(self, encoder: TransformersEncoder, image: Any, place: str) -> Features:
+    def _encode(self, encoder: TransformersEncoder, image: Any, place: str, cut_off: list[str]) -> Features:
         if not _is_image(image):
             raise arguments.wrong(place, image, _AN_IMAGE)
         name = f"{place} ({image})" if isinstance(image, str | PathLike) else place
         try:
-            prepared = encoder.preparer.prepare(_pixels(image, place, self._max_image_pixels))
+            prepared = encoder.preparer.prepare(_pixels(image, place, self._max_image_pixels, cut_off))
             return self._encoded(encoder, prepared)
         except ItemError as error:
             raise ItemError(f"{name}: {error}", error.kind) from None
@@ -265,8 +270,11 @@ def _is_image(given: object) -> bool:
     return isinstance(given, str | PathLike | bytes | bytearray | memoryview | Image.Image)
 
 
-def _pixels(image: Any, place: str, max_image_pixels: int) -> npt.NDArray[np.uint8]:
-    """Give an image as uint8 [height, width, 3]. ItemError if it is bad, UsageError if it is no image."""
+def _pixels(image: Any, place: str, max_image_pixels: int, cut_off: list[str]) -> npt.NDArray[np.uint8]:
+    """Give an image as uint8 [height, width, 3]. ItemError if it is bad, UsageError if it is no image.
+
+    Where the file's last bytes are missing, `cut_off` gets a line that says so.
+    """
     import numpy as np
 
     if isinstance(image, np.ndarray):
@@ -276,7 +284,7 @@ def _pixels(image: Any, place: str, max_image_pixels: int) -> npt.NDArray[np.uin
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; sizes have our own limit
         if isinstance(image, bytes | bytearray | memoryview):
-            return np.array(_decoded(bytes(image), place, max_image_pixels))
+            return np.array(_decoded(bytes(image), place, max_image_pixels, cut_off))
         return np.array(_from_pil(image))
 
 
@@ -289,12 +297,11 @@ def _read(name: str) -> bytes:
         raise ItemError("there is no such file") from None
 
 
-def _decoded(data: bytes, place: str, max_image_pixels: int) -> PIL.Image.Image:
-    """Decode a file, and warn where its last bytes are missing."""
+def _decoded(data: bytes, place: str, max_image_pixels: int, cut_off: list[str]) -> PIL.Image.Image:
     image, metadata = decoding.decode_with_metadata(data, max_pixels=max_image_pixels)
     if metadata.cut_rows is not None:
         missing = f"a part of the last {metadata.cut_rows} rows" if metadata.cut_rows else "none"
-        warnings.warn(f"{place}: the file's last bytes are missing, and {missing} of its pixels", stacklevel=5)
+        cut_off.append(f"{place}: the file's last bytes are missing, and {missing} of its pixels")
     return image
 
 

@@ -13,6 +13,8 @@ import gc
 import itertools
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -611,8 +613,18 @@ def describe(store: Store) -> dict[str, Any]:
             {"root": row.root, "path": row.path, "error": row.error}
             for row in store.catalogue.rows_with_status("failed")
         ],
+        "warnings": _warning_counts(store),
         "runs": last_runs(storage, LAST_RUNS) if storage is not None else [],
     }
+
+
+def _warning_counts(store: Store) -> dict[str, int]:
+    """Count the rows that carry each kind of warning, the most frequent first: texts, whatever numbers are in them."""
+    kinds: Counter[str] = Counter()
+    for text, rows in store.catalogue.warnings().items():
+        for kind in {re.sub(r"\d[\d,.]*", "N", one) for one in text.split("; ")}:
+            kinds[kind] += rows
+    return dict(sorted(kinds.items(), key=lambda one: (-one[1], one[0])))
 
 
 def _item_counts(store: Store) -> dict[str, int | float]:

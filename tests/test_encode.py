@@ -95,8 +95,11 @@ def test_a_bad_image_is_named(encoder, photos, tmp_path):
 def test_a_file_without_its_last_bytes_is_encoded_with_a_warning(encoder):
     data = encoded(Image.linear_gradient("L").convert("RGB"), "JPEG")
     (whole,) = encoder.encode([data])
-    with pytest.warns(UserWarning, match=r"images\[0\]: the file's last bytes are missing, and none of its pixels"):
+    with pytest.warns(
+        UserWarning, match=r"images\[0\]: the file's last bytes are missing, and none of its pixels"
+    ) as said:
         (cut,) = encoder.encode([data[:-2]])
+    assert [one.filename for one in said] == [__file__]
     for name, tensor in whole.tensors.items():
         assert np.array_equal(tensor.raw, cut.tensors[name].raw)
 

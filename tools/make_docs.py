@@ -44,7 +44,8 @@ Answers and `--json` go to stdout, all else to stderr.
 - **Encodings**: characters that the encoding of stdout or stderr lacks are escaped in the same way; JSON is then ASCII.
   Tables and reports are always UTF-8. Questions are read as UTF-8, or else in the encoding of the locale.
 - **Terminals**: with `TERM=dumb`, without TERM, or with NO_COLOR there are no escape codes, and in place of a bar the
-  lines that others get. Nothing is drawn while the process is in the background.
+  lines that others get. With NO_COLOR, `chat` still edits lines on the terminal: without colours, by escape codes that
+  move the cursor. Nothing is drawn while the process is in the background.
 - **How far a run is** goes to stderr: on a terminal a bar, elsewhere a line once a minute, the first after a minute:
   `2026-11-26T01:02:03Z images 120 of 4,000, 2.1/s, about 31 min left`. `--progress json` prints an object on a line
   as each phase begins and ends, and once a second: `type` (`progress`), `phase`, `part` (of loading the model),

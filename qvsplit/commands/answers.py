@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qvsplit.commands.options import INPUT, OUTPUT, Absolute, Json, Quiet, as_format, one_of
+from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import UsageError, escaped, printable, some_of
 from qvsplit.output.text import plural, print_json, say
 
@@ -141,7 +142,7 @@ def _print(records: Sequence[Record], chosen: str | None, *, with_run: bool, abs
         return
     given = [answer_of(record) for record in records]
     roots = {row.root for answer in given for row in answer.rows}
-    printer = AnswerPrinter(PrintOptions(chosen, absolute), one_root=len(roots) <= 1)
+    printer = AnswerPrinter(PrintOptions(chosen, absolute, worded=on_command_line), one_root=len(roots) <= 1)
     for record, answer in zip(records, given, strict=True):
         if chosen == JSONL:
             origin = {name: record[name] for name in ("run", "model", "time")}

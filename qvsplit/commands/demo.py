@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +72,8 @@ def _print_tables(outcome: DemoOutcome, *, quiet: bool) -> None:
 
     plain = is_terminal(sys.stdout) and not shows_escape_codes(sys.stdout)
     console = Console(file=sys.stdout, highlight=False, color_system=None if plain else "auto")
-    for table in postcard_tables(outcome.answers, outcome.photos, console):
+    answers = [replace(one, error=one.error and on_command_line(one.error)) for one in outcome.answers]
+    for table in postcard_tables(answers, outcome.photos, console):
         console.print(table)
     if not quiet:
         for line in summary_lines(outcome):

@@ -152,7 +152,9 @@ def gate(
     from qvsplit.runtime.memory import give_back_freed_memory
 
     give_back_freed_memory()
-    printer = AnswerPrinter(PrintOptions(as_format(format, as_json=as_json), absolute), one_root=False)
+    printer = AnswerPrinter(
+        PrintOptions(as_format(format, as_json=as_json), absolute, worded=on_command_line), one_root=False
+    )
     store = None if embeds is None else open_with_progress(embeds, quiet=quiet, progress=progress)
     with ProgressBar(progress, shown=not quiet) as shown:
         hearing = GateCallbacks(

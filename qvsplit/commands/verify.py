@@ -20,7 +20,7 @@ from qvsplit.commands.options import (
     StoreOption,
     store_place,
 )
-from qvsplit.commands.wording import on_command_line, say_note
+from qvsplit.commands.wording import on_command_line, say_note, without_advice
 from qvsplit.errors import StoreDamaged, escaped, printable
 from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import plural, print_json
@@ -110,7 +110,7 @@ def _print_item(check: ItemCheck, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json({"type": "sample"} | check.to_json())
     elif not quiet:
-        print(f"{escaped(check.path)}: {printable(on_command_line(check.explanation))}", flush=True)
+        print(f"{escaped(check.path)}: {printable(on_command_line(without_advice(check.explanation)))}", flush=True)
 
 
 def _problems(checks: Sequence[ItemCheck]) -> list[str]:

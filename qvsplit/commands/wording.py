@@ -39,6 +39,11 @@ def say_note(line: str) -> None:
     say(on_command_line(line))
 
 
+def without_advice(text: str) -> str:
+    """Leave out which option allows more, for a command that has no such option."""
+    return re.sub(r"; `\w+` allows more", "", text)
+
+
 def _flag(match: re.Match[str]) -> str:
     name, value = match.groups()
     if (name, value) == ("videos", "False"):

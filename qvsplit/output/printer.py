@@ -7,8 +7,8 @@ is asked of what, JSON, or the paths of the items that did not pass.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qvsplit.errors import escaped, printable
@@ -34,11 +34,13 @@ class PrintOptions:
         format: text, tsv, jsonl, paths or paths0; None is text on a terminal, and tsv elsewhere.
         absolute: Whether paths are whole, in place of relative to the current folder.
         logprobs: Whether lines have the log-probability of every choice.
+        worded: How the reason why there is no answer is said to people; lines for programs have it as it is stored.
     """
 
     format: str | None = None
     absolute: bool = False
     logprobs: bool = False
+    worded: Callable[[str], str] = str
 
     @property
     def chosen(self) -> str:
@@ -100,7 +102,8 @@ class AnswerPrinter:
         elif self.format == TSV:
             self._line("verdict", item.rows, ["", "", "", item.verdict, item.reason])
         elif self.format == TEXT:
-            reason = [printable(text) for text in (item.reason, item.unseen) if text]
+            told = replace(item, error=self._options.worded(item.error))
+            reason = [printable(text) for text in (told.reason, told.unseen) if text]
             print("  ".join([bold(self._names(item.rows)), item.verdict, *reason]), flush=True)
         elif item.verdict != PASS:
             self._paths(item.rows)
@@ -130,7 +133,7 @@ class AnswerPrinter:
     def _scores(self, answer: Answer) -> list[str]:
         """Give for people what is known of an answer: of generated text nothing."""
         if answer.error is not None:
-            return ["error", answer.error]
+            return ["error", self._options.worded(answer.error)]
         if answer.choice_probability is None:
             return ["skipped"] if answer.finish_reason == "skipped" else []
         if answer.uncertain:

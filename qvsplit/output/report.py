@@ -47,6 +47,7 @@ def write_report(
     facts: Mapping[str, str],
     failed: Sequence[Row] = (),
     on_item: Callable[[str], None] = lambda path: None,
+    worded: Callable[[str], str] = str,
 ) -> None:
     """Write the page of `answers` to `file`; what is there stays until the new page is whole.
 
@@ -59,6 +60,7 @@ def write_report(
         facts: Lines below it: where the answers come from.
         failed: Items that could not be encoded. Each is a card with the verdict `error`, ahead of the others.
         on_item: Called with the name of each item once its thumbnail, or the reason why there is none, is known.
+        worded: How the page says why there is no answer, or no thumbnail: given the reason as it is stored.
 
     Raises:
         UsageError: No page can be at `file`.
@@ -73,8 +75,8 @@ def write_report(
             stream.write(text.encode())
 
         write(before)
-        cards = _Cards()
-        with Thumbnails(write, on_item) as thumbnails:
+        cards = _Cards(worded)
+        with Thumbnails(write, on_item, worded) as thumbnails:
             for row in failed:
                 cards.add_failed(row, thumbnails.number(row))
             for answer in answers:
@@ -143,7 +145,8 @@ def _source(content: str) -> str:
 class _Cards:
     """The page's data, as compact as JSON can be: each text and each question once, else their numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, worded: Callable[[str], str]) -> None:
+        self._worded = worded
         self._texts: dict[str, int] = {}
         self._questions: dict[tuple[str, str], int] = {}
         self._choices: list[dict[str, int]] = []  # per question: each choice's number
@@ -155,7 +158,7 @@ class _Cards:
 
     def add_failed(self, row: Row, item: int) -> None:
         """Add a card for an item that could not be encoded."""
-        reason = self._number(failure_reason(row))
+        reason = self._number(self._worded(failure_reason(row)))
         self._cards.append(_json([[item], VERDICTS.index(ERROR), [], reason]))
 
     def add(self, answer: Answer, items: Sequence[int]) -> None:
@@ -168,7 +171,7 @@ class _Cards:
         if question == len(self._choices):
             self._choices.append({})
         self._verdicts += [answer.verdict] if answer.verdict is not None else []
-        text = answer.text if answer.error is None else answer.error
+        text = answer.text if answer.error is None else self._worded(answer.error)
         scores = self._scores(question, answer)
         if answer.reasoning:
             scores += [*[None] * (SCORES - len(scores)), self._number(answer.reasoning)]

@@ -99,11 +99,13 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         videos = f"{summary['videos']:,} of the {summary['encoded']:,} encoded {are}"
         lines.append(f"{videos}: {duration(summary['video_seconds'])} of video{clips}")
     if number := summary["cut_off"]:
-        files = "is an image whose file lacks" if number == 1 else "are images whose files lack"
-        rows = "its row" if number == 1 else "their rows"
+        files = (
+            "1 image lacks pixels, as its file is"
+            if number == 1
+            else f"{number:,} images lack pixels, as their files are"
+        )
         lines.append(
-            f"{number:,} of the {summary['encoded']:,} encoded {files} the last bytes; `warnings` in {rows} says what "
-            "that hides"
+            f"{files} cut off; `warnings` in {'its row' if number == 1 else 'their rows'} says how much is missing"
         )
     if summary["encoded"]:
         lines.append(
@@ -184,6 +186,8 @@ def description_lines(description: Mapping[str, Any]) -> list[str]:
     if description["rebuilding"]:
         lines.append(f"{'rebuild':11} started and not finished; run `qvsplit extract` with `rebuild=True` again")
     lines += [f"{'run':11} {_run_line(run)}" for run in description["runs"]]
+    for kind, number in description["warnings"].items():
+        lines.append(f"{'warnings':11} {plural(number, 'row')}: {printable(kind)}")
     for failure in description["failures"]:
         name = failure["path"] if len(description["roots"]) == 1 else f"{failure['root']}/{failure['path']}"
         lines.append(f"{'failed':11} {escaped(name)} {printable(failure['error'] or '')}")

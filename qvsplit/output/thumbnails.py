@@ -53,11 +53,15 @@ class Thumbnails:
     Args:
         write: Appends text to the page.
         on_item: Called with the name of each item once its thumbnail, or the reason why there is none, is known.
+        worded: How such a reason is said.
     """
 
-    def __init__(self, write: Callable[[str], None], on_item: Callable[[str], None]) -> None:
+    def __init__(
+        self, write: Callable[[str], None], on_item: Callable[[str], None], worded: Callable[[str], str] = str
+    ) -> None:
         self._write = write
         self._on_item = on_item
+        self._worded = worded
         self._numbers: dict[tuple[str, str, str | None, int], int] = {}
         self._places: dict[Content, int] = {}  # of thumbnails in the page, by what they are of
         self._roots: dict[str, str] = {}  # each once in memory: they repeat
@@ -105,7 +109,7 @@ class Thumbnails:
         number, row, future = self._pending.popleft()
         thumbnail = future.result()
         if isinstance(thumbnail, str):
-            self._items[number][3] = shown_text(thumbnail)
+            self._items[number][3] = shown_text(self._worded(thumbnail))
         else:
             assert row.content is not None  # it was compared
             self._items[number][2] = self._place(row.content, thumbnail)
@@ -133,7 +137,7 @@ class Thumbnails:
                     self._videos.check(row)
                     return b"" if row.content in self._places else _encoded(self._videos.sheet(row, FRAME))
                 data = _same_bytes(row)
-                return b"" if row.content in self._places else _encoded(small_image(data))
+                return b"" if row.content in self._places else _encoded(small_image(data, _most_pixels(row)))
         except ItemError as error:
             return str(error)
         except Exception as error:  # one item's thumbnail is never worth a page
@@ -170,11 +174,16 @@ def _entry(row: Row) -> Entry:
     return Entry(row.root, row.path, row.size, None, None)
 
 
-def small_image(data: bytes) -> Image.Image:
+def _most_pixels(row: Row) -> int:
+    """Give how many pixels the image of a row may have: it was read, under whatever limit."""
+    return max(images.MAX_IMAGE_PIXELS, (row.width or 0) * (row.height or 0))
+
+
+def small_image(data: bytes, max_pixels: int = images.MAX_IMAGE_PIXELS) -> Image.Image:
     """Decode `data` to an upright RGB image, its longest side at most THUMBNAIL. ItemError if it is bad."""
     from PIL import Image
 
-    image = images.decode(data, about=2 * THUMBNAIL)
+    image = images.decode(data, about=2 * THUMBNAIL, max_pixels=max_pixels)
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2.0)
     return image
 

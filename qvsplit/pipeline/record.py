@@ -147,7 +147,7 @@ class RowRecorder:
             self._summary.new += change == "new"
             self._summary.modified += change == "modified"
             self._summary.re_encoded += change == "re-encoded"
-            self._summary.cut_off += result.cut_rows is not None
+            self._summary.cut_off += "cut_off" in row.unseen
             self._summary.remaining -= 1
         self._callbacks.on_item(row.path)
 
@@ -210,6 +210,7 @@ class RowRecorder:
             self._write((one, None) for one in rows)
             self._summary.moved += change == "moved"
             self._summary.copied += change == "copied"
+            self._summary.cut_off += "cut_off" in rows[0].unseen
             self._summary.remaining -= 1
         self._callbacks.on_item(row.path)
 

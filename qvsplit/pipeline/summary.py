@@ -62,7 +62,7 @@ class Summary:
     videos: int = 0  # of the encoded: those that are videos
     clips: int = 0  # rows of these: one a video, or one a part of it
     video_seconds: float = 0.0  # of these
-    cut_off: int = 0  # of the encoded: images whose file lacks its last bytes
+    cut_off: int = 0  # of the encoded, copied and moved: images some of whose pixels are missing
     tokens: int = 0
     bytes: int = 0  # of shards written
     shards: int = 0

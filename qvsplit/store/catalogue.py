@@ -423,6 +423,12 @@ class Catalogue:
         query = "SELECT status, kind, sum(part = 0), count(*) FROM rows GROUP BY status, kind"
         return {(status, kind): (items, rows) for status, kind, items, rows in self._all(query)}
 
+    def warnings(self) -> dict[str, int]:
+        """Count the current rows with status ok by what their `warnings` say; those without any are left out."""
+        joined = "rows JOIN texts ON texts.id = rows.warnings"
+        query = f"SELECT text, count(*) FROM {joined} WHERE status = 'ok' GROUP BY text ORDER BY text"
+        return dict(self._all(query))
+
     def counts_by_folder(self) -> dict[Key, int]:
         """Count the current rows that are not deleted, by folder: of a video that was cut, its parts."""
         found = self._all("SELECT folder, count(*) FROM rows WHERE status != 'deleted' GROUP BY folder")

@@ -102,3 +102,16 @@ def test_a_bar_counts_the_shards_where_many_have_to_be_read(tmp_path):
     assert "shards read" in on_terminal(words, NO_COLOR="", TERM="xterm")
     assert (storage.folder / layout.CATALOGUE).exists()
     assert "shards read" not in on_terminal(words, NO_COLOR="", TERM="xterm")
+
+
+def test_warnings_of_rows_are_counted_by_kind(run_cli, tmp_path):
+    cut = "its last bytes are missing, and with them a part of the last {} rows of its pixels"
+    frames = "only the first of 3 frames was looked at"
+    said = {"a.jpg": cut.format(12), "b.jpg": f"{cut.format('1,200')}; {frames}", "c.gif": frames, "d.png": None}
+    rows.write_store(tmp_path, [rows.item(name, warnings=text) for name, text in said.items()])
+    kinds = {cut.format("N"): 2, "only the first of N frames was looked at": 2}
+    assert json.loads(run_cli("inspect", tmp_path, "--json")[1])["warnings"] == kinds
+    out = run_cli("inspect", tmp_path)[1]
+    assert [line for line in out.splitlines() if line.startswith("warnings")] == [
+        f"warnings    2 rows: {kind}" for kind in kinds
+    ]

@@ -11,7 +11,7 @@ import typer
 
 import qvsplit
 from qvsplit.cli import app
-from qvsplit.commands.wording import OPTIONS, on_command_line
+from qvsplit.commands.wording import OPTIONS, on_command_line, without_advice
 from qvsplit.errors import UsageError
 
 PACKAGE = Path(qvsplit.__file__).parent
@@ -72,3 +72,9 @@ def test_such_a_message_is_found(tmp_path):
     )
     found = {text for _, text in literals(tmp_path / "module.py") if FLAG.search(text)}
     assert found == {": leave --model out", "--dtype {x}", "the `--prune`"}
+
+
+def test_advice_that_a_command_cannot_follow_is_left_out():
+    assert without_advice("not compared: took longer than 60 s; `item_timeout` allows more") == (
+        "not compared: took longer than 60 s"
+    )

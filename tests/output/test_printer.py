@@ -179,3 +179,14 @@ def test_verdicts(capsys):
         "type": "verdict", "file": FILE, "path": "trip/a.jpg", "root": "/photos", "verdict": "block",
         "flagged": ["dog"], "uncertain": [],
     }  # fmt: skip
+
+
+def test_people_are_told_a_reason_in_other_words_and_programs_as_it_is_stored(capsys):
+    """A command names its own flag; a row keeps Python's name."""
+    failed = answer(text="", error="`limit` allows more")
+    item = verdict_on_failed(replace(ROW, status="failed", error="`limit` allows more"))
+    for format, name in (("text", "--limit"), ("tsv", "`limit`"), ("jsonl", "`limit`")):
+        one = printer(format, worded=lambda text: text.replace("`limit`", "--limit"))
+        one.answer(failed)
+        one.verdict(item)
+        assert capsys.readouterr().out.count(f"{name} allows more") == 2

@@ -248,6 +248,29 @@ def test_what_could_not_be_checked_never_reads_as_pass(tmp_path):
     assert (failed[2], data["texts"][failed[1]], len(failed)) == (report.FAILED, "the features are damaged", 3)
 
 
+def test_a_page_says_reasons_as_it_is_told_to(tmp_path):
+    answers = [generated(no_row("a.jpg"), "What?", "", finish_reason="error", error="`fps` is low")]
+    failed = [failed_row("b.jpg", "`limit` allows more")]
+    page = tmp_path / "page.html"
+    report.write_report(
+        page, answers, title="t", facts={}, failed=failed, worded=lambda text: text.replace("`", "--", 1)
+    )
+    data = data_of(page)
+    assert {"--fps` is low", "--limit` allows more"} <= set(data["texts"])
+    assert data["items"][0][3] == "--limit` allows more"
+
+
+def test_an_image_that_was_read_under_a_higher_limit_has_a_thumbnail(tmp_path, some_photos, monkeypatch):
+    row = replace(row_of(some_photos / "coins.png"), width=40_000, height=30_000)
+    limits, decode = [], images.decode
+    monkeypatch.setattr(
+        images, "decode", lambda data, **more: limits.append(more["max_pixels"]) or decode(data, **more)
+    )
+    page = written(tmp_path / "page.html", [generated(row, "What?", "x")])
+    assert data_of(page)["items"][0][2:4] == [0, ""]
+    assert limits == [1_200_000_000]
+
+
 def test_what_failed_is_not_decoded_again_in_this_process(tmp_path, some_photos):
     """It may be the file that crashes its decoder, in a child process."""
     row = row_of(some_photos / "coins.png", status="failed", error="crashes its decoder (SIGSEGV)")

@@ -97,7 +97,9 @@ def test_an_image_without_its_last_bytes_says_so(rows, said, unseen):
     recorder = recorded(results)
     cut, whole = recorder.writer.rows
     assert (cut.warnings, cut.unseen) == (said, {unseen: said} if unseen else {})
-    assert (whole.warnings, whole.unseen, recorder.summary.cut_off) == (None, {}, 1)
+    assert (whole.warnings, whole.unseen, recorder.summary.cut_off) == (None, {}, bool(unseen))
+    copy = recorded([result(name, "encoded" if name == "a" else KNOWN, content="a", cut_rows=rows) for name in "ab"])
+    assert copy.summary.cut_off == 2 * bool(unseen)
     frames = replace(cut, warnings=f"{said}; only the first of 3 frames was looked at").unseen
     assert frames.keys() == ({unseen, "frames"} if unseen else {"frames"})
 
