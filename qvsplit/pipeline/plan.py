@@ -311,7 +311,7 @@ def may_be_cured(row: Row, cures: Cures, *, readable: bool = False) -> bool:
         if row.error_kind == "memory":
             more = cures.max_image_pixels > before.get("max_image_pixels", 0)
             return bool(more or cures.memory > before["memory"] or cures.device != before["device"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
     return False
 

@@ -65,7 +65,7 @@ class MemoryDecoders:
 @pytest.fixture
 def decoders(monkeypatch):
     memory = MemoryDecoders()
-    monkeypatch.setattr(runner_module, "DecoderPool", lambda item_timeout, fetch, gifs: memory)
+    monkeypatch.setattr(runner_module, "DecoderPool", lambda item_timeout, fetch, gifs, max_pixels: memory)
     return memory
 
 

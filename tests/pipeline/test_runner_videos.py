@@ -103,7 +103,7 @@ class Run:
     ):  # fmt: skip
         self.items = {f"{number:03d}": item for number, item in enumerate(items)}
         self.decoders = Decoders(self.items)
-        monkeypatch.setattr(runner_module, "DecoderPool", lambda timeout, fetch, gifs: self.decoders)
+        monkeypatch.setattr(runner_module, "DecoderPool", lambda timeout, fetch, gifs, max_pixels: self.decoders)
         videos = VideoOptions(Sampling(clip_seconds=clip_seconds))
         self.encoder = FakeEncoder(on_encode=on_encode or (lambda batch: None), videos=videos)
         self.devices = fake_devices(self.encoder, workers=devices, patch_budget=patch_budget)
