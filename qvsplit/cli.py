@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -67,7 +67,11 @@ def main() -> None:
     cpus.sleep_while_waiting_if_niced()
     cpus.keep_threads_to_usable_cpus()
     interrupts.install()
-    code = run(sys.argv[1:])
+    end(run(sys.argv[1:]))
+
+
+def end(code: int) -> NoReturn:
+    """End the process with this exit code, or that of an error of writing what is still held back."""
     code = _exit_code(streams.flush) if code == 0 else code
     try:
         streams.flush()

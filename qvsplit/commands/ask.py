@@ -42,6 +42,7 @@ from qvsplit.commands.options import (
     as_format,
     one_of,
 )  # fmt: skip
+from qvsplit.commands.placement import Placement, require_items
 from qvsplit.commands.questions import QuestionSources, as_text, read_questions
 from qvsplit.commands.stale import select_and_compare
 from qvsplit.commands.survey import (
@@ -56,7 +57,6 @@ from qvsplit.commands.survey import (
 from qvsplit.commands.wording import say_note
 from qvsplit.errors import CHECKS_FLAGGED, UsageError
 from qvsplit.output.levels import LEVELS
-from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import say
 from qvsplit.runtime import interrupts
 
@@ -64,10 +64,9 @@ if TYPE_CHECKING:
     from qvsplit.answering.checks import Question
     from qvsplit.answering.collection import Collection
     from qvsplit.answering.selection import Selection
-    from qvsplit.ask import AskOptions, PromptItems, Session
+    from qvsplit.ask import AskOptions, Session
     from qvsplit.output.printer import AnswerPrinter
     from qvsplit.output.table import Table
-    from qvsplit.store.row import Row
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ class Items:
 
     places: Sequence[str]
     globs: Sequence[str]
-    together: bool
-    reference: str | None
+    placement: Placement
     limits: Limits
 
 
@@ -289,13 +287,16 @@ def ask(
     printing = PrintOptions(as_format(format, as_json=as_json), absolute, logprobs)
     allowed = frozenset(allow.split(",") if allow else ())
     outputs = Outputs(out, report, fail_on, printing, quiet, progress, allowed, wide)
-    chosen = Items(embeds or [DEFAULT_STORE], image or [], together, compare, Limits(max_image_pixels, item_timeout))
+    limits = Limits(max_image_pixels, item_timeout)
+    if together and compare is not None:
+        raise UsageError("--together and --compare: choose one")
+    chosen = Items(embeds or [DEFAULT_STORE], image or [], Placement(together, compare), limits)
     if json_schema is not None and stop:
         raise UsageError("--stop would cut what --json-schema promises; leave one out")
     choices = choices and as_text(choices, "--choices")
     system = system and as_text(system, "--system")
     sources = QuestionSources(questions or [], questions_file, checks_file, choices)
-    _check_combinations(outputs, chosen, typed=sources.are_typed)
+    _check_combinations(outputs, typed=sources.are_typed)
     asked = [] if sources.are_typed else read_questions(sources)
     if not any(question.flag for question in asked):
         if fail_on is not None:
@@ -313,45 +314,29 @@ def ask(
         token_budget=token_budget, thinking=thinking, kernels=kernels,
     )  # fmt: skip
     if sources.are_typed:
-        _converse(chosen, options, outputs, choices)
+        _ask_what_is_typed(chosen, options, outputs, choices)
     else:
         _ask_all(chosen, asked, options, outputs, single=checks_file is None)
 
 
-def _check_combinations(outputs: Outputs, chosen: Items, *, typed: bool) -> None:
+def _check_combinations(outputs: Outputs, *, typed: bool) -> None:
     """UsageError for options that exclude each other."""
     if outputs.allowed and outputs.fail_on is None:
         raise UsageError("--allow says what does not trip --fail-on LEVEL; give that, too")
     if outputs.wide is not None and outputs.table is None:
         raise UsageError("--wide FILE is made of the table that --out FILE names; give that, too")
-    if chosen.together and chosen.reference is not None:
-        raise UsageError("--together and --compare: choose one")
     if typed and any(value is not None for value in (outputs.table, outputs.report, outputs.fail_on)):
         raise UsageError("--out, --report and --fail-on need questions: on the command line, in a file or in a pipe")
 
 
-def _converse(chosen: Items, options: AskOptions, outputs: Outputs, choices: str | None) -> None:
+def _ask_what_is_typed(chosen: Items, options: AskOptions, outputs: Outputs, choices: str | None) -> None:
     """Answer questions that are typed one by one."""
-    from qvsplit.answering.selection import select
-    from qvsplit.ask import load_session
-    from qvsplit.commands.prompt_items import Asked, say_failed
-    from qvsplit.commands.prompt_loop import PromptLoop
+    from qvsplit.commands.chat_loop import load_and_run
 
-    store = _opened(chosen, options, outputs)
-    selection = select(store, chosen.globs)
-    reference = _reference(store, chosen)
-    items = _prompts(selection, chosen, reference)
-    say_failed(selection.failed)
-    _require_items(items)
-    shown = ProgressBar(outputs.progress, shown=not outputs.quiet)
-    with shown as progress, interrupts.at_once():  # only reading so far
-        session = load_session(store, options, on_load=progress.loading)
-    _say_notes(session, quiet=outputs.quiet)
-    asked = Asked(
-        session, lambda now: _prompts(now, chosen, reference), items, outputs.quiet, outputs.progress, chosen.limits
-    )
-    asked.keep(store)
-    PromptLoop(asked, _printer(selection, outputs, single=False), choices).run()
+    load_and_run(
+        _opened(chosen, options, outputs), chosen.globs, options, outputs.printing, placement=chosen.placement,
+        choices=choices, quiet=outputs.quiet, progress=outputs.progress, limits=chosen.limits,
+    )  # fmt: skip
 
 
 def _ask_all(
@@ -363,14 +348,14 @@ def _ask_all(
     table = _checked_outputs(outputs, questions)
     has_flags = any(question.flag for question in questions)
     store = _opened(chosen, options, outputs, has_flags=has_flags)
-    reference = _reference(store, chosen)
+    reference = chosen.placement.row(store)
     if has_flags:
         selection = select_and_compare(
             store, chosen.places, chosen.globs, reference, is_gate=outputs.fail_on is not None, quiet=outputs.quiet
         )
     else:
         selection = select(store, chosen.globs)
-    items = _prompts(selection, chosen, reference)
+    items = chosen.placement.prompts(selection, reference)
     plan = SurveyPlan(items, questions, selection.failed)
     single = single and len(items) * len(questions) == 1 and not selection.failed
     results = Results(plan, outputs, _printer(selection, outputs, single=single))
@@ -389,10 +374,9 @@ def _ask_all(
 
 def _opened(chosen: Items, options: AskOptions, outputs: Outputs, *, has_flags: bool = False) -> Collection:
     """Open the store; files that are named and none of its items, or changed since, are encoded beside it."""
-    names = [*chosen.globs, *([] if chosen.reference is None else [chosen.reference])]
     return open_items(
-        chosen.places, names, options, has_flags=has_flags, quiet=outputs.quiet, progress=outputs.progress,
-        limits=chosen.limits,
+        chosen.places, chosen.placement.names(chosen.globs), options, has_flags=has_flags, quiet=outputs.quiet,
+        progress=outputs.progress, limits=chosen.limits,
     )  # fmt: skip
 
 
@@ -446,34 +430,7 @@ def _end(results: Results) -> None:
         return  # whatever failed is allowed
     if results.error is not None:
         raise typer.Exit(results.error.exit_code)
-    _require_items(plan.items)
-
-
-def _require_items(items: Sequence[PromptItems]) -> None:
-    if not items:
-        raise UsageError("none of the selected images and videos can be asked about; all of them have failed")
-
-
-def _reference(store: Collection, chosen: Items) -> Row | None:
-    """Give the item that all others are compared with, if there is one."""
-    from qvsplit.answering.selection import select
-
-    return None if chosen.reference is None else select(store, [chosen.reference], only=1).rows[0]
-
-
-def _prompts(selection: Selection, chosen: Items, reference: Row | None) -> list[PromptItems]:
-    """Say how the selected items stand in the prompts."""
-    from qvsplit.ask import PromptItems
-
-    rows = selection.rows
-    if chosen.together:
-        return [PromptItems(tuple(rows))] if rows else []
-    if reference is None:
-        return [PromptItems((row,)) for row in rows]
-    items = [PromptItems((reference, row), shared=1) for row in rows if row != reference]
-    if not items and not selection.failed:
-        raise UsageError(f"--compare {chosen.reference}: there is no other item to compare it with")
-    return items
+    require_items(plan.items)
 
 
 def _printer(selection: Selection, outputs: Outputs, *, single: bool) -> AnswerPrinter:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+import shlex
+from typing import Annotated
 
 import typer
 
@@ -32,15 +32,7 @@ from qvsplit.commands.options import (
     UncheckedEncoder,
 )
 from qvsplit.commands.questions import as_text
-from qvsplit.commands.wording import say_note
 from qvsplit.errors import UsageError
-from qvsplit.output.progress import ProgressBar
-from qvsplit.runtime import interrupts
-
-if TYPE_CHECKING:
-    from qvsplit.answering.collection import Collection
-    from qvsplit.answering.selection import Selection
-    from qvsplit.ask import PromptItems
 
 LONGEST_ANSWER = 512  # tokens: Ctrl-C ends an answer before
 
@@ -87,8 +79,8 @@ def chat(
 
     The model is given the whole conversation each time, as the full model's chat template writes it; the image's part
     of it is computed once. A file needs no store. Several images have a conversation each. /help lists what can be
-    typed beside questions: /image for another image, /system, /new. From a pipe each line is a question, and answers
-    alone are printed. An empty line does nothing; Ctrl-D or /exit ends.
+    typed beside questions: /image for another image, /system, /new. From a pipe come the same lines, and answers alone
+    are printed; a command that fails ends it. An empty line does nothing; Ctrl-D or /exit ends.
 
     Examples:
         # About an image of ./embeds
@@ -98,56 +90,43 @@ def chat(
         # Choose from another store by /image
         qvsplit chat -e album
     """
-    from qvsplit.ask import AskOptions, load_session
-    from qvsplit.commands.prompt_items import Asked, as_name
-    from qvsplit.commands.prompt_loop import PromptLoop
-    from qvsplit.on_demand import is_file
-    from qvsplit.output.printer import TEXT, AnswerPrinter, PrintOptions
+    from qvsplit.ask import AskOptions
+    from qvsplit.commands.chat_loop import load_and_run
+    from qvsplit.output.printer import TEXT, PrintOptions
 
     options = AskOptions(
         model=model, device=device, dtype=dtype, kernels=kernels, max_new_tokens=max_new_tokens,
         system=system and as_text(system, "--system"), unchecked_encoder=unchecked_encoder, temperature=temperature,
         top_p=top_p, top_k=top_k, seed=seed, thinking=thinking,
     )  # fmt: skip
-    names = [as_name(image)] if image else []
-    if embeds is None and not os.path.lexists(DEFAULT_STORE) and not any(map(is_file, names)):
-        missing = f"there is no file {names[0]}, and" if names else "there is"
-        raise UsageError(
-            f"{missing} no store at {DEFAULT_STORE}; name a file, as in `qvsplit chat photo.jpg`, or give "
-            "--embeds STORE"
-        )
+    names = [] if image is None else [image]
+    _check_place(image, embeds)
     limits = Limits(max_image_pixels, item_timeout)
-    found = open_items(
-        embeds or [DEFAULT_STORE], names, options, has_flags=False, quiet=quiet, progress=progress, limits=limits
+    try:
+        found = open_items(
+            embeds or [DEFAULT_STORE], names, options, has_flags=False, quiet=quiet, progress=progress, limits=limits
+        )
+        load_and_run(
+            found, names, options, PrintOptions(TEXT), remembers=True, quiet=quiet, progress=progress, limits=limits
+        )
+    except UsageError as error:
+        raise UsageError(error.args[0].replace("`image` ", "")) from None  # which is no option here
+
+
+def _check_place(image: str | None, embeds: list[str] | None) -> None:
+    """UsageError where there is nothing that `image` could be of."""
+    from qvsplit.on_demand import is_file
+
+    if image == "":
+        raise UsageError("IMAGE is empty; name an image, or leave it out")
+    if embeds is not None or os.path.lexists(DEFAULT_STORE) or (image is not None and is_file(image)):
+        return
+    if image is not None and os.path.isdir(image):
+        raise UsageError(
+            f"{image} is a folder, and there is no store at {DEFAULT_STORE}; name a file in it, or make a "
+            f"store of it first: qvsplit extract {shlex.quote(image)}"
+        )
+    missing = "there is" if image is None else f"there is no file {image}, and"
+    raise UsageError(
+        f"{missing} no store at {DEFAULT_STORE}; name a file, as in `qvsplit chat photo.jpg`, or give --embeds STORE"
     )
-    items = _chosen(found, names)
-    with ProgressBar(progress, shown=not quiet) as shown, interrupts.at_once():  # only reading so far
-        session = load_session(found, options, on_load=shown.loading)
-    for note in session.notes() if not quiet else ():
-        say_note(note)
-    asked = Asked(session, _one_by_one, items, quiet, progress, limits)
-    asked.keep(found)
-    printer = AnswerPrinter(PrintOptions(TEXT))
-    PromptLoop(asked, printer, remembers=True).run()
-
-
-def _chosen(found: Collection, names: list[str]) -> list[PromptItems]:
-    """Give what is asked about first; nothing where the store has several, and none is named."""
-    from qvsplit.answering.selection import select
-    from qvsplit.commands.prompt_items import say_failed
-
-    if not names and len(list(islice(found, 2))) > 1:
-        return []
-    selection = select(found, names)
-    say_failed(selection.failed if names else ())
-    items = _one_by_one(selection)
-    if not items:
-        raise UsageError("none of the selected images and videos can be asked about; all of them have failed")
-    return items
-
-
-def _one_by_one(selection: Selection) -> list[PromptItems]:
-    """Have each image in a prompt of its own."""
-    from qvsplit.ask import PromptItems
-
-    return [PromptItems((row,)) for row in selection.rows]

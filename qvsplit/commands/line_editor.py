@@ -1,4 +1,4 @@
-"""Lines edited on a terminal by prompt_toolkit: with a history that is kept, and with completion.
+"""Lines edited on a terminal by prompt_toolkit: with a history and with completion.
 
 Imported where a terminal is there that can show it. What a signal means stays runtime/interrupts.py's: it ends the
 event loop, and is raised behind it.
@@ -17,14 +17,14 @@ from prompt_toolkit.application.run_in_terminal import run_in_terminal
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
-from prompt_toolkit.history import FileHistory
 from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.key_binding.key_processor import KeyPressEvent
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import PromptSession
 
-from qvsplit.commands.prompt_words import IMAGE, IMAGES, SLASH, Command, commands
+from qvsplit.commands.chat_words import IMAGE, IMAGES, SLASH, Command, commands
+from qvsplit.commands.line_history import KeptHistory, history_file
 from qvsplit.runtime import interrupts
 
 Names = Callable[[str, bool], Sequence[str]]  # what may complete a name, and whether that may be a file's on disk
@@ -142,36 +142,6 @@ def _keys() -> KeyBindings:
         event.current_buffer.insert_text("\n")
 
     return keys
-
-
-# --------------------------------------------------------------------------------------------------------- history
-
-
-def history_file() -> str:
-    """Give where typed lines are kept: in the user's folder for what programs remember."""
-    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return os.path.join(state, "qvsplit", "history")
-
-
-class KeptHistory(FileHistory):
-    """Typed lines in a file that only the user can read. Where it can be neither read nor written, they are not kept.
-
-    Nobody is told of that: a home that is read-only takes nothing from what is asked.
-    """
-
-    def load_history_strings(self) -> Iterable[str]:
-        """Give the lines, the newest first."""
-        try:
-            return super().load_history_strings()
-        except OSError:
-            return []
-
-    def store_string(self, string: str) -> None:
-        """Add a line."""
-        with suppress(OSError):
-            os.makedirs(os.path.dirname(self.filename), mode=0o700, exist_ok=True)
-            os.close(os.open(self.filename, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-            super().store_string(string)
 
 
 # ---------------------------------------------------------------------------------------------------------- output

@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvsplit.commands.wording import on_command_line, say_note
-from qvsplit.errors import QvsplitError, escaped, size, some_of
+from qvsplit.errors import DiskError, QvsplitError, escaped, size, some_of
 from qvsplit.output.names import count_rows, shown_name
 from qvsplit.output.printer import TEXT
 from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import plural, say
 from qvsplit.output.verdicts import ItemVerdict, failure_reason, verdict_on_answers, verdict_on_failed
 from qvsplit.runtime import interrupts
+from qvsplit.runtime.streams import ReaderGone
 
 if TYPE_CHECKING:
     from qvsplit.answering.checks import Question
@@ -219,7 +221,8 @@ def answer_one(session: Session, items: PromptItems, question: Question, printer
         answer = session.answer(items.rows, question, earlier=items.earlier, on_text=hear)
     except BaseException:
         if heard:  # what is said next begins on a line of its own
-            printer.end_of_answer()
+            with suppress(DiskError, ReaderGone):  # the terminal is gone, and has ended it: by a signal, perhaps
+                printer.end_of_answer()
         raise
     printer.end_of_answer()
     return answer

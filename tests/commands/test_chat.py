@@ -90,16 +90,29 @@ def test_lines_of_a_pipe_are_a_conversation(run_cli, small_store, whole, photos)
     other = said_by(whole, full_answer(whole, upright_rgb(photos / "chelsea.png"), [], FIRST, "Be brief."))
     assert out == "".join(f"{printable(text.strip(), keep=KEPT)}\n" for text in (first, second, third, other))
     assert {second, third} != {first}
-    assert set(said.splitlines()) <= {"qvsplit: cut at --max-new-tokens; allow more for longer answers"}
+    assert set(said.splitlines()) <= {"qvsplit: 4 answers were cut at --max-new-tokens; allow more for longer answers"}
 
 
-def test_an_error_is_a_line_and_what_follows_is_answered(run_cli, small_store):
+def test_an_error_is_a_line_and_a_question_that_follows_is_answered(run_cli, small_store):
     words = ("chat", "-e", small_store, "--max-new-tokens", 2)
-    code, out, said = run_cli(*words, stdin="Q?\n/imagine\n/image nosuch\n/image coffee.png\nQ?\n/exit\nQ?\n")
+    code, out, said = run_cli(*words, stdin="Q?\n/image coffee.png\nQ?\n/exit\nQ?\n")
     assert (code, len(out.splitlines())) == (2, 1)
-    errors = [line for line in said.splitlines() if "cut at" not in line]
-    assert ["no image is chosen" in errors[0], "did you mean /image?" in errors[1], len(errors)] == [True, True, 3]
-    assert "/image nosuch matches none of the store's 4 images" in errors[2]
+    assert "no image is chosen" in said.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("/image nosuch", "/image nosuch matches none of the store's 4 images"),
+        ("/imgae coffee.png", "did you mean /image?"),
+        ("/new Q?", "/new takes nothing behind it"),
+    ],
+)
+def test_a_command_of_a_pipe_that_fails_ends_it(run_cli, small_store, command, why):
+    """Else the questions behind it would be asked about the image before."""
+    code, out, said = run_cli("chat", "-e", small_store, "coins.png", stdin=f"{command}\nQ?\n")
+    assert (code, out) == (2, "")
+    assert why in one_line(said)
 
 
 def test_a_prompt_that_has_grown_too_long_is_refused_and_a_new_conversation_is_not(run_cli, small_store):
@@ -145,7 +158,7 @@ def test_a_file_needs_no_store_and_another_can_follow(run_cli, file, photos, che
     asked = [run_cli("ask", "-i", name, *words, "--format", "text", FIRST)[1].strip() for name in (file, "other.png")]
     assert ([first, second], third) == (asked, first)
     assert said.count("1 file was encoded") == 2  # and not again what has been asked about before
-    assert said.splitlines()[-1] == "qvsplit: none.jpg: there is no such file"
+    assert said.splitlines()[-2] == "qvsplit: none.jpg: there is no such file"
     assert sorted(os.listdir()) == [file, "other.png"]
 
 
@@ -162,6 +175,11 @@ def test_a_file_beside_a_store(run_cli, file, small_store):
     [
         ([], "there is no store at embeds; name a file, as in `qvsplit chat photo.jpg`"),
         (["none.jpg"], "there is no file none.jpg, and no store at embeds"),
+        ([""], "IMAGE is empty"),
+        (
+            ["."],
+            ". is a folder, and there is no store at embeds; name a file in it, or make a store of it first: qvsplit",
+        ),
         (["-e", "none"], "no store or shard at none"),
     ],
 )

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from qvsplit.commands.prompt_words import EXIT, HELP, IMAGE, NEW, Line, help_lines, meaning_of
+from qvsplit.commands.chat_words import EXIT, HELP, IMAGE, NEW, Line, help_lines, meaning_of
 from qvsplit.errors import UsageError
 from tests.support.terminal import Typist, module_on_terminal, on_terminal, python_on_terminal
 
@@ -78,9 +78,9 @@ def test_the_loop_of_ask_answers_until_ctrl_d_and_an_empty_line_is_nothing(small
 
 
 READ = (
-    "import sys\nfrom qvsplit.commands import prompt_lines\nfrom qvsplit.runtime import interrupts, streams\n"
+    "import sys\nfrom qvsplit.commands import chat_lines\nfrom qvsplit.runtime import interrupts, streams\n"
     "streams.prepare()\ninterrupts.install()\n"
-    "lines = prompt_lines.open_lines(lambda text, files: [], remembers=True)\n"
+    "lines = chat_lines.open_lines(lambda text, files: [], remembers=True)\n"
     "while True:\n    try:\n        line = lines.read('ready> ')\n    except interrupts.Terminated:\n"
     "        interrupts.clear()\n        print('terminated', flush=True)\n        continue\n"
     "    if not line:\n        break\n    print('line', ascii(line), flush=True)\n"
@@ -227,7 +227,7 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_clears_the_line(loop):
     typist.line("/image seaside.jpg", "seaside.jpg>")
     typist.line("slow", "word word word")
     typist.type("\x03")
-    typist.read("stopped; the conversation goes on without that answer")
+    typist.read("stopped; the conversation goes on without what was not answered")
     typist.read("seaside.jpg>")
     assert '["u:again"]' in typist.line("again", "seaside.jpg>")
     fcntl.ioctl(typist.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 50, 0, 0))

@@ -14,10 +14,9 @@ from qvsplit.answering.engine import Completion
 from qvsplit.answering.options import AskOptions
 from qvsplit.ask import Session
 from qvsplit.checkpoints.opening import open_checkpoint
-from qvsplit.commands.chat import _one_by_one
-from qvsplit.commands.prompt_items import Asked
-from qvsplit.commands.prompt_loop import PromptLoop
-from qvsplit.output.printer import TEXT, AnswerPrinter, PrintOptions
+from qvsplit.commands.chat_items import ChatItems
+from qvsplit.commands.chat_loop import ChatLoop
+from qvsplit.output.printer import TEXT, PrintOptions
 from qvsplit.runtime import interrupts, streams
 from qvsplit.store.opening import open_store
 
@@ -45,10 +44,10 @@ def _text(content) -> str:
 def run(place: str) -> None:
     store = open_store(place)
     session = Session(store, Echo(), options=AskOptions(), checkpoint=open_checkpoint("demo", "language"))
-    PromptLoop(Asked(session, _one_by_one, []), AnswerPrinter(PrintOptions(TEXT)), remembers=True).run()
+    ChatLoop(ChatItems(session, []), PrintOptions(TEXT), remembers=True).run()
 
 
 if __name__ == "__main__":
     streams.prepare()
     interrupts.install()
-    sys.exit(cli._exit_code(lambda: run(sys.argv[1])))
+    cli.end(cli._exit_code(lambda: run(sys.argv[1])))

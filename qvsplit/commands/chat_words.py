@@ -1,4 +1,4 @@
-"""What a line of a prompt loop means: a question, or a command that begins with a slash. Standard library only."""
+"""What a line that is typed means: a question, or a command that begins with a slash. Standard library only."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def commands(*, remembers: bool) -> tuple[Command, ...]:
 
 
 def meaning_of(typed: str, *, remembers: bool) -> Line:
-    """Give what a line means. UsageError, with the nearest name, for a command that there is not."""
+    """Give what a line means.
+
+    UsageError for a command that there is not, with the nearest name, and for text behind one that takes none.
+    """
     text = typed.strip()
     if not text.startswith(SLASH):
         return Line("", text)
@@ -78,12 +81,15 @@ def meaning_of(typed: str, *, remembers: bool) -> Line:
         close = get_close_matches(word, names, n=1)
         instead = f"did you mean {close[0]}?" if close else f"{HELP} lists them"
         raise UsageError(f"no such command {word}; {instead} (// begins a question with a slash)")
-    return Line(names[word], rest[0] if rest else "")
+    command = names[word]
+    if rest and not command.argument:
+        raise UsageError(f"{word} takes nothing behind it; type what follows it as a line of its own")
+    return Line(command.name, rest[0] if rest else "")
 
 
-def _names(*, remembers: bool) -> Mapping[str, str]:
+def _names(*, remembers: bool) -> Mapping[str, Command]:
     """Give the command of every word."""
-    return {word: one.name for one in commands(remembers=remembers) for word in (one.name, *one.others)}
+    return {word: one for one in commands(remembers=remembers) for word in (one.name, *one.others)}
 
 
 def help_lines(*, remembers: bool, is_edited: bool) -> list[str]:

@@ -1,14 +1,17 @@
-"""Which images a prompt loop asks about: of a store, of files at hand, and those that are named while it runs."""
+"""Which images and videos questions are typed about: of a store, of files, and those that are named meanwhile."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from qvsplit.commands.ask_files import LIMITS, Limits, with_files
+from qvsplit.commands.placement import ONE_EACH, Placement
 from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import UsageError, escaped, some_of
 from qvsplit.output.names import shown_name
@@ -18,7 +21,6 @@ from qvsplit.runtime.names import name_on_disk, stored_name
 
 if TYPE_CHECKING:
     from qvsplit.answering.collection import Collection
-    from qvsplit.answering.selection import Selection
     from qvsplit.ask import PromptItems, Session
     from qvsplit.on_demand import FilesAtHand
     from qvsplit.store.row import Row
@@ -27,29 +29,29 @@ if TYPE_CHECKING:
 MOST_SUGGESTED = 30  # that a key completes, of a store and of a folder each
 MOST_LISTED = 20
 _MOST_LOOKED_AT = 10_000  # files of a folder
-_MOST_FILES = 8  # whose features are kept, should they be asked about again
+_MOST_ENCODED = 8  # choices of files whose features are kept, should they be asked about again
 
 
 @dataclass
-class Asked:
-    """What is asked, and what it can be changed to.
+class ChatItems:
+    """What questions are typed about, and what that can be changed to.
 
     Attributes:
         session: What answers: the collection, system message and engine of now.
-        prompts: How selected rows stand in prompts.
         items: The prompts of the images that are asked about.
+        placement: How selected images stand in prompts.
         quiet: Whether nothing is said but failures.
         progress: How encoding is shown.
         limits: What a file may take that is encoded.
     """
 
     session: Session
-    prompts: Callable[[Selection], list[PromptItems]]
     items: list[PromptItems]
+    placement: Placement = ONE_EACH
     quiet: bool = False
     progress: str = "auto"
     limits: Limits = LIMITS
-    _files: dict[str, FilesAtHand] = field(default_factory=dict)  # by name
+    _encoded: list[FilesAtHand] = field(default_factory=list)  # those used last are the last
 
     @property
     def store(self) -> Store | None:
@@ -65,23 +67,24 @@ class Asked:
         """Put this system message before the questions that follow."""
         self.session = self.session.over(self.session.store, system=text)
 
-    def forget(self) -> None:
+    def begin_again(self) -> None:
         """Ask as if nothing had been asked before."""
         self.items = [replace(one, earlier=()) for one in self.items]
 
-    def choose(self, name: str) -> None:
-        """Ask about what `name` names or, as a glob, matches; or about a file, which is encoded if no store has it.
+    def choose(self, typed: str) -> None:
+        """Ask about what is `typed`: a name, a glob, or a file, which is encoded if no store has it.
 
         Raises:
             QvsplitError: It names nothing that can be asked about; all stays as it was.
         """
         from qvsplit.answering.selection import select
 
-        found = self._collection(name := as_name(name))
+        name = self._meant(typed)
+        found = self._collection(name)
         if not found.matching(name) and (like := self.suggestions(name, False)):
             raise UsageError(f"no image is named {name}; some have it in their names: {some_of(like, 3)}")
         selection = select(found, [name])
-        items = self.prompts(selection)
+        items = self.placement.prompts(selection, self.placement.row(found))
         say_failed(selection.failed)
         if not items:
             raise UsageError(f"{name} cannot be asked about")
@@ -89,23 +92,38 @@ class Asked:
             self.session = self.session.over(found, system=self.system)
         self.items = items
 
+    def _meant(self, typed: str) -> str:
+        """Give the name that is typed: as it stands, else as a shell reads it; the latter where neither names any."""
+        from qvsplit.on_demand import is_file
+
+        names = readings(typed)
+        return next((name for name in names if is_file(name) or self.session.store.matching(name)), names[-1])
+
     def _collection(self, name: str) -> Collection:
-        """Give what has the items of this name: the store, or a file that is none of its items."""
+        """Give what has the items of this name, and the reference: the store, or files that are none of its items."""
         from qvsplit.on_demand import is_file
 
         store = self.store
-        if not is_file(name):
-            if store is None:
-                raise UsageError(f"{name}: there is no such file")
+        if store is None and not is_file(name):
+            is_folder = os.path.isdir(name)
+            why = "is a folder; name a file in it, or a store of it" if is_folder else "there is no such file"
+            raise UsageError(f"{name} {why}" if is_folder else f"{name}: {why}")
+        names = self.placement.names([name])
+        files = {one for one in names if is_file(one)}
+        for found in self._encoded:
+            if files and files <= {file.name for file in found.files} and not any(map(found.is_changed, found.files)):
+                return found
+        if store is not None and not files:
             return store
-        if name in self._files and not any(self._files[name].is_changed(file) for file in self._files[name].files):
-            return self._files[name]
-        checkpoint, asked = self.session.checkpoint, self.session.options
-        if store is None:
+        return self._encode(names)
+
+    def _encode(self, names: list[str]) -> Collection:
+        checkpoint, options = self.session.checkpoint, self.session.options
+        if self.store is None:
             revision = f"@{checkpoint.revision}" if checkpoint.revision else ""
-            asked = replace(asked, model=asked.model or f"{checkpoint.name}{revision}")
+            options = replace(options, model=options.model or f"{checkpoint.name}{revision}")
         found = with_files(
-            store, [name], asked, has_flags=False, quiet=self.quiet, progress=self.progress, limits=self.limits
+            self.store, names, options, has_flags=False, quiet=self.quiet, progress=self.progress, limits=self.limits
         )
         self.keep(found)
         return found
@@ -115,9 +133,7 @@ class Asked:
         from qvsplit.on_demand import FilesAtHand
 
         if isinstance(found, FilesAtHand):
-            self._files |= {file.name: found for file in found.files}
-            for name in [*self._files][:-_MOST_FILES]:
-                del self._files[name]
+            self._encoded = [*self._encoded, found][-_MOST_ENCODED:]
 
     # ------------------------------------------------------------------------------------------------------- names
 
@@ -126,7 +142,7 @@ class Asked:
         found = self.session.store
         if not name:
             return _names(islice(found, most)), len(self.store) if self.store is not None else len([*found])
-        rows = [row for row in found.matching(as_name(name)) if row.status == "ok"]
+        rows = [row for row in found.matching(self._meant(name)) if row.status == "ok"]
         if not rows:
             raise UsageError(f"{name} matches none of the images that can be asked about{found.hint(name)}")
         return _names(rows[:most]), len(rows)
@@ -136,9 +152,9 @@ class Asked:
         found: dict[str, None] = {}
         if self.store is not None:
             keys = self.store.catalogue.names_containing(stored_name(text), MOST_SUGGESTED)
-            found = dict.fromkeys(escaped(name_on_disk(path)) for _, path in keys)
+            found = dict.fromkeys(typeable(escaped(name_on_disk(path))) for _, path in keys)
         if files:
-            found |= dict.fromkeys(islice(_files_beginning(text), MOST_SUGGESTED))
+            found |= dict.fromkeys(map(typeable, islice(_files_beginning(text), MOST_SUGGESTED)))
         return list(found)
 
 
@@ -158,12 +174,21 @@ def say_failed(rows: Sequence[Row]) -> None:
         say(f"failed: {escaped(shown_name(row))} {on_command_line(failure_reason(row))}")
 
 
-def as_name(typed: str) -> str:
-    """Give the name that was typed: with ~ for the home, and with quotes as terminals put around a file dropped in."""
-    name = typed.strip()
-    if len(name) > 2 and name[0] == name[-1] and name[0] in "'\"":
-        name = name[1:-1]
-    return os.path.expanduser(name)
+def readings(typed: str) -> list[str]:
+    r"""Give the names that may be meant by what was typed or dropped into the terminal, the likeliest first.
+
+    As it stands; with ~ for the home; and as a shell reads it: `'a b.jpg'` and `a\ b.jpg` are `a b.jpg`.
+    """
+    names = [typed]
+    with suppress(ValueError):  # a quotation mark that is never closed belongs to the name
+        words = shlex.split(typed)
+        names += words if len(words) == 1 else []
+    return list(dict.fromkeys(one for name in names for one in (name, os.path.expanduser(name))))
+
+
+def typeable(name: str) -> str:
+    """Give a name as `readings` takes it: in quotes where blanks at its ends would not be taken for its own."""
+    return name if name == name.strip() else shlex.quote(name)
 
 
 def _names(rows: Iterator[Row] | Sequence[Row]) -> list[str]:
