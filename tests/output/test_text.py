@@ -101,3 +101,15 @@ def test_compact_and_purge():
         "an unfinished rebuild, which may have held them, was removed",
         "1 quarantined shard, which may have held them, was removed",
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (1, "1 image lacks pixels, as its file is cut off; `warnings` in its row says how much is missing"),
+        (2, "2 images lack pixels, as their files are cut off; `warnings` in their rows says how much is missing"),
+    ],
+)
+def test_a_summary_says_of_how_many_images_pixels_are_missing(number, said):
+    assert said in summary_lines(Summary(copied=number, cut_off=number).to_json())
+    assert not any("pixels" in line for line in summary_lines(Summary(copied=number).to_json()))
