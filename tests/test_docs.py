@@ -161,7 +161,7 @@ def test_the_start_of_the_readme_works_without_a_network(tmp_path, tmp_path_fact
         stdin = "What is in the image?\n" if command == "chat" else ""
         code, out[command], err = run_cli(command, *words, stdin=stdin)
         assert code in (0, 1), err  # one of the postcards is torn
-    assert (tmp_path / "embeds" / "shard-000001.parquet").exists()
+    assert (tmp_path / "demo-embeds" / "shard-000001.parquet").exists()
     assert "two dogs" in out["chat"]
     assert (tmp_path / "album.html").stat().st_size > 10_000
 
