@@ -10,7 +10,8 @@ MAGIC = b"\0\0\1\0"
 _HEAD = struct.Struct("<4sH")  # magic, number of images
 _ENTRY = struct.Struct("<BBBBHHII")  # width, height, colours, reserved; planes, bits, bytes, offset
 _DIB_BITS = 14  # where the head of a bitmap has its bits of a pixel
-_PNG_BITS = 32
+_PNG_DEPTH = 24  # where that of a PNG has its bits of a sample, and then its colour type
+_PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
 
 
 def largest(data: bytes) -> bytes:
@@ -35,4 +36,7 @@ def largest(data: bytes) -> bytes:
 
 def _bits(data: bytes, offset: int) -> int:
     """Give the bits a pixel of the image at `offset`, by its own head: the directory's may be 0."""
-    return _PNG_BITS if data.startswith(png.MAGIC, offset) else int.from_bytes(data[offset + _DIB_BITS :][:2], "little")
+    if data.startswith(png.MAGIC, offset):
+        depth, colour = data[offset + _PNG_DEPTH : offset + _PNG_DEPTH + 2]
+        return depth * _PNG_SAMPLES.get(colour, 1)
+    return int.from_bytes(data[offset + _DIB_BITS : offset + _DIB_BITS + 2], "little")

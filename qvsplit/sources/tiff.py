@@ -46,6 +46,7 @@ _FORMATS: Mapping[int, str] = {
     2: "signed", 3: "floating point", 4: "of no stated kind", 5: "complex integers", 6: "complex"
 }  # fmt: skip
 _NONE, _OLD_JPEG, _JPEG, _RLE_IN_WORDS, _THUNDERSCAN = 1, 6, 7, 32771, 32809
+_FAX = (2, 3, 4)
 _PREDICTED = (5, 8, 32946, 34925, 50000)  # the compressions that heed a predictor: LZW, deflate, LZMA, zstd
 _COMPRESSIONS: Mapping[int, str] = {
     1: "none", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 6: "old JPEG", 7: "JPEG", 8: "deflate",
@@ -243,8 +244,8 @@ def _check(layout: Layout, data: bytes) -> None:
 def _is_read_wrongly(layout: Layout) -> bool:
     if layout.is_big and layout.byte_order == ">":
         return True  # Pillow takes it for a classic TIFF
-    if layout.photometric is None:
-        return True  # whether 0 is black or white is anybody's guess
+    if layout.photometric is None and layout.compression not in _FAX:
+        return True  # whether 0 is black or white is anybody's guess; in a fax it is white
     if layout.compression in (_RLE_IN_WORDS, _THUNDERSCAN) or (layout.compression == _JPEG and layout.depth == 16):
         return True  # libtiff aligns rows by where they happen to lie in memory, wants whole strips, has no such JPEG
     if layout.predictor != 1 and layout.compression in _PREDICTED and layout.depth not in (8, 16, 32):

@@ -43,7 +43,7 @@ def test_of_equally_large_images_the_deepest_counts(photo, bits):
     assert same_rgb(images.decode(made((32, bitmap(small)), (64, bitmap(few)))), few.convert("RGB"))
 
 
-def test_a_png_counts_as_one_of_all_colours_and_its_texts_are_passed_over(photo):
+def test_the_texts_of_a_png_are_passed_over(photo):
     whole = photo.resize(SIZE)
     data = encoded(whole, "PNG")
     text = png_chunk(b"tEXt", b"workflow\0" + b"x" * 1_000_000) * 70
@@ -52,6 +52,15 @@ def test_a_png_counts_as_one_of_all_colours_and_its_texts_are_passed_over(photo)
     decoded, metadata = images.decode_with_metadata(made((64, bitmap(whole.quantize(4))), (64, with_text)))
     assert same_rgb(decoded, whole)
     assert metadata.format == "ICO"
+
+
+def test_of_several_png_the_deepest_counts(photo):
+    whole = photo.resize(SIZE)
+    pngs = [
+        (64, encoded(image, "PNG")) for image in (whole.quantize(16), whole, whole.convert("L"), whole.quantize(200))
+    ]
+    for order in (pngs, pngs[::-1]):
+        assert same_rgb(images.decode(made(*order)), whole)
 
 
 def test_what_is_cut_within_its_directory_is_left_to_pillow(photo):

@@ -255,3 +255,14 @@ def test_a_page_that_does_not_say_what_0_is_is_not_supported(mode):
     assert data.count(tag) == 1
     with pytest.raises(ItemError, match="a layout that is not supported: of no stated colours"):
         images.decode(data.replace(tag, struct.pack("<HHI", 261, 3, 1)))
+
+
+def test_in_a_fax_0_is_white_where_it_does_not_say():
+    stream = io.BytesIO()
+    Image.new("1", (16, 16), 1).save(stream, "TIFF", compression="group4")
+    data = stream.getvalue()
+    entry = data.index(struct.pack("<HHI", 262, 3, 1))
+    assert images.decode(data[:entry] + struct.pack("<HHIHH", 262, 3, 1, 0, 0) + data[entry + 12 :]).getextrema()[
+        0
+    ] == (0, 0)
+    assert images.decode(data[:entry] + struct.pack("<H", 261) + data[entry + 2 :]).getextrema()[0] == (0, 0)
