@@ -11,6 +11,9 @@ import torch
 
 from qvsplit.answering.options import AskOptions
 from qvsplit.ask import load_session
+from qvsplit.commands.ask_files import open_items
+from qvsplit.commands.chat_items import ChatItems
+from qvsplit.commands.placement import Placement
 from qvsplit.errors import UsageError, printable
 from qvsplit.store.opening import read_store
 from tests.support import rows
@@ -170,6 +173,19 @@ def test_a_file_beside_a_store(run_cli, file, small_store):
     assert "1 file was encoded" in said
 
 
+def test_a_comparison_with_a_file_goes_on_with_another_file(file, photos, postcards, tmp_path):
+    shutil.copyfile(photos / "coins.png", tmp_path / "other.png")
+    placement, options = Placement(reference=file), AskOptions(model="demo")
+    found = open_items([str(postcards)], [file], options, has_flags=False, quiet=True, progress="none")
+    chosen = ChatItems(load_session(found, options, loaded=False), [], placement, quiet=True)
+    chosen.keep(found)
+    for name in ("other.png", "seaside.jpg"):
+        chosen.choose(name)
+        (items,) = chosen.items
+        assert [row.path for row in items.rows] == [file, name]
+        assert all(chosen.session.store.home(row.content) is not None for row in items.rows)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -188,6 +204,11 @@ def test_nothing_to_chat_about(run_cli, tmp_path, monkeypatch, words, said):
     code, out, told = run_cli("chat", *words)
     assert (code, out) == (2, "")
     assert said in one_line(told)
+
+
+def test_a_name_that_names_nothing_is_no_option(run_cli, postcards):
+    said = one_line(run_cli("chat", "nosuch.jpg", "-e", postcards)[2])
+    assert said.startswith("qvsplit: nosuch.jpg matches none")
 
 
 def test_what_failed_says_why(run_cli, postcards):

@@ -12,10 +12,19 @@ import termios
 import time
 
 import pytest
+import typer
 
+from qvsplit.commands.chat_items import ChatItems, readings, typeable
+from qvsplit.commands.chat_loop import ChatLoop
 from qvsplit.commands.chat_words import EXIT, HELP, IMAGE, NEW, Line, help_lines, meaning_of
-from qvsplit.errors import UsageError
-from tests.support.terminal import Typist, module_on_terminal, on_terminal, python_on_terminal
+from qvsplit.commands.line_history import MOST_KEPT, KeptHistory, history_file
+from qvsplit.errors import DiskError, RequestError, StoreDamaged, UsageError
+from qvsplit.output.printer import TEXT, AnswerPrinter, PrintOptions
+from qvsplit.store.opening import open_store, read_store
+from tests.support import rows
+from tests.support.memory_storage import MemoryStorage
+from tests.support.prompt_loops import GivenLines, session_of
+from tests.support.terminal import Typist, exit_code, module_on_terminal, on_terminal, python_on_terminal
 
 # ----------------------------------------------------------------------------------------------- what a line means
 
@@ -56,6 +65,142 @@ def test_what_is_of_no_use_to_independent_questions_is_no_command_of_theirs():
     assert "follows those before it" in together[0] and any("/new" in line for line in together)
     assert any("Alt-Enter" in line for line in together)
     assert not any("Alt-Enter" in line for line in help_lines(remembers=True, is_edited=False))
+
+
+@pytest.mark.parametrize("typed", ["/new What colour is it?", "/exit now", "/? me"])
+def test_text_behind_a_command_that_takes_none_is_not_dropped(typed):
+    with pytest.raises(UsageError, match="takes nothing behind it"):
+        meaning_of(typed, remembers=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("a b.jpg", ["a b.jpg"]),
+        ("it's.jpg", ["it's.jpg"]),
+        (r"my\ photo.jpg", [r"my\ photo.jpg", "my photo.jpg"]),
+        ("'a b.jpg'", ["'a b.jpg'", "a b.jpg"]),
+        ("~/a.jpg", ["~/a.jpg", "/home/me/a.jpg"]),
+    ],
+)
+def test_a_name_may_be_written_as_in_a_shell(typed, meant, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert readings(typed) == meant
+
+
+@pytest.mark.parametrize("name", [" lead.png", "trail.png ", "plain one.png", "'q'.jpg"])
+def test_what_completes_can_be_typed(name):
+    assert name in readings(typeable(name).strip())
+
+
+# ---------------------------------------------------------------------------------------------------- what goes on
+
+
+@pytest.fixture
+def answered(postcards, capsys):
+    """Answer lines; gives the code that it ended with, what was printed, what was said, and what was asked about."""
+
+    def run(*lines, are_typed=False, store=None, quiet=False, errors=None):
+        chosen = ChatItems(session_of(store or open_store(postcards), **(errors or {})), [], quiet=quiet)
+        code = 0
+        try:
+            given = GivenLines(*lines, are_typed=are_typed)
+            ChatLoop(chosen, PrintOptions(TEXT), remembers=True, lines=given).run()
+        except typer.Exit as end:
+            code = end.exit_code
+        return code, *capsys.readouterr(), chosen.items
+
+    return run
+
+
+def test_a_question_about_several_images_that_fails_is_an_error(answered):
+    errors = {"never": RequestError("not that")}
+    code, out, said, _ = answered("/image *side*", "one", "never", "two", errors=errors)
+    assert code == 3
+    assert out.count("not that") == 2 and out.count('"u:two"') == 2
+    assert said == "qvsplit: not that; /new begins without the earlier answers\n"
+
+
+@pytest.mark.parametrize(("error", "are_typed"), [(DiskError("full"), True), (StoreDamaged("torn"), False)])
+def test_what_no_other_question_would_be_spared_ends_it(answered, error, are_typed):
+    with pytest.raises(type(error)):
+        answered("/image seaside.jpg", "never", "two", are_typed=are_typed, errors={"never": error})
+
+
+@pytest.mark.parametrize("error", [RequestError("no"), StoreDamaged("torn")])
+def test_on_a_terminal_another_question_follows(answered, error):
+    code, out, said, _ = answered("/image seaside.jpg", "never", "two", are_typed=True, errors={"never": error})
+    assert (code, out.count("u:two")) == (0, 1)
+    assert str(error) in said
+
+
+def test_quiet_is_quiet(answered):
+    lines = ("/image seaside.jpg", "one", "/new")
+    said, quiet = (answered(*lines, are_typed=True, quiet=quiet)[2].strip() for quiet in (False, True))
+    assert said.count("qvsplit:") == 3
+    assert quiet == ""
+
+
+def test_ctrl_c_keeps_what_was_answered_of_several(answered, monkeypatch):
+    printed, print_answer = [], AnswerPrinter.answer
+
+    def interrupted(self, answer):
+        printed.append(answer)
+        if len(printed) == 2:
+            raise KeyboardInterrupt
+        print_answer(self, answer)
+
+    monkeypatch.setattr(AnswerPrinter, "answer", interrupted)
+    _, _, said, items = answered("/image *side*", "one", are_typed=True)
+    assert "stopped" in said
+    assert [len(one.earlier) for one in items] == [1, 0]
+
+
+def test_names_say_the_root_where_there_are_several(answered):
+    images = [rows.item("a.png", root="/one"), rows.item("b.png", root="/two")]
+    store = read_store(rows.write_store(MemoryStorage(), images))
+    _, out, _, _ = answered("/image a.png", "one", "/image *.png", "two", store=store)
+    alone, *several = out.split("\n\n")
+    assert "/one" not in alone
+    assert ["/one/a.png" in several[0], "/two/b.png" in several[1]] == [True, True]
+
+
+# --------------------------------------------------------------------------------------------------------- history
+
+
+@pytest.mark.parametrize(
+    ("state", "home", "file"),
+    [
+        ("/state", "/home/me", "/state/qvsplit/history"),
+        ("rel", "/home/me", "/home/me/.local/state/qvsplit/history"),
+        ("", "not/absolute", None),
+    ],
+)
+def test_where_lines_are_kept(monkeypatch, state, home, file):
+    monkeypatch.setenv("XDG_STATE_HOME", state)
+    monkeypatch.setenv("HOME", home)
+    assert history_file() == file
+
+
+def test_a_history_of_others_rights_and_of_any_length(tmp_path):
+    file = tmp_path / "history"
+    line = "x" * 1000
+    file.write_text("".join(f"\n# then\n+{number} {line}\n" for number in range(3 * MOST_KEPT // 1000)))
+    file.chmod(0o644)
+    KeptHistory(str(file)).store_string("one\ntwo")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    kept = [*KeptHistory(str(file)).load_history_strings()]
+    assert kept[0] == "one\ntwo"
+    assert all(one.endswith(line) for one in kept[1:])
+    assert MOST_KEPT - 2000 < file.stat().st_size <= MOST_KEPT
+    assert [*KeptHistory(str(file)).load_history_strings()] == kept
+
+
+def test_a_pipe_in_its_place_holds_nobody_up(tmp_path):
+    os.mkfifo(tmp_path / "history")
+    history = KeptHistory(str(tmp_path / "history"))
+    history.store_string("one")
+    assert [*history.load_history_strings()] == []
 
 
 # --------------------------------------------------------------------------------------------- without escape codes
@@ -270,3 +415,13 @@ def test_signals_end_it_without_editing_and_during_an_answer_too(loop):
     typist.line("slow", "word word word", is_edited=False)
     os.kill(typist.pid, signal.SIGHUP)
     assert typist.ended() == 143
+
+
+def test_a_terminal_that_disappears_during_an_answer_ends_it(loop):
+    typist = loop()
+    typist.read("no image>")
+    typist.line("/image seaside.jpg", "seaside.jpg>")
+    typist.line("slow", "word word word")
+    os.close(typist.terminal)
+    os.kill(typist.pid, signal.SIGHUP)
+    assert exit_code(typist.process) == 143

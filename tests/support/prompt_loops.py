@@ -16,13 +16,19 @@ from qvsplit.ask import Session
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.commands.chat_items import ChatItems
 from qvsplit.commands.chat_loop import ChatLoop
+from qvsplit.errors import QvsplitError
 from qvsplit.output.printer import TEXT, PrintOptions
 from qvsplit.runtime import interrupts, streams
 from qvsplit.store.opening import open_store
+from qvsplit.store.store import Store
 
 
 class Echo:
     """Answers with the roles and texts of the conversation, and the beginning of its first item's hash."""
+
+    def __init__(self, **errors: QvsplitError) -> None:
+        """Have the questions that are the names of `errors` answered by these."""
+        self.errors = {f"u:{question}": error for question, error in errors.items()}
 
     def answer(self, requests, *, on_text=None):
         for request in requests:
@@ -31,6 +37,9 @@ class Echo:
                 while True:
                     on_text(request.id, "word ")
                     time.sleep(0.01)
+            if said[-1] in self.errors:
+                yield Completion(request.id, error=self.errors[said[-1]], finish_reason="error")
+                continue
             answer = f"{request.features[0].sha256[:6]} {json.dumps(said)}"
             if on_text is not None:
                 on_text(request.id, answer)
@@ -41,10 +50,25 @@ def _text(content) -> str:
     return content if isinstance(content, str) else " ".join(part["text"] for part in content if "text" in part)
 
 
+class GivenLines:
+    """Lines that are there from the beginning, as somebody types them or as a pipe has them."""
+
+    are_edited, discarded = False, ""
+
+    def __init__(self, *lines: str, are_typed: bool) -> None:
+        self.are_typed = are_typed
+        self._lines = list(lines)
+
+    def read(self, prompt: str) -> str | None:
+        return self._lines.pop(0) if self._lines else None
+
+
+def session_of(store: Store, **errors: QvsplitError) -> Session:
+    return Session(store, Echo(**errors), options=AskOptions(), checkpoint=open_checkpoint("demo", "language"))
+
+
 def run(place: str) -> None:
-    store = open_store(place)
-    session = Session(store, Echo(), options=AskOptions(), checkpoint=open_checkpoint("demo", "language"))
-    ChatLoop(ChatItems(session, []), PrintOptions(TEXT), remembers=True).run()
+    ChatLoop(ChatItems(session_of(open_store(place)), []), PrintOptions(TEXT), remembers=True).run()
 
 
 if __name__ == "__main__":
