@@ -54,7 +54,7 @@ from qvsplit.commands.survey import (
     survey_into_table,
     write_page,
 )  # fmt: skip
-from qvsplit.commands.wording import say_note
+from qvsplit.commands.wording import on_command_line, say_note
 from qvsplit.errors import CHECKS_FLAGGED, UsageError
 from qvsplit.output.levels import LEVELS
 from qvsplit.output.text import say
@@ -284,7 +284,7 @@ def ask(
     from qvsplit.ask import AskOptions
     from qvsplit.output.printer import PrintOptions
 
-    printing = PrintOptions(as_format(format, as_json=as_json), absolute, logprobs)
+    printing = PrintOptions(as_format(format, as_json=as_json), absolute, logprobs, on_command_line)
     allowed = frozenset(allow.split(",") if allow else ())
     outputs = Outputs(out, report, fail_on, printing, quiet, progress, allowed, wide)
     limits = Limits(max_image_pixels, item_timeout)

@@ -32,6 +32,7 @@ from qvsplit.commands.options import (
     UncheckedEncoder,
 )
 from qvsplit.commands.questions import as_text
+from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import UsageError
 
 LONGEST_ANSWER = 512  # tokens: Ctrl-C ends an answer before
@@ -107,8 +108,9 @@ def chat(
             embeds or [DEFAULT_STORE], names, options, has_flags=False, quiet=quiet, progress=progress, limits=limits
         )
         load_and_run(
-            found, names, options, PrintOptions(TEXT), remembers=True, quiet=quiet, progress=progress, limits=limits
-        )
+            found, names, options, PrintOptions(TEXT, worded=on_command_line), remembers=True, quiet=quiet,
+            progress=progress, limits=limits,
+        )  # fmt: skip
     except UsageError as error:
         raise UsageError(error.args[0].replace("`image` ", "")) from None  # which is no option here
 

@@ -276,6 +276,9 @@ def write_page(file: Path, results: Results, facts: dict[str, str]) -> None:
     with results.progress as progress:
         progress.start("thumbnails", len(rows))
         facts = facts | {"asked": time.strftime("%Y-%m-%d %H:%M")}
-        write_report(file, results.answers, failed=failed, title=file.stem, facts=facts, on_item=progress.advance)
+        write_report(
+            file, results.answers, failed=failed, title=file.stem, facts=facts, on_item=progress.advance,
+            worded=on_command_line,
+        )  # fmt: skip
     if not results.outputs.quiet:
         say(f"{escaped(str(file))}: {count_rows(rows.values())}, {size(file.stat().st_size)}")
