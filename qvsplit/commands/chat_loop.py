@@ -235,7 +235,8 @@ class ChatLoop:
             return escaped(shown_name(rows[0])) if len(rows) == 1 else count_rows(rows)
         names, number = self._chosen.listed("", NAMED)
         where = escaped(self._chosen.session.store.name)
-        return f"{number:,} in {where}: {', '.join(names)}{' ...' if number > len(names) else ''}"
+        counted = "1 item" if number == 1 else f"{number:,} items"
+        return f"{counted} in {where}: {', '.join(names)}{' ...' if number > len(names) else ''}"
 
     def _tell(self, line: str) -> None:
         if self._lines.are_typed and not self._chosen.quiet:
