@@ -22,7 +22,7 @@ def largest(data: bytes) -> bytes:
     try:
         _, count = _HEAD.unpack_from(data)
         entries = [_ENTRY.unpack_from(data, _HEAD.size + _ENTRY.size * number) for number in range(count)]
-        chosen = max(entries, key=lambda entry: ((entry[0] or 256) * (entry[1] or 256), _bits(data, entry[-1])))
+        chosen = max(entries, key=lambda entry: _rank(data, entry))
     except (struct.error, ValueError):  # cut off, or empty
         return data
     *about, length, offset = chosen
@@ -34,8 +34,14 @@ def largest(data: bytes) -> bytes:
     return _HEAD.pack(MAGIC, 1) + _ENTRY.pack(*about, length, _HEAD.size + _ENTRY.size) + content
 
 
+def _rank(data: bytes, entry: tuple[int, ...]) -> tuple[int, int, int]:
+    """Give pixels, and bits of each by the image's own head and by the directory, which may say 0."""
+    width, height, *_, said, _, offset = entry
+    return (width or 256) * (height or 256), _bits(data, offset), said
+
+
 def _bits(data: bytes, offset: int) -> int:
-    """Give the bits a pixel of the image at `offset`, by its own head: the directory's may be 0."""
+    """Give the bits a pixel of the image at `offset`, by its own head."""
     if data.startswith(png.MAGIC, offset):
         depth, colour = data[offset + _PNG_DEPTH : offset + _PNG_DEPTH + 2]
         return depth * _PNG_SAMPLES.get(colour, 1)

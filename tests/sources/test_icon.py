@@ -63,6 +63,14 @@ def test_of_several_png_the_deepest_counts(photo):
         assert same_rgb(images.decode(made(*order)), whole)
 
 
+def test_of_png_that_are_all_as_deep_the_directory_says_which_had_fewer_colours(photo):
+    whole = photo.resize(SIZE)
+    data = bytearray(made((64, encoded(whole.quantize(16).convert("RGB"), "PNG")), (64, encoded(whole, "PNG"))))
+    for bits in ((4, 32), (32, 4)):
+        data[12:14], data[28:30] = struct.pack("<H", bits[0]), struct.pack("<H", bits[1])
+        assert same_rgb(images.decode(bytes(data)), whole) == (bits == (4, 32))
+
+
 def test_what_is_cut_within_its_directory_is_left_to_pillow(photo):
     data = made((64, bitmap(photo.resize(SIZE))))
     for length in (4, 5, 6, 10, 21):
