@@ -45,6 +45,7 @@ FORMATS = (
 # Beyond any camera, a sheet of A4 at 2,400 dpi or a print of 13 × 18 cm at 4,800; 3 GB of RGB
 MAX_IMAGE_PIXELS = 1_000_000_000
 
+_UNSURE_ALPHA = ("TGA", "BMP", "DIB")  # where a fourth byte that nobody set is common, and nothing tells it from alpha
 _ANIMATED = ("GIF", "PNG", "WebP", "AVIF", "TIFF")  # formats that hold several frames or pages, all to be looked at
 
 _ONE_OPENS = threading.Lock()
@@ -149,6 +150,8 @@ def decode_with_metadata(
         if about is not None:
             image.draft(None, (about, about))
         loaded, cut_rows = (tiff.load(image, data), None) if image.format == "TIFF" else _loaded(image, data)
+        if image.format in _UNSURE_ALPHA and pixels.is_wholly_transparent(loaded):
+            loaded = loaded.convert(loaded.mode.removesuffix("A"))
         upright = pixels.upright(loaded)  # first: where Pillow fails on an EXIF block, a second try gives half of it
         metadata = ImageMetadata(image.format or "", _taken_at(image), cut_rows)
         for spent in (image, loaded):

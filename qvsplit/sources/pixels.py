@@ -48,6 +48,11 @@ def _orientation(image: Image.Image) -> Any:
         return 1
 
 
+def is_wholly_transparent(image: Image.Image) -> bool:
+    """Say whether an image has an alpha channel by which nothing of it would be seen."""
+    return image.mode in {"LA", "RGBA"} and image.getchannel("A").getextrema()[1] == 0
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to 8-bit RGB: alpha over white, 16 bits by their high byte, 32-bit greys stretched.
 

@@ -453,3 +453,19 @@ def test_what_is_large_beside_the_pixels_costs_no_image(photo, kind, more):
     small = photo.resize((64, 48))
     assert len(encoded(small, kind, **more)) > 1_400_000
     assert same_rgb(images.decode(encoded(small, kind, **more)), images.decode(encoded(small, kind)))
+
+
+@pytest.mark.parametrize("alpha", [0, 128])
+@pytest.mark.parametrize("kind", ["TGA", "BMP"])
+def test_an_alpha_that_nobody_set_hides_no_image(kind, alpha):
+    """A fourth byte that is 0 throughout; any other alpha is what it says."""
+    image = Image.new("RGBA", (5, 3), (30, 20, 10, alpha))
+    data = encoded(image, kind)
+    if kind == "BMP":  # Pillow writes no alpha mask: a header of the fifth version with one
+        pixels = bytes((10, 20, 30, alpha)) * 15
+        masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+        head = struct.pack("<IiiHHIIiiII", 124, 5, 3, 1, 32, 3, len(pixels), 0, 0, 0, 0) + masks
+        head += bytes(124 - len(head))
+        data = b"BM" + struct.pack("<IHHI", 14 + 124 + len(pixels), 0, 0, 14 + 124) + head + pixels
+    shown = {0: (30, 20, 10), 128: (142, 137, 132)}[alpha]
+    assert images.decode(data).getpixel((2, 1)) == pytest.approx(shown, abs=1)
