@@ -69,6 +69,24 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _decoders_are_forked():
+    """Decoders are processes, but Python does not start anew for each; see `real_decoders`."""
+    from qvsplit.sources import decoder
+    from tests.support.forked import start_decoder
+
+    with pytest.MonkeyPatch.context() as patch:
+        started_anew = decoder._start_child
+        patch.setattr(decoder, "_start_child", start_decoder)
+        yield started_anew
+
+
+@pytest.fixture
+def real_decoders(monkeypatch, _decoders_are_forked):
+    """For a test of how decoders start: Python starts anew for each, as it does for users."""
+    monkeypatch.setattr("qvsplit.sources.decoder._start_child", _decoders_are_forked)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """The tiny checkpoint as transformers 5 saves it, in five files."""

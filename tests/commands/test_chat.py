@@ -16,7 +16,7 @@ from qvsplit.commands.chat_items import ChatItems
 from qvsplit.commands.placement import Placement
 from qvsplit.errors import UsageError, printable
 from qvsplit.store.opening import read_store
-from tests.support import rows
+from tests.support import forked, rows
 from tests.support.full_model import upright_rgb
 from tests.support.memory_storage import MemoryStorage
 from tests.support.terminal import Typist, one_line, start_on_terminal
@@ -225,7 +225,7 @@ def test_what_failed_says_why(run_cli, postcards):
 
 def test_on_a_terminal_with_a_model(postcards, tmp_path):
     words = ["chat", "-e", str(postcards), "seaside.jpg", "--max-new-tokens", "12"]
-    typist = Typist(start_on_terminal(words, TERM="xterm", NO_COLOR="", XDG_STATE_HOME=str(tmp_path)))
+    typist = Typist(forked.start_on_terminal(words, TERM="xterm", NO_COLOR="", XDG_STATE_HOME=str(tmp_path)))
     assert "seaside.jpg; type a question" in typist.read("seaside.jpg>")
     assert "day" in typist.line("Is it day or night?", "seaside.jpg>")
     typist.type("\x04")

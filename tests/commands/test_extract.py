@@ -14,6 +14,7 @@ from qvsplit.pipeline.summary import Summary
 from qvsplit.sources.videos import is_transport_stream
 from qvsplit.store.opening import open_store
 from tests.support.extracting import PHOTOS
+from tests.support.forked import start_on_terminal
 from tests.support.nasty_clips import damaged, hostile, sound_clips
 from tests.support.terminal import on_terminal
 
@@ -75,7 +76,7 @@ def test_what_a_family_cannot_is_one_line_of_a_run_and_of_a_dry_run(
 
 def test_the_bar_is_on_a_terminal(four_photos, checkpoint, tmp_path):
     words = ["extract", str(four_photos), "--model", str(checkpoint), "--out", str(tmp_path / "e")]
-    shown = on_terminal(words, NO_COLOR="", TERM="xterm")
+    shown = on_terminal(words, start=start_on_terminal, NO_COLOR="", TERM="xterm")
     assert "images" in shown
     assert "4/4" in shown
     assert "4 new" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -15,6 +16,8 @@ from qvsplit.cli import COMMANDS, app
 from qvsplit.commands.help import Command
 from qvsplit.commands.options import PANELS, complete_device, one_of, parse_device, some_of
 from qvsplit.errors import UsageError
+from tests.support.forked import LIGHT_COMMANDS, run_program
+from tests.support.processes import run_process
 from tests.support.terminal import on_terminal, one_line
 
 GROUP = typer.main.get_command(app)
@@ -26,13 +29,11 @@ PARAMETERS = [
 ]
 
 
-def help_of(*words: str, **environment: str) -> str:
+@functools.cache
+def help_of(*words: str, columns: int = 100) -> str:
     """What a command prints as help into a pipe."""
-    done = subprocess.run(
-        [sys.executable, "-m", "qvsplit", *words],
-        capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "100"} | environment,
-    )  # fmt: skip
-    assert done.stderr == ""
+    done = run_program(*words, imports=LIGHT_COMMANDS, environment=os.environ | {"COLUMNS": str(columns)})
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
@@ -87,7 +88,7 @@ def test_every_help_ends_with_examples_that_can_be_typed(name):
         for command, *words in found:
             context = typer.main.get_command(app).commands[command].make_context(command, words)  # parses, runs nothing
             assert context.params
-    assert any(example in help_of(name, "-h", COLUMNS="200") for example in examples)
+    assert any(example in help_of(name, "-h", columns=200) for example in examples)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -96,8 +97,8 @@ def test_secondary_options_are_shown_by_help_all_alone(name):
     hidden = {param.opts[0] for param in command.params if param.param_type_name == "option" and param.hidden}
     primary = {param.opts[0] for param in command.params if param.param_type_name == "option"} - hidden
     assert len(primary) <= 14
-    short, full = help_of(name, "--help", COLUMNS="160"), help_of(name, "--help-all", COLUMNS="160")
-    assert short == help_of(name, "-h", COLUMNS="160")
+    short, full = help_of(name, "--help", columns=160), help_of(name, "--help-all", columns=160)
+    assert short == help_of(name, "-h", columns=160)
     for option in primary | hidden:
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", full), option
         row = re.search(rf"(?m)^[│|] {option}[ ,]", short)
@@ -109,7 +110,7 @@ def test_secondary_options_are_shown_by_help_all_alone(name):
 
 def test_help_is_as_wide_as_there_is_room():
     for columns in (60, 100, 150):
-        lines = help_of("extract", "--help", COLUMNS=str(columns)).splitlines()
+        lines = help_of("extract", "--help", columns=columns).splitlines()
         assert max(map(len, lines)) == columns
 
 
@@ -121,12 +122,13 @@ def test_help_has_no_escape_codes_where_they_are_refused(words, environment):
 
 def test_help_has_colours_on_a_terminal_and_none_in_a_pipe():
     assert "\x1b[" in on_terminal(["ask", "--help"], TERM="xterm-256color", NO_COLOR="")
-    assert "\x1b" not in help_of("ask", "--help", TERM="xterm-256color", FORCE_COLOR="1", GITHUB_ACTIONS="true")
+    colours = {"TERM": "xterm-256color", "FORCE_COLOR": "1", "GITHUB_ACTIONS": "true"}
+    assert "\x1b" not in run_process("ask", "--help", env=os.environ | colours).stdout
 
 
 def test_what_stands_in_brackets_is_no_markup():
     assert "[default: embeds]" in help_of("inspect", "--help")
-    assert "[default: cuda where there is one]" in help_of("demo", "--help", COLUMNS="150")
+    assert "[default: cuda where there is one]" in help_of("demo", "--help", columns=150)
 
 
 def test_what_stands_in_brackets_in_the_text_of_a_command_is_no_markup(capsys):
@@ -151,7 +153,7 @@ def test_help_in_a_narrow_encoding(words, encoding):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_nothing_of_a_help_is_cut_on_an_ordinary_terminal(name):
-    assert "…" not in help_of(name, "--help-all", COLUMNS="80")
+    assert "…" not in help_of(name, "--help-all", columns=80)
 
 
 # ----------------------------------------------------------------------------------------------- choices and mistakes

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.support.forked import start_on_terminal
 from tests.support.terminal import on_terminal
 
 PARTS = ["libraries", "config and processor", "tensors"]
@@ -75,7 +76,8 @@ def test_the_parts_of_loading_are_on_the_terminal(four_photos, checkpoint, tmp_p
     shown = on_terminal(words, NO_COLOR="", TERM="xterm")
     assert "loading model: libraries" in shown
     assert shown.count("images") > 1  # before, and behind it
-    shown = on_terminal(["ask", "What is it?", "--embeds", str(tmp_path / "e"), *model], NO_COLOR="", TERM="xterm")
+    words = ["ask", "What is it?", "--embeds", str(tmp_path / "e"), *model]
+    shown = on_terminal(words, start=start_on_terminal, NO_COLOR="", TERM="xterm")
     assert "loading model: " in shown
     assert "answers" not in shown  # which are on the terminal themselves
 

@@ -21,10 +21,11 @@ from qvsplit.commands.line_history import MOST_KEPT, KeptHistory, history_file
 from qvsplit.errors import DiskError, RequestError, StoreDamaged, UsageError
 from qvsplit.output.printer import TEXT, AnswerPrinter, PrintOptions
 from qvsplit.store.opening import open_store, read_store
-from tests.support import rows
+from tests.support import forked, rows
 from tests.support.memory_storage import MemoryStorage
+from tests.support.processes import wait_until_stopped
 from tests.support.prompt_loops import GivenLines, session_of
-from tests.support.terminal import Typist, exit_code, module_on_terminal, on_terminal, python_on_terminal
+from tests.support.terminal import Typist, exit_code, on_terminal, python_on_terminal
 
 # ----------------------------------------------------------------------------------------------- what a line means
 
@@ -212,6 +213,7 @@ def test_the_loop_of_ask_answers_until_ctrl_d_and_an_empty_line_is_nothing(small
         ["ask", "--embeds", str(small_store), "--image", "coins.png", "--max-new-tokens", "4"],
         typed="What is it?\n\n/image chelsea.png\n/imag x\nIs it day or night?\n\x04",
         prompt=".png>",
+        start=forked.start_on_terminal,
         TERM="dumb",
     )
     assert "coins.png; type a question" in shown
@@ -237,9 +239,9 @@ BOTH = pytest.mark.parametrize("kind", ["dumb", "xterm"])
 def read_lines(tmp_path):
     """Start what reads lines, as a terminal of this kind allows."""
 
-    def start(kind: str, **environment: str) -> Typist:
+    def start(kind: str, start=forked.python_on_terminal, **environment: str) -> Typist:
         environment = {"TERM": kind, "NO_COLOR": "", "XDG_STATE_HOME": str(tmp_path)} | environment
-        typist = Typist(python_on_terminal(READ, **environment))
+        typist = Typist(start(READ, **environment))
         typist.read("ready>")
         return typist
 
@@ -273,7 +275,7 @@ def test_a_line_can_be_edited_and_have_any_bytes(read_lines, kind):
 def test_the_prompt_is_there_again_after_a_stop(read_lines, kind):
     typist = read_lines(kind)
     os.kill(typist.pid, signal.SIGSTOP)
-    assert os.WIFSTOPPED(os.waitpid(typist.pid, os.WUNTRACED)[1])
+    wait_until_stopped(typist.pid)
     os.kill(typist.pid, signal.SIGCONT)
     typist.read("ready>")
     typist.type("\n")
@@ -309,7 +311,7 @@ def test_where_lines_cannot_be_kept_nobody_is_told(read_lines, tmp_path):
 
 @BOTH
 def test_an_encoding_of_few_characters(read_lines, kind):
-    typist = read_lines(kind, PYTHONIOENCODING="ascii")
+    typist = read_lines(kind, python_on_terminal, PYTHONIOENCODING="ascii")
     typist.line("Où?", "line 'O\\xf9?'", is_edited=kind == "xterm")
     typist.type("\n")
     assert typist.ended() == 0
@@ -324,7 +326,8 @@ def loop(postcards, tmp_path):
 
     def start(kind: str = "xterm") -> Typist:
         environment = {"TERM": kind, "NO_COLOR": "", "XDG_STATE_HOME": str(tmp_path)}
-        return Typist(module_on_terminal("tests.support.prompt_loops", str(postcards), **environment))
+        code = f"from tests.support import prompt_loops\nprompt_loops.main({str(postcards)!r})"
+        return Typist(forked.python_on_terminal(code, **environment))
 
     return start
 

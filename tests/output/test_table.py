@@ -28,6 +28,7 @@ from qvsplit.output.table import COLUMNS, FORMATS, Key, Table, read_records
 from qvsplit.output.wide import ITEM_COLUMNS
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store
+from tests.support.forked import command, start_program
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("boats-in-snow.jpg", "city-lights.jpg", "seaside.jpg", "sunday.jpg")
@@ -580,7 +581,7 @@ def test_a_killed_run_loses_no_finished_answer_and_the_next_finishes_the_rest(
     file, journal = tmp_path / "answers.parquet", tmp_path / ".answers.parquet.journal"
     words = ["ask", "--embeds", tmp_path / "store", "--out", file, "--max-new-tokens", "12", "--token-budget", "1",
              *(f"What is at place {n}?" for n in range(4))]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-m", "qvsplit", *map(str, words)], stderr=subprocess.PIPE)
+    process = start_program(command(*words))
     deadline = time.monotonic() + 90
     while not (journal.exists() and journal.read_bytes().count(b"\n") >= 16):
         assert time.monotonic() < deadline

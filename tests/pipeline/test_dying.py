@@ -24,6 +24,7 @@ from qvsplit.store.opening import open_store
 from qvsplit.store.storage import LocalStorage
 from tests.support.extracting import OLD, add, contents, many, shards
 from tests.support.fake_source import fake_video
+from tests.support.forked import run_program, start_program
 from tests.support.processes import run_process, start_process, start_python, start_slowly, stop_for, wait_for
 
 LOCK = layout.LOCK
@@ -41,7 +42,7 @@ def staged(out) -> list:
 def test_an_interrupt_keeps_what_is_finished_and_the_next_run_ends_it(extract, tmp_path, out, number, code):
     folder = many(tmp_path / "photos", IMAGES)
     words = ["extract", folder, "--out", out, "--model", "fake", "--patch-budget", 1, "--json"]
-    process = start_slowly(*words, seconds_a_shard=0.3)
+    process = start_slowly(*words, seconds_a_shard=0.3, start=start_program)
     wait_for(lambda: len(shards(out)) >= 2, process)
     process.send_signal(number)
     began = time.monotonic()
@@ -124,7 +125,8 @@ def test_a_pause_is_no_runtime(tmp_path, out, seconds, done):
     folder = many(tmp_path / "photos", 8)
     words = ["extract", folder, "--out", out, "--model", "fake", "--patch-budget", 1, "--workers", 1, "--json"]
     words += ["--max-runtime", "3s" if done else "1s"]
-    process = start_slowly(*words, seconds_a_shard=0.1, seconds_a_batch=0.1 if done else 0.4)
+    seconds_a_batch = 0.1 if done else 0.4
+    process = start_slowly(*words, seconds_a_shard=0.1, seconds_a_batch=seconds_a_batch, start=start_program)
     wait_for(lambda: shards(out), process)
     stop_for(process, seconds)
     printed, said = process.communicate(timeout=60)
@@ -139,7 +141,7 @@ def test_a_pause_is_no_runtime(tmp_path, out, seconds, done):
 def test_a_killed_run_loses_at_most_the_shard_in_hand(extract, tmp_path, out):
     folder = many(tmp_path / "photos", IMAGES)
     words = ["extract", folder, "--out", out, "--model", "fake", "--patch-budget", 1]
-    process = start_slowly(*words, seconds_a_shard=0.3)
+    process = start_slowly(*words, seconds_a_shard=0.3, start=start_program)
     wait_for(lambda: len(shards(out)) >= 2 and staged(out), process)
     process.kill()
     process.communicate(timeout=60)
@@ -228,7 +230,7 @@ def test_a_model_that_cannot_be_loaded_leaves_no_store_behind(some_photos, check
         shutil.copytree(checkpoint, model)
         for file in model.glob("*.safetensors" if fault == "damaged weights" else "config.json"):
             file.write_bytes(file.read_bytes()[:100])
-    done = run_process("extract", some_photos, "--out", tmp_path / "a" / "b" / "store", "--model", model)
+    done = run_program("extract", some_photos, "--out", tmp_path / "a" / "b" / "store", "--model", model)
     assert done.returncode == 3, done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2  # and what is left to do
     assert not (tmp_path / "a").exists()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +20,7 @@ from qvsplit.sources.source import Entry
 from qvsplit.store.features import POOLER_OUTPUT
 from tests.support.extracting import PHOTOS, add_bad
 from tests.support.fake_encoder import WIDTH, FakeEncoder, FakePreparer, fake_config
+from tests.support.forked import start_program
 
 ELSEWHERE = """
 import pickle, sys, torch
@@ -55,9 +54,10 @@ def test_every_stage_gives_the_same_bits_in_another_process(checkpoint, tmp_path
     )  # fmt: skip
     entries = [entry_of(PHOTOS[name]) for name in ("coins.png", "rocket.jpg")]
     (tmp_path / "stages").write_bytes(pickle.dumps((*stages, entries)))
-    done = subprocess.run([sys.executable, "-c", ELSEWHERE, tmp_path / "stages", tmp_path / "results"],
-                          capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    words = ["", str(tmp_path / "stages"), str(tmp_path / "results")]
+    program = start_program(f"import sys\nsys.argv = {words!r}\n{ELSEWHERE}")
+    _, said = program.communicate()
+    assert program.returncode == 0, said
     *there, (missing, config) = pickle.loads((tmp_path / "results").read_bytes())
     assert isinstance(missing, ItemNotFound)
     assert config == encoder.config

@@ -63,6 +63,7 @@ def coins(photos) -> Path:
 # ------------------------------------------------------------------------------------------------------- what it gives
 
 
+@pytest.mark.usefixtures("real_decoders")
 def test_pixels_and_identity_are_those_of_this_process(decoder, photos):
     for path in sorted(photos.iterdir()):
         info = decoder.read(entry_of(path))
@@ -351,6 +352,7 @@ def test_what_nobody_expected_is_a_bug_and_no_bad_image(coins):
     decoder.close()
 
 
+@pytest.mark.usefixtures("real_decoders")
 def test_an_interrupt_from_the_keyboard_is_not_for_the_decoders(decoder, coins):
     decoded(decoder, coins)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -378,6 +380,7 @@ def test_an_interrupt_of_ours_leaves_no_answer_for_the_next_image(decoder, coins
     assert decoder.measure(entry_of(coins)) == (384, 303)
 
 
+@pytest.mark.usefixtures("real_decoders")
 def test_no_decoder_at_all_is_no_images_fault(monkeypatch, coins):
     monkeypatch.setattr(decoder_module.sys, "executable", "/bin/false")
     with pytest.raises(QvsplitError, match="did not start"):

@@ -15,6 +15,8 @@ The encoder is the fake one: what is tried is the writing.
 
 from __future__ import annotations
 
+import functools
+import gc
 import io
 import json
 import os
@@ -29,7 +31,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from tests.support import forked
 
 OLD = 1_600_000_000  # an mtime that can be trusted
 
@@ -62,8 +67,9 @@ class Server:
         for place in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 own = f"TMPDIR={self.temporary}\0".encode() in (place / "environ").read_bytes()
-                running = (place / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-                if own and running and b"decoder_process" in (place / "cmdline").read_bytes():
+                running, parent = (place / "stat").read_text().rpartition(")")[2].split()[:2]
+                own = own and int(parent) != self._process.pid  # which is the one that decoders are forked from
+                if own and running != "Z" and b"decoder_process" in (place / "cmdline").read_bytes():
                     found.append(int(place.name))
         return found
 
@@ -289,15 +295,20 @@ def survives(
 
 def serve() -> None:
     """Import, then fork a child for each order."""
-    import pyarrow.parquet  # noqa: F401  # so that children need not
+    import pyarrow.pandas_compat  # so that children need not
+    import pyarrow.parquet  # noqa: F401
     import torch
 
     import qvsplit.extract
     import qvsplit.store.compact  # noqa: F401
-    from tests.support import fake_encoder
+    from qvsplit.sources import images
+    from tests.support import fake_encoder, forked
 
     torch.set_num_threads(1)  # before any computation: a forked pool of threads hangs
     fake_encoder.install()
+    images._known_formats()
+    decoders = forked.Server(forked.DECODER)
+    gc.freeze()  # what the runs share is not written to
     for line in sys.stdin:
         order = json.loads(line)
         reader, writer = os.pipe()
@@ -307,7 +318,7 @@ def serve() -> None:
             os.close(reader)
             code = 1
             try:
-                _child(order, writer)
+                _child(order, writer, decoders)
                 code = 0
             except SystemExit as end:
                 code = int(end.code or 0)
@@ -342,7 +353,7 @@ def _wait(child: int, after: float | None, began: float) -> int:
         time.sleep(0.002)
 
 
-def _child(order: dict[str, Any], writer: int) -> None:
+def _child(order: dict[str, Any], writer: int, decoders: forked.Server) -> None:
     from qvsplit.extract import extract_files
     from qvsplit.pipeline.options import ExtractOptions
     from qvsplit.store import compact, store_writer
@@ -351,7 +362,7 @@ def _child(order: dict[str, Any], writer: int) -> None:
     words = order["words"]
     folder = Path(words["out"])
     if words.get("decoders"):
-        _decode_in_processes()
+        _decode_in_processes(decoders)
     if order["moment"] is not None:
         _at_moment(*order["moment"])
     if order["command"] == "cli":
@@ -369,11 +380,13 @@ def _child(order: dict[str, Any], writer: int) -> None:
             compact.purge(storage, words["paths"], lock)
 
 
-def _decode_in_processes() -> None:
+def _decode_in_processes(decoders: forked.Server) -> None:
     from qvsplit.pipeline import runner
     from qvsplit.sources import decoder
+    from tests.support.forked import start_decoder
 
     cast(Any, runner).DecoderPool = decoder.DecoderPool
+    cast(Any, decoder)._start_child = functools.partial(start_decoder, server=decoders)
 
 
 def _command_line(said: str, words: list[str]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -27,10 +28,17 @@ def start_process(*words: object, **options: Any) -> subprocess.Popen[str]:
 
 
 def start_slowly(
-    *words: object, seconds_a_shard: float = 300.0, seconds_a_batch: float = 0.1, **options: Any
-) -> subprocess.Popen[str]:
-    """Start one command with a fake encoder that takes its time, so that it can be met at work."""
-    return start_python(
+    *words: object,
+    seconds_a_shard: float = 300.0,
+    seconds_a_batch: float = 0.1,
+    start: Callable[..., Any] | None = None,
+    **options: Any,
+) -> Any:
+    """Start one command with a fake encoder that takes its time, so that it can be met at work.
+
+    It is started by `start_python`, or by what does the same.
+    """
+    return (start or start_python)(
         "import sys\nfrom tests.support import fake_encoder\nimport qvsplit.store.store_writer as writing\n"
         f"fake_encoder.install({seconds_a_batch})\nwriting.SHARD_SECONDS = {seconds_a_shard}\n"
         f"from qvsplit.cli import main\nsys.argv = {['qvsplit', *map(str, words)]!r}\nmain()",
@@ -49,9 +57,17 @@ def stop_for(process: subprocess.Popen[str], seconds: float, *, group: bool = Fa
     """Stop a process as Ctrl-Z does, with all of its `group` where it leads one, and have it go on after a while."""
     send = os.killpg if group else os.kill
     send(process.pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    wait_until_stopped(process.pid)
     time.sleep(seconds)
     send(process.pid, signal.SIGCONT)
+
+
+def wait_until_stopped(process: int, seconds: float = 30.0) -> None:
+    """Wait until a process has stopped, be it our child or not."""
+    end = time.monotonic() + seconds
+    while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < end, "it does not stop"
+        time.sleep(0.002)
 
 
 def as_nobody(function: Callable[[], Any]) -> Any:

@@ -71,7 +71,11 @@ def run(place: str) -> None:
     ChatLoop(ChatItems(session_of(open_store(place)), []), PrintOptions(TEXT), remembers=True).run()
 
 
-if __name__ == "__main__":
+def main(place: str) -> None:
     streams.prepare()
     interrupts.install()
-    cli.end(cli._exit_code(lambda: run(sys.argv[1])))
+    cli.end(cli._exit_code(lambda: run(place)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

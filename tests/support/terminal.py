@@ -8,6 +8,11 @@ import pty
 import select
 import sys
 import time
+from collections.abc import Callable
+
+from tests.support.forked import Forked
+
+Started = tuple[int | Forked, int]  # a process, and the descriptor of its terminal's other side
 
 
 def one_line(text: str) -> str:
@@ -18,9 +23,15 @@ def one_line(text: str) -> str:
     return lines[0]
 
 
-def on_terminal(words: list[str], typed: str = "", prompt: str = "?", **environment: str) -> str:
-    """Run a command on a pseudo-terminal, type a line of `typed` at each `prompt`, and give all that it showed."""
-    pid, terminal = start_on_terminal(words, **environment)
+def on_terminal(
+    words: list[str], typed: str = "", prompt: str = "?", *, start: Callable[..., Started] | None = None,
+    **environment: str,
+) -> str:  # fmt: skip
+    """Run a command on a pseudo-terminal, type a line of `typed` at each `prompt`, and give all that it showed.
+
+    It is started as by `start_on_terminal`, or otherwise.
+    """
+    process, terminal = (start or start_on_terminal)(words, **environment)
     shown, remaining = b"", typed.encode()
     end = time.monotonic() + 90
     while time.monotonic() < end:
@@ -37,8 +48,13 @@ def on_terminal(words: list[str], typed: str = "", prompt: str = "?", **environm
             os.write(terminal, line + b"\n")
             remaining = rest
     os.close(terminal)
-    os.waitpid(pid, 0)
+    exit_code(process)
     return shown.decode("utf-8", "replace")
+
+
+def exit_code(process: int | Forked) -> int:
+    """Wait for the end of a process; give its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) if isinstance(process, int) else process.wait()
 
 
 def start_on_terminal(words: list[str], **environment: str) -> tuple[int, int]:
@@ -70,8 +86,9 @@ PASTING_ENDS = "\x1b[?2004l"  # the last of an edited line: from here on nothing
 class Typist:
     """Types on a pseudo-terminal, and reads what it shows, each part once."""
 
-    def __init__(self, started: tuple[int, int]) -> None:
-        self.pid, self.terminal = started
+    def __init__(self, started: Started) -> None:
+        self.process, self.terminal = started
+        self.pid = self.process if isinstance(self.process, int) else self.process.pid
         self._unread = ""
 
     def type(self, keys: str | bytes) -> None:
@@ -103,7 +120,7 @@ class Typist:
         """Give the exit code, once it has ended."""
         self.read(None)
         os.close(self.terminal)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return exit_code(self.process)
 
 
 def read_until(terminal: int, text: str | None, seconds: float = 60.0, before: str = "") -> str:
