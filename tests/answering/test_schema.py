@@ -12,6 +12,7 @@ from qvsplit.answering.checks import Question
 from qvsplit.answering.requests import PromptItems
 from qvsplit.answering.schema import Follower, read_schema
 from qvsplit.errors import RequestError, UsageError
+from tests.support.every_model import further
 from tests.support.fake_engine import session_of, store_of
 from tests.support.full_model import upright_rgb
 
@@ -43,9 +44,10 @@ def store(whole, photos):
     return store_of(whole, {name: upright_rgb(photos / name) for name in names})
 
 
+@pytest.mark.parametrize("images", [2, pytest.param(4, marks=further)])
 @pytest.mark.parametrize("more", [{}, {"temperature": 3.0}])
-def test_answers_conform_greedy_and_drawn_one_by_one_and_as_a_batch(store, checkpoint, more):
-    rows = list(store)[:2]
+def test_answers_conform_greedy_and_drawn_one_by_one_and_as_a_batch(store, checkpoint, more, images):
+    rows = list(store)[:images]
     asked = ["What is it?", "Describe the image in one sentence, please, if you can.", "?"]
     session = session_of(store, checkpoint, json_schema=SCHEMA, max_new_tokens=200, **more)
     for row in rows:

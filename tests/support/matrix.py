@@ -39,8 +39,8 @@ from qvsplit.weights import load_encoder_weights, load_language_model
 from tests.support.columns import NAMES, NEW_TOKENS, QUESTIONS, REFUSED, SWITCHES, MeasuredRow, count
 from tests.support.extracting import PHOTOS
 from tests.support.fake_source import InThreadDecoders
-from tests.support.families import ALL, make_checkpoint
-from tests.support.families.reference import Reference
+from tests.support.families import ALL
+from tests.support.families.reference import Made, Reference, make_reference
 from tests.support.video_costs import minute_row
 from tests.support.video_matrix import NO, VideoRow, video_row
 
@@ -82,10 +82,9 @@ class MatrixRow(MeasuredRow):
     way: str = field(**NAMES)
 
 
-def matrix_row(name: str, folder: Path) -> MatrixRow:
-    """Make the tiny checkpoint of a family in the new `folder`, and run it through the whole way."""
-    make_checkpoint(ALL[name], folder / "model")
-    reference = Reference(folder / "model")
+def matrix_row(name: str, folder: Path, made: Made | None = None) -> MatrixRow:
+    """Run the tiny checkpoint of a family through the whole way, in the new `folder`; `made` there unless given."""
+    model, reference = made or make_reference(name, folder / "model")
     photos = folder / "photos"
     photos.mkdir()
     images = {}
@@ -95,16 +94,16 @@ def matrix_row(name: str, folder: Path) -> MatrixRow:
             image.convert("RGB").resize(size).save(path)
         images[path.name] = Image.open(path).convert("RGB")
     with mock.patch("qvsplit.pipeline.runner.DecoderPool", InThreadDecoders):
-        options = ExtractOptions(model=str(folder / "model"), kernels="reference")
+        options = ExtractOptions(model=str(model), kernels="reference")
         extract_files([photos], out=folder / "store", options=options)
-    session = load_session(folder / "store", AskOptions(model=str(folder / "model"), max_new_tokens=NEW_TOKENS))
+    session = load_session(folder / "store", AskOptions(model=str(model), max_new_tokens=NEW_TOKENS))
     expected = {
         (shown, question): reference.answer([images[shown]], question, new_tokens=NEW_TOKENS, **SWITCHES)
         for shown in images
         for question in QUESTIONS
     }
     first, *others = images
-    checkpoint = open_checkpoint(folder / "model", "both")
+    checkpoint = open_checkpoint(model, "both")
     return MatrixRow(
         family=name,
         model_class=type(reference.model).__name__,

@@ -6,6 +6,7 @@ those of the hub's checkpoints where they are known here, else what its class ha
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ from qvsplit.models.clips import ClipPreparer, load_clip_preparer
 from qvsplit.models.preparing import load_preparer
 from qvsplit.models.sampling import VideoOptions
 from qvsplit.sources.videos import VideoInfo
-from tests.support.families import ALL, make_checkpoint
+from tests.support.families import make_checkpoint
+from tests.support.families.reference import Made
 
 MINUTE = VideoInfo(1500, 25.0, 60.0, 1280, 720, 0, "h264", "mov", 0, None)
 DTYPES = {"float32": 4, "bfloat16": 2}
@@ -96,18 +98,21 @@ class MinuteRow:
         return f"| {self.family} | {self.settings} | {self.frames} | {self.tokens:,} | {bytes_of_sizes} |"
 
 
-def minute_row(name: str, folder: Path) -> MinuteRow:
-    """Ask the processor of a family, put into a tiny checkpoint in the new `folder`."""
+def minute_row(name: str, folder: Path, made: Made | None = None) -> MinuteRow:
+    """Ask the processor of a family, put into a copy of its tiny checkpoint in the new `folder`."""
     known = KNOWN.get(name, _NOTHING)
-    preparer = _preparer(name, known, folder)
+    if made is None:
+        make_checkpoint(name, folder / "model")
+    else:
+        shutil.copytree(made[0], folder / "model")
+    preparer = _preparer(known, folder / "model")
     (clip,) = preparer.clips(MINUTE)
     outline = preparer.outline(clip, MINUTE)
     settings = "the hub's" if known.is_hubs else "its class's"
     return MinuteRow(name, settings, len(clip.indices), outline.n_tokens, known.sizes)
 
 
-def _preparer(name: str, known: Known, folder: Path) -> ClipPreparer:
-    make_checkpoint(ALL[name], folder)
+def _preparer(known: Known, folder: Path) -> ClipPreparer:
     processor = AutoProcessor.from_pretrained(folder)
     processor.video_processor = type(processor.video_processor)(**known.video)
     for field_name, value in known.processor.items():

@@ -6,6 +6,7 @@ decodes, and its own processor samples them itself, in one call.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 from transformers.video_utils import VideoMetadata
 
 from qvsplit.answering.options import AskOptions
@@ -31,8 +33,7 @@ from qvsplit.verify import check_items
 from tests.support.clips import make_clip, plain_frames
 from tests.support.columns import NAMES, NEW_TOKENS, QUESTIONS, REFUSED, SWITCHES, MeasuredRow, count
 from tests.support.extracting import PHOTOS
-from tests.support.families import ALL, make_checkpoint
-from tests.support.families.reference import Clip, Item, Reference
+from tests.support.families.reference import Clip, Item, Made, Reference, make_reference
 
 RATE = 25
 SHORT, LONG, PHOTO = "short.mp4", "long.mkv", "photo.png"
@@ -56,27 +57,28 @@ class VideoRow(MeasuredRow):
     passes: str = field(default=NOTHING, **NAMES)
 
 
-def video_row(name: str, folder: Path) -> VideoRow:
-    """Make the tiny checkpoint of a family in the new `folder`, and run videos through the whole way."""
-    make_checkpoint(ALL[name], folder / "model")
+def video_row(name: str, folder: Path, made: Made | None = None) -> VideoRow:
+    """Run videos through the whole way of a family's tiny checkpoint, in the new `folder`; `made` there unless given."""
+    model, reference = made or make_reference(name, folder / "model")
     files = make_files(folder / "files")
     refused: dict[str, str] = {}
-    options = ExtractOptions(model=str(folder / "model"), kernels="reference")
+    options = ExtractOptions(model=str(model), kernels="reference")
     extract_files(
         [files], out=folder / "store", options=options, callbacks=ExtractCallbacks(on_failure=refused.__setitem__)
     )
     if refused:
         (reason,) = set(refused.values())
         return VideoRow(name, _no(reason))
-    session = load_session(folder / "store", AskOptions(model=str(folder / "model"), max_new_tokens=NEW_TOKENS))
+    session = load_session(folder / "store", AskOptions(model=str(model), max_new_tokens=NEW_TOKENS))
     videos = session.store.config.videos
     assert videos is not None
-    reference = Reference(folder / "model")
+    reference = copy.copy(reference)
+    reference.processor = AutoProcessor.from_pretrained(model)  # of our own: its settings are changed
     as_extracted(reference.processor, videos["settings"])
     items = {path.name: item_of(path) for path in files.iterdir()}
     asking = _Asking(session, reference, items)
     own = {name: output_tensors(reference.features(items[name])) for name in CLIPS}
-    with load_encoder(folder / "model", kernels="reference", videos=VideoOptions()) as encoder:
+    with load_encoder(model, kernels="reference", videos=VideoOptions()) as encoder:
         at_hand = {name: encoder.encode_video(files / name)[0] for name in CLIPS}
     return VideoRow(
         family=name,

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoProcessor
 from transformers.video_utils import VideoMetadata
 
-from tests.support.families import ALL
+from tests.support.families import ALL, make_checkpoint
 
 NEW_TOKENS = 12
 FPS = 2.0  # frames a second that a processor takes which samples them itself
@@ -118,6 +118,15 @@ class Reference:
         given = {name: value for name, value in self.inputs([item], "").items() if name in takes}
         with torch.inference_mode():
             return features(**given, return_dict=True)
+
+
+Made = tuple[Path, Reference]  # a family's tiny checkpoint, and its full model
+
+
+def make_reference(name: str, folder: Path) -> Made:
+    """Make the tiny checkpoint of a family in the new `folder`, and load its full model."""
+    make_checkpoint(name, folder)
+    return folder, Reference(folder)
 
 
 def clip_options(items: Sequence[Item]) -> dict[str, Any]:
