@@ -59,7 +59,7 @@ def warn_of_other_versions(name: str) -> None:
         if one.name == name:
             warnings.warn(
                 f"{name} {one.version} is not one of the versions that answers were held against ({one.bounds}): "
-                "install one of them, or compare answers with the full model's by `qvsplit verify`, which takes a `sample`",
+                "install one of them, or compare answers with the full model's by `qvsplit verify` with a `sample`",
                 VersionWarning,
                 stacklevel=2,
             )
