@@ -391,3 +391,13 @@ def group_ends(leader: int) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def test_the_verdict_on_a_file_names_the_option_for_people_and_as_python_has_it_for_programs(
+    run_cli, folder, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    words = ["gate", "good.jpg", "--model", "demo", "--checks", "checks.toml", "--max-image-pixels", 10]
+    for format, name in (("text", "; --max-image-pixels allows more"), ("jsonl", "; `max_image_pixels` allows more")):
+        code, out, _ = run_cli(*words, "--format", format)
+        assert (code, out.count(name)) == (8, 1)

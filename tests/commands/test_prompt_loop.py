@@ -335,7 +335,7 @@ def loop(postcards, tmp_path):
 def test_a_conversation(loop):
     """Complete an image, ask, ask on, change the system message and the image, and begin anew."""
     typist = loop()
-    assert "13 in " in typist.read("no image>")
+    assert "13 items in " in typist.read("no image>")
     assert "no image is chosen" in typist.line("Is there a dog?", "no image>")
     typist.type("/im")
     typist.read("ask about these images")  # what a command means, beside it
