@@ -12,6 +12,7 @@ import pytest
 from qvsplit.errors import ItemError, ItemNotFound, ModelError
 from qvsplit.pipeline import runner as runner_module
 from qvsplit.pipeline.runner import KNOWN, Load, LocalRunner, RunnerOptions
+from qvsplit.runtime.clock import active_seconds
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
 from qvsplit.store.features import Features
@@ -348,12 +349,12 @@ def test_no_more_items_than_the_limit_are_begun(decoders, limit, begun, stopped)
 
 
 def test_past_the_deadline_no_item_is_begun_and_what_was_begun_is_finished(decoders):
-    runner = LocalRunner(RunnerOptions(workers=1, deadline=time.monotonic() - 1), Loader(), lambda content: False)
+    runner = LocalRunner(RunnerOptions(workers=1, deadline=active_seconds() - 1), Loader(), lambda content: False)
     with closing(runner.run(entries(3))) as results:
         assert list(results) == []
     assert (runner.stopped, decoders.read_paths) == ("max-runtime", [])
     runner.close()
-    deadline = time.monotonic() + 0.3
+    deadline = active_seconds() + 0.3
     results, runner = ran(entries(400), Loader(lambda batch: time.sleep(0.02)), workers=2, deadline=deadline)
     assert runner.stopped == "max-runtime"
     assert 0 < len(results) == len(decoders.read_paths) < 400
@@ -361,9 +362,9 @@ def test_past_the_deadline_no_item_is_begun_and_what_was_begun_is_finished(decod
 
 
 def test_a_deadline_that_passes_with_nothing_left_stops_nothing(decoders):
-    results, runner = ran(entries(2), Loader(lambda batch: time.sleep(0.1)), deadline=time.monotonic() + 0.05)
+    results, runner = ran(entries(2), Loader(lambda batch: time.sleep(0.1)), deadline=active_seconds() + 0.05)
     assert (len(results), runner.stopped) == (2, "")
-    assert ran([], deadline=time.monotonic() - 1)[1].stopped == ""
+    assert ran([], deadline=active_seconds() - 1)[1].stopped == ""
 
 
 # ------------------------------------------------------------------------------------------- interrupts, failures
