@@ -42,7 +42,7 @@ from transformers import AutoProcessor, AutoTokenizer
 from transformers.models.qwen2_vl import image_processing_qwen2_vl, modeling_qwen2_vl, processing_qwen2_vl
 from transformers.models.qwen2_vl import video_processing_qwen2_vl
 import prompt_toolkit, qvsplit.commands.line_editor
-from tests.support import fake_encoder, prompt_loops
+from tests.support import fake_encoder, chat_loops
 torch.set_num_threads(1)
 """
 

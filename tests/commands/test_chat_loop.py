@@ -22,9 +22,9 @@ from qvsplit.errors import DiskError, RequestError, StoreDamaged, UsageError
 from qvsplit.output.printer import TEXT, AnswerPrinter, PrintOptions
 from qvsplit.store.opening import open_store, read_store
 from tests.support import forked, rows
+from tests.support.chat_loops import GivenLines, session_of
 from tests.support.memory_storage import MemoryStorage
 from tests.support.processes import wait_until_stopped
-from tests.support.prompt_loops import GivenLines, session_of
 from tests.support.terminal import Typist, exit_code, on_terminal, python_on_terminal
 
 # ----------------------------------------------------------------------------------------------- what a line means
@@ -326,7 +326,7 @@ def loop(postcards, tmp_path):
 
     def start(kind: str = "xterm") -> Typist:
         environment = {"TERM": kind, "NO_COLOR": "", "XDG_STATE_HOME": str(tmp_path)}
-        code = f"from tests.support import prompt_loops\nprompt_loops.main({str(postcards)!r})"
+        code = f"from tests.support import chat_loops\nchat_loops.main({str(postcards)!r})"
         return Typist(forked.python_on_terminal(code, **environment))
 
     return start
