@@ -127,7 +127,7 @@ def gate(
     options = asked_options(options, model=model)
     with ExitStack() as stack:
         store = None if embeds is None else _opened(embeds, stack)
-        extracting = replace(encoder_options(store, options, item_timeout), max_image_pixels=max_image_pixels)
+        extracting = encoder_options(store, options, item_timeout, max_image_pixels)
         hand = stack.enter_context(files_at_hand(names, store=store, options=extracting, callbacks=callbacks.encoding))
         by_row = _answered(hand, questions, options, callbacks)
         verdicts = tuple(_unchanged(hand, file, _verdict_on(hand.rows_of(file), by_row)) for file in hand.files)

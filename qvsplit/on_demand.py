@@ -36,6 +36,7 @@ from qvsplit.runtime.names import absolute, name_on_disk, storable_mtime, stored
 from qvsplit.sources.decoder import ITEM_SECONDS
 from qvsplit.sources.files import sha256_of
 from qvsplit.sources.folders import root_of
+from qvsplit.sources.images import MAX_IMAGE_PIXELS
 from qvsplit.sources.source import Entry
 from qvsplit.store.config import KERNELS
 from qvsplit.store.features import Features, StoredTensor
@@ -273,7 +274,12 @@ def files_at_hand(
     return FilesAtHand(given, made, store)
 
 
-def encoder_options(store: Store | None, asked: AskOptions, item_timeout: float = ITEM_SECONDS) -> ExtractOptions:
+def encoder_options(
+    store: Store | None,
+    asked: AskOptions,
+    item_timeout: float = ITEM_SECONDS,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+) -> ExtractOptions:
     """Say how files are encoded that `asked` is to be answered about: as the store's were, if there is one.
 
     Raises:
@@ -281,14 +287,13 @@ def encoder_options(store: Store | None, asked: AskOptions, item_timeout: float 
         ModelError: There is no such model.
     """
     device = None if asked.device == "auto" else asked.device
+    common = ExtractOptions(device=device, item_timeout=item_timeout, max_image_pixels=max_image_pixels)
     if store is None:
         kernels = None if asked.kernels == KERNELS[0] else asked.kernels  # a family may have but one
-        return ExtractOptions(
-            model=asked.model, device=device, dtype=asked.dtype, kernels=kernels, item_timeout=item_timeout
-        )
+        return replace(common, model=asked.model, dtype=asked.dtype, kernels=kernels)
     checkpoint, _ = checked_language_model(store, asked)
     has_encoder = bool(checkpoint.file_names("encoder"))  # of a language model alone: the store's own, then
-    return ExtractOptions(model=asked.model if has_encoder else None, device=device, item_timeout=item_timeout)
+    return replace(common, model=asked.model if has_encoder else None)
 
 
 def is_file(name: str) -> bool:

@@ -24,6 +24,7 @@ from qvsplit.commands.options import (
     AnswerKernels,
     AskDevice,
     AskDtype,
+    AskEmbeds,
     ItemTimeout,
     Json,
     MaxImagePixels,
@@ -89,17 +90,7 @@ def ask(
             show_default=False,
         ),
     ] = None,
-    embeds: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--embeds",
-            "-e",
-            metavar="STORE|SHARD",
-            help="A folder, a shard or a glob; may be repeated [default: embeds].",
-            show_default=False,
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
+    embeds: AskEmbeds = None,
     questions_file: Annotated[
         Path | None,
         typer.Option(

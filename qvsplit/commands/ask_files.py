@@ -83,7 +83,7 @@ def with_files(
         files = [name for name in files if _is_at_hand(store, name, has_flags=has_flags, quiet=quiet)]
     if store is not None and not files:
         return store
-    encoding = replace(encoder_options(store, options, limits.item_timeout), max_image_pixels=limits.max_image_pixels)
+    encoding = encoder_options(store, options, limits.item_timeout, limits.max_image_pixels)
     with ProgressBar(progress, shown=not quiet) as shown:
         hand = files_at_hand(files, store=store, options=encoding, callbacks=without_failures(callbacks(shown)))
     if hand.encoded and not quiet:

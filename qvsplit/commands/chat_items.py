@@ -105,9 +105,9 @@ class ChatItems:
 
         store = self.store
         if store is None and not is_file(name):
-            is_folder = os.path.isdir(name)
-            why = "is a folder; name a file in it, or a store of it" if is_folder else "there is no such file"
-            raise UsageError(f"{name} {why}" if is_folder else f"{name}: {why}")
+            if os.path.isdir(name):
+                raise UsageError(f"{name} is a folder; name a file in it, or a store of it")
+            raise UsageError(f"{name}: there is no such file")
         names = self.placement.names([name])
         files = {one for one in names if is_file(one)}
         for found in self._encoded:

@@ -12,6 +12,7 @@ import typer
 from qvsplit.commands.opening import counting_shards
 from qvsplit.commands.options import (
     DEFAULT_IMAGE_PIXELS,
+    DEFAULT_ITEM_SECONDS,
     DEFAULT_STORE,
     DTYPE_ALIASES,
     DTYPES,
@@ -274,7 +275,7 @@ def extract(
             rich_help_panel=PERFORMANCE,
             hidden=True,
         ),
-    ] = 60.0,
+    ] = DEFAULT_ITEM_SECONDS,
     max_image_pixels: MaxImagePixels = DEFAULT_IMAGE_PIXELS,
     checksum: Annotated[
         bool,

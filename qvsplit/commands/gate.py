@@ -14,6 +14,7 @@ from qvsplit.commands.extract import callbacks
 from qvsplit.commands.opening import open_with_progress
 from qvsplit.commands.options import (
     DEFAULT_IMAGE_PIXELS,
+    DEFAULT_ITEM_SECONDS,
     DTYPE_ALIASES,
     DTYPES,
     INPUT,
@@ -117,7 +118,7 @@ def gate(
             rich_help_panel=PERFORMANCE,
             hidden=True,
         ),
-    ] = 60.0,
+    ] = DEFAULT_ITEM_SECONDS,
     max_image_pixels: MaxImagePixels = DEFAULT_IMAGE_PIXELS,
     format: OutputFormat = None,
     as_json: Json = False,

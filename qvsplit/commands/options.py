@@ -139,6 +139,17 @@ ItemTimeout = Annotated[
     ),
 ]
 # Of the commands that ask
+AskEmbeds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embeds",
+        "-e",
+        metavar="STORE|SHARD",
+        help="A folder, a shard or a glob; may be repeated [default: embeds].",
+        show_default=False,
+        rich_help_panel=INPUT,
+    ),
+]
 System = Annotated[
     str | None,
     typer.Option(
