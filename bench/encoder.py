@@ -34,7 +34,7 @@ import torch
 from bench.extract import encoder_flops
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.kernels import fused_encoder as encoder
-from qvsplit.kernels.fused_encoder import FusedEncoder, Grid
+from qvsplit.kernels.fused_encoder import FusedEncoder, Grid, fuse
 from qvsplit.weights import load_encoder_weights
 
 BATCHES: dict[str, list[Grid]] = {
@@ -107,24 +107,28 @@ def _variants(checkpoint: Path, device: torch.device, dtype: torch.dtype) -> tup
             out: torch.Tensor = reference(encoder.all_slices(pixels, 3, 2), grid_thw=grid).pooler_output
             return out
 
-    provenance: dict[str, Forward] = {"reference": whole, "fused": FusedEncoder(load())}
+    provenance: dict[str, Forward] = {"reference": whole, "fused": _merged(fuse(load()))}
     with mock.patch.object(encoder, "can_pack", return_value=False):
-        provenance["without packing"] = FusedEncoder(load())
+        provenance["without packing"] = _merged(fuse(load()))
     with _without_swish():
-        provenance["without swish"] = FusedEncoder(load())
+        provenance["without swish"] = _merged(fuse(load()))
     with mock.patch.object(encoder, "ROWS_CPU", 1 << 30), mock.patch.object(encoder, "ROWS_CUDA", 1 << 30):
-        provenance["all rows"] = FusedEncoder(load())
+        provenance["all rows"] = _merged(fuse(load()))
     with mock.patch.object(torch.Tensor, "sum", _no_sum):
-        unfolded = FusedEncoder(load())
-    unfolded.folded = False
-    provenance["both slices"] = unfolded
-    alone = FusedEncoder(load())
+        unfolded = fuse(load())
+    unfolded.embed_still = None
+    provenance["both slices"] = _merged(unfolded)
+    alone = _merged(fuse(load()))
 
     def one_by_one(pixels: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
         with mock.patch.object(encoder, "groupby", _apart):
             return alone(pixels, grids)
 
     return provenance | {"one by one": one_by_one}, reference.config
+
+
+def _merged(fused: FusedEncoder) -> Forward:
+    return lambda pixels, grids: fused(pixels, grids)[0]
 
 
 def _apart(frames: list[int]) -> Iterator[tuple[int, list[int]]]:

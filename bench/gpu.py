@@ -626,7 +626,7 @@ def _encoder(told: argparse.Namespace) -> dict[str, Any]:
     from bench.extract import _rates as product_rates
     from bench.extract import encoder_flops
     from qvsplit.checkpoints.opening import open_checkpoint
-    from qvsplit.kernels.fused_encoder import FusedEncoder
+    from qvsplit.kernels.fused_encoder import fuse
     from qvsplit.weights import load_encoder_weights
 
     device, dtype = torch.device(told.device), getattr(torch, told.dtype)
@@ -658,7 +658,7 @@ def _encoder(told: argparse.Namespace) -> dict[str, Any]:
         batches = {"one of 64": [(1, 8, 8)], "three sizes": [(1, 8, 8), (1, 4, 8), (1, 12, 4)]}
     if dtype == torch.float32:  # which takes a GPU fifteen times as long
         batches = {name: grids for name, grids in batches.items() if name != "five of 4,900" and "sizes" not in name}
-    forwards: dict[str, Any] = dict(_forwards(load, FusedEncoder, device, dtype))
+    forwards: dict[str, Any] = dict(_forwards(load, fuse, device, dtype))
     for name, grids in batches.items():
         flops = sum(encoder_flops(h * w, width=width, depth=vision.depth, out=vision.hidden_size) for _, h, w in grids)
         patches = sum(h * w for _, h, w in grids)
@@ -730,7 +730,7 @@ def _forwards(
 
     def by(attention: str, pixels: Any, grids: Any) -> Any:
         mine.attention = attention
-        return mine(pixels, grids)
+        return mine(pixels, grids)[0]
 
     yield "qvsplit fused, a call a size", partial(by, "sdpa")
     found = find_varlen(device, dtype, heads=mine.heads, head_dim=module.config.embed_dim // mine.heads)

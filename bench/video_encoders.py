@@ -71,9 +71,9 @@ def _timed(name: str, told: argparse.Namespace) -> dict[str, Any]:
     ways: dict[str, Callable[[], Any]] = {"transformers": lambda: module(pixels, grid_thw=grid)}
     seconds = {way: _median(run, told.rounds) for way, run in ways.items()}
     if SHAPES[name][0] == "qwen2_vl":
-        from qvsplit.kernels.fused_encoder import FusedEncoder
+        from qvsplit.kernels.fused_encoder import fuse
 
-        fused = FusedEncoder(module)
+        fused = fuse(module)
         seconds["fused"] = _median(lambda: fused(pixels, [GRID], still=False), told.rounds)
     return {"parameters": count, "seconds": seconds}
 

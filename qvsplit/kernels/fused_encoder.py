@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qvsplit.errors import ModelError
 from qvsplit.kernels.packed_linear import PackedLinear, can_pack
 from qvsplit.kernels.varlen_attention import Found, Varlen, ends_of, find_varlen
 
@@ -76,8 +77,10 @@ class FusedEncoder:
         self.merge_act = None if fused else activation
         self.merge_out = self._layer(_take(merger.mlp, "2"))
 
-    def __call__(self, pixels: torch.Tensor, grids: Sequence[Grid], *, still: bool = True) -> torch.Tensor:
+    def __call__(self, pixels: torch.Tensor, grids: Sequence[Grid], *, still: bool = True) -> list[torch.Tensor]:
         """Encode all items; their tokens come one behind the other. Shapes: see the module's docstring.
+
+        Gives the merged output, then the deepstack levels in order, where the encoder has any: each [tokens, width].
 
         Args:
             pixels: Of `still` images one temporal slice, as both are alike; else of clips, both.
@@ -96,7 +99,7 @@ class FusedEncoder:
                 self.check()
                 block.attend(x, heads, cos, sin, attention)
                 block.apply_mlp(x)
-            return self._merged(x)
+            return [self._merged(x)]
 
     def _attention(self, grids: Sequence[Grid], head_dim: int) -> Attention:
         """Choose how attention within each frame is computed for this batch. RuntimeError where it cannot be so."""
@@ -142,6 +145,21 @@ class FusedEncoder:
     def _merge(self, rows: torch.Tensor) -> torch.Tensor:
         inner = self.merge_in(self.last_norm(rows).view(-1, self.merge**2 * rows.shape[1]))
         return self.merge_out(inner if self.merge_act is None else self.merge_act(inner))
+
+
+def fuse(module: Any, *, check: Callable[[], None] = lambda: None, attention: str = "auto") -> FusedEncoder:
+    """Give the fused encoder that takes the place of transformers' `module`. Arguments: see `FusedEncoder`.
+
+    Raises:
+        ModelError: There is none for a module of its class.
+    """
+    if not _is(module, "Qwen2VisionTransformerPretrainedModel"):
+        raise ModelError(f"no fused kernels for {type(module).__name__}: run it with --kernels reference")
+    return FusedEncoder(module, check=check, attention=attention)
+
+
+def _is(module: Any, name: str) -> bool:
+    return type(module).__name__ == name
 
 
 class _Block:

@@ -304,9 +304,9 @@ class PatchEncoder(TransformersEncoder):
         self._vision_config = self.weights.module.config
         self._fused: FusedEncoder | None = None
         if self.spec.kernels == "fused":
-            from qvsplit.kernels.fused_encoder import FusedEncoder
+            from qvsplit.kernels.fused_encoder import fuse
 
-            self._fused = FusedEncoder(self.weights.module, check=check)
+            self._fused = fuse(self.weights.module, check=check)
         else:
             for block in self.weights.module.blocks:
                 block.register_forward_pre_hook(lambda *_: check())
@@ -400,7 +400,7 @@ class PatchEncoder(TransformersEncoder):
             values = self.preparer.normalised(pixels.to(self.device), batch[0].kind)
             grids = [_grid(prepared) for prepared in batch]
             if self._fused is not None:
-                merged = self._fused(values.to(self.dtype), grids, still=of_images)
+                merged = self._fused(values.to(self.dtype), grids, still=of_images)[0]
             else:
                 grid = torch.tensor(grids)  # [items, 3]
                 # cast as the full model does: `pixel_values.type(visual.dtype)`

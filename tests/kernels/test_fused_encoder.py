@@ -7,7 +7,7 @@ import torch
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 from qvsplit.kernels import fused_encoder, packed_linear
-from qvsplit.kernels.fused_encoder import FusedEncoder
+from qvsplit.kernels.fused_encoder import fuse
 from qvsplit.kernels.varlen_attention import Found
 
 GRIDS = {
@@ -57,9 +57,9 @@ def test_it_gives_what_transformers_gives(monkeypatch, name, rows, packed):
     elif not packed_linear.can_pack(torch.float32):
         pytest.skip("this torch has no oneDNN")
     expected = reference(module(), pixels(GRIDS[name]), GRIDS[name])
-    fused = FusedEncoder(module())
+    fused = fuse(module())
     assert fused.packed is packed
-    got = fused(pixels(GRIDS[name]), GRIDS[name])
+    (got,) = fused(pixels(GRIDS[name]), GRIDS[name])
     assert float((got - expected).norm() / expected.norm()) < 1e-5
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
@@ -88,7 +88,7 @@ def with_varlen(monkeypatch):
 @pytest.mark.parametrize("name", GRIDS)
 def test_one_attention_call_for_all_sizes_gives_what_transformers_gives(with_varlen, name):
     grids = GRIDS[name]
-    got = FusedEncoder(module(), attention="varlen")(pixels(grids), grids)
+    (got,) = fuse(module(), attention="varlen")(pixels(grids), grids)
     torch.testing.assert_close(got, reference(module(), pixels(grids), grids), rtol=1e-4, atol=1e-4)
     assert with_varlen == [sum(t for t, _, _ in grids)] * 3
 
@@ -98,13 +98,13 @@ def test_many_small_sizes_share_a_call_and_few_or_large_ones_do_not(with_varlen,
     monkeypatch.setattr(fused_encoder, "VARLEN_PATCHES", 20)
     small, large, few, alike = ([(1, 2, 2), (1, 4, 4), (1, 2, 6)], [(1, 2, 2), (1, 4, 4), (1, 6, 12)],
                                 [(1, 2, 2), (1, 4, 4)], [(1, 2, 2)] * 9)  # fmt: skip
-    encoder = FusedEncoder(module())
+    encoder = fuse(module())
     for grids, calls in ((small, [3] * 3), (large, []), (few, []), (alike, [])):
         with_varlen.clear()
-        got = encoder(pixels(grids), grids)
+        (got,) = encoder(pixels(grids), grids)
         torch.testing.assert_close(got, reference(module(), pixels(grids), grids), rtol=1e-4, atol=1e-4)
         assert with_varlen == calls
-    assert FusedEncoder(module(), attention="sdpa")(pixels(small), small) is not None
+    assert fuse(module(), attention="sdpa")(pixels(small), small) is not None
     assert with_varlen == []
 
 
@@ -112,17 +112,17 @@ def test_on_a_cpu_sizes_have_calls_of_their_own(monkeypatch):
     monkeypatch.setattr(fused_encoder, "VARLEN_RUNS", 1)
     grids = GRIDS["a size between others"]
     torch.testing.assert_close(
-        FusedEncoder(module())(pixels(grids), grids), reference(module(), pixels(grids), grids), rtol=1e-4, atol=1e-4
+        fuse(module())(pixels(grids), grids)[0], reference(module(), pixels(grids), grids), rtol=1e-4, atol=1e-4
     )
     with pytest.raises(RuntimeError, match="no attention over unequal lengths: .*on CUDA, not torch.float32 on cpu"):
-        FusedEncoder(module(), attention="varlen")(pixels(grids), grids)
+        fuse(module(), attention="varlen")(pixels(grids), grids)
 
 
 def test_another_scale_of_scores_is_none_that_a_library_computes(with_varlen):
     plain = module()
     plain.blocks[0].attn.scaling = 0.5
     with pytest.raises(RuntimeError, match="scores are scaled by 0.5"):
-        FusedEncoder(plain, attention="varlen")(pixels([(1, 2, 2)]), [(1, 2, 2)])
+        fuse(plain, attention="varlen")(pixels([(1, 2, 2)]), [(1, 2, 2)])
     assert with_varlen == []
 
 
@@ -133,7 +133,7 @@ def test_on_cuda_one_attention_call_is_as_near_the_truth_as_transformers(dtype):
     truth = reference(module(dtype=dtype).float(), pixels(grids).to(dtype).float(), grids)
     theirs = reference(module(dtype=dtype), pixels(grids), grids).float()
     for attention in ("varlen", "auto"):
-        mine = FusedEncoder(module(dtype=dtype).cuda(), attention=attention)(pixels(grids).to("cuda", dtype), grids)
+        mine = fuse(module(dtype=dtype).cuda(), attention=attention)(pixels(grids).to("cuda", dtype), grids)[0]
         assert float((mine.float().cpu() - truth).norm()) < 1.5 * float((theirs - truth).norm())
 
 
@@ -141,7 +141,7 @@ def test_on_cuda_one_attention_call_is_as_near_the_truth_as_transformers(dtype):
 def test_other_activations_stay_what_they_are(act):
     grids = GRIDS["one"]
     torch.testing.assert_close(
-        FusedEncoder(module(act))(pixels(grids), grids),
+        fuse(module(act))(pixels(grids), grids)[0],
         reference(module(act), pixels(grids), grids),
         rtol=1e-4,
         atol=1e-4,
@@ -155,13 +155,13 @@ def test_half_precision_is_no_further_from_the_truth_than_transformers_is(dtype)
     exact = module(dtype=dtype).float()
     truth = reference(exact, pixels(grids).to(dtype).float(), grids)
     theirs = reference(module(dtype=dtype), pixels(grids), grids).float()
-    mine = FusedEncoder(module(dtype=dtype))(pixels(grids).to(dtype), grids).float()
+    mine = fuse(module(dtype=dtype))(pixels(grids).to(dtype), grids)[0].float()
     assert float((mine - truth).norm()) < 1.5 * float((theirs - truth).norm())
 
 
 def test_plain_weights_are_not_kept_beside_packed_ones():
     plain = module()
-    FusedEncoder(plain)
+    fuse(plain)
     assert all(block.mlp.fc1 is None and block.attn.qkv is None for block in plain.blocks)
 
 
@@ -178,7 +178,7 @@ def test_it_ends_between_layers_when_told_to():
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        FusedEncoder(module(), check=check)(pixels([(1, 2, 2)]), [(1, 2, 2)])
+        fuse(module(), check=check)(pixels([(1, 2, 2)]), [(1, 2, 2)])
     assert len(calls) == 2
 
 
