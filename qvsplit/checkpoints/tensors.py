@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qvsplit.errors import ModelError
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+PIECE_BYTES = 16 << 20  # of what is copied, in memory at a time
 # safetensors' names for the dtypes a checkpoint may hold, and their bytes a value
 SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 # torch's names of those that are computed in, and of what batch norms count in
@@ -128,6 +129,21 @@ def read_ahead(
                 coming.append(start(following))
             yield name, view
             del view  # its memory may be given again
+
+
+def read_in_pieces(places: Iterable[TensorPlace], most: int = PIECE_BYTES) -> Iterator[memoryview]:
+    """Read the tensors' bytes one after another, in pieces of at most `most` bytes, each of them good until the next.
+
+    Raises:
+        ModelError: A file ends too early, or has changed.
+    """
+    memory = memoryview(bytearray(most))
+    with _Files() as files:
+        for place in places:
+            for done in range(0, place.size, most):
+                piece = memory[: min(most, place.size - done)]
+                files.read(replace(place, start=place.start + done, size=len(piece)), piece)
+                yield piece
 
 
 def on_disk_order(places: Mapping[str, TensorPlace]) -> list[str]:
