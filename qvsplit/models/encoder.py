@@ -23,6 +23,7 @@ from qvsplit.errors import ItemError, ModelError
 from qvsplit.models.clips import ClipPreparer, load_clip_preparer
 from qvsplit.models.device_preparing import DevicePreparer, on_device
 from qvsplit.models.encoder_output import OutputTensor, output_tensors
+from qvsplit.models.encoder_shape import EncoderShape, shape_of
 from qvsplit.models.preparing import (
     ImagePreparer,
     PatchPreparer,
@@ -37,7 +38,7 @@ from qvsplit.runtime.devices import dtype_name, has_bfloat16_units, is_out_of_me
 from qvsplit.runtime.loading import PROCESSOR, OnLoad, nobody
 from qvsplit.sources.images import IMAGE_POLICY
 from qvsplit.store.config import ExtractionConfig
-from qvsplit.store.features import LIST, POOLER_OUTPUT, TensorSpec
+from qvsplit.store.features import DEEPSTACK_FEATURES, POOLER_OUTPUT, TensorSpec
 from qvsplit.store.row import Runs
 from qvsplit.weights import EncoderWeights, load_encoder_weights
 
@@ -301,24 +302,19 @@ class PatchEncoder(TransformersEncoder):
     preparer: PatchPreparer
 
     def _watch(self, check: Callable[[], None]) -> None:
-        self._vision_config = self.weights.module.config
+        self.shape: EncoderShape = shape_of(self.weights.module)
         self._fused: FusedEncoder | None = None
         if self.spec.kernels == "fused":
             from qvsplit.kernels.fused_encoder import fuse
 
             self._fused = fuse(self.weights.module, check=check)
         else:
-            for block in self.weights.module.blocks:
-                block.register_forward_pre_hook(lambda *_: check())
+            super()._watch(check)
 
     def _tensors(self) -> tuple[TensorSpec, ...]:
-        # a list with one tensor an image in the model's own output
-        return (TensorSpec(POOLER_OUTPUT, self.config.storage_dtype, self.width),)
-
-    @property
-    def width(self) -> int:
-        """Values a token: the encoder's output, and the language model's input."""
-        return int(self._vision_config.hidden_size)
+        dtype, width, container = self.config.storage_dtype, self.shape.out, self.preparer.family.container
+        levels = [TensorSpec(DEEPSTACK_FEATURES, dtype, width, container, level) for level in range(self.shape.levels)]
+        return (TensorSpec(POOLER_OUTPUT, dtype, width, container), *levels)
 
     def pixel_values(self, prepared: Prepared) -> torch.Tensor:
         """Give what the AutoProcessor gives for the image: float32 [patches, channels·temporal·patch²]."""
@@ -334,19 +330,12 @@ class PatchEncoder(TransformersEncoder):
     def _all_slices(self, values: torch.Tensor) -> torch.Tensor:
         from qvsplit.kernels.fused_encoder import all_slices
 
-        return all_slices(values, self._vision_config.in_channels, self._vision_config.temporal_patch_size)
+        return all_slices(values, self.shape.channels, self.shape.temporal)
 
     @property
     def bytes_per_patch(self) -> int:
-        """About what a forward pass takes of memory for each patch, on top of the encoder.
-
-        Pixels, the residual stream, queries, keys, values and what attention saw, twice; transformers' own forward
-        also has the MLP's width twice, and takes turned queries and keys apart.
-        """
-        vision = self._vision_config
-        wide = 7 if self._fused is not None else 7 + 2 * int(vision.mlp_ratio) + 4
-        pixels = 4 * vision.in_channels * vision.patch_size**2 * (1 + 2 * vision.temporal_patch_size)
-        return int(wide * vision.embed_dim * self.dtype.itemsize + pixels)
+        """About what a forward pass takes of memory for each patch, on top of the encoder."""
+        return self.shape.bytes_per_patch(self.dtype.itemsize, fused=self._fused is not None)
 
     def encode(self, batch: Sequence[Prepared]) -> list[Encoded | ItemError]:
         """Encode the batch in one forward pass, with the kernels "reference" in one for each image.
@@ -358,32 +347,34 @@ class PatchEncoder(TransformersEncoder):
 
         if self._fused is None and len(batch) > 1:
             return [one for prepared in batch for one in self.encode([prepared])]
-        rows = self._if_it_fits(lambda: self._forward(batch))
-        if rows is None:
+        features = self._if_it_fits(lambda: self._forward(batch))
+        if features is None:
             if len(batch) == 1:
                 return [_needs_memory(batch[0], self.device)]
             middle = len(batch) // 2
             return self.encode(batch[:middle]) + self.encode(batch[middle:])
-        finite = torch.stack([torch.isfinite(one).all() for one in rows]).tolist()  # the device is waited for once
+        every = [torch.isfinite(rows).all() for tensors in features for rows in tensors.values()]
+        finite = torch.stack(every).view(len(batch), -1).all(1).tolist()  # the device is waited for once
         return [
-            Encoded({POOLER_OUTPUT: one}, item.grid_thw, item.placeholder, item.inputs, kind=item.kind)
+            Encoded(tensors, item.grid_thw, item.placeholder, item.inputs, kind=item.kind)
             if is_finite
-            else _not_finite(one.dtype)
-            for item, one, is_finite in zip(batch, rows, finite, strict=True)
+            else _not_finite(self.dtype)
+            for item, tensors, is_finite in zip(batch, features, finite, strict=True)
         ]
 
     def _features(self, prepared: Prepared) -> list[OutputTensor]:
-        return [OutputTensor(POOLER_OUTPUT, self._forward([prepared])[0], LIST)]
+        (tensors,) = self._forward([prepared])
+        return [OutputTensor(one.name, tensors[one.key], one.container, one.level) for one in self.tensors]
 
-    def _forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
-        """Give the rows of each, images in one pass and slices of clips in another."""
-        rows: dict[int, torch.Tensor] = {}
+    def _forward(self, batch: Sequence[Prepared]) -> list[dict[str, torch.Tensor]]:
+        """Give the tensors of each, by their keys; images go through in one pass and slices of clips in another."""
+        rows: dict[int, dict[str, torch.Tensor]] = {}
         for kind in dict.fromkeys(one.kind for one in batch):
             numbers = [number for number, one in enumerate(batch) if one.kind == kind]
             rows |= zip(numbers, self._forward_of_one_kind([batch[number] for number in numbers]), strict=True)
         return [rows[number] for number in range(len(batch))]
 
-    def _forward_of_one_kind(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
+    def _forward_of_one_kind(self, batch: Sequence[Prepared]) -> list[dict[str, torch.Tensor]]:
         import torch
 
         self._check_cancelled()
@@ -400,15 +391,19 @@ class PatchEncoder(TransformersEncoder):
             values = self.preparer.normalised(pixels.to(self.device), batch[0].kind)
             grids = [_grid(prepared) for prepared in batch]
             if self._fused is not None:
-                merged = self._fused(values.to(self.dtype), grids, still=of_images)[0]
+                merged = self._fused(values.to(self.dtype), grids, still=of_images)
             else:
                 grid = torch.tensor(grids)  # [items, 3]
                 # cast as the full model does: `pixel_values.type(visual.dtype)`
                 full = (self._all_slices(values) if of_images else values).to(self.dtype)
-                merged = self.weights.module(full, grid_thw=grid.to(self.device)).pooler_output
-        if tuple(merged.shape) != (sum(counts), self.width):
-            raise ModelError(f"the encoder gave {list(merged.shape)} instead of {[sum(counts), self.width]}")
-        given = dict(zip(order, torch.split(merged, counts), strict=True))
+                output = self.weights.module(full, grid_thw=grid.to(self.device))
+                merged = [output.pooler_output, *(getattr(output, DEEPSTACK_FEATURES, None) or ())]
+        shapes, expected = [[*one.shape] for one in merged], [[sum(counts), one.width] for one in self.tensors]
+        if shapes != expected:
+            raise ModelError(f"the encoder gave {shapes} instead of {expected}")
+        parts = zip(*(torch.split(one, counts) for one in merged), strict=True)  # an item's tensors
+        keys = [one.key for one in self.tensors]
+        given = {number: dict(zip(keys, tensors, strict=True)) for number, tensors in zip(order, parts, strict=True)}
         return [given[number] for number in range(len(batch))]
 
 
@@ -455,12 +450,12 @@ def load_encoder(spec: EncoderSpec, on_load: OnLoad = nobody) -> TransformersEnc
         spec.checkpoint, device=torch.device(spec.device), dtype=getattr(torch, spec.dtype), on_load=on_load
     )
     began.append(time.perf_counter())
-    if not family.fused_kernels:
+    if not family.takes_patches:
         # as transformers loads them: torch's matmul goes another way, with other rounding, for frozen weights
         weights.model.requires_grad_(True)
     elif spec.kernels == "reference":
         _spare_memory(weights.module)
-    encoder = (PatchEncoder if family.fused_kernels else TransformersEncoder)(spec, weights, preparer)
+    encoder = (PatchEncoder if family.takes_patches else TransformersEncoder)(spec, weights, preparer)
     began.append(time.perf_counter())
     parts = ("load processor", "load weights", "prepare weights")
     encoder.load_seconds = {part: end - start for part, start, end in zip(parts, began, began[1:], strict=False)}
@@ -479,7 +474,7 @@ def _spare_memory(module: Any) -> None:
             return quick_gelu(x)
 
     for block in module.blocks:
-        if type(block.mlp.act) is QuickGELUActivation:
+        if type(getattr(block.mlp, "act", None)) is QuickGELUActivation:
             block.mlp.act = LeanQuickGELU()
 
 

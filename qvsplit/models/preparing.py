@@ -198,17 +198,17 @@ def load_preparer(checkpoint: Checkpoint, config: Any, *, min_pixels: int | None
     family, image_processor = checkpoint.family, processor.image_processor
     token = hf.image_token(checkpoint, config, processor.tokenizer)
     takes = forward_takes(class_of(checkpoint))
-    if not family.fused_kernels:
+    if not family.takes_patches:
         return Preparer(processor, family, token, takes)
-    vision = checkpoint.vision_settings
-    merge = vision["spatial_merge_size"]
+    vision = config.vision_config  # which has the class's own values where the file leaves them out
+    merge = vision.spatial_merge_size
     if image_processor.merge_size != merge:
         raise ModelError(
             f"{checkpoint.folder}: its processor merges {image_processor.merge_size} patches a side, its encoder "
             f"{merge}; download it again"
         )
     return PatchPreparer(
-        processor, family, token, takes, int(vision["in_channels"]), int(vision["temporal_patch_size"])
+        processor, family, token, takes, int(vision.in_channels), int(vision.temporal_patch_size)
     )  # fmt: skip
 
 

@@ -205,7 +205,8 @@ def test_slices_of_clips_have_a_budget_of_their_own_on_a_cpu(encoder):
 
 @pytest.fixture(scope="module")
 def with_levels(family_checkpoint) -> TransformersEncoder:
-    return load(family_checkpoint("qwen3_vl"), kernels="reference")
+    """Of a family whose forward pass is transformers' own."""
+    return load(family_checkpoint("qwen3_omni_moe"), kernels="reference")
 
 
 def test_what_a_store_says_of_its_videos(with_levels):

@@ -18,6 +18,7 @@ from qvsplit.pipeline.devices import StoreDeclares, load_devices
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import Summary
 from qvsplit.store.config import Provenance
+from qvsplit.store.features import POOLER_OUTPUT
 from qvsplit.store.opening import open_store
 from tests.support.extracting import PHOTOS, add, by_path, contents
 from tests.support.fake_encoder import fake_config
@@ -85,9 +86,9 @@ def test_rows_that_are_not_finite_are_never_written(extract_with_model, some_pho
     real = PatchEncoder._forward
 
     def spoiled(self, batch):
-        rows = [one.clone() for one in real(self, batch)]
-        rows[0][3, 5] = float("nan")
-        return rows
+        every = [{key: rows.clone() for key, rows in one.items()} for one in real(self, batch)]
+        every[0][POOLER_OUTPUT][3, 5] = float("nan")
+        return every
 
     monkeypatch.setattr(PatchEncoder, "_forward", spoiled)
     assert extract_with_model(some_photos, patch_budget=100_000).failed == 1
@@ -97,7 +98,11 @@ def test_rows_that_are_not_finite_are_never_written(extract_with_model, some_pho
 
 def test_values_beyond_the_storage_dtype_are_never_written(extract_with_model, some_photos, monkeypatch, out):
     real = PatchEncoder._forward
-    monkeypatch.setattr(PatchEncoder, "_forward", lambda self, batch: [one * 1e6 for one in real(self, batch)])
+
+    def larger(self, batch):
+        return [{key: rows * 1e6 for key, rows in one.items()} for one in real(self, batch)]
+
+    monkeypatch.setattr(PatchEncoder, "_forward", larger)
     assert extract_with_model(some_photos, storage_dtype="float16").failed == 4
     assert {row.error for row in open_store(out).rows} == {"has values beyond the range of float16"}
 
