@@ -174,11 +174,11 @@ _LISTED = (
     _qwen("qwen3_5_moe", patch=16, takes_patches=True),
     _qwen("qwen4_exp", patch=16, takes_patches=True),
     _qwen(
-        "qwen2_5_omni", patch=14, model_class="Qwen2_5OmniThinkerForConditionalGeneration",
+        "qwen2_5_omni", patch=14, takes_patches=True, model_class="Qwen2_5OmniThinkerForConditionalGeneration",
         ignored=("talker", "token2wav", "audio_tower"),
     ),
     _qwen(
-        "qwen3_omni_moe", patch=16, model_class="Qwen3OmniMoeThinkerForConditionalGeneration",
+        "qwen3_omni_moe", patch=16, takes_patches=True, model_class="Qwen3OmniMoeThinkerForConditionalGeneration",
         ignored=("talker", "code2wav", "audio_tower"),
     ),
     Family("glm4v", prefix="causal", max_aspect_ratio=200.0),

@@ -36,6 +36,7 @@ from qvsplit.sources.images import open_file
 from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.features import POOLER_OUTPUT
 from tests.support.checkpoints import make_tiny
+from tests.support.own_encoders import load_own_encoder
 
 
 def load(checkpoint, *, dtype: str = "float32", kernels: str = "fused") -> TransformersEncoder:
@@ -205,8 +206,7 @@ def test_slices_of_clips_have_a_budget_of_their_own_on_a_cpu(encoder):
 
 @pytest.fixture(scope="module")
 def with_levels(family_checkpoint) -> TransformersEncoder:
-    """Of a family whose forward pass is transformers' own."""
-    return load(family_checkpoint("qwen3_omni_moe"), kernels="reference")
+    return load_own_encoder(family_checkpoint("qwen3_vl"))
 
 
 def test_what_a_store_says_of_its_videos(with_levels):
