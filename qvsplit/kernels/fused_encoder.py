@@ -1,30 +1,34 @@
 """Run the encoder's forward pass, written for speed. transformers' own module is the reference, also in tests.
 
 In: pixels of one temporal slice of images, float [patches, channels·patch²], or of both of clips [patches,
-channels·temporal·patch²], and one grid (t, h, w) an item. Out:
-merged tokens [Σ t·h·w / merge², hidden_size]. The same sums in another order: in float32 within 1e-5 of the
+channels·temporal·patch²], and one grid (t, h, w) an item. Out: merged tokens [Σ t·h·w / merge², width], and as many
+of every deepstack level. The same sums in another order: in float32 within 1e-5 of the
 reference, relative; on CUDA within 1e-3, as transformers' patch embedding is a convolution there, whose operands cuDNN
 rounds to TF32, and the one here a product in float32. Rows of this forward pass have `fused` in their extraction
 config's `kernels`.
 
 What is done otherwise: the MLP and the queries, keys and values go a few rows at a time, so that their wide
 intermediates stay in the cache and the memory small; on a CPU weights are laid out once for oneDNN, which also
-applies quick GELU as it writes; rotary positions are written straight to where attention reads; neighbours of one
-size share an attention call, and on a GPU many small ones of many sizes do (varlen_attention.py); the patch embedding
-is a matrix product, of one temporal slice where both are the same. docs/decisions.md has what each brings.
+applies the activation as it writes, and multiplies for attention over long sequences (packed_attention.py); rotary
+positions are written straight to where attention reads; neighbours of one size share an attention call, and on a GPU
+many small ones of many sizes do (varlen_attention.py); patches are put into the order of windows as pixels; the patch
+embedding is a matrix product, of one temporal slice where both are the same. docs/decisions.md has what each brings.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from qvsplit.errors import ModelError
+from qvsplit.kernels.encoder_parts import BlockParts, EncoderParts, MergerParts, Positions, linear, take_parts
+from qvsplit.kernels.packed_attention import LEAST, attend_packed
 from qvsplit.kernels.packed_linear import PackedLinear, can_pack
 from qvsplit.kernels.varlen_attention import Found, Varlen, ends_of, find_varlen
 
@@ -42,40 +46,43 @@ QUICK_GELU = 1.702  # x · sigmoid(1.702 x)
 VARLEN_RUNS, VARLEN_PATCHES = 8, 1024
 
 
+def fuse(module: Any, *, check: Callable[[], None] = lambda: None, attention: str = "auto") -> FusedEncoder:
+    """Give the fused encoder that takes the place of transformers' `module`. Arguments: see `FusedEncoder`.
+
+    Raises:
+        ModelError: There is none for a module of its class.
+    """
+    return FusedEncoder(module, check=check, attention=attention)
+
+
 class FusedEncoder:
     """The fused encoder. Takes the weights out of the module it is made from, which is of no use afterwards.
 
     Args:
-        module: transformers' encoder.
+        module: transformers' encoder, of one of the classes in encoder_parts.py.
         check: Called between layers; what it raises ends the pass.
-        attention: "sdpa", a call for all neighbours of one size; "varlen", one call for all frames; "auto", whichever
-            is the faster.
+        attention: "sdpa", a call of torch's for all neighbours of one size; "varlen", one call for all frames; "auto",
+            whichever is the faster.
     """
 
     def __init__(self, module: Any, *, check: Callable[[], None] = lambda: None, attention: str = "auto") -> None:
         self.check = check
         self.attention = attention
         self._found: Found | None = None  # looked for when the first batch could use it
-        parameter = module.blocks[0].mlp.fc2.weight
-        self.device, self.dtype = parameter.device, parameter.dtype
-        self.heads: int = module.blocks[0].attn.num_heads
-        self.scale: float = module.blocks[0].attn.scaling
-        self.merge: int = module.spatial_merge_size
+        parts = take_parts(module)
+        self.device, self.dtype = parts.patches.device, parts.patches.dtype
+        self.heads, self.scale, self.merge = parts.heads, parts.scale, parts.merge
+        self.windows, self.full = parts.windows, parts.full
         self.rows = ROWS_CPU if self.device.type == "cpu" else ROWS_CUDA
-        self.frequencies = module.rotary_pos_emb.inv_freq.float()  # [head_dim / 4]
+        self.frequencies = parts.frequencies
         self.packed = self.device.type == "cpu" and can_pack(self.dtype)
-        self.slices = module.patch_embed.in_channels, module.patch_embed.temporal_patch_size
-        self.folded = self.dtype == torch.float32  # in fewer bits the sum of two weights would be rounded once more
-        whole, folded = _patch_embeddings(module)
-        self.embed = self._layer(whole)
-        self.embed_still = self._layer(folded) if self.folded else None
-        self.blocks = [self._block(block) for block in module.blocks]
-        merger = module.merger
-        self.last_norm, activation = merger.ln_q, merger.mlp[1]
-        fused = self.packed and type(activation) is nn.GELU and activation.approximate == "none"
-        self.merge_in = self._layer(_take(merger.mlp, "0"), "gelu" if fused else "none")
-        self.merge_act = None if fused else activation
-        self.merge_out = self._layer(_take(merger.mlp, "2"))
+        self.slices = parts.patches.shape[1], parts.patches.shape[2]
+        self.embed = self._layer(linear(parts.patches.flatten(1), parts.patches_bias))
+        self.embed_still = self._of_one_slice(parts)
+        self.positions = None if parts.positions is None else _Positions(parts.positions)
+        self.blocks = [_Block(self, block) for block in parts.blocks]
+        self.levels = {layer: _Merger(self, merger) for layer, merger in parts.levels}
+        self.merger = _Merger(self, parts.merger)
 
     def __call__(self, pixels: torch.Tensor, grids: Sequence[Grid], *, still: bool = True) -> list[torch.Tensor]:
         """Encode all items; their tokens come one behind the other. Shapes: see the module's docstring.
@@ -88,29 +95,58 @@ class FusedEncoder:
             still: Whether the items are images.
         """
         with torch.inference_mode():
-            if still and self.embed_still is not None:
-                x = self.embed_still(pixels)  # [patches, width]
-            else:
-                x = self.embed(all_slices(pixels, *self.slices) if still else pixels)
-            cos, sin = self._rotary(grids)
-            attention = self._attention(grids, x.shape[1] // self.heads)
+            frames = [h * w for t, h, w in grids for _ in range(t)]
+            order, windows = None, frames
+            if self.windows is not None:
+                order, windows = windows_of(grids, frames, self.windows)
+                order = order.to(self.device)
+                pixels = self._in_order(pixels, order)
+            x = self._embedded(pixels, still)  # [patches, width]
+            if self.positions is not None:
+                self.positions.add(x, grids, self.rows)
+            cos, sin = self._rotary(grids, order)
             heads = x.new_empty(3, self.heads, len(x), x.shape[1] // self.heads)  # queries, keys, values
-            for block in self.blocks:
+            within_frames = self._attention(frames, heads.shape[3])
+            within_windows = within_frames if order is None else self._attention(windows, heads.shape[3])
+            levels = []
+            for number, block in enumerate(self.blocks):
                 self.check()
-                block.attend(x, heads, cos, sin, attention)
+                block.attend(x, heads, cos, sin, within_frames if number in self.full else within_windows)
                 block.apply_mlp(x)
-            return [self._merged(x)]
+                if number in self.levels:
+                    levels.append(self.levels[number](x))
+            del heads
+            given = [self.merger(x), *levels]
+            if order is None:
+                return given
+            back = order.argsort()
+            return [one[back] for one in given]
 
-    def _attention(self, grids: Sequence[Grid], head_dim: int) -> Attention:
-        """Choose how attention within each frame is computed for this batch. RuntimeError where it cannot be so."""
-        frames = _frames(grids)
-        if self.attention == "varlen" or (self.attention == "auto" and _many_small(frames)):
+    def _of_one_slice(self, parts: EncoderParts) -> Layer | None:
+        """Give the embedding of a still image's slice. In fewer bits the sum of two weights would be rounded again."""
+        if self.dtype != torch.float32:
+            return None
+        return self._layer(linear(parts.patches.sum(2).flatten(1), parts.patches_bias))
+
+    def _embedded(self, pixels: torch.Tensor, still: bool) -> torch.Tensor:
+        if still and self.embed_still is not None:
+            return self.embed_still(pixels)
+        return self.embed(all_slices(pixels, *self.slices) if still else pixels)
+
+    def _in_order(self, patches: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+        """Put [patches, …] into the order of windows; the patches of a token stay together."""
+        return patches.unflatten(0, (-1, self.merge**2))[order].flatten(0, 1)
+
+    def _attention(self, sizes: Sequence[int], head_dim: int) -> Attention:
+        """Choose how attention within sequences of these lengths is computed. RuntimeError where it cannot be so."""
+        if self.attention == "varlen" or (self.attention == "auto" and _many_small(sizes)):
             found = self._varlen(head_dim)
             if found.function is not None:
-                return _by_varlen(found.function, frames, self.device)
+                return _by_varlen(found.function, sizes, self.device)
             if self.attention == "varlen":
                 raise RuntimeError(f"no attention over unequal lengths: {dict(found.lacks)}")
-        return functools.partial(_by_size, grids=grids, scale=self.scale)
+        packed = self.packed and self.dtype == torch.float32 and self.attention == "auto"
+        return functools.partial(_by_size, sizes=sizes, scale=self.scale, packed_from=LEAST if packed else None)
 
     def _varlen(self, head_dim: int) -> Found:
         if self._found is None:
@@ -120,69 +156,53 @@ class FusedEncoder:
                 self._found = Found(None, None, {"all": f"scores are scaled by {self.scale}"})
         return self._found
 
-    def _block(self, block: Any) -> _Block:
-        return _Block(self, block)
+    def _layer(self, layer: nn.Linear, then: str = "none") -> Layer:
+        """Pack `layer` where that is possible; what is returned alone holds its weight."""
+        return PackedLinear(layer, then) if self.packed else layer
 
-    def _layer(self, linear: nn.Linear, then: str = "none") -> Layer:
-        """Pack `linear` where that is possible; what is returned alone holds its weight."""
-        return PackedLinear(linear, then) if self.packed else linear
-
-    def _rotary(self, grids: Sequence[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotary(self, grids: Sequence[Grid], order: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute cosines and sines, float32 [patches, 1, 1, head_dim / 2]: rows' frequencies, then columns'."""
         places = []
         for t, h, w in grids:
             place = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))  # [2, h, w]
             place = place.reshape(2, h // self.merge, self.merge, w // self.merge, self.merge)
             places.append(place.transpose(2, 3).reshape(2, -1).repeat(1, t))  # as the processor orders patches
-        place = torch.cat(places, 1).to(self.device)  # [2, patches]: in one copy, however many images there are
-        angle = (place[..., None].float() * self.frequencies).transpose(0, 1).flatten(1)[:, None, None]
+        place = torch.cat(places, 1).to(self.device).T  # [patches, 2]: in one copy, however many images there are
+        place = place if order is None else self._in_order(place, order)
+        angle = (place[..., None].float() * self.frequencies).flatten(1)[:, None, None]
         return angle.cos(), angle.sin()
 
-    def _merged(self, x: torch.Tensor) -> torch.Tensor:
-        merged = [self._merge(rows) for rows in x.split(self.rows * self.merge**2)]
-        return torch.cat(merged) if len(merged) > 1 else merged[0]
 
-    def _merge(self, rows: torch.Tensor) -> torch.Tensor:
-        inner = self.merge_in(self.last_norm(rows).view(-1, self.merge**2 * rows.shape[1]))
-        return self.merge_out(inner if self.merge_act is None else self.merge_act(inner))
+class _Positions:
+    """Learned position embeddings."""
 
+    def __init__(self, parts: Positions) -> None:
+        self.table = parts.table.detach().float()  # transformers sums them in float32
+        self.how = parts.how
 
-def fuse(module: Any, *, check: Callable[[], None] = lambda: None, attention: str = "auto") -> FusedEncoder:
-    """Give the fused encoder that takes the place of transformers' `module`. Arguments: see `FusedEncoder`.
+    def add(self, x: torch.Tensor, grids: Sequence[Grid], rows: int) -> None:
+        """Add to `x` [patches, width], in place, what the table has for each patch of its image's grid."""
+        from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
-    Raises:
-        ModelError: There is none for a module of its class.
-    """
-    if not _is(module, "Qwen2VisionTransformerPretrainedModel"):
-        raise ModelError(f"no fused kernels for {type(module).__name__}: run it with --kernels reference")
-    return FusedEncoder(module, check=check, attention=attention)
-
-
-def _is(module: Any, name: str) -> bool:
-    return type(module).__name__ == name
+        found = get_vision_interpolation_indices_and_weights(torch.tensor(grids), **self.how)
+        places, weights = (one.to(x.device) for one in found)  # [patches, neighbours]
+        for part, place, weight in zip(x.split(rows), places.split(rows), weights.split(rows), strict=True):
+            part += nn.functional.embedding_bag(place, self.table, per_sample_weights=weight, mode="sum").to(x.dtype)
 
 
 class _Block:
     """One layer of the encoder, in two steps that add to `x` [patches, width] in place."""
 
-    def __init__(self, encoder: FusedEncoder, block: Any) -> None:
+    def __init__(self, encoder: FusedEncoder, parts: BlockParts) -> None:
         self.rows = encoder.rows
-        self.norm1, self.norm2 = block.norm1, block.norm2
-        self.qkv, self.proj = encoder._layer(_take(block.attn, "qkv")), encoder._layer(_take(block.attn, "proj"))
-        activation = block.mlp.act
-        quick = type(activation).__name__ == "QuickGELUActivation"
-        fused = quick and encoder.packed and encoder.dtype == torch.float32
-        up, down = _take(block.mlp, "fc1"), _take(block.mlp, "fc2")
-        if fused:  # oneDNN's swish has no factor: it goes into the weights, which in fewer bits would round them
-            up.weight, up.bias = nn.Parameter(up.weight * QUICK_GELU), nn.Parameter(up.bias * QUICK_GELU)
-            down.weight = nn.Parameter(down.weight / QUICK_GELU)
-        self.up, self.down = encoder._layer(up, "swish" if fused else "none"), encoder._layer(down)
-        self.activation: Layer | None = None if fused else quick_gelu if quick else activation
+        self.norm1, self.norm2 = _norm(parts.norm1), _norm(parts.norm2)
+        self.qkv, self.proj = encoder._layer(parts.qkv), encoder._layer(parts.proj)
+        self.mlp = _gated_mlp(encoder, parts) if len(parts.mlp) == 3 else _plain_mlp(encoder, parts)
 
     def attend(
         self, x: torch.Tensor, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention
     ) -> None:
-        """Add attention within each frame. `heads` [3, heads, patches, head_dim] is a buffer that is overwritten."""
+        """Add attention as `attention` spans it. `heads` [3, heads, patches, head_dim] is overwritten."""
         for rows, buffer, c, s in zip(
             x.split(self.rows), heads.split(self.rows, 2), cos.split(self.rows), sin.split(self.rows), strict=True
         ):
@@ -202,29 +222,118 @@ class _Block:
     def apply_mlp(self, x: torch.Tensor) -> None:
         """Add the MLP, some rows at a time."""
         for rows in x.split(self.rows):
-            inner = self.up(self.norm2(rows))
-            rows += self.down(inner if self.activation is None else self.activation(inner))
+            rows += self.mlp(self.norm2(rows))
 
 
-def _frames(grids: Sequence[Grid]) -> list[int]:
-    """Give the patches of every frame."""
-    return [h * w for t, h, w in grids for _ in range(t)]
+class _Merger:
+    """Makes one row of merge² patches."""
+
+    def __init__(self, encoder: FusedEncoder, parts: MergerParts) -> None:
+        self.patches = encoder.merge**2
+        self.rows = encoder.rows * self.patches
+        self.norm, self.shuffles_first = _norm(parts.norm), parts.shuffles_first
+        self.first, self.last = _activated(encoder, parts.first, parts.activation), encoder._layer(parts.last)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[patches, width] to [tokens, the output's width]."""
+        merged = [self.last(self.first(self._normed(rows))) for rows in x.split(self.rows)]
+        return torch.cat(merged) if len(merged) > 1 else merged[0]
+
+    def _normed(self, rows: torch.Tensor) -> torch.Tensor:
+        shape = (-1, self.patches * rows.shape[1])
+        return self.norm(rows.view(shape)) if self.shuffles_first else self.norm(rows).view(shape)
 
 
-def _many_small(frames: Sequence[int]) -> bool:
+def _plain_mlp(encoder: FusedEncoder, parts: BlockParts) -> Layer:
+    up, down = parts.mlp
+    quick = type(parts.activation).__name__ == "QuickGELUActivation"
+    if quick and encoder.packed and encoder.dtype == torch.float32:
+        # oneDNN's swish has no factor: it goes into the weights, which in fewer bits would round them
+        up = linear(up.weight * QUICK_GELU, up.bias * QUICK_GELU)
+        down = linear(down.weight / QUICK_GELU, down.bias)
+        return _chain(encoder._layer(up, "swish"), encoder._layer(down))
+    return _chain(_activated(encoder, up, quick_gelu if quick else parts.activation), encoder._layer(down))
+
+
+def _gated_mlp(encoder: FusedEncoder, parts: BlockParts) -> Layer:
+    gate, up, down = _activated(encoder, parts.mlp[0], parts.activation), *map(encoder._layer, parts.mlp[1:])
+
+    def gated(x: torch.Tensor) -> torch.Tensor:
+        return down(up.times(x, gate(x)) if isinstance(up, PackedLinear) else up(x) * gate(x))
+
+    return gated
+
+
+def _activated(encoder: FusedEncoder, layer: nn.Linear, activation: Layer) -> Layer:
+    """Give the layer with its activation behind it; a packed one applies those that oneDNN has as it writes."""
+    then = _then(activation) if encoder.packed else None
+    return _chain(encoder._layer(layer), activation) if then is None else encoder._layer(layer, then)
+
+
+def _then(activation: Layer) -> str | None:
+    """Give oneDNN's name of an activation."""
+    name = type(activation).__name__
+    if name == "GELUTanh":
+        return "gelu_tanh"
+    if isinstance(activation, nn.GELU):
+        return "gelu_tanh" if activation.approximate == "tanh" else "gelu"
+    return "swish" if name in ("SiLU", "SiLUActivation") else None
+
+
+def _chain(first: Layer, then: Layer) -> Layer:
+    return lambda x: then(first(x))
+
+
+def _norm(norm: Any) -> Layer:
+    """Give a norm in one call: transformers' RMSNorm has six."""
+    if not type(norm).__name__.endswith("RMSNorm"):
+        return cast(Layer, norm)
+    weight, eps = norm.weight, norm.variance_epsilon
+    return lambda x: nn.functional.rms_norm(x, weight.shape, weight, eps)
+
+
+def windows_of(grids: Sequence[Grid], frames: Sequence[int], how: dict[str, Any]) -> tuple[torch.Tensor, list[int]]:
+    """Cut frames into windows, and put those of one size within a frame beside one another.
+
+    Args:
+        grids: One an item.
+        frames: The patches of each frame.
+        how: transformers' arguments for it.
+
+    Returns:
+        The tokens in the order of windows, int64 [tokens], and the patches of each window.
+    """
+    from transformers.vision_utils import get_vision_window_index
+
+    index, ends = get_vision_window_index(torch.tensor(grids), **how)
+    sizes: list[int] = ends.diff().tolist()
+    windows = index.split([size // how["spatial_merge_size"] ** 2 for size in sizes])
+    last = list(itertools.accumulate(frames))
+    frame = [bisect.bisect_left(last, end) for end in ends[1:].tolist()]
+    order = sorted(range(len(sizes)), key=lambda number: (frame[number], -sizes[number]))
+    return torch.cat([windows[number] for number in order]), [sizes[number] for number in order]
+
+
+def _many_small(sizes: Sequence[int]) -> bool:
     """Say whether calls by size would be many and small."""
-    runs = sum(1 for _ in groupby(frames))
-    return runs >= VARLEN_RUNS and sum(frames) <= runs * VARLEN_PATCHES
+    runs = sum(1 for _ in groupby(sizes))
+    return runs >= VARLEN_RUNS and sum(sizes) <= runs * VARLEN_PATCHES
 
 
-def _by_size(heads: torch.Tensor, *, grids: Sequence[Grid], scale: float) -> torch.Tensor:
-    """Compute attention within each frame, a call for neighbours of one size."""
-    return torch.cat([_attend_frames(part, number, scale) for part, number in _runs_of_one_size(heads, grids)])
+def _by_size(heads: torch.Tensor, *, sizes: Sequence[int], scale: float, packed_from: int | None) -> torch.Tensor:
+    """Compute attention within sequences, a call for neighbours of one size; `packed_from`: see packed_attention.py."""
+    attended = [
+        _attend_packed(part, number, scale)
+        if packed_from is not None and part.shape[2] >= packed_from * number
+        else _attend_torch(part, number, scale)
+        for part, number in _runs_of_one_size(heads, sizes)
+    ]
+    return torch.cat(attended) if len(attended) > 1 else attended[0]
 
 
-def _by_varlen(varlen: Varlen, frames: Sequence[int], device: torch.device) -> Attention:
-    """Compute attention within each frame, one call for all."""
-    ends, longest = ends_of(frames, device), max(frames)
+def _by_varlen(varlen: Varlen, sizes: Sequence[int], device: torch.device) -> Attention:
+    """Compute attention within sequences, one call for all."""
+    ends, longest = ends_of(sizes, device), max(sizes)
 
     def attend(heads: torch.Tensor) -> torch.Tensor:
         q, k, v = heads.transpose(1, 2).unbind()  # [patches, heads, head_dim]
@@ -233,31 +342,24 @@ def _by_varlen(varlen: Varlen, frames: Sequence[int], device: torch.device) -> A
     return attend
 
 
-def _attend_frames(heads: torch.Tensor, number: int, scale: float) -> torch.Tensor:
-    """Compute attention over `number` frames of one size: [3, heads, number·n, head_dim] to [number·n, width]."""
+def _attend_torch(heads: torch.Tensor, number: int, scale: float) -> torch.Tensor:
+    """Compute attention over `number` sequences of n: [3, heads, number·n, head_dim] to [number·n, width]."""
     q, k, v = heads.unflatten(2, (number, -1)).transpose(1, 2).unbind()  # [number, heads, n, head_dim]
     attended = nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
     return attended.transpose(1, 2).reshape(-1, attended.shape[1] * attended.shape[3])
 
 
-def _runs_of_one_size(heads: torch.Tensor, grids: Sequence[Grid]) -> list[tuple[torch.Tensor, int]]:
-    """Cut `heads` into runs of frames of equally many patches; give with each how many frames it has."""
-    frames = _frames(grids)
-    runs = [(size, len(list(run))) for size, run in groupby(frames)]
+def _attend_packed(heads: torch.Tensor, number: int, scale: float) -> torch.Tensor:
+    """Compute the same, one sequence after the other."""
+    parts = [attend_packed(q, k, v, scale) for q, k, v in (part.unbind() for part in heads.chunk(number, 2))]
+    return torch.cat(parts).flatten(1)
+
+
+def _runs_of_one_size(heads: torch.Tensor, sizes: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
+    """Cut `heads` into runs of sequences of equal length; give with each how many it has."""
+    runs = [(size, len(list(run))) for size, run in groupby(sizes)]
     parts = heads.split([size * number for size, number in runs], dim=2)
     return [(part, number) for part, (_, number) in zip(parts, runs, strict=True)]
-
-
-def _patch_embeddings(module: Any) -> tuple[nn.Linear, nn.Linear]:
-    """Give the convolution, whose kernel is its stride, as a matrix product: whole, and of one of two equal slices."""
-    weight = _take(module.patch_embed, "proj").weight  # [width, channels, temporal, patch, patch]
-    return _linear(weight), _linear(weight.sum(2))
-
-
-def _linear(weight: torch.Tensor) -> nn.Linear:
-    linear = nn.Linear(1, 1, bias=False)
-    linear.weight = nn.Parameter(weight.flatten(1), requires_grad=False)
-    return linear
 
 
 def all_slices(pixels: torch.Tensor, channels: int, temporal: int) -> torch.Tensor:
@@ -268,10 +370,3 @@ def all_slices(pixels: torch.Tensor, channels: int, temporal: int) -> torch.Tens
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
     """Compute quick GELU, x · sigmoid(1.702 x), with one intermediate where transformers has three. The same bits."""
     return (QUICK_GELU * x).sigmoid_().mul_(x)
-
-
-def _take(parent: Any, name: str) -> Any:
-    """Take a layer out of its module, which lets go of it: nothing may hold a plain weight longer than it must."""
-    child = getattr(parent, name)
-    setattr(parent, name, None)
-    return child

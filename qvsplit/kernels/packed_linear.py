@@ -13,19 +13,21 @@ import functools
 import torch
 from torch import nn
 
+VARIANTS = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}  # as torch's operator calls them
 ROWS = 16  # the number of rows that the layout is made for; it serves one row and a thousand well, too
 
 
 class PackedLinear(nn.Module):  # type: ignore[misc]
     """`nn.Linear` with its weight packed, on a CPU. Takes and gives the weight's dtype.
 
-    `then` names what oneDNN does to each value as it writes it: `swish` (x · sigmoid(x)), `gelu` (the exact one).
+    `then` names what oneDNN does to each value as it writes it: `swish` (x · sigmoid(x)), `gelu` (the exact one),
+    `gelu_tanh` (its approximation by tanh).
     Of a linear layer on torch's "meta" device it is empty until `lay_out` gives it a weight.
     """
 
     def __init__(self, linear: nn.Linear, then: str = "none") -> None:
         super().__init__()
-        self.then, self.variant = then, "none" if then == "gelu" else ""
+        self.then, self.variant = VARIANTS.get(then, (then, ""))
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
         if not linear.weight.is_meta:
@@ -64,7 +66,8 @@ def can_pack(dtype: torch.dtype) -> bool:
     near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     with torch.no_grad():
         plain = linear(x)
-        expected = {"none": plain, "swish": plain * plain.sigmoid(), "gelu": nn.functional.gelu(plain)}
+        gelu, tanh = nn.functional.gelu(plain), nn.functional.gelu(plain, approximate="tanh")
+        expected = {"none": plain, "swish": plain * plain.sigmoid(), "gelu": gelu, "gelu_tanh": tanh}
         try:
             return torch.allclose(PackedLinear(linear).times(x, other), plain * other, **near) and all(
                 torch.allclose(PackedLinear(linear, then)(x), y, **near) for then, y in expected.items()
