@@ -207,8 +207,8 @@ def test_images_prepared_on_the_device_are_those_of_a_store_made_so(checkpoint, 
 
 
 def test_device_preparing_is_refused_where_there_is_none(family_checkpoint):
-    with pytest.raises(UsageError, match="not for this qwen2_5_vl; use `prepare_on=cpu`"):
-        load_encoder(family_checkpoint("qwen2_5_vl"), device="cpu", prepare_on="device")
+    with pytest.raises(UsageError, match="not for this glm4v; use `prepare_on=cpu`"):
+        load_encoder(family_checkpoint("glm4v"), device="cpu", prepare_on="device")
 
 
 def test_no_such_model(tmp_path):

@@ -268,7 +268,7 @@ def test_reference_answers_of_other_families_have_the_full_models_bits(
     tmp_path, family_checkpoint, some_images, name, dtype
 ):
     folder = family_checkpoint(name)
-    made = ExtractOptions(model=str(folder), dtype=dtype)
+    made = ExtractOptions(model=str(folder), dtype=dtype, kernels="reference")
     extract_files([some_images], out=tmp_path / "embeds", options=made)
     session = load_session(
         open_store(tmp_path / "embeds"), AskOptions(dtype=dtype, kernels="reference", max_new_tokens=NEW_TOKENS)

@@ -83,8 +83,9 @@ def test_clips_and_parts_have_the_full_models_bits_and_tokens(made, name):
     assert {check.explanation for check in checks} == {"same bits, same tokens"}
 
 
-def test_whole_videos_by_fused_kernels(made):
-    store = open_store(made("qwen2_vl", clip_seconds=0.0, gif="image", kernels="fused"))
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_whole_videos_by_fused_kernels(made, name):
+    store = open_store(made(name, clip_seconds=0.0, gif="image", kernels="fused"))
     checks = list(verify.check_items(store, list(store)))
     assert [check.path for check in checks] == ["long.mkv", "photo.png", "short.mp4", "wave.gif"]
     assert all(check.agrees and check.skipped is None for check in checks), checks

@@ -44,8 +44,8 @@ class Family:
         default_max_pixels: The most pixels of an image where nobody says; see docs/decisions.md. None for a family
             whose processor has no such limit.
         max_aspect_ratio: The processor refuses images that are longer than this many times their width.
-        takes_patches: Whether its encoder is a `PatchEncoder` (models/encoder.py): images as patches, a grid each.
-        fused_kernels: Whether kernels/fused_encoder.py has its encoder.
+        fused_kernels: Whether kernels/fused_encoder.py has its encoder. Such a one takes patches: models/encoder.py has
+            it as `PatchEncoder`.
         container: What holds the features of such an encoder in the model's own output, as the family's stores say it.
         vision_settings: The fields of `vision_config` that decide features. None: all of it, as the file has it.
         processor_settings: The fields of the image processor's config that decide features. None: likewise.
@@ -62,7 +62,6 @@ class Family:
     takes_bare_prompts: bool = False
     default_max_pixels: int | None = None
     max_aspect_ratio: float | None = None
-    takes_patches: bool = False
     fused_kernels: bool = False
     container: str = "tuple"
     vision_settings: Mapping[str, Setting] | None = field(default=None, repr=False)
@@ -145,7 +144,6 @@ QWEN2_VL = Family(
     prefix="causal",
     default_max_pixels=1280 * 28 * 28,  # 1,280 tokens an image
     max_aspect_ratio=200.0,
-    takes_patches=True,
     fused_kernels=True,
     container="list",
     vision_settings=VISION_SETTINGS,
@@ -156,8 +154,9 @@ QWEN2_VL = Family(
 def _qwen(model_type: str, *, patch: int, **more: Any) -> Family:
     """Give a later family of the Qwen-VL line: patches of `patch` pixels, 2 × 2 of them a token."""
     return Family(
-        model_type, prefix="causal", default_max_pixels=1280 * (2 * patch) ** 2, max_aspect_ratio=200.0, **more
-    )
+        model_type, prefix="causal", default_max_pixels=1280 * (2 * patch) ** 2, max_aspect_ratio=200.0,
+        fused_kernels=True, **more,
+    )  # fmt: skip
 
 
 def _projected(model_type: str, prefix: Prefix = "causal", **more: Any) -> Family:
@@ -167,18 +166,18 @@ def _projected(model_type: str, prefix: Prefix = "causal", **more: Any) -> Famil
 
 _LISTED = (
     QWEN2_VL,
-    _qwen("qwen2_5_vl", patch=14, takes_patches=True),
-    _qwen("qwen3_vl", patch=16, takes_patches=True),
-    _qwen("qwen3_vl_moe", patch=16, takes_patches=True),
-    _qwen("qwen3_5", patch=16, takes_patches=True),
-    _qwen("qwen3_5_moe", patch=16, takes_patches=True),
-    _qwen("qwen4_exp", patch=16, takes_patches=True),
+    _qwen("qwen2_5_vl", patch=14),
+    _qwen("qwen3_vl", patch=16),
+    _qwen("qwen3_vl_moe", patch=16),
+    _qwen("qwen3_5", patch=16),
+    _qwen("qwen3_5_moe", patch=16),
+    _qwen("qwen4_exp", patch=16),
     _qwen(
-        "qwen2_5_omni", patch=14, takes_patches=True, model_class="Qwen2_5OmniThinkerForConditionalGeneration",
+        "qwen2_5_omni", patch=14, model_class="Qwen2_5OmniThinkerForConditionalGeneration",
         ignored=("talker", "token2wav", "audio_tower"),
     ),
     _qwen(
-        "qwen3_omni_moe", patch=16, takes_patches=True, model_class="Qwen3OmniMoeThinkerForConditionalGeneration",
+        "qwen3_omni_moe", patch=16, model_class="Qwen3OmniMoeThinkerForConditionalGeneration",
         ignored=("talker", "code2wav", "audio_tower"),
     ),
     Family("glm4v", prefix="causal", max_aspect_ratio=200.0),

@@ -450,12 +450,12 @@ def load_encoder(spec: EncoderSpec, on_load: OnLoad = nobody) -> TransformersEnc
         spec.checkpoint, device=torch.device(spec.device), dtype=getattr(torch, spec.dtype), on_load=on_load
     )
     began.append(time.perf_counter())
-    if not family.takes_patches:
+    if not family.fused_kernels:
         # as transformers loads them: torch's matmul goes another way, with other rounding, for frozen weights
         weights.model.requires_grad_(True)
     elif spec.kernels == "reference":
         _spare_memory(weights.module)
-    encoder = (PatchEncoder if family.takes_patches else TransformersEncoder)(spec, weights, preparer)
+    encoder = (PatchEncoder if family.fused_kernels else TransformersEncoder)(spec, weights, preparer)
     began.append(time.perf_counter())
     parts = ("load processor", "load weights", "prepare weights")
     encoder.load_seconds = {part: end - start for part, start, end in zip(parts, began, began[1:], strict=False)}

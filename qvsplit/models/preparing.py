@@ -198,7 +198,7 @@ def load_preparer(checkpoint: Checkpoint, config: Any, *, min_pixels: int | None
     family, image_processor = checkpoint.family, processor.image_processor
     token = hf.image_token(checkpoint, config, processor.tokenizer)
     takes = forward_takes(class_of(checkpoint))
-    if not family.takes_patches:
+    if not family.fused_kernels:
         return Preparer(processor, family, token, takes)
     vision = config.vision_config  # which has the class's own values where the file leaves them out
     merge = vision.spatial_merge_size

@@ -65,7 +65,7 @@ def test_verify_finds_features_that_are_not_the_models(run_cli, store, monkeypat
 @pytest.mark.parametrize("name", ["qwen3_vl", "internvl", "paligemma2"])
 def test_stores_of_other_families_agree_with_their_full_models(run_cli, some_photos, family_checkpoint, tmp_path, name):
     """Several tensors; another shape; a text model that has no attention by torch's own function."""
-    extractor(str(family_checkpoint(name)), tmp_path / "e")(some_photos)
+    extractor(str(family_checkpoint(name)), tmp_path / "e")(some_photos, kernels="reference")
     code, out, said = run_cli("verify", tmp_path / "e", "--sample", 2)
     assert (code, said) == (0, "")
     assert out.count(": same bits, same tokens\n") == 2
@@ -101,7 +101,7 @@ def test_parts_of_a_video_are_compared_beside_images(run_cli, family_checkpoint,
     folder.mkdir()
     make_clip(folder / "film.mp4", 125)
     shutil.copyfile(PHOTOS["coffee.png"], folder / "coffee.png")
-    small = {"max_pixels": 32 * 32 * 8, "video_max_tokens": 40}
+    small = {"max_pixels": 32 * 32 * 8, "video_max_tokens": 40, "kernels": "reference"}
     extractor(str(family_checkpoint("qwen3_vl")), tmp_path / "e")(folder, clip_seconds=2.5, **small)
     code, out, said = run_cli("verify", tmp_path / "e", "--sample", 9)
     assert (code, said) == (0, "")
