@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from qvsplit.kernels.encoder_parts import BlockParts, EncoderParts, MergerParts, Positions, linear, take_parts
-from qvsplit.kernels.packed_attention import LEAST, attend_packed
+from qvsplit.kernels.packed_attention import LEAST, attend_packed, can_attend_packed
 from qvsplit.kernels.packed_linear import PackedLinear, can_pack
 from qvsplit.kernels.varlen_attention import Found, Varlen, ends_of, find_varlen
 
@@ -145,7 +145,7 @@ class FusedEncoder:
                 return _by_varlen(found.function, sizes, self.device)
             if self.attention == "varlen":
                 raise RuntimeError(f"no attention over unequal lengths: {dict(found.lacks)}")
-        packed = self.packed and self.dtype == torch.float32 and self.attention == "auto"
+        packed = self.packed and self.dtype == torch.float32 and self.attention == "auto" and can_attend_packed()
         return functools.partial(_by_size, sizes=sizes, scale=self.scale, packed_from=LEAST if packed else None)
 
     def _varlen(self, head_dim: int) -> Found:
