@@ -33,7 +33,7 @@ DECODER = "from qvsplit.sources import images, videos; import qvsplit.sources.de
 LIGHT_COMMANDS = "import qvsplit.cli, rich.console, rich.markdown, rich.panel, rich.table"
 # what extract, ask and gate import for a tiny checkpoint
 COMMANDS = """
-import pyarrow.parquet, torch
+import pandas, pyarrow.parquet, torch  # pandas: pyarrow imports it where it is installed
 import qvsplit.answering.loading, qvsplit.answering.local_engine, qvsplit.ask, qvsplit.cli, qvsplit.extract
 import qvsplit.judging, qvsplit.models.encoder, qvsplit.models.language, qvsplit.models.ways, qvsplit.on_demand
 import qvsplit.models.copied_prefix, qvsplit.models.shared_prefix, qvsplit.models.whole_prompt
@@ -41,6 +41,9 @@ import qvsplit.output.table, qvsplit.verify, typer._adapters
 from transformers import AutoProcessor, AutoTokenizer
 from transformers.models.qwen2_vl import image_processing_qwen2_vl, modeling_qwen2_vl, processing_qwen2_vl
 from transformers.models.qwen2_vl import video_processing_qwen2_vl
+import qvsplit.answering.schema, qvsplit.answering.selection, qvsplit.kernels.fused_decoder
+import qvsplit.kernels.fused_encoder, qvsplit.models.packed_suffixes, qvsplit.models.scoring, qvsplit.output.report
+import qvsplit.pipeline.execution, packaging.requirements
 import prompt_toolkit, qvsplit.commands.line_editor
 from tests.support import fake_encoder, chat_loops
 torch.set_num_threads(1)

@@ -295,7 +295,7 @@ def survives(
 
 def serve() -> None:
     """Import, then fork a child for each order."""
-    import pyarrow.pandas_compat  # so that children need not
+    import pandas  # noqa: F401 - pyarrow would import it in every child
     import pyarrow.parquet  # noqa: F401
     import torch
 
