@@ -24,6 +24,7 @@ from qvsplit.answering.options import MAX_NEW_TOKENS, AskOptions
 from qvsplit.answering.recorder import Origin, Recorder, prompt_hash
 from qvsplit.answering.requests import SKIPPED, PromptItems, Questioner
 from qvsplit.answering.survey import Recall, Survey, SurveyOptions
+from qvsplit.checkpoints.adapter import open_adapter
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.opening import choose_checkpoint, open_checkpoint
 from qvsplit.errors import StoreDamaged, UsageError
@@ -100,8 +101,8 @@ class Session:
 
     @property
     def model(self) -> str:
-        """The model as it was named."""
-        return self.checkpoint.name
+        """The model as it was named, and the adapter if it has one."""
+        return self.checkpoint.label
 
     @property
     def is_loaded(self) -> bool:
@@ -312,8 +313,8 @@ class FeatureSession:
 
     @property
     def model(self) -> str:
-        """The model as it was named."""
-        return self.checkpoint.name
+        """The model as it was named, and the adapter if it has one."""
+        return self.checkpoint.label
 
     def answer(
         self,
@@ -427,7 +428,10 @@ def checked_language_model(collection: Collection, options: AskOptions) -> tuple
     provenance = collection.provenance
     if provenance is None:
         raise UsageError(_NOTHING)
-    checkpoint = choose_checkpoint(options.model, "language", own=provenance.model, revision=provenance.revision)
+    checkpoint = choose_checkpoint(
+        options.model, "language", own=provenance.model, revision=provenance.revision, adapter=options.adapter,
+        own_adapter=provenance.adapter,
+    )  # fmt: skip
     return checkpoint, check_encoder(collection, checkpoint, allow_unchecked=options.unchecked_encoder)
 
 
@@ -457,7 +461,8 @@ def load_language_model(
     """
     name = arguments.a_path("model", model, "a checkpoint's folder or hub name")
     options = asked_options(options, model=name, device=device, dtype=dtype)
-    checkpoint = open_checkpoint(name, "language")
+    adapter = None if options.adapter is None else open_adapter(options.adapter)
+    checkpoint = open_checkpoint(name, "language", adapter=adapter)
     reader = FeaturesAtHand()
     engine = engine_for(checkpoint, options, reader, loaded=True, on_load=on_load)
     return FeatureSession(engine, reader, checkpoint, options)

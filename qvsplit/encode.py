@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from os import PathLike, path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from qvsplit.checkpoints.adapter import open_adapter
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ItemError, ItemNotFound, UsageError
 from qvsplit.models import encoder as models
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     Image = str | PathLike[str] | bytes | PIL.Image.Image | npt.NDArray[np.uint8]
 
 T = TypeVar("T")
+_AN_ADAPTER = "an adapter's folder or hub name"
 _AN_IMAGE = "a path, a file's bytes, a PIL image or a uint8 array [height, width, 3]"
 
 
@@ -175,7 +177,7 @@ class VisionEncoder:
         """Say which encoder, and where it computes in what."""
         config, closed = self.config, ", closed" if self._encoder is None else ""
         return (
-            f"<VisionEncoder of {self._spec.checkpoint.name}: {config.family}, {config.compute_dtype} on "
+            f"<VisionEncoder of {self._spec.checkpoint.label}: {config.family}, {config.compute_dtype} on "
             f"{self.device}, kernels {config.kernels}{closed}>"
         )
 
@@ -183,6 +185,7 @@ class VisionEncoder:
 def load_encoder(
     model: str | PathLike[str],
     *,
+    adapter: str | PathLike[str] | None = None,
     device: str | None = None,
     dtype: str | None = None,
     min_pixels: int | None = None,
@@ -200,6 +203,7 @@ def load_encoder(
 
     Args:
         model: A checkpoint's folder or hub name, `NAME@REVISION` for a revision, or `demo`.
+        adapter: A PEFT adapter's folder or hub name, likewise: merged into the encoder.
         device: `cpu`, `cuda` or `cuda:N`; by default CUDA where there is one.
         dtype: Compute in `float32`, `bfloat16` or `float16`; by default float32 on a CPU, the checkpoint's on CUDA.
         min_pixels: Smaller images are scaled up to this many pixels; by default the checkpoint's own limit.
@@ -228,7 +232,8 @@ def load_encoder(
             max_image_pixels=max_image_pixels,
         )
     )
-    checkpoint = open_checkpoint(name, "encoder")
+    merged = None if adapter is None else open_adapter(arguments.a_path("adapter", adapter, _AN_ADAPTER))
+    checkpoint = open_checkpoint(name, "encoder", adapter=merged)
     place = devices.choose_device(device)
     chosen = devices.choose_dtype(dtype, place, checkpoint.stored_dtype("encoder"))
     spec = EncoderSpec(

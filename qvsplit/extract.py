@@ -125,7 +125,7 @@ def _nothing_to_do(call: Call, view: View) -> Summary | None:
     if total is None:
         return None
     check_against(call.options, view.store.config, call.storage.location)
-    if call.options.model is not None:
+    if call.options.model is not None or call.options.adapter is not None:
         from qvsplit.pipeline.devices import check_model
 
         check_model(call.options, view.store.config, view.store.provenance)

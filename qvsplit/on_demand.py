@@ -290,10 +290,12 @@ def encoder_options(
     common = ExtractOptions(device=device, item_timeout=item_timeout, max_image_pixels=max_image_pixels)
     if store is None:
         kernels = None if asked.kernels == KERNELS[0] else asked.kernels  # a family may have but one
-        return replace(common, model=asked.model, dtype=asked.dtype, kernels=kernels)
+        return replace(common, model=asked.model, adapter=asked.adapter, dtype=asked.dtype, kernels=kernels)
     checkpoint, _ = checked_language_model(store, asked)
     has_encoder = bool(checkpoint.file_names("encoder"))  # of a language model alone: the store's own, then
-    return replace(common, model=asked.model if has_encoder else None)
+    is_adapted = checkpoint.adapter is not None and bool(checkpoint.adapter.names_of(checkpoint.family, "encoder"))
+    adapter = asked.adapter if is_adapted else None  # one for questions alone is nothing to the encoder
+    return replace(common, model=asked.model if has_encoder else None, adapter=adapter)
 
 
 def is_file(name: str) -> bool:

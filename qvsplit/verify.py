@@ -249,6 +249,7 @@ def check_items(
     rows: Sequence[Row],
     *,
     model: str | None = None,
+    adapter: str | None = None,
     device: str | None = None,
     kernels: str = KERNELS[0],
     on_load: OnLoad = nobody,
@@ -266,6 +267,7 @@ def check_items(
         store: Whose features and answers are compared.
         rows: Of which items.
         model: A checkpoint's folder or hub name; by default the store's own.
+        adapter: A PEFT adapter's folder or hub name; by default, with the store's own model, the store's own.
         device: `cpu`, `cuda` or `cuda:N`.
         kernels: How answers are computed: "fused", as `ask` has it by default, or "reference".
         on_load: Hears how the full model is loaded, and then how the language model is.
@@ -277,7 +279,7 @@ def check_items(
         ModelError: The full model cannot be loaded.
     """
     arguments.check_one_of("kernels", kernels, KERNELS)
-    reference = _Reference(store, model, device, kernels, on_load)
+    reference = _Reference(store, model, adapter, device, kernels, on_load)
     compared: list[tuple[Row, ItemCheck, _Answered | None]] = []
     # whatever is stored as a video was read as one
     with closing(DecoderPool(gifs_are_videos=True)) as pool:
@@ -405,7 +407,15 @@ def _clip_of(row: Row, info: VideoInfo) -> Clip:
 class _Reference:
     """The full model with its processor, with the limits of a store's extraction config in force."""
 
-    def __init__(self, store: Store, model: str | None, device: str | None, kernels: str, on_load: OnLoad) -> None:
+    def __init__(
+        self,
+        store: Store,
+        model: str | None,
+        adapter: str | None,
+        device: str | None,
+        kernels: str,
+        on_load: OnLoad,
+    ) -> None:
         on_load(LIBRARIES, 0, 0)
         import torch
 
@@ -417,7 +427,9 @@ class _Reference:
         assert store.config is not None
         assert store.provenance is not None
         origin = store.provenance
-        checkpoint = choose_checkpoint(model, "both", own=origin.model, revision=origin.revision)
+        checkpoint = choose_checkpoint(
+            model, "both", own=origin.model, revision=origin.revision, adapter=adapter, own_adapter=origin.adapter
+        )
         check_encoder(store, checkpoint)
         dtype = getattr(torch, store.config.compute_dtype)
         self.store = store
@@ -604,6 +616,7 @@ def describe(store: Store) -> dict[str, Any]:
         "tensors": [spec.key for spec in store.tensors or ()],
         "model": store.provenance.model,
         "revision": store.provenance.revision,
+        "adapter": store.provenance.adapter,
         "device": store.provenance.device,
         "versions": dict(store.provenance.versions),
         "kernels": store.config.kernels,

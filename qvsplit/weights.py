@@ -24,6 +24,7 @@ from qvsplit.checkpoints.families import Family, without_root
 from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, SINGLE_FILE, small_files
 from qvsplit.checkpoints.fingerprint import TensorHasher, encoder_fingerprint, fingerprint_of
 from qvsplit.checkpoints.hf import hearing_tensors, load_config, transformers_errors
+from qvsplit.checkpoints.merging import fitted_adapter
 from qvsplit.checkpoints.model_class import class_of, half_class
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.checkpoints.streaming import StreamedReading
@@ -74,6 +75,7 @@ def load_encoder_weights(
         ModelError: There is no encoder, or a file is damaged.
     """
     warn_of_other_versions("transformers")
+    adapter = fitted_adapter(checkpoint, "encoder")
     places = checkpoint.encoder_places()
     config = load_config(checkpoint)
     encoder_class = half_class(class_of(checkpoint), checkpoint.family.encoder_has)
@@ -99,6 +101,8 @@ def load_encoder_weights(
         )
     _check_loaded(checkpoint, info)
     del state
+    if adapter is not None:
+        model = adapter.merged(model)
     model.requires_grad_(False)
     model.to(device)  # the rotary buffers, which no checkpoint holds; transformers too computes them on the CPU
     return EncoderWeights(
@@ -161,6 +165,7 @@ def load_language_model(
     from qvsplit.kernels.packed_linear import can_pack
 
     warn_of_other_versions("transformers")
+    adapter = fitted_adapter(checkpoint, "language")
     family = checkpoint.family
     config = load_config(checkpoint)
     # a file may hold tensors of both halves
@@ -172,7 +177,7 @@ def load_language_model(
     ours = kernels == "fused" and device_map is None
     plain = ours and dtype is not None and "quantization_config" not in checkpoint.config
     fused = plain and can_pack(dtype)
-    reading = StreamedReading(places, Layout if fused else Plain, on_load)
+    reading = StreamedReading(places, Layout if fused and adapter is None else Plain, on_load)
     if plain:
         language_class = reading.model_class(language_class)
     with _language_view(checkpoint) as folder, transformers_errors(checkpoint), hearing_tensors(on_load, sizes):
@@ -191,7 +196,9 @@ def load_language_model(
     if info.get("error_msgs"):
         raise ModelError(f"{checkpoint.folder} cannot be loaded: {info['error_msgs'][0]}")
     model.name_or_path = str(checkpoint.folder)
-    if fused and not reading.used:
+    if adapter is not None:
+        model = adapter.merged(model)
+    if fused and (adapter is not None or not reading.used):
         on_load(LAYOUT, 0, 0)
         lay_out(model)
     elif kernels == "fused" and "quantization_config" not in checkpoint.config and _is_whole_on_a_gpu(model):
@@ -220,6 +227,7 @@ def load_full_model(
         ModelError: It cannot be loaded.
     """
     warn_of_other_versions("transformers")
+    adapter = fitted_adapter(checkpoint, "both")
     sizes = {name: place.size for name, place in checkpoint.places(checkpoint.tensor_names("both")).items()}
     with transformers_errors(checkpoint), hearing_tensors(on_load, sizes):
         model, info = class_of(checkpoint).from_pretrained(
@@ -231,6 +239,8 @@ def load_full_model(
             output_loading_info=True,
         )
     _check_loaded(checkpoint, info)
+    if adapter is not None:
+        model = adapter.merged(model)
     return model.to(device).eval()
 
 

@@ -29,7 +29,8 @@ def check_features(
     """Give the evidence that features were made by the encoder of `checkpoint`.
 
     `fingerprint`: computed from the encoder at hand. `note`: from the note of a language-only checkpoint of ours.
-    `revision`: the same name and commit on the hub. `unchecked`: none, and the user said that will do.
+    `revision`: the same name and commit on the hub. `unchecked`: none, and the user said that will do. In each of them
+    the encoder is that with the checkpoint's adapter on it.
 
     Args:
         config: Under which they were made.
@@ -55,22 +56,49 @@ def check_features(
     elif allow_unchecked:
         return "unchecked"
     else:
+        _refuse_for_adapter(provenance, checkpoint, what)
         raise ConfigError(
             f"nothing shows that {what} {_was(what)} made by the encoder of {checkpoint.name}: it has none at hand; "
             "use a checkpoint with its encoder, or take the responsibility with `unchecked_encoder=True`"
         )
     if noted != config.encoder:
+        _refuse_for_adapter(provenance, checkpoint, what)
         made_with = f" ({provenance.model})" if provenance is not None else ""
         raise ConfigError(
-            f"{what} {_was(what)} made by another encoder (encoder: {config.encoder[:12]}…, and {checkpoint.name} has "
+            f"{what} {_was(what)} made by another encoder (encoder: {config.encoder[:12]}…, and {checkpoint.label} has "
             f"{noted[:12]}…); ask with the model that made {_them(what)}{made_with}, or extract again"
         )
     return evidence
 
 
 def _is_revision_of(checkpoint: Checkpoint, provenance: Provenance) -> bool:
-    mine = checkpoint.name, checkpoint.revision
-    return checkpoint.revision is not None and (provenance.model, provenance.revision) == mine
+    """Say whether model and commit are the same, and what adapters did to the encoder."""
+    from qvsplit.checkpoints.fingerprint import adapter_digest
+
+    mine = checkpoint.name, checkpoint.revision, adapter_digest(checkpoint, "encoder")
+    theirs = provenance.model, provenance.revision, provenance.adapter_digest
+    return checkpoint.revision is not None and theirs == mine
+
+
+def _refuse_for_adapter(provenance: Provenance | None, checkpoint: Checkpoint, what: str) -> None:
+    """Raise ConfigError where the adapter that features were made with does something else to the encoder."""
+    from qvsplit.checkpoints.fingerprint import adapter_digest
+
+    digest = adapter_digest(checkpoint, "encoder")
+    if provenance is None or digest == provenance.adapter_digest:
+        return
+    if digest is None:
+        raise ConfigError(
+            f"{what} {_was(what)} made with the adapter {provenance.adapter}, which changes the vision encoder; ask "
+            f"with it: `adapter={provenance.adapter}`"
+        )
+    assert checkpoint.adapter is not None
+    name = checkpoint.adapter.label
+    without = "without it" if provenance.adapter is None else f"with another one, {provenance.adapter}"
+    raise ConfigError(
+        f"{name} changes the vision encoder, and {what} {_was(what)} made {without}; extract with `adapter={name}` "
+        "into another store, and ask that"
+    )
 
 
 def _was(what: str) -> str:

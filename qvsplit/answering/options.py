@@ -28,6 +28,8 @@ class AskOptions:
 
     Attributes:
         model: The checkpoint.
+        adapter: A PEFT adapter, a folder or a hub name, with a revision behind an `@`: merged into the language model.
+            Where neither this nor `model` is given it is the one that the store's encoder was made with.
         device: `auto` spreads the model over all devices, as transformers does.
         dtype: The compute dtype.
         kernels: "fused", fast, or "reference": transformers' own modules, one question at a time from its whole prompt,
@@ -48,6 +50,7 @@ class AskOptions:
     """
 
     model: str | None = None
+    adapter: str | None = None
     device: str | None = None
     dtype: str | None = None
     kernels: str = KERNELS[0]
@@ -80,17 +83,19 @@ class AskOptions:
         )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Take a path as a model's name, and one text, or a list of them, to stop at."""
-        model: Any = self.model
-        if isinstance(model, PathLike):
-            object.__setattr__(self, "model", fspath(model))
+        """Take a path as a model's name or an adapter's, and one text, or a list of them, to stop at."""
+        for name in ("model", "adapter"):
+            place: Any = getattr(self, name)
+            if isinstance(place, PathLike):
+                object.__setattr__(self, name, fspath(place))
         stop: Any = self.stop
         if isinstance(stop, str | list):
             object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
 
     def check(self) -> None:
         """Raise UsageError for values that mean nothing."""
-        arguments.check_texts("a text", {name: getattr(self, name) for name in ("model", "device", "dtype", "system")})
+        texts = ("model", "adapter", "device", "dtype", "system")
+        arguments.check_texts("a text", {name: getattr(self, name) for name in texts})
         arguments.check_one_of("kernels", self.kernels, KERNELS)
         arguments.check_flags({"unchecked_encoder": self.unchecked_encoder, "thinking": self.thinking})
         if self.dtype is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from qvsplit.checkpoints.adapter import Adapter
 from qvsplit.checkpoints.families import Family, settings_of
 from qvsplit.checkpoints.files import INDEX_FILE, read_json
 from qvsplit.checkpoints.tensors import TensorPlace, read_header, torch_dtype_name
@@ -38,6 +39,7 @@ class Checkpoint:
         config: The content of config.json.
         files: The file name of every tensor, by the tensor's name.
         family: What its `model_type` is.
+        adapter: The PEFT adapter that is merged into it when it is loaded.
     """
 
     folder: Path
@@ -46,6 +48,12 @@ class Checkpoint:
     config: Mapping[str, Any] = field(repr=False)
     files: Mapping[str, str] = field(repr=False)
     family: Family = field(repr=False)
+    adapter: Adapter | None = None
+
+    @property
+    def label(self) -> str:
+        """What answers, for people: the name, and the adapter's."""
+        return self.name if self.adapter is None else f"{self.name} with adapter {self.adapter.label}"
 
     @property
     def encoder_names(self) -> list[str]:

@@ -15,10 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
+from qvsplit.checkpoints.adapter import CONFIG_FILE, MODEL_PREFIX, WEIGHTS_FILE
 from qvsplit.checkpoints.cache import cache_folder
 from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.checkpoints.families import without_root
 from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, read_json, small_files
 from qvsplit.checkpoints.tensors import TensorPlace, read_tensors
 from qvsplit.runtime.atomic_files import written_whole
@@ -47,13 +49,17 @@ def encoder_fingerprint(checkpoint: Checkpoint, *, cache: Path | None = None) ->
     entry = _cache_entry(files, cache or cache_folder())
     known = _remembered(entry)
     if known is None:
-        known = fingerprint_of(checkpoint, places, _digests(places))
+        known = _fingerprint_of_files(checkpoint, places, _digests(places))
         _remember(entry, known, files, began)
-    return known
+    return with_adapter(known, checkpoint, "encoder")
 
 
 def fingerprint_of(checkpoint: Checkpoint, places: Mapping[str, TensorPlace], digests: Mapping[str, str]) -> str:
     """Compute the encoder's fingerprint from the SHA-256 of each of its tensors, both by names in the checkpoint."""
+    return with_adapter(_fingerprint_of_files(checkpoint, places, digests), checkpoint, "encoder")
+
+
+def _fingerprint_of_files(checkpoint: Checkpoint, places: Mapping[str, TensorPlace], digests: Mapping[str, str]) -> str:
     bare = checkpoint.family.bare_name
     content = {
         "family": checkpoint.family.model_type,
@@ -86,13 +92,47 @@ def language_fingerprint(checkpoint: Checkpoint) -> str:
         }
         known = hashlib.sha256(canonical_json(content)).hexdigest()
         _remember(entry, known, files, began)
-    return known
+    return with_adapter(known, checkpoint, "language")
 
 
 def noted_fingerprint(checkpoint: Checkpoint) -> str | None:
     """Read the fingerprint of the encoder that a language-only checkpoint of ours came with; None if none is noted."""
     noted = read_json(checkpoint.folder / NOTE_FILE, optional=True).get("encoder")
-    return noted if isinstance(noted, str) else None
+    return with_adapter(noted, checkpoint, "encoder") if isinstance(noted, str) else None
+
+
+def with_adapter(fingerprint: str, checkpoint: Checkpoint, half: Literal["encoder", "language"]) -> str:
+    """Give the fingerprint of a half with the checkpoint's adapter on it: the same if that has nothing for the half."""
+    digest = adapter_digest(checkpoint, half)
+    if digest is None:
+        return fingerprint
+    return hashlib.sha256(canonical_json({"without adapter": fingerprint, "adapter": digest})).hexdigest()
+
+
+def adapter_digest(checkpoint: Checkpoint, half: Literal["encoder", "language"]) -> str | None:
+    """Give what names all that a checkpoint's adapter does to a half: its tensors of that, and how they are merged.
+
+    64 hex digits; None where there is no adapter, or it has nothing for this half. Remembered as fingerprints are.
+    """
+    adapter = checkpoint.adapter
+    names = [] if adapter is None else adapter.names_of(checkpoint.family, half)
+    if adapter is None or not names:
+        return None
+    began = time.time_ns()
+    files = [adapter.folder / CONFIG_FILE, adapter.folder / WEIGHTS_FILE]
+    entry = _cache_entry(files, cache_folder(), f"adapter of the {half}", checkpoint.family.model_type)
+    known = _remembered(entry)
+    if known is None:
+        places = {name: adapter.places[name] for name in names}
+        bare = {name: without_root(name.removeprefix(MODEL_PREFIX)) for name in names}
+        tensors = _listed(
+            {bare[name]: place for name, place in places.items()},
+            {bare[name]: digest for name, digest in _digests(places).items()},
+        )
+        content = {"settings": adapter.settings, "tensors": tensors}
+        known = hashlib.sha256(canonical_json(content)).hexdigest()
+        _remember(entry, known, files, began)
+    return known
 
 
 def canonical_json(value: Any) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from qvsplit.errors import ModelError
 
 _ELSEWHERE = "give a checkpoint's folder with `model=DIR`"
 _OR_DEMO = f"{_ELSEWHERE}, or see the whole way on the small model in the package: qvsplit demo"
+_ADAPTER_ELSEWHERE = "give an adapter's folder with `adapter=DIR`"
 
 
 def looks_like_hub_name(text: str) -> bool:
@@ -51,25 +52,48 @@ def fetch_files(model: str, file_names: Iterable[str], commit: str) -> None:
             hf_hub_download(model.partition("@")[0], file_name, revision=commit)
 
 
+def fetch_adapter(adapter: str, file_names: Sequence[str]) -> Path:
+    """Fetch, or find in the hub's cache, the named files of an adapter, all of one commit.
+
+    Args:
+        adapter: The hub name, optionally with a revision behind an `@`.
+        file_names: Those that are fetched; one that the hub does not have is left out.
+
+    Returns:
+        Their folder, which the hub's cache names by the commit.
+
+    Raises:
+        ModelError: There is no such adapter, or the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = adapter.partition("@")
+    with _hub_errors(adapter, "adapter"):
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(file_names)))
+
+
 @contextmanager
-def _hub_errors(model: str) -> Iterator[None]:
+def _hub_errors(name: str, kind: str = "model") -> Iterator[None]:
     """Turn what huggingface_hub raises into a ModelError of one line that says what to do next."""
     try:
         yield
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(_reason(model, error)) from None
+        reason = _reason(name, error, kind)
+        if kind == "adapter":
+            reason = reason.replace(_OR_DEMO, _ADAPTER_ELSEWHERE).replace(_ELSEWHERE, _ADAPTER_ELSEWHERE)
+        raise ModelError(reason) from None
 
 
-def _reason(model: str, error: Exception) -> str:
+def _reason(model: str, error: Exception, kind: str) -> str:
     from huggingface_hub import errors
 
     # the first that fits: some of these classes are derived from others
     if isinstance(error, errors.GatedRepoError):
         return f"{model} is gated: accept its terms on the hub and log in with `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"the hub has no model {model} (or it is private: `hf auth login`); {_ELSEWHERE}"
+        return f"the hub has no {kind} {model} (or it is private: `hf auth login`); {_ELSEWHERE}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{model}: the hub has no such revision of it"
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qvsplit.checkpoints.adapter import Adapter, open_adapter
 from qvsplit.checkpoints.checkpoint import Checkpoint, Half
 from qvsplit.checkpoints.families import FAMILIES, Family
 from qvsplit.checkpoints.files import INDEX_FILE, SINGLE_FILE, read_json, tensor_files
@@ -23,7 +24,13 @@ DEMO_MODEL = "demo"  # the small checkpoint that lies in the package
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "checkpoint"
 
 
-def open_checkpoint(model: str | os.PathLike[str], half: Half, *, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    model: str | os.PathLike[str],
+    half: Half,
+    *,
+    revision: str | None = None,
+    adapter: Adapter | None = None,
+) -> Checkpoint:
     """Open the checkpoint that `model` names, with every file of `half` on this disk.
 
     Args:
@@ -31,6 +38,7 @@ def open_checkpoint(model: str | os.PathLike[str], half: Half, *, revision: str 
             package (a folder of that name is `./demo`).
         half: What will be loaded from it.
         revision: The revision of a hub name that has none behind an `@`.
+        adapter: The PEFT adapter that is merged into it when it is loaded.
 
     Raises:
         ModelError: There is no such model, its family is unknown, files are missing, or its weights are pickled.
@@ -48,7 +56,7 @@ def open_checkpoint(model: str | os.PathLike[str], half: Half, *, revision: str 
     absent = [name for name in checkpoint.file_names(half) if not (checkpoint.folder / name).is_file()]
     if absent:
         raise ModelError(f"{checkpoint.folder} lacks {some_of(absent)}, which {INDEX_FILE} names; download it again")
-    return checkpoint
+    return checkpoint if adapter is None else replace(checkpoint, adapter=adapter)
 
 
 def read_settings(model: str) -> Checkpoint:
@@ -73,7 +81,15 @@ def default_model() -> str:
     return os.environ.get("QVSPLIT_MODEL") or DEFAULT_MODEL
 
 
-def choose_checkpoint(asked: str | None, half: Half, *, own: str, revision: str | None) -> Checkpoint:
+def choose_checkpoint(
+    asked: str | None,
+    half: Half,
+    *,
+    own: str,
+    revision: str | None,
+    adapter: str | None = None,
+    own_adapter: str | None = None,
+) -> Checkpoint:
     """Open the checkpoint asked for; else a store's own; else QVSPLIT_MODEL or the default.
 
     Args:
@@ -81,16 +97,30 @@ def choose_checkpoint(asked: str | None, half: Half, *, own: str, revision: str 
         half: What will be loaded from it.
         own: The model that the store's rows name; empty where there is no store yet.
         revision: Of the store's own model.
+        adapter: The adapter that the user names.
+        own_adapter: The adapter that the store's rows name: taken with the store's own model alone.
 
     Raises:
         ModelError: It cannot be opened; the message says where the name is from if it is a store's.
     """
+    merged = None if adapter is None else open_adapter(adapter)  # first: it is small
     if asked is not None or not own:
-        return open_checkpoint(asked or default_model(), half)
+        return open_checkpoint(asked or default_model(), half, adapter=merged)
+    if adapter is None and own_adapter is not None:
+        merged = _own_adapter(own_adapter)
     try:
-        return open_checkpoint(own, half, revision=revision)
+        return open_checkpoint(own, half, revision=revision, adapter=merged)
     except ModelError as error:
         raise ModelError(f"the store was made with {own}: {error}; if it has moved, name it as `model`") from None
+
+
+def _own_adapter(adapter: str) -> Adapter:
+    try:
+        return open_adapter(adapter)
+    except ModelError as error:
+        raise ModelError(
+            f"the store was made with the adapter {adapter}: {error}; if it has moved, name it as `adapter`"
+        ) from None
 
 
 def _local_folder(model: str) -> Path | None:

@@ -22,6 +22,7 @@ from qvsplit.commands.options import (
     Absolute,
     Allow,
     AnswerKernels,
+    AskAdapter,
     AskDevice,
     AskDtype,
     AskEmbeds,
@@ -41,6 +42,7 @@ from qvsplit.commands.options import (
     TopP,
     UncheckedEncoder,
     as_format,
+    one_adapter,
     one_of,
 )  # fmt: skip
 from qvsplit.commands.placement import Placement, require_items
@@ -239,6 +241,7 @@ def ask(
         ),
     ] = None,
     model: Model = None,
+    adapter: AskAdapter = None,
     device: AskDevice = None,
     dtype: AskDtype = None,
     kernels: AnswerKernels = "fused",
@@ -268,6 +271,8 @@ def ask(
         qvsplit ask --checks checks.toml -o answers.parquet --report answers.html
         # To the bit the full model's, one by one, from a store that `extract --kernels reference` made
         qvsplit ask -e album "What is in the image?" --kernels reference
+        # With a LoRA adapter on the language model
+        qvsplit ask -e album "What is in the image?" --adapter ./my-lora
         # Exit code 8 if an item is blocked, or could not be judged
         qvsplit ask --checks checks.toml --fail-on block
     """
@@ -298,9 +303,9 @@ def ask(
                 "flag; `qvsplit find` gives the items with an answer"
             )
     options = AskOptions(
-        model=model, device=device, dtype=dtype, max_new_tokens=max_new_tokens, system=system,
-        unchecked_encoder=unchecked_encoder, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
-        stop=tuple(as_text(text, "--stop") for text in stop or ()),
+        model=model, adapter=one_adapter(adapter), device=device, dtype=dtype, max_new_tokens=max_new_tokens,
+        system=system, unchecked_encoder=unchecked_encoder, temperature=temperature, top_p=top_p, top_k=top_k,
+        seed=seed, stop=tuple(as_text(text, "--stop") for text in stop or ()),
         json_schema=read_schema(json_schema) if json_schema is not None else None,
         token_budget=token_budget, thinking=thinking, kernels=kernels,
     )  # fmt: skip

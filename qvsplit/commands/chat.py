@@ -14,6 +14,7 @@ from qvsplit.commands.options import (
     DEFAULT_ITEM_SECONDS,
     DEFAULT_STORE,
     AnswerKernels,
+    AskAdapter,
     AskDevice,
     AskDtype,
     AskEmbeds,
@@ -30,6 +31,7 @@ from qvsplit.commands.options import (
     TopK,
     TopP,
     UncheckedEncoder,
+    one_adapter,
 )
 from qvsplit.commands.questions import as_text
 from qvsplit.commands.wording import on_command_line
@@ -57,6 +59,7 @@ def chat(
     top_k: TopK = None,
     seed: Seed = 0,
     model: Model = None,
+    adapter: AskAdapter = None,
     device: AskDevice = None,
     dtype: AskDtype = None,
     kernels: AnswerKernels = "fused",
@@ -86,9 +89,10 @@ def chat(
     from qvsplit.output.printer import TEXT, PrintOptions
 
     options = AskOptions(
-        model=model, device=device, dtype=dtype, kernels=kernels, max_new_tokens=max_new_tokens,
-        system=system and as_text(system, "--system"), unchecked_encoder=unchecked_encoder, temperature=temperature,
-        top_p=top_p, top_k=top_k, seed=seed, thinking=thinking,
+        model=model, adapter=one_adapter(adapter), device=device, dtype=dtype, kernels=kernels,
+        max_new_tokens=max_new_tokens, system=system and as_text(system, "--system"),
+        unchecked_encoder=unchecked_encoder, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
+        thinking=thinking,
     )  # fmt: skip
     names = [] if image is None else [image]
     _check_place(image, embeds)

@@ -29,6 +29,7 @@ from qvsplit.commands.options import (
     ProgressMode,
     Quiet,
     Wait,
+    one_adapter,
     one_of,
     parse_duration,
 )  # fmt: skip
@@ -58,6 +59,19 @@ def extract(
         ),
     ] = DEFAULT_STORE,
     model: Model = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            metavar="ADAPTER",
+            help="A PEFT adapter (LoRA) that is merged into the vision encoder: a folder or a hub name, NAME@REVISION "
+            "for a revision. One for the language model alone changes nothing here [default: with the store's own "
+            "model the store's own].",
+            show_default=False,
+            rich_help_panel=MODEL,
+            hidden=True,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -332,6 +346,8 @@ def extract(
         qvsplit extract ./photos -o album -m Qwen/Qwen2.5-VL-3B-Instruct
         # On a GPU, in another precision
         qvsplit extract ./photos --device gpu --dtype bf16
+        # With an adapter that was trained on the vision encoder as well
+        qvsplit extract ./photos -o tuned -m Qwen/Qwen2-VL-2B-Instruct --adapter ./my-lora
         # Every night, until morning; deleted files are marked as deleted
         qvsplit extract ./photos --prune --max-runtime 6h --quiet
     """
@@ -341,9 +357,9 @@ def extract(
 
     give_back_freed_memory()
     options = ExtractOptions(
-        model=model, device=device, dtype=dtype, storage_dtype=storage_dtype, min_pixels=min_pixels,
-        max_pixels=max_pixels, workers=workers, patch_budget=patch_budget, kernels=kernels, prepare_on=prepare_on,
-        videos=not no_video, exclude=exclude or (),
+        model=model, adapter=one_adapter(adapter), device=device, dtype=dtype, storage_dtype=storage_dtype,
+        min_pixels=min_pixels, max_pixels=max_pixels, workers=workers, patch_budget=patch_budget, kernels=kernels,
+        prepare_on=prepare_on, videos=not no_video, exclude=exclude or (),
         fps=fps, max_frames=max_frames, num_frames=num_frames, video_max_pixels=video_max_pixels,
         video_max_tokens=video_max_tokens, clip_seconds=clip_seconds, gif=gif, prune=prune,
         retry_failed=retry_failed, checksum=checksum, rebuild=rebuild, wait=wait, limit=limit,

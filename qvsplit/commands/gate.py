@@ -23,6 +23,7 @@ from qvsplit.commands.options import (
     PERFORMANCE,
     Absolute,
     AnswerKernels,
+    AskAdapter,
     AskDevice,
     Json,
     MaxImagePixels,
@@ -31,6 +32,7 @@ from qvsplit.commands.options import (
     ProgressMode,
     Quiet,
     as_format,
+    one_adapter,
     one_of,
     some_of,
 )
@@ -97,6 +99,7 @@ def gate(
         ),
     ] = None,
     model: Model = None,
+    adapter: AskAdapter = None,
     device: AskDevice = None,
     dtype: Annotated[
         str | None,
@@ -167,8 +170,8 @@ def gate(
         )
         judgement = judge(
             names, checks, fail_on=fail_on, allow=tuple(allow.split(",")) if allow else (), embeds=store,
-            options=AskOptions(model=model, device=device, dtype=dtype, kernels=kernels), item_timeout=item_timeout,
-            max_image_pixels=max_image_pixels, callbacks=hearing,
+            options=AskOptions(model=model, adapter=one_adapter(adapter), device=device, dtype=dtype, kernels=kernels),
+            item_timeout=item_timeout, max_image_pixels=max_image_pixels, callbacks=hearing,
         )  # fmt: skip
     for item in judgement.verdicts:
         printer.verdict(item)

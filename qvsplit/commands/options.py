@@ -88,6 +88,20 @@ Model = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+# Of the commands that ask, and of verify; extract has its own words for it
+AskAdapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="ADAPTER",
+        help="A PEFT adapter (LoRA) that is merged into the language model: a folder or a hub name, NAME@REVISION for "
+        "a revision. One that changes the vision encoder as well needs a store that extract --adapter made [default: "
+        "with the store's own model the store's own].",
+        show_default=False,
+        rich_help_panel=MODEL,
+        hidden=True,
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(
@@ -326,6 +340,13 @@ def as_format(name: str | None, *, as_json: bool) -> str | None:
     if as_json and name not in (None, "jsonl"):
         raise UsageError(f"--json is --format jsonl, and --format {name} is given too; give one of them")
     return "jsonl" if as_json else name
+
+
+def one_adapter(given: list[str] | None) -> str | None:
+    """Give the adapter that was named, if one was. UsageError for several: the last one would stand for all."""
+    if given is not None and len(given) > 1:
+        raise UsageError("--adapter is given more than once; make one adapter of them with PEFT, and give that")
+    return given[0] if given else None
 
 
 def store_place(argument: str | None, option: str | None) -> str:

@@ -11,6 +11,7 @@ from qvsplit.commands.opening import open_with_progress
 from qvsplit.commands.options import (
     INPUT,
     AnswerKernels,
+    AskAdapter,
     Device,
     Json,
     Model,
@@ -18,6 +19,7 @@ from qvsplit.commands.options import (
     Quiet,
     StoreArgument,
     StoreOption,
+    one_adapter,
     store_place,
 )
 from qvsplit.commands.wording import on_command_line, say_note, without_advice
@@ -41,6 +43,7 @@ def verify(
         ),
     ] = 0,
     model: Model = None,
+    adapter: AskAdapter = None,
     device: Device = None,
     kernels: AnswerKernels = "fused",
     as_json: Json = False,
@@ -84,8 +87,8 @@ def verify(
             with ProgressBar(progress, shown=not quiet, prints=True) as shown:
                 shown.start("images", len(rows))
                 items = library.check_items(
-                    opened, rows, model=model, device=device, kernels=kernels, on_load=shown.loading,
-                    on_item=shown.advance,
+                    opened, rows, model=model, adapter=one_adapter(adapter), device=device, kernels=kernels,
+                    on_load=shown.loading, on_item=shown.advance,
                 )  # fmt: skip
                 for item in items:
                     _print_item(item, as_json=as_json, quiet=quiet)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 # Options of the commands that have the same name in Python, with - for _
 OPTIONS = frozenset({
-    "absolute", "all_runs", "allow", "caption", "checks", "checksum", "checksums", "choices", "clip_seconds", "compare",
-    "device", "dry_run", "dtype", "embeds", "exclude", "fail_on", "files_from", "format", "fps", "gif", "image",
-    "item_timeout", "json_schema", "kernels", "keyword", "limit", "link_to", "logprobs", "max_frames",
+    "absolute", "adapter", "all_runs", "allow", "caption", "checks", "checksum", "checksums", "choices", "clip_seconds",
+    "compare", "device", "dry_run", "dtype", "embeds", "exclude", "fail_on", "files_from", "format", "fps", "gif",
+    "image", "item_timeout", "json_schema", "kernels", "keyword", "limit", "link_to", "logprobs", "max_frames",
     "max_image_pixels", "max_new_tokens", "max_pixels", "max_runtime", "min_pixels", "model", "no_video", "num_frames",
     "out",
     "patch_budget", "prepare_on", "print0", "progress", "prune", "quiet", "rebuild", "relative_links", "report",

@@ -212,6 +212,7 @@ def _facts(description: Mapping[str, Any]) -> dict[str, str]:
         "size": f"{size(description['bytes'])} in {plural(description['shards'], 'shard')}, "
         f"{share:.3f} of the uncompressed features",
         "model": description["model"] + (f"@{description['revision']}" if description["revision"] else ""),
+        **({"adapter": description["adapter"]} if description.get("adapter") else {}),
         "encoder": config["encoder"],
         "computed": f"in {config['compute_dtype']} on {description['device']}, stored as {config['storage_dtype']}",
         "kernels": f"{description['kernels']}, of images resized on the {description['prepared_on']}",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
-from qvsplit.checkpoints.opening import choose_checkpoint, open_checkpoint
+from qvsplit.checkpoints.opening import choose_checkpoint
 from qvsplit.errors import ConfigError, ItemError, ModelError, StoreDamaged, some_of
 from qvsplit.models import encoder as models
 from qvsplit.models.clips import other_reader
@@ -65,7 +65,7 @@ def load_devices(
         ConfigError: The store was made under another extraction config.
     """
     checkpoint = _checkpoint(options, own.provenance)
-    summary.model = checkpoint.name
+    summary.model = checkpoint.label
     on_load(LIBRARIES, 0, 0)
     with Timer(summary.stages, "load libraries"):
         places = devices.choose_devices(options.device)  # imports torch
@@ -92,7 +92,9 @@ def load_devices(
     ]
     summary.patch_budget = budget
     summary.encoder_bytes, summary.weights_bytes_read = encoder.weights.encoder_bytes, encoder.weights.bytes_read
-    provenance = Provenance(checkpoint.name, checkpoint.revision, ", ".join(map(str, loaded)), installed_versions())
+    provenance = _provenance(checkpoint, loaded)
+    if options.adapter is not None and provenance.adapter is None:
+        on_note(f"{options.adapter} changes nothing here: it has nothing for the vision encoder, and is for questions")
     _note_other_versions(own.provenance, provenance, on_note)
     if own.config is None and options.dtype is None and models.would_be_faster_in_bfloat16(encoder):
         on_note(
@@ -134,7 +136,21 @@ def load_clips(loaded: Loaded, own: StoreDeclares, on_load: OnLoad = nobody) -> 
 
 def _checkpoint(options: ExtractOptions, provenance: Provenance | None) -> Checkpoint:
     own, revision = (provenance.model, provenance.revision) if provenance else ("", None)
-    return choose_checkpoint(options.model, "encoder", own=own, revision=revision)
+    own_adapter = provenance.adapter if provenance else None
+    return choose_checkpoint(
+        options.model, "encoder", own=own, revision=revision, adapter=options.adapter, own_adapter=own_adapter
+    )
+
+
+def _provenance(checkpoint: Checkpoint, places: Iterable[object]) -> Provenance:
+    """Say where features come from; of an adapter only where it has something for the encoder."""
+    from qvsplit.checkpoints.fingerprint import adapter_digest
+
+    digest = adapter_digest(checkpoint, "encoder")
+    adapter = checkpoint.adapter.label if checkpoint.adapter is not None and digest is not None else None
+    return Provenance(
+        checkpoint.name, checkpoint.revision, ", ".join(map(str, places)), installed_versions(), adapter, digest
+    )
 
 
 def _spec(
@@ -197,18 +213,25 @@ def _note_other_versions(before: Provenance | None, now: Provenance, on_note: Ca
 
 def check_model(options: ExtractOptions, config: ExtractionConfig | None, provenance: Provenance | None) -> None:
     """Refuse another model than the store's, without loading any. Raises ConfigError."""
-    if options.model is None or options.rebuild or config is None or provenance is None:
+    if (options.model is None and options.adapter is None) or options.rebuild or config is None or provenance is None:
         return
-    name, _, revision = options.model.partition("@")
-    if provenance.model in {name, os.path.realpath(options.model)} and revision in {"", provenance.revision}:
-        return  # nothing is to be encoded, so that not even the hub need be asked for news of it
-    checkpoint = open_checkpoint(options.model, "encoder")
-    if (checkpoint.name, checkpoint.revision) == (provenance.model, provenance.revision):
-        return
-    from qvsplit.checkpoints.fingerprint import encoder_fingerprint
+    if options.model is not None and options.adapter is None and provenance.adapter is None:
+        name, _, revision = options.model.partition("@")
+        if provenance.model in {name, os.path.realpath(options.model)} and revision in {"", provenance.revision}:
+            return  # nothing is to be encoded, so that not even the hub need be asked for news of it
+    from qvsplit.checkpoints.fingerprint import adapter_digest, encoder_fingerprint
 
+    checkpoint = _checkpoint(options, provenance)
+    mine = checkpoint.name, checkpoint.revision, adapter_digest(checkpoint, "encoder")
+    if mine == (provenance.model, provenance.revision, provenance.adapter_digest):
+        return
     if encoder_fingerprint(checkpoint) != config.encoder:
         raise ConfigError(
-            f"the store was made by another encoder than that of {checkpoint.name}; leave `model` out, choose another "
-            "store, or make this one again with `rebuild=True`"
+            f"the store was made by another encoder than that of {checkpoint.label}{_by_adapter(provenance)}; leave "
+            f"{'`model`' if options.adapter is None else '`adapter`'} out, choose another store, or make this one "
+            "again with `rebuild=True`"
         )
+
+
+def _by_adapter(provenance: Provenance) -> str:
+    return "" if provenance.adapter is None else f" (with adapter {provenance.adapter})"

@@ -23,7 +23,7 @@ VIDEO_OPTIONS = {
     "fps": "fps", "max_frames": "max_frames", "num_frames": "num_frames", "video_max_pixels": "max_pixels",
     "video_max_tokens": "max_tokens", "clip_seconds": "clip_seconds", "gif": "gif",
 }  # fmt: skip
-_TEXTS = ("model", "device", "dtype", "storage_dtype", "kernels", "prepare_on", "gif")
+_TEXTS = ("model", "adapter", "device", "dtype", "storage_dtype", "kernels", "prepare_on", "gif")
 _FLAGS = ("videos", "prune", "retry_failed", "checksum", "rebuild", "wait", "dry_run")
 
 
@@ -36,6 +36,7 @@ class ExtractOptions:
 
     Attributes:
         model: A checkpoint's folder or hub name, with a revision behind an `@`.
+        adapter: A PEFT adapter's folder or hub name, likewise: merged into the encoder.
         device: cpu, cuda or cuda:N, or several with commas between them.
         dtype: In which to compute.
         storage_dtype: In which to store: a dtype, or int8.
@@ -69,6 +70,7 @@ class ExtractOptions:
     """
 
     model: str | None = None
+    adapter: str | None = None
     device: str | None = None
     dtype: str | None = None
     storage_dtype: str | None = None
@@ -99,10 +101,11 @@ class ExtractOptions:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        """Take a path as a model's name, too, and one pattern for several."""
-        model: Any = self.model
-        if isinstance(model, PathLike):
-            object.__setattr__(self, "model", fspath(model))
+        """Take a path as a model's name or an adapter's, too, and one pattern for several."""
+        for name in ("model", "adapter"):
+            place: Any = getattr(self, name)
+            if isinstance(place, PathLike):
+                object.__setattr__(self, name, fspath(place))
         exclude: Any = self.exclude
         if isinstance(exclude, str | list):
             object.__setattr__(self, "exclude", (exclude,) if isinstance(exclude, str) else tuple(exclude))
@@ -209,6 +212,7 @@ def like(config: ExtractionConfig, provenance: Provenance, options: ExtractOptio
     return replace(
         with_videos_of(config, options),
         model=options.model or model,
+        adapter=options.adapter or (provenance.adapter if options.model is None else None),
         dtype=options.dtype or config.compute_dtype,
         storage_dtype=options.storage_dtype or storage,
         kernels=options.kernels or config.kernels,

@@ -142,12 +142,23 @@ class ExtractionConfig:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where rows came from: the model as it was named, the device, the libraries."""
+    """Where rows came from.
+
+    Attributes:
+        model: As it was named.
+        revision: Its commit on the hub.
+        device: What computed: `cpu`, `cuda:0`, or several.
+        versions: Of the libraries.
+        adapter: What names the adapter that was merged into the encoder; None where none was.
+        adapter_digest: What names all that it did to the encoder.
+    """
 
     model: str
     revision: str | None
     device: str
     versions: Mapping[str, str]
+    adapter: str | None = None
+    adapter_digest: str | None = None
 
     @property
     def device_types(self) -> frozenset[str]:
@@ -158,23 +169,27 @@ class Provenance:
     def id(self) -> str:
         """16 hex digits that name this content: shards of several runs keep one entry for each."""
         content = [self.model, self.revision, self.device, sorted(self.versions.items())]
+        content += [self.adapter, self.adapter_digest] if self.adapter is not None else []
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as it stands in a shard's metadata."""
-        return {"id": self.id, **asdict(self)}
+        """Give it as it stands in a shard's metadata. Without an adapter it is what it was before there were any."""
+        content = asdict(self)
+        if self.adapter is None:
+            del content["adapter"], content["adapter_digest"]
+        return {"id": self.id, **content}
 
     @classmethod
     def from_json(cls, content: Any) -> Provenance:
         """Read it from a shard's metadata; what is missing or of the wrong type stays empty: nothing depends on it."""
         given = content if isinstance(content, dict) else {}
         versions = given.get("versions")
-        revision = given.get("revision")
+        known = {name: given.get(name) for name in ("revision", "adapter", "adapter_digest")}
         return cls(
             model=str(given.get("model", "")),
-            revision=revision if isinstance(revision, str) else None,
             device=str(given.get("device", "")),
             versions={str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
+            **{name: value if isinstance(value, str) else None for name, value in known.items()},
         )
 
 
