@@ -1,80 +1,113 @@
 """What does each means in the encoder's forward pass bring? Side by side, in turn, in one process.
 
-    python -m bench.encoder CHECKPOINT [--rounds 5] [--dtype float32] [--device cpu]
+    python -m bench.encoder "Qwen2.5-VL" [--depth 9] [--only fused] [--rounds 5] [--dtype float32] [--device cpu]
 
-CHECKPOINT: `python -m tests.support.checkpoints DIR --shape 2b --vision-depth 4`. Forward passes alone, no images read:
+The encoder is one of `bench/encoder_shapes.py`, with random weights, of its first `--depth` layers (0: all), or a
+checkpoint's folder. Forward passes alone, no images read:
 
-    reference        transformers' own module
-    fused            all means together
-    without packing  weights stay in torch's layout
-    without swish    quick GELU by itself, behind the packed product
-    all rows         the MLP and the projections see all rows at once
-    both slices      the patch embedding is multiplied with both temporal slices
-    one by one       images of one size have an attention call each
+    reference             transformers' own module
+    fused                 all means together
+    without packing       weights stay in torch's layout, and attention is torch's
+    torch's attention     oneDNN multiplies weights only
+    activation apart      the MLP's activation by itself, behind the packed product
+    norms apart           norms as transformers has them
+    windows as they come  those of one size are not put beside one another
+    all rows              the MLP and the projections see all rows at once
+    both slices           the patch embedding is multiplied with both temporal slices
+    one by one            images of one size have an attention call each
 
-Each is held against the reference. Last line: one JSON object.
+Each is held against the reference: `off` is the largest distance of an output, relative. Last line: one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
-from bench.extract import encoder_flops
-from qvsplit.checkpoints.opening import open_checkpoint
+from bench.encoder_shapes import SHAPES, build
+from bench.machine import machine
 from qvsplit.kernels import fused_encoder as encoder
-from qvsplit.kernels.fused_encoder import FusedEncoder, Grid, fuse
-from qvsplit.weights import load_encoder_weights
+from qvsplit.kernels.fused_encoder import Grid, fuse
+from qvsplit.kernels.packed_linear import PackedLinear
 
 BATCHES: dict[str, list[Grid]] = {
     "one of 4,900 patches": [(1, 70, 70)],
     "five of 1,024": [(1, 32, 32)] * 5,
     "sixteen of 256": [(1, 16, 16)] * 16,
 }
-Forward = Callable[[torch.Tensor, list[Grid]], torch.Tensor]
+Forward = Callable[[torch.Tensor, list[Grid]], list[torch.Tensor]]
 
 
 def main() -> None:
     """Time every variant on every batch, in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("encoder", help=f"{', '.join(SHAPES)}, or a checkpoint's folder")
+    parser.add_argument("--depth", type=int, default=9)
+    parser.add_argument("--only", nargs="*", help="variants beside the reference; all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     told = parser.parse_args()
     device, dtype = torch.device(told.device), getattr(torch, told.dtype)
-    variants, config = _variants(told.checkpoint, device, dtype)
+    module = _module(told, device, dtype)
+    flops = {name: _flops(module, grids) for name, grids in BATCHES.items()}
+    variants = dict(_variants(module, told.only))
     results = {}
     for name, grids in BATCHES.items():
-        flops = sum(
-            encoder_flops(h * w, width=config.embed_dim, depth=config.depth, out=config.hidden_size)
-            for _, h, w in grids
-        )
-        results[name] = _batch(variants, grids, flops, told.rounds, device, dtype)
-        print(f"\n{name}")
+        results[name] = _batch(variants, grids, flops[name], told.rounds, module)
+        print(f"\n{told.encoder}, {len(module.blocks)} layers: {name}")
         for variant, one in results[name].items():
-            print(f"  {variant:16} {one['gflops']:6.0f} GFLOP/s  {one['of_reference']:5.2f} x  off by {one['off']:.1e}")
-    print(json.dumps({"bench": "encoder", "machine": platform.machine(), "cores": os.cpu_count(), "device": told.device,
-                      "dtype": told.dtype, "results": results}))  # fmt: skip
+            print(f"  {variant:20} {one['gflops']:6.0f} GFLOP/s  {one['of_reference']:5.2f} x  off by {one['off']:.1e}",
+                  flush=True)  # fmt: skip
+    print(json.dumps({"bench": "encoder", "machine": machine(), "encoder": told.encoder, "layers": len(module.blocks),
+                      "device": told.device, "dtype": told.dtype, "results": results}))  # fmt: skip
+
+
+def _module(told: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Any:
+    if told.encoder in SHAPES:
+        return build(told.encoder, device=device, dtype=dtype, depth=told.depth or None)
+    from qvsplit.checkpoints.opening import open_checkpoint
+    from qvsplit.weights import load_encoder_weights
+
+    return load_encoder_weights(open_checkpoint(Path(told.encoder), "encoder"), device=device, dtype=dtype).module
+
+
+def _flops(module: Any, grids: list[Grid]) -> int:
+    """FLOPs of the matrix products for a batch: nothing else is counted."""
+    frames = [h * w for t, h, w in grids for _ in range(t)]
+    windows, full = frames, frozenset(getattr(module, "fullatt_block_indexes", ()))
+    if hasattr(module, "window_size"):
+        how = {name: getattr(module, name) for name in ("spatial_merge_size", "window_size", "patch_size")}
+        windows = encoder.windows_of(grids, frames, how)[1]
+    patches, merge = sum(frames), int(module.spatial_merge_size) ** 2
+    flops: int = 2 * patches * module.patch_embed.proj.weight.numel()
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.Linear):
+            flops += 2 * part.weight.numel() * (patches if name.startswith("blocks.") else patches // merge)
+    width = module.blocks[0].attn.proj.weight.shape[0]
+    for number in range(len(module.blocks)):
+        flops += sum(4 * length**2 * width for length in (frames if number in full else windows))
+    return flops
 
 
 def _batch(
-    variants: dict[str, Forward], grids: list[Grid], flops: int, rounds: int, device: torch.device, dtype: torch.dtype
+    variants: dict[str, Forward], grids: list[Grid], flops: int, rounds: int, module: Any
 ) -> dict[str, dict[str, float]]:
-    pixels = torch.randn(sum(h * w for _, h, w in grids), 588, device=device).to(dtype)
+    device, dtype = module.device, module.dtype
+    count, values = sum(h * w for _, h, w in grids), 3 * module.config.patch_size**2
+    pixels = torch.randn(count, values, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    given: dict[str, torch.Tensor] = {}
+    given: dict[str, list[torch.Tensor]] = {}
     for number in range(rounds + 1):  # the first is for warmth
         for name, forward in variants.items():
             began = time.perf_counter()
@@ -84,82 +117,82 @@ def _batch(
             if number:
                 seconds[name].append(time.perf_counter() - began)
     median = {name: statistics.median(taken) for name, taken in seconds.items()}
-    truth = given["reference"].float()
     return {
         name: {
             "gflops": flops / taken / 1e9,
             "of_reference": median["reference"] / taken,
-            "off": float((given[name].float() - truth).norm() / truth.norm()),
+            "off": max(_off(*pair) for pair in zip(given[name], given["reference"], strict=True)),
         }
         for name, taken in median.items()
     }
 
 
-def _variants(checkpoint: Path, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Forward], Any]:
-    def load() -> Any:
-        return load_encoder_weights(open_checkpoint(checkpoint, "encoder"), device=device, dtype=dtype).module
+def _off(given: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((given.float() - truth.float()).norm() / truth.float().norm())
 
-    reference = load()
 
-    def whole(pixels: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
+def _variants(module: Any, only: list[str] | None) -> Iterator[tuple[str, Forward]]:
+    yield "reference", _reference(module)
+    ways: dict[str, AbstractContextManager[Any]] = {
+        "fused": nullcontext(),
+        "without packing": mock.patch.object(encoder, "can_pack", return_value=False),
+        "torch's attention": mock.patch.object(encoder, "can_attend_packed", return_value=False),
+        "activation apart": mock.patch.object(encoder.FusedEncoder, "_layer", _activation_apart),
+        "norms apart": mock.patch.object(encoder, "_norm", lambda norm: norm),
+        "windows as they come": mock.patch.object(encoder, "windows_of", _as_they_come),
+        "all rows": mock.patch.multiple(encoder, ROWS_CPU=1 << 30, ROWS_CUDA=1 << 30),
+        "both slices": mock.patch.object(encoder.FusedEncoder, "_of_one_slice", return_value=None),
+        "one by one": mock.patch.object(encoder, "groupby", _apart),
+    }
+    if not hasattr(module, "window_size"):
+        del ways["windows as they come"], ways["norms apart"]
+    for name, way in ways.items():
+        if only is None or name in only:
+            with way:
+                fused = fuse(copy.deepcopy(module))
+            yield name, _in_way(fused, way)
+
+
+def _in_way(fused: encoder.FusedEncoder, way: AbstractContextManager[Any]) -> Forward:
+    def forward(pixels: torch.Tensor, grids: list[Grid]) -> list[torch.Tensor]:
+        with way:
+            return fused(pixels, grids)
+
+    return forward
+
+
+def _reference(module: Any) -> Forward:
+    def forward(pixels: torch.Tensor, grids: list[Grid]) -> list[torch.Tensor]:
         with torch.inference_mode():
-            grid = torch.tensor(grids, device=device)
-            out: torch.Tensor = reference(encoder.all_slices(pixels, 3, 2), grid_thw=grid).pooler_output
-            return out
+            grid = torch.tensor(grids, device=module.device)
+            output = module(encoder.all_slices(pixels, 3, 2), grid_thw=grid)
+            return [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
 
-    provenance: dict[str, Forward] = {"reference": whole, "fused": _merged(fuse(load()))}
-    with mock.patch.object(encoder, "can_pack", return_value=False):
-        provenance["without packing"] = _merged(fuse(load()))
-    with _without_swish():
-        provenance["without swish"] = _merged(fuse(load()))
-    with mock.patch.object(encoder, "ROWS_CPU", 1 << 30), mock.patch.object(encoder, "ROWS_CUDA", 1 << 30):
-        provenance["all rows"] = _merged(fuse(load()))
-    with mock.patch.object(torch.Tensor, "sum", _no_sum):
-        unfolded = fuse(load())
-    unfolded.embed_still = None
-    provenance["both slices"] = _merged(unfolded)
-    alone = _merged(fuse(load()))
-
-    def one_by_one(pixels: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
-        with mock.patch.object(encoder, "groupby", _apart):
-            return alone(pixels, grids)
-
-    return provenance | {"one by one": one_by_one}, reference.config
+    return forward
 
 
-def _merged(fused: FusedEncoder) -> Forward:
-    return lambda pixels, grids: fused(pixels, grids)[0]
-
-
-def _apart(frames: list[int]) -> Iterator[tuple[int, list[int]]]:
+def _apart(sizes: list[int]) -> Iterator[tuple[int, list[int]]]:
     """Each frame a run of its own."""
-    return ((frame, [frame]) for frame in frames)
+    return ((size, [size]) for size in sizes)
 
 
-def _no_sum(tensor: torch.Tensor, *axes: int) -> torch.Tensor:
-    return tensor
+def _as_they_come(grids: list[Grid], frames: list[int], how: dict[str, Any]) -> tuple[torch.Tensor, list[int]]:
+    from transformers.vision_utils import get_vision_window_index
+
+    index, ends = get_vision_window_index(torch.tensor(grids), **how)
+    return index, ends.diff().tolist()
 
 
-@contextmanager
-def _without_swish() -> Iterator[None]:
-    real = encoder.FusedEncoder._layer
-
-    class Plain(torch.nn.Module):  # type: ignore[misc]
-        """A packed product, and swish behind it."""
-
-        def __init__(self, layer: Any) -> None:
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            out = self.layer(x)
-            return torch.sigmoid(out).mul_(out)
-
-    def layer(self: FusedEncoder, linear: Any, then: str = "none") -> Any:
-        return Plain(real(self, linear)) if then == "swish" else real(self, linear, then)
-
-    with mock.patch.object(encoder.FusedEncoder, "_layer", layer):
-        yield
+def _activation_apart(self: encoder.FusedEncoder, linear: torch.nn.Linear, then: str = "none") -> encoder.Layer:
+    """A packed product, and what torch has for the activation behind it."""
+    layer = PackedLinear(linear)
+    after = {
+        "none": None,
+        "swish": lambda x: torch.sigmoid(x).mul_(x),
+        "gelu": torch.nn.functional.gelu,
+        "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    }[then]
+    return layer if after is None else encoder._chain(layer, after)
 
 
 if __name__ == "__main__":
