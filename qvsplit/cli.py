@@ -20,10 +20,9 @@ import typer
 from qvsplit.commands import answers, ask, chat, compact, demo, doctor, extract, find, gate, inspect, purge, verify
 from qvsplit.commands.help import SETTINGS, Command, Group, help_and_examples, mistake, with_help_all
 from qvsplit.commands.wording import on_command_line
-from qvsplit.errors import BUG, INTERRUPTED, TERMINATED, DiskError, QvsplitError, UsageError
+from qvsplit.errors import BUG, INTERRUPTED, TERMINATED, DiskError, QvsplitError, QvsplitWarning, UsageError
 from qvsplit.output.text import say
 from qvsplit.runtime import cpus, interrupts, streams
-from qvsplit.runtime.versions import VersionWarning
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "extract": extract.extract,
@@ -57,9 +56,7 @@ def main() -> None:
     """Run the `qvsplit` command."""
     streams.prepare()
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # libraries' remarks to programmers; ours to users are printed
-        warnings.simplefilter("always", VersionWarning)
-        warnings.showwarning = _show_warning
+        print_warnings()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not streams.shows_escape_codes(sys.stderr):
@@ -82,6 +79,13 @@ def end(code: int) -> NoReturn:
         # does when a dataclass is made, although it was handled; everything has been closed
         os._exit(code)
     sys.exit(code)
+
+
+def print_warnings() -> None:
+    """Have our warnings to users printed, and no library's remarks to programmers."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", QvsplitWarning)
+    warnings.showwarning = _show_warning
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

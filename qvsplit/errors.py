@@ -1,4 +1,4 @@
-"""Every error a user can meet, as one tree: a message and an exit code per class.
+"""Every error a user can meet, as one tree: a message and an exit code per class. And what they are warned of.
 
 Two branches, on purpose apart:
 
@@ -20,6 +20,8 @@ Two branches, on purpose apart:
     └── ProcessError         70   no process can be started here
     ItemError
     └── ItemNotFound              its file no longer exists
+
+`QvsplitWarning` is of what ends no run and should be known: printed as one line on stderr, in Python a warning.
 
 All of them survive pickling: errors of one item or one request are passed on as values.
 """
@@ -117,6 +119,10 @@ class QvsplitError(Exception):
 
     def __str__(self) -> str:
         return escaped(on_one_line(super().__str__()))
+
+
+class QvsplitWarning(UserWarning):
+    """What the user should know, though nothing ends by it."""
 
 
 class UsageError(QvsplitError):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qvsplit import errors
 
 EVERY = [
-    errors.QvsplitError("what"), errors.UsageError("what"), errors.ModelError("what"), errors.OutOfMemory("what"),
+    errors.QvsplitError("what"), errors.QvsplitWarning("what"), errors.UsageError("what"), errors.ModelError("what"), errors.OutOfMemory("what"),
     errors.RequestError("what"),
     errors.WeightsError("/m", missing=["b", "a"], unexpected=["c"], misshapen={"d": "is 2, not 3"}),
     errors.ConfigError("what"), errors.StoreInUse("what"), errors.StoreDamaged("what"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from qvsplit.checkpoints.files import INDEX_FILE, SINGLE_FILE, SMALL_FILES
-from qvsplit.errors import ModelError
+from qvsplit.errors import ModelError, QvsplitError
+from qvsplit.runtime.atomic_files import disk_errors
 
 _ELSEWHERE = "give a checkpoint's folder with `model=DIR`"
 _OR_DEMO = f"{_ELSEWHERE}, or see the whole way on the small model in the package: qvsplit demo"
@@ -36,7 +38,7 @@ def fetch_small_files(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, asked = model.partition("@")
-    with _hub_errors(model):
+    with hub_errors(model):
         folder = Path(snapshot_download(name, revision=asked or revision, allow_patterns=list(SMALL_FILES)))
     if not (folder / "config.json").is_file():
         raise ModelError(f"{model} has no config.json: it is not a model that transformers can load; {_ELSEWHERE}")
@@ -48,7 +50,7 @@ def fetch_files(model: str, file_names: Iterable[str], commit: str) -> None:
     from huggingface_hub import hf_hub_download
 
     for file_name in file_names:
-        with _hub_errors(model):
+        with hub_errors(model):
             hf_hub_download(model.partition("@")[0], file_name, revision=commit)
 
 
@@ -68,18 +70,23 @@ def fetch_adapter(adapter: str, file_names: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, revision = adapter.partition("@")
-    with _hub_errors(adapter, "adapter"):
+    with hub_errors(adapter, "adapter"):
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(file_names)))
 
 
 @contextmanager
-def _hub_errors(name: str, kind: str = "model") -> Iterator[None]:
-    """Turn what huggingface_hub raises into a ModelError of one line that says what to do next."""
+def hub_errors(name: str, kind: str = "model") -> Iterator[None]:
+    """Turn what huggingface_hub raises into a ModelError of one line that says what to do next; DiskError if full."""
+    from huggingface_hub import constants
+
     try:
         yield
-    except ModelError:
+    except QvsplitError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            with disk_errors(constants.HF_HUB_CACHE, kept=""):
+                raise
         reason = _reason(name, error, kind)
         if kind == "adapter":
             reason = reason.replace(_OR_DEMO, _ADAPTER_ELSEWHERE).replace(_ELSEWHERE, _ADAPTER_ELSEWHERE)

@@ -1,7 +1,8 @@
 """Open the checkpoint that a user names: a folder, a hub name, or the small one in the package.
 
-From the hub, only the files of the half asked for are fetched. Reads JSON and safetensors headers only: no tensor;
-torch and transformers only for a family that is not listed, and that once.
+From the hub, only the files of the half asked for are fetched, and of a vision encoder's files only its own bytes; a
+language model is nearly all of its files, so that this would save little there. Reads JSON and safetensors headers
+only: no tensor; torch and transformers only for a family that is not listed, and that once.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from typing import Any
 from qvsplit.checkpoints.adapter import Adapter, open_adapter
 from qvsplit.checkpoints.checkpoint import Checkpoint, Half
 from qvsplit.checkpoints.families import FAMILIES, Family
-from qvsplit.checkpoints.files import INDEX_FILE, SINGLE_FILE, read_json, tensor_files
-from qvsplit.checkpoints.hub import fetch_files, fetch_small_files, looks_like_hub_name
+from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, SINGLE_FILE, read_json, tensor_files
+from qvsplit.checkpoints.hub import fetch_files, fetch_small_files, hub_errors, looks_like_hub_name
+from qvsplit.checkpoints.ranges import fetch_encoder, kept_encoder, ranges_are_wanted
 from qvsplit.errors import ModelError, some_of
 
 DEFAULT_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
 DEMO_MODEL = "demo"  # the small checkpoint that lies in the package
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "checkpoint"
+
+
+class _NoLanguageModel(ModelError):
+    """The model was found, and is a vision encoder alone."""
 
 
 def open_checkpoint(
@@ -56,6 +62,8 @@ def open_checkpoint(
     absent = [name for name in checkpoint.file_names(half) if not (checkpoint.folder / name).is_file()]
     if absent:
         raise ModelError(f"{checkpoint.folder} lacks {some_of(absent)}, which {INDEX_FILE} names; download it again")
+    if half != "encoder" and not checkpoint.language_names:
+        raise _NoLanguageModel(f"{checkpoint.folder} holds no language model; {_whose_encoder(checkpoint)}")
     return checkpoint if adapter is None else replace(checkpoint, adapter=adapter)
 
 
@@ -110,6 +118,8 @@ def choose_checkpoint(
         merged = _own_adapter(own_adapter)
     try:
         return open_checkpoint(own, half, revision=revision, adapter=merged)
+    except _NoLanguageModel as error:
+        raise ModelError(f"the store was made with {own}: {error}") from None
     except ModelError as error:
         raise ModelError(f"the store was made with {own}: {error}; if it has moved, name it as `model`") from None
 
@@ -121,6 +131,14 @@ def _own_adapter(adapter: str) -> Adapter:
         raise ModelError(
             f"the store was made with the adapter {adapter}: {error}; if it has moved, name it as `adapter`"
         ) from None
+
+
+def _whose_encoder(checkpoint: Checkpoint) -> str:
+    """Say what to do with a checkpoint that is an encoder alone: its note may name the model that it is of."""
+    model = read_json(checkpoint.folder / NOTE_FILE, optional=True).get("model")
+    if not isinstance(model, str):
+        return "name a checkpoint that has one as `model`"
+    return f"it is the vision encoder of {model} alone: name that as `model`"
 
 
 def _local_folder(model: str) -> Path | None:
@@ -156,8 +174,43 @@ def _from_hub(text: str, half: Half, revision: str | None) -> Checkpoint:
     """
     folder = fetch_small_files(text, revision)
     commit = folder.name
+    if half == "encoder" and ranges_are_wanted() and (alone := _encoder_alone(text, folder)) is not None:
+        return alone
     if not (folder / INDEX_FILE).is_file() and not (folder / SINGLE_FILE).is_file():
         fetch_files(text, [SINGLE_FILE], commit)
     checkpoint = _from_folder(folder, name=text.partition("@")[0], revision=commit)
     fetch_files(text, checkpoint.file_names(half), commit)
     return checkpoint
+
+
+def _encoder_alone(text: str, folder: Path) -> Checkpoint | None:
+    """Give the encoder of a hub name without the rest of its files; None where whole ones are here, or are to be taken.
+
+    Args:
+        text: The hub name, with its revision if it has one.
+        folder: Of its small files, in the hub's cache.
+    """
+    name, commit = text.partition("@")[0], folder.name
+    if (folder / SINGLE_FILE).is_file():
+        return None
+
+    def opened(files: Mapping[str, str]) -> Checkpoint:
+        return _with_family(folder, name, commit, read_json(folder / "config.json"), files)
+
+    file_names = [SINGLE_FILE]
+    indexed = tensor_files(folder) if (folder / INDEX_FILE).is_file() else None
+    if indexed is not None:
+        checkpoint = opened(indexed)
+        if checkpoint.has("encoder"):
+            return None
+        file_names = checkpoint.file_names("encoder")
+
+    def encoders_of(found: Mapping[str, str]) -> dict[str, str]:
+        checkpoint = opened(found if indexed is None else indexed)
+        return {tensor: checkpoint.files[tensor] for tensor in checkpoint.encoder_names}
+
+    kept = kept_encoder(name, commit)
+    if kept is None and file_names:
+        with hub_errors(text):
+            kept = fetch_encoder(name, commit, file_names, encoders_of, small=folder)
+    return None if kept is None else _from_folder(kept, name=name, revision=commit)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qvsplit.errors import ModelError
 
@@ -56,28 +57,40 @@ def is_computed_in(safetensors_name: str) -> bool:
 def read_header(file: Path) -> dict[str, TensorPlace]:
     """Read every tensor's place in a safetensors `file`.
 
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
+    try:
+        return parse_header(file)
+    except FileNotFoundError:
+        raise ModelError(f"{file.parent} lacks {file.name}; download the checkpoint again") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} is damaged or cut short ({error}); download it again") from None
+
+
+def parse_header(file: Path) -> dict[str, TensorPlace]:
+    """Read every tensor's place in a safetensors `file`; raises OSError, or ValueError where the header is wrong.
+
     The safetensors library checks the file first (lengths, overlaps, truncation); the offsets, which it does not
     give away, are then read from the same header: 8 bytes of length, little-endian, and JSON.
     Format: github.com/huggingface/safetensors, README.
-
-    Raises:
-        ModelError: The file is missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="numpy"):
             pass
-        with file.open("rb") as stream:
-            written = _written(os.fstat(stream.fileno()))
-            length = int.from_bytes(stream.read(8), "little")
-            if length > MAX_HEADER_BYTES:
-                raise ValueError("its header is too large")
-            header = json.loads(stream.read(length))
-    except FileNotFoundError:
-        raise ModelError(f"{file.parent} lacks {file.name}; download the checkpoint again") from None
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise ModelError(f"{file} is damaged or cut short ({error}); download it again") from None
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    with file.open("rb") as stream:
+        written = _written(os.fstat(stream.fileno()))
+        length = int.from_bytes(stream.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError("its header is too large")
+        try:
+            header = json.loads(stream.read(length), object_pairs_hook=_without_repetition)
+        except RecursionError as error:
+            raise ValueError(str(error)) from None
     header.pop("__metadata__", None)
     base = 8 + length
     return {
@@ -87,6 +100,14 @@ def read_header(file: Path) -> dict[str, TensorPlace]:
         )
         for name, entry in header.items()
     }  # fmt: skip
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object of its pairs: of a name that is there twice, readers would take one or the other."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("its header names a tensor twice")
+    return content
 
 
 def read_tensors(places: Mapping[str, TensorPlace]) -> Iterator[tuple[str, bytearray]]:

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
+from qvsplit.errors import QvsplitWarning
+
 UNKNOWN = "unknown"
 
 
-class VersionWarning(UserWarning):
+class VersionWarning(QvsplitWarning):
     """Answers were held against other versions of a library than the one that is installed."""
 
 
