@@ -10,8 +10,6 @@ checkpoint's folder. Forward passes alone, no images read:
     without packing       weights stay in torch's layout, and attention is torch's
     torch's attention     oneDNN multiplies weights only
     activation apart      the MLP's activation by itself, behind the packed product
-    norms apart           norms as transformers has them
-    windows as they come  those of one size are not put beside one another
     all rows              the MLP and the projections see all rows at once
     both slices           the patch embedding is multiplied with both temporal slices
     one by one            images of one size have an attention call each
@@ -88,7 +86,7 @@ def _flops(module: Any, grids: list[Grid]) -> int:
     windows, full = frames, frozenset(getattr(module, "fullatt_block_indexes", ()))
     if hasattr(module, "window_size"):
         how = {name: getattr(module, name) for name in ("spatial_merge_size", "window_size", "patch_size")}
-        windows = encoder.windows_of(grids, frames, how)[1]
+        windows = encoder.windows_of(grids, how)[1]
     patches, merge = sum(frames), int(module.spatial_merge_size) ** 2
     flops: int = 2 * patches * module.patch_embed.proj.weight.numel()
     for name, part in module.named_modules():
@@ -138,14 +136,10 @@ def _variants(module: Any, only: list[str] | None) -> Iterator[tuple[str, Forwar
         "without packing": mock.patch.object(encoder, "can_pack", return_value=False),
         "torch's attention": mock.patch.object(encoder, "can_attend_packed", return_value=False),
         "activation apart": mock.patch.object(encoder.FusedEncoder, "_layer", _activation_apart),
-        "norms apart": mock.patch.object(encoder, "_norm", lambda norm: norm),
-        "windows as they come": mock.patch.object(encoder, "windows_of", _as_they_come),
         "all rows": mock.patch.multiple(encoder, ROWS_CPU=1 << 30, ROWS_CUDA=1 << 30),
         "both slices": mock.patch.object(encoder.FusedEncoder, "_of_one_slice", return_value=None),
         "one by one": mock.patch.object(encoder, "groupby", _apart),
     }
-    if not hasattr(module, "window_size"):
-        del ways["windows as they come"], ways["norms apart"]
     for name, way in ways.items():
         if only is None or name in only:
             with way:
@@ -174,13 +168,6 @@ def _reference(module: Any) -> Forward:
 def _apart(sizes: list[int]) -> Iterator[tuple[int, list[int]]]:
     """Each frame a run of its own."""
     return ((size, [size]) for size in sizes)
-
-
-def _as_they_come(grids: list[Grid], frames: list[int], how: dict[str, Any]) -> tuple[torch.Tensor, list[int]]:
-    from transformers.vision_utils import get_vision_window_index
-
-    index, ends = get_vision_window_index(torch.tensor(grids), **how)
-    return index, ends.diff().tolist()
 
 
 def _activation_apart(self: encoder.FusedEncoder, linear: torch.nn.Linear, then: str = "none") -> encoder.Layer:

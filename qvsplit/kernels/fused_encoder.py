@@ -17,12 +17,10 @@ embedding is a matrix product, of one temporal slice where both are the same. do
 
 from __future__ import annotations
 
-import bisect
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -95,32 +93,34 @@ class FusedEncoder:
             still: Whether the items are images.
         """
         with torch.inference_mode():
-            frames = [h * w for t, h, w in grids for _ in range(t)]
-            order, windows = None, frames
-            if self.windows is not None:
-                order, windows = windows_of(grids, frames, self.windows)
+            order, windows = (None, None) if self.windows is None else windows_of(grids, self.windows)
+            if order is not None:
                 order = order.to(self.device)
                 pixels = self._in_order(pixels, order)
             x = self._embedded(pixels, still)  # [patches, width]
             if self.positions is not None:
                 self.positions.add(x, grids, self.rows)
-            cos, sin = self._rotary(grids, order)
-            heads = x.new_empty(3, self.heads, len(x), x.shape[1] // self.heads)  # queries, keys, values
-            within_frames = self._attention(frames, heads.shape[3])
-            within_windows = within_frames if order is None else self._attention(windows, heads.shape[3])
-            levels = []
-            for number, block in enumerate(self.blocks):
-                self.check()
-                block.attend(x, heads, cos, sin, within_frames if number in self.full else within_windows)
-                block.apply_mlp(x)
-                if number in self.levels:
-                    levels.append(self.levels[number](x))
-            del heads
+            levels = self._apply_blocks(x, grids, order, windows)
             given = [self.merger(x), *levels]
-            if order is None:
-                return given
-            back = order.argsort()
-            return [one[back] for one in given]
+            return given if order is None else [one[order.argsort()] for one in given]
+
+    def _apply_blocks(
+        self, x: torch.Tensor, grids: Sequence[Grid], order: torch.Tensor | None, windows: list[int] | None
+    ) -> list[torch.Tensor]:
+        """Change `x` [patches, width] as the layers do, in place; give the deepstack levels."""
+        frames = [h * w for t, h, w in grids for _ in range(t)]
+        heads = x.new_empty(3, self.heads, len(x), x.shape[1] // self.heads)  # queries, keys, values
+        cos, sin = self._rotary(grids, order)
+        within_frames = self._attention(frames, heads.shape[3])
+        within_windows = within_frames if windows is None else self._attention(windows, heads.shape[3])
+        levels = []
+        for number, block in enumerate(self.blocks):
+            self.check()
+            block.attend(x, heads, cos, sin, within_frames if number in self.full else within_windows)
+            block.apply_mlp(x)
+            if number in self.levels:
+                levels.append(self.levels[number](x))
+        return levels
 
     def _of_one_slice(self, parts: EncoderParts) -> Layer | None:
         """Give the embedding of a still image's slice. In fewer bits the sum of two weights would be rounded again."""
@@ -195,7 +195,7 @@ class _Block:
 
     def __init__(self, encoder: FusedEncoder, parts: BlockParts) -> None:
         self.rows = encoder.rows
-        self.norm1, self.norm2 = _norm(parts.norm1), _norm(parts.norm2)
+        self.norm1, self.norm2 = parts.norm1, parts.norm2
         self.qkv, self.proj = encoder._layer(parts.qkv), encoder._layer(parts.proj)
         self.mlp = _gated_mlp(encoder, parts) if len(parts.mlp) == 3 else _plain_mlp(encoder, parts)
 
@@ -231,7 +231,7 @@ class _Merger:
     def __init__(self, encoder: FusedEncoder, parts: MergerParts) -> None:
         self.patches = encoder.merge**2
         self.rows = encoder.rows * self.patches
-        self.norm, self.shuffles_first = _norm(parts.norm), parts.shuffles_first
+        self.norm, self.shuffles_first = parts.norm, parts.shuffles_first
         self.first, self.last = _activated(encoder, parts.first, parts.activation), encoder._layer(parts.last)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -284,34 +284,17 @@ def _chain(first: Layer, then: Layer) -> Layer:
     return lambda x: then(first(x))
 
 
-def _norm(norm: Any) -> Layer:
-    """Give a norm in one call: transformers' RMSNorm has six."""
-    if not type(norm).__name__.endswith("RMSNorm"):
-        return cast(Layer, norm)
-    weight, eps = norm.weight, norm.variance_epsilon
-    return lambda x: nn.functional.rms_norm(x, weight.shape, weight, eps)
-
-
-def windows_of(grids: Sequence[Grid], frames: Sequence[int], how: dict[str, Any]) -> tuple[torch.Tensor, list[int]]:
-    """Cut frames into windows, and put those of one size within a frame beside one another.
+def windows_of(grids: Sequence[Grid], how: dict[str, Any]) -> tuple[torch.Tensor, list[int]]:
+    """Give tokens in the order of windows, int64 [tokens], and the patches of each window.
 
     Args:
         grids: One an item.
-        frames: The patches of each frame.
         how: transformers' arguments for it.
-
-    Returns:
-        The tokens in the order of windows, int64 [tokens], and the patches of each window.
     """
     from transformers.vision_utils import get_vision_window_index
 
-    index, ends = get_vision_window_index(torch.tensor(grids), **how)
-    sizes: list[int] = ends.diff().tolist()
-    windows = index.split([size // how["spatial_merge_size"] ** 2 for size in sizes])
-    last = list(itertools.accumulate(frames))
-    frame = [bisect.bisect_left(last, end) for end in ends[1:].tolist()]
-    order = sorted(range(len(sizes)), key=lambda number: (frame[number], -sizes[number]))
-    return torch.cat([windows[number] for number in order]), [sizes[number] for number in order]
+    order, ends = get_vision_window_index(torch.tensor(grids), **how)
+    return order, ends.diff().tolist()
 
 
 def _many_small(sizes: Sequence[int]) -> bool:

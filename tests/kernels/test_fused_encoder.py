@@ -184,15 +184,6 @@ def test_windows_share_a_call_as_frames_do(with_varlen):
     assert with_varlen == [5 * 6, 5, 5 * 6]
 
 
-def test_windows_of_one_size_within_a_frame_share_a_call():
-    how = {"spatial_merge_size": 2, "window_size": 56, "patch_size": 14}
-    order, sizes = fused_encoder.windows_of([(2, 6, 10), (1, 4, 4)], [60, 60, 16], how)
-    assert sizes == [16, 16, 8, 8, 8, 4] * 2 + [16]
-    assert order[:4].tolist() == [0, 1, 5, 6]  # the first two by two tokens of three rows of five
-    assert order.sort().values.tolist() == list(range(34))
-    assert order[15:30].tolist() == [token + 15 for token in order[:15].tolist()]
-
-
 def test_many_small_sizes_share_a_call_and_few_or_large_ones_do_not(with_varlen, monkeypatch):
     monkeypatch.setattr(fused_encoder, "VARLEN_RUNS", 3)
     monkeypatch.setattr(fused_encoder, "VARLEN_PATCHES", 20)
