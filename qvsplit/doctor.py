@@ -30,6 +30,7 @@ from urllib.parse import urlsplit, urlunsplit
 from qvsplit.checkpoints.files import INDEX_FILE, SINGLE_FILE
 from qvsplit.checkpoints.hub import looks_like_hub_name
 from qvsplit.checkpoints.opening import DEFAULT_MODEL
+from qvsplit.checkpoints.ranges import kept_encoder
 from qvsplit.errors import ConfigError, DiskError, ModelError, QvsplitError, StoreDamaged
 from qvsplit.runtime.cpus import (
     THREAD_VARIABLES,
@@ -61,7 +62,7 @@ SLEEP_BY_US = f"{SLEEP}: qvsplit set {WAIT_POLICY}=passive, as it is niced"
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", WAIT_POLICY, *SPINNING_TIMES, "ONEDNN_MAX_CPU_ISA",
     "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "TRANSFORMERS_OFFLINE",
-    "QVSPLIT_MODEL", "QVSPLIT_CACHE", "LANG", "LC_ALL", "TERM", "NO_COLOR",
+    "QVSPLIT_MODEL", "QVSPLIT_CACHE", "QVSPLIT_RANGES", "LANG", "LC_ALL", "TERM", "NO_COLOR",
 )  # fmt: skip
 VIDEO_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "prores")
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
@@ -407,7 +408,7 @@ def _answer(endpoint: str) -> str:
 
 
 def _cached(model: str) -> str:
-    """Say which of a model's files lie in the hub's cache: the small ones, and how many of those with weights."""
+    """Say which of a model's files lie in the caches: the small ones, how many with weights, the encoder alone."""
     from huggingface_hub import try_to_load_from_cache
 
     name, _, revision = model.partition("@")
@@ -416,13 +417,15 @@ def _cached(model: str) -> str:
         path = try_to_load_from_cache(name, file_name, revision=revision or None)
         return path if isinstance(path, str) else None
 
-    if cached("config.json") is None:
+    config = cached("config.json")
+    if config is None:
         return "nothing"
+    alone = ", and the vision encoder alone" if kept_encoder(name, Path(config).parent.name) else ""
     index = cached(INDEX_FILE)
     if index is None:
-        return "settings and weights" if cached(SINGLE_FILE) else "settings, no weights"
+        return ("settings and weights" if cached(SINGLE_FILE) else "settings, no weights") + alone
     files = set(json.loads(Path(index).read_text())["weight_map"].values())
-    return f"settings and {sum(cached(file) is not None for file in files)} of {len(files)} files of weights"
+    return f"settings and {sum(cached(file) is not None for file in files)} of {len(files)} files of weights{alone}"
 
 
 def _without_credentials(url: str) -> str:

@@ -12,6 +12,9 @@ from importlib import metadata
 import pytest
 
 from qvsplit import doctor
+from qvsplit.checkpoints.cache import cache_folder
+from qvsplit.checkpoints.opening import open_checkpoint
+from qvsplit.checkpoints.writing import write_checkpoint
 from qvsplit.errors import ConfigError, DiskError, ModelError, StoreDamaged
 from tests.support.hub_server import COMMIT, NAME, Hub
 
@@ -124,6 +127,11 @@ def test_the_hub_and_what_of_a_model_is_cached(hub_at, hub_checkpoint, tmp_path)
         shutil.copy(weights[0], snapshot)
         assert doctor._hub(NAME)["cached"] == "settings and 1 of 2 files of weights"
         assert doctor._hub(f"{NAME}@{COMMIT}")["cached"] == "settings and 1 of 2 files of weights"
+        kept = cache_folder() / "checkpoints" / NAME.replace("/", "--") / COMMIT / "encoder"
+        places = open_checkpoint(hub_checkpoint, "encoder").encoder_places()
+        write_checkpoint(kept, places, small=[], note={"half": "encoder", "model": NAME, "revision": COMMIT})
+        said = "settings and 1 of 2 files of weights, and the vision encoder alone"
+        assert doctor._hub(NAME)["cached"] == said
         assert hub.tokens == {""}
     found = doctor._hub(NAME)
     assert found["reachable"].startswith("no (")
