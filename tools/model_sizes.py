@@ -3,9 +3,9 @@
     python tools/model_sizes.py             # the two tables of docs/hardware.md
     python tools/model_sizes.py --sources   # where each model's numbers are from
 
-Nothing is downloaded and no weight exists: the two classes that `extract` and `ask` load (`checkpoints/model_class.py`)
-are built on the meta device from the numbers of a checkpoint's config.json, and their parameters are counted, tied ones
-once. Those numbers were read in public copies of the files; a model of which none was found is not here.
+Nothing is downloaded and no weight exists: parameters and memory are those of qvsplit/checkpoints/sizes.py, from the
+numbers of a checkpoint's config.json. Those were read in public copies of the files; a model of which none was found is
+not here. `qvsplit inspect MODEL` says the same of a checkpoint at hand.
 """
 
 from __future__ import annotations
@@ -21,16 +21,11 @@ from typing import Any
 
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.families import FAMILIES
-from qvsplit.checkpoints.hf import load_config
-from qvsplit.checkpoints.model_class import class_of, half_class
+from qvsplit.checkpoints.sizes import ASKING, ENCODING, LIBRARIES, ON_GPU, Loaded, count
+from qvsplit.runtime.dtypes import STORED_SHARE, token_bytes
 
 PHOTO = (3000, 4000)  # height and width in pixels
 GB = 1e9
-# in GB, from measurements of the 2B: see docs/hardware.md
-LIBRARIES = 0.8  # torch, transformers and pyarrow themselves, on a CPU
-ENCODING = 0.4  # one image near the cap, in float32 on a CPU
-ASKING = 0.6  # an image's keys and values, a batch behind it, buffers; on a CPU
-ON_GPU = 0.3  # beside the weights, of either half
 
 _HUB = "https://huggingface.co/{}/blob/main/config.json"
 _XTUNER = "InternLM/xtuner at b934f46, xtuner/v1/model/"
@@ -71,27 +66,20 @@ class Sizes:
     """Parameters of each half, and what an image gives.
 
     Attributes:
-        encoder, language: Parameters; a tied matrix counts once.
-        embedding: Those of the input embedding.
-        is_tied: Whether that is the output layer, too.
-        cached: Values that a token leaves in the KV cache.
+        halves: Parameters, memory and values in the KV cache.
         tokens: Of `PHOTO`.
         width: Values a token.
         tensors: Tensors a token.
     """
 
-    encoder: int
-    language: int
-    embedding: int
-    is_tied: bool
-    cached: int
+    halves: Loaded
     tokens: int
     width: int
     tensors: int
 
-    def stored(self, value_bytes: int) -> int:
+    def raw(self, dtype: str) -> int:
         """Give the bytes of `PHOTO`'s features before compression."""
-        return self.tokens * self.width * self.tensors * value_bytes
+        return self.tokens * self.tensors * token_bytes(dtype, self.width)
 
 
 def sizes_of(model: Model) -> Sizes:
@@ -99,42 +87,9 @@ def sizes_of(model: Model) -> Sizes:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = model.checkpoint(Path(folder))
         counted = count(checkpoint)
-        cached = _cached(load_config(checkpoint).get_text_config())
         width, tensors = checkpoint.width, checkpoint.tensors_a_token
     assert width is not None
-    return Sizes(*counted, cached, model.tokens(), width, tensors)
-
-
-def _cached(text: Any) -> int:
-    """Count the values that a token leaves in the KV cache: none in recurrent layers, all in those with a window."""
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
-    return int(2 * text.num_key_value_heads * head * sum(kind != "linear_attention" for kind in types))
-
-
-def count(checkpoint: Checkpoint) -> tuple[int, int, int, bool]:
-    """Count the parameters of encoder, language model and input embedding; say whether that is the output layer, too.
-
-    The halves are built as `weights.py` builds them, without memory for their parameters.
-    """
-    from accelerate import init_empty_weights
-
-    family, full, config = checkpoint.family, class_of(checkpoint), load_config(checkpoint)
-    with init_empty_weights():
-        encoder = half_class(full, family.encoder_has)._from_config(config)
-        language = half_class(full, family.language_model_has)._from_config(config)
-    language.tie_weights()
-    embedding = language.get_input_embeddings().weight
-    return (
-        _parameters(encoder, family.encoder_has),
-        _parameters(language, family.language_model_has),
-        embedding.numel(),
-        language.get_output_embeddings().weight is embedding,
-    )
-
-
-def _parameters(module: Any, is_wanted: Callable[[str], bool]) -> int:
-    return sum(parameter.numel() for name, parameter in module.named_parameters() if is_wanted(name))
+    return Sizes(counted, model.tokens(), width, tensors)
 
 
 # ---------------------------------------------------------------------------------------------- tokens of a photograph
@@ -277,7 +232,10 @@ MODELS: tuple[Model, ...] = (
            "image_size": 1540, "patch_size": 14, "head_dim": 64, "model_type": "pixtral"},
           _HUB.format("mistralai/Mistral-Small-3.1-24B-Instruct-2503"), functools.partial(_pixtral_tokens, 1540, 28),
           {"spatial_merge_size": 2, "tie_word_embeddings": False, "vision_feature_layer": -1}),
-    Model("GLM-4.1V 9B", "glm4v", _text(4096, 13696, 40, 32, 2, 151552), {},
+    Model("GLM-4.1V 9B", "glm4v",  # half of each head is rotated, which the class's own defaults leave out
+          _text(4096, 13696, 40, 32, 2, 151552,
+                rope_parameters={"rope_type": "default", "mrope_section": [8, 12, 12], "partial_rotary_factor": 0.5}),
+          {},
           _TRANSFORMERS.format("Glm4vConfig"), _glm_tokens, {}),
     _internvl("InternVL3 1B", _text(896, 4864, 24, 14, 2, 151674, model_type="qwen2"),
               _HUB.format("hf-internal-testing/tiny-processor-internvl") + ", its text_config"),
@@ -298,25 +256,6 @@ MODELS: tuple[Model, ...] = (
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
-def extract_memory(sizes: Sizes) -> float:
-    """Reckon the peak of `extract` on a CPU, float32, in GB."""
-    return LIBRARIES + sizes.encoder * 4 / GB + ENCODING
-
-
-def ask_memory(sizes: Sizes, value_bytes: int) -> float:
-    """Reckon the peak of `ask` on a CPU in GB, with values of so many bytes, of a checkpoint in bfloat16.
-
-    Rows of the embedding are looked up as they are stored; in a wider dtype a tied one is held in both.
-    """
-    as_stored = 0 if value_bytes == 2 else sizes.embedding * 2 if sizes.is_tied else -sizes.embedding * 2
-    return LIBRARIES + (sizes.language * value_bytes + as_stored) / GB + ASKING
-
-
-def gpu_memory(parameters: int) -> float:
-    """Reckon what a half in bfloat16 takes of a GPU's memory, in GB."""
-    return parameters * 2 / GB + ON_GPU
-
-
 def _amount(parameters: int) -> str:
     return f"{parameters / 1e9:.2f} G" if parameters >= 1e9 else f"{parameters / 1e6:.0f} M"
 
@@ -332,25 +271,27 @@ def memory_table(found: Mapping[str, Sizes]) -> str:
         " | GPU, bf16 | `ask`, CPU, fp32 | CPU, bf16 | GPU, bf16 | KV, kB a token |",
         "|--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for name, one in found.items():
+    for name, sizes in found.items():
+        one = sizes.halves
         halves = [f"{_amount(n)} | {_gb(n * 2 / GB)} · {_gb(n * 4 / GB)}" for n in (one.encoder, one.language)]
-        memory = (extract_memory(one), gpu_memory(one.encoder), ask_memory(one, 4), ask_memory(one, 2),
-                  gpu_memory(one.language))  # fmt: skip
-        lines.append(f"| {name} | {halves[0]} | {halves[1]} | {' | '.join(_gb(value) for value in memory)}"
-                     f" | {one.cached * 2 / 1e3:,.0f} |")  # fmt: skip
+        asking = [LIBRARIES + one.language * n + one.embedding_beside(n, 2) + ASKING for n in (4, 2)]
+        memory = (LIBRARIES + one.encoder * 4 + ENCODING, one.encoder * 2 + ON_GPU, *asking, one.language * 2 + ON_GPU)
+        lines.append(f"| {name} | {halves[0]} | {halves[1]} | {' | '.join(_gb(value / GB) for value in memory)}"
+                     f" | {(one.cached or 0) * 2 / 1e3:,.0f} |")  # fmt: skip
     return "\n".join(lines)
 
 
 def disk_table(found: Mapping[str, Sizes]) -> str:
-    """Give the table of tokens and stored bytes: of the values' 0.87 in float32, 0.70 in bfloat16, 0.26 in int8."""
+    """Give the table of tokens and stored bytes."""
     lines = [
         "| model | tokens of a 12-megapixel photograph | tensors × values a token | MB in float32 · bfloat16"
         " | 1,000 such, stored: float32 · bfloat16 · int8 |",
         "|--|--:|--:|--:|--:|",
     ]
     for name, one in found.items():
-        four, two = one.stored(4), one.stored(2)
-        thousand = " · ".join(_gb(1000 * size / GB) for size in (four * 0.87, two * 0.70, four * 0.257))
+        four, two = one.raw("float32"), one.raw("bfloat16")
+        shares = [one.raw(dtype) * STORED_SHARE[dtype] for dtype in ("float32", "bfloat16", "int8")]
+        thousand = " · ".join(_gb(1000 * size / GB) for size in shares)
         lines.append(f"| {name} | {one.tokens:,} | {one.tensors} × {one.width:,} | {four / 1e6:.1f} · {two / 1e6:.1f}"
                      f" | {thousand} GB |")  # fmt: skip
     return "\n".join(lines)

@@ -22,12 +22,19 @@ from qvsplit.checkpoints.opening import default_model, read_settings
 from qvsplit.errors import ItemError, ModelError
 from qvsplit.models.clips import ClipPreparer, load_clip_preparer
 from qvsplit.models.device_preparing import on_device
-from qvsplit.models.preparing import Prepared, check_kernels, check_shape, load_preparer, pixel_limits
+from qvsplit.models.preparing import (
+    Prepared,
+    check_kernels,
+    check_shape,
+    has_pixel_limits,
+    load_preparer,
+    pixel_limits,
+)
 from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
 from qvsplit.pipeline.summary import Preview
 from qvsplit.runtime.cpus import default_workers
 from qvsplit.runtime.devices import is_cuda
-from qvsplit.runtime.dtypes import token_bytes
+from qvsplit.runtime.dtypes import STORED_SHARE, token_bytes
 from qvsplit.sources.decoder import DecoderPool
 from qvsplit.sources.source import Entry
 from qvsplit.sources.videos import VideoInfo
@@ -36,8 +43,6 @@ from qvsplit.store.history import last_runs
 from qvsplit.store.storage import Storage
 from qvsplit.store.store import Store
 
-# Bytes in a shard over raw bytes where the store has none yet: features of photographs (docs/decisions.md)
-_RATIO = {"float32": 0.87, "bfloat16": 0.70, "float16": 0.84, "int8": 0.90}
 _FORWARD_SHARE = 0.8  # of the rate of a matrix product that the encoder's forward reaches on a CPU
 _NO_CLIPS = object()  # the model takes no videos
 _TRIED_SIZES = ((120, 160), (400, 900), (333, 111))  # height and width, on which a processor's own count is tried
@@ -108,7 +113,7 @@ class _Estimate:
     def __init__(self, store: Store, options: ExtractOptions) -> None:
         self.options = options
         self._counting = threading.Lock()  # sizes are measured in several threads
-        self._counter: _Counter | None = None
+        self._counter: TokenCounter | None = None
         self._clips: ClipPreparer | object | None = None
         self._config = None if options.rebuild else store.config
         own = None if options.rebuild else store.config
@@ -164,7 +169,9 @@ class _Estimate:
         """Ask the checkpoint's own processor, which for a family without listed settings is all that knows."""
         with self._counting:
             if self._counter is None:
-                self._counter = _Counter(checkpoint, self.options, self._own)
+                asked = {"min_pixels": self.options.min_pixels, "max_pixels": self.options.max_pixels}
+                limits = {name: self._own.get(name) if limit is None else limit for name, limit in asked.items()}
+                self._counter = TokenCounter(checkpoint, **limits)
             return self._counter.tokens(width, height)
 
     def video_tokens(self, video: VideoInfo) -> list[int]:
@@ -222,18 +229,31 @@ def _limits(checkpoint: Checkpoint, options: ExtractOptions) -> dict[str, int]:
     return {"min_pixels": limits[0], "max_pixels": limits[1]}
 
 
-class _Counter:
-    """Counts the tokens of images by their sizes, as a checkpoint's own processor would make them."""
+class TokenCounter:
+    """Counts the tokens of images by their sizes, as a checkpoint's own processor would make them.
 
-    def __init__(self, checkpoint: Checkpoint, options: ExtractOptions, own: Mapping[str, Any]) -> None:
-        low, high = (
-            own.get(name) if asked is None else asked
-            for name, asked in (("min_pixels", options.min_pixels), ("max_pixels", options.max_pixels))
+    Args:
+        checkpoint: Its config and its processor's files must be on this disk.
+        min_pixels: None: as `extract` has it where nobody says.
+        max_pixels: None: likewise.
+
+    Raises:
+        ModelError: There is no processor, or it cannot be loaded.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, min_pixels: int | None = None, max_pixels: int | None = None) -> None:
+        self._preparer = load_preparer(
+            checkpoint, hf.load_config(checkpoint), min_pixels=min_pixels, max_pixels=max_pixels
         )
-        self._preparer = load_preparer(checkpoint, hf.load_config(checkpoint), min_pixels=low, max_pixels=high)
         self._known: dict[tuple[int, int], int] = {}
         # some count marks as well, and some have no such method
         self._is_fast = all(self._by_method(*size) == self._by_preparing(*size) for size in _TRIED_SIZES)
+
+    @property
+    def pixel_limits(self) -> tuple[int, int] | None:
+        """The fewest and the most pixels that images are resized to; None where the processor has no such limits."""
+        own = self._preparer.processor.image_processor
+        return (int(own.size["shortest_edge"]), int(own.size["longest_edge"])) if has_pixel_limits(own) else None
 
     def tokens(self, width: int, height: int) -> int:
         """Count those of an image of this size. ItemError where the processor refuses it."""
@@ -261,7 +281,7 @@ class _Counter:
 def _ratio(store: Store, dtype: str) -> float:
     raw = sum(shard.feature_tokens for shard in store.catalogue.shards)
     if not raw or store.token_bytes is None or store.config is None or store.config.storage_dtype != dtype:
-        return _RATIO[dtype]
+        return STORED_SHARE[dtype]
     return store.size() / (raw * store.token_bytes)
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from qvsplit.errors import ModelError, UsageError
 from qvsplit.output.text import preview_lines
-from qvsplit.pipeline.preview import _RATIO, _Counter, resized
-from qvsplit.runtime.dtypes import token_bytes
+from qvsplit.pipeline.preview import TokenCounter, resized
+from qvsplit.runtime.dtypes import STORED_SHARE, token_bytes
 from qvsplit.store.opening import open_store
 from qvsplit.verify import describe
 from tests.support.clips import make_clip
@@ -107,7 +107,7 @@ def test_tokens_and_bytes_are_those_of_the_run_in_every_family(name, family_chec
         assert describe(store)["raw_bytes"] == stored == ran.tokens * (1 + len(levels)) * token_bytes("float32", 64)
         assert len(levels) == (2 if name in ("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe") else 0)
     assert (before.items, before.bad, before.tokens) == (3, 0, ran.tokens)
-    assert before.bytes == round(stored * _RATIO["float32"])
+    assert before.bytes == round(stored * STORED_SHARE["float32"])
     resize(folder, (500, 500))
     after = extract(folder, dry_run=True).preview
     assert after.tokens == extract(folder).tokens
@@ -134,8 +134,8 @@ def test_what_a_run_refuses_is_refused_before(dry_run, family_checkpoint, some_p
 def test_a_size_is_prepared_once(family_checkpoint, tmp_path, monkeypatch, out):
     """Where a processor has no count of its own an image of that size is prepared, which takes a moment."""
     prepared = []
-    real = _Counter._by_preparing
-    monkeypatch.setattr(_Counter, "_by_preparing", lambda *args: (prepared.append(args[1:]), real(*args))[1])
+    real = TokenCounter._by_preparing
+    monkeypatch.setattr(TokenCounter, "_by_preparing", lambda *args: (prepared.append(args[1:]), real(*args))[1])
     folder = resize(tmp_path / "sizes", (300, 200), (200, 300))
     for copy in ("a.png", "b.png"):
         shutil.copy2(folder / "300x200.png", folder / copy)
