@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.support.made_once import made_once
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a hub; the hub's tests set their own
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models on busy cores: two threads wait for each other
@@ -92,9 +94,7 @@ def checkpoint(tmp_path_factory) -> Path:
     """The tiny checkpoint as transformers 5 saves it, in five files."""
     from tests.support.checkpoints import make_tiny
 
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    make_tiny(folder)
-    return folder
+    return made_once(tmp_path_factory, "tiny", make_tiny)
 
 
 @pytest.fixture(scope="session")
@@ -102,9 +102,7 @@ def hub_checkpoint(tmp_path_factory) -> Path:
     """The same weights in the hub's older layout."""
     from tests.support.checkpoints import make_tiny
 
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-hub"
-    make_tiny(folder, layout="hub", files=2)
-    return folder
+    return made_once(tmp_path_factory, "tiny-hub", lambda folder: make_tiny(folder, layout="hub", files=2))
 
 
 @pytest.fixture(scope="session")
@@ -114,9 +112,7 @@ def family_checkpoint(tmp_path_factory) -> Callable[[str], Path]:
 
     @functools.cache
     def made(name: str) -> Path:
-        folder = tmp_path_factory.mktemp("families") / name
-        make_checkpoint(name, folder)
-        return Path(folder)
+        return made_once(tmp_path_factory, f"families/{name}", lambda folder: make_checkpoint(name, folder))
 
     return made
 
@@ -131,12 +127,16 @@ def family_reference(family_checkpoint) -> Callable[[str], Reference]:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    """Real photographs of many shapes, and the shapes that photographs seldom have, cut from them."""
+    """Real photographs of many shapes, and the shapes that photographs seldom have, cut from them. Read only."""
+    return made_once(tmp_path_factory, "photos", _make_photos)
+
+
+def _make_photos(folder: Path) -> None:
     from PIL import Image
 
     from tests.support.photographs import photographs
 
-    folder = tmp_path_factory.mktemp("photos")
+    folder.mkdir()
     for path in photographs():
         shutil.copyfile(path, folder / path.name)
     with Image.open(folder / "retina.jpg") as retina:
@@ -147,7 +147,6 @@ def photos(tmp_path_factory) -> Path:
         exif = Image.Exif()
         exif[0x0112] = 6  # rotate by 90°
         china.save(folder / "turned.jpg", exif=exif)
-    return folder
 
 
 @pytest.fixture
@@ -211,9 +210,8 @@ def store_folder(checkpoint, photos, tmp_path_factory) -> Path:
     from qvsplit.extract import extract_files
     from qvsplit.pipeline.options import ExtractOptions
 
-    out = tmp_path_factory.mktemp("stores") / "embeds"
-    extract_files([photos], out=out, options=ExtractOptions(model=str(checkpoint)))
-    return out
+    options = ExtractOptions(model=str(checkpoint))
+    return made_once(tmp_path_factory, "embeds", lambda out: extract_files([photos], out=out, options=options))
 
 
 @pytest.fixture

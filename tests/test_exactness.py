@@ -30,6 +30,8 @@ from tests.support.fake_engine import FakeEngine
 from tests.support.families.reference import Reference
 from tests.support.full_model import NEW_TOKENS, QUESTIONS, FullModel, upright_rgb
 
+OF_EVERY_QUESTION = ("coffee.png", "coins.png", "motorcycle_left.png", "one_pixel.png", "tall.png", "turned.jpg")
+
 
 def encoder_of(folder, dtype="float32", kernels="fused"):
     return load_encoder(EncoderSpec(open_checkpoint(folder, "encoder"), "cpu", dtype, kernels=kernels))
@@ -69,7 +71,8 @@ def test_the_photographs_are_the_ones_that_matter(store_folder):
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_answers_from_the_shard_are_the_whole_models_token_for_token(session, whole, photos, question):
     different = []
-    for row in session.store:
+    # of all photographs by one question, of some, of each shape, by every question
+    for row in session.store if question == QUESTIONS[0] else map(session.store.__getitem__, OF_EVERY_QUESTION):
         inputs = whole.inputs([upright_rgb(photos / row.path)], question)
         expected = whole.answer_to(inputs)
         answer = session.answer(row, question)

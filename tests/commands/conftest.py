@@ -9,18 +9,29 @@ from pathlib import Path
 import pytest
 
 from tests.support.demo_run import session_demo
+from tests.support.loaded_once import keep_loaded
+from tests.support.made_once import made_once
 
 NAMES = ("chelsea.png", "coffee.png", "coins.png", "rocket.jpg")
+
+
+@pytest.fixture
+def models_stay_loaded(monkeypatch):
+    """For tests of many commands, none of which is about loading."""
+    keep_loaded(monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def four_photos(photos, tmp_path_factory) -> Path:
     """Four small photographs. Read only."""
-    folder = tmp_path_factory.mktemp("four")
-    for name in NAMES:
-        shutil.copyfile(photos / name, folder / name)
-        os.utime(folder / name, (1_600_000_000, 1_600_000_000))  # not fresh: the stat may be trusted
-    return folder
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        for name in NAMES:
+            shutil.copyfile(photos / name, folder / name)
+            os.utime(folder / name, (1_600_000_000, 1_600_000_000))  # not fresh: the stat may be trusted
+
+    return made_once(tmp_path_factory, "four", make)
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +40,8 @@ def small_store(four_photos, checkpoint, tmp_path_factory) -> Path:
     from qvsplit.extract import extract_files
     from qvsplit.pipeline.options import ExtractOptions
 
-    out = tmp_path_factory.mktemp("small") / "embeds"
-    extract_files([four_photos], out=out, options=ExtractOptions(model=str(checkpoint)))
-    return out
+    options = ExtractOptions(model=str(checkpoint))
+    return made_once(tmp_path_factory, "small", lambda out: extract_files([four_photos], out=out, options=options))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 
 from qvsplit.errors import ModelError
 from qvsplit.models.language import LanguageModel
+from tests.support.forked import command, start_program
 from tests.support.terminal import one_line
 
 # ----------------------------------------------------------------------------------------------- help and imports
@@ -90,11 +91,11 @@ def test_a_store_is_named_the_same_way_everywhere(run_cli, small_store, tmp_path
     """An argument or --embeds, and `embeds` where nothing is said."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "embeds").symlink_to(small_store)
-    for command in ("inspect", "verify"):
-        by_default = run_cli(command)
+    for name in ("inspect", "verify"):
+        by_default = run_cli(name)
         assert by_default[0] == 0
-        assert run_cli(command, "embeds") == run_cli(command, "--embeds", "embeds") == by_default
-        code, _, said = run_cli(command, "embeds", "--embeds", "other")
+        assert run_cli(name, "embeds") == run_cli(name, "--embeds", "embeds") == by_default
+        code, _, said = run_cli(name, "embeds", "--embeds", "other")
         assert (code, "two stores are given" in one_line(said)) == (2, True)
 
 
@@ -125,15 +126,14 @@ def test_a_full_disk_behind_stdout_exits_7(small_store):
 
 
 def test_a_reader_who_has_enough_is_no_error(small_store):
-    command = f"{sys.executable} -m qvsplit ask --embeds {small_store} --max-new-tokens 3 A B C D E F G H | head -1"
+    command = f"{sys.executable} -m tests.support.made_up ask --embeds {small_store} A B C D E F G H | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
 def test_ctrl_c_while_asking_exits_130(small_store):
     questions = [f"What is at place {n}?" for n in range(400)]
-    command = [sys.executable, "-m", "qvsplit", "ask", "--embeds", str(small_store), "--max-new-tokens", "2"]
-    process = subprocess.Popen([*command, *questions], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_program(command("ask", "--embeds", small_store, "--max-new-tokens", 2, *questions))
     process.stdout.readline()  # the first answer
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -12,6 +12,8 @@ import pytest
 
 from qvsplit.output.printer import COLUMNS
 
+pytestmark = pytest.mark.usefixtures("models_stay_loaded")
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "output.md").read_text()
 CHECKS = ROOT / "examples" / "demo" / "moderation.toml"

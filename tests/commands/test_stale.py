@@ -16,6 +16,8 @@ from qvsplit.store.opening import open_store
 from tests.support.nasty_clips import sound_clips
 from tests.support.processes import as_nobody
 
+pytestmark = pytest.mark.usefixtures("models_stay_loaded")
+
 CHECKS = """
 min_choice_mass = 0
 

@@ -106,7 +106,7 @@ NEAR_TIE = 1e-5  # of logits around 5 in float32: about what a random model's di
 # -- exact ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [1, 2, 7, 64])
+@pytest.mark.parametrize("number", [1, 7, 24])
 def test_questions_behind_one_prefix_get_the_whole_models_answers(session, few, told, whole, photos, counted, number):
     row = few[1][1]
     answers = session.answers(row, questions(number))
@@ -121,7 +121,7 @@ def test_questions_behind_one_prefix_get_the_whole_models_answers(session, few, 
     assert [answer.question for answer in answers] == questions(number)
 
 
-@pytest.mark.parametrize("number", [1, 2, 7, 24])
+@pytest.mark.parametrize("number", [2, 24])
 def test_the_same_on_the_demo_model_whose_answers_end_by_themselves(tmp_path, number):
     from qvsplit.demo import POSTCARDS, truths
 

@@ -130,7 +130,11 @@ def plain_score(model, image, question, choice):
     return float(logs[range(len(choice)), choice].sum() + torch.logsumexp(logs[-1, ends], 0))
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen4_exp", "glm4v", "llava", "lfm2_vl"])
+@pytest.mark.parametrize(
+    "name",
+    ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen4_exp", "qwen2_5_omni", "glm4v", "llava", "internvl", "idefics3",
+     "lfm2_vl"],
+)  # fmt: skip
 def test_further_images_are_computed_behind_a_prefix(tiny, name):
     model, images, texts = tiny(name), [noise(4), noise(5)], questions(3)
     prompts = [model.prompt(images, text) for text in texts]

@@ -27,8 +27,8 @@ from qvsplit.extract import extract_files
 from qvsplit.output.table import COLUMNS, FORMATS, Key, Table, read_records
 from qvsplit.output.wide import ITEM_COLUMNS
 from qvsplit.pipeline.options import ExtractOptions
-from qvsplit.store.opening import open_store
 from tests.support.forked import command, start_program
+from tests.support.loaded_once import keep_loaded
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("boats-in-snow.jpg", "city-lights.jpg", "seaside.jpg", "sunday.jpg")
@@ -57,9 +57,12 @@ question = "Describe the image."
 """
 
 
-@pytest.fixture
-def cards(tmp_path):
-    folder = tmp_path / "cards"
+@pytest.fixture(autouse=True)
+def _models_stay_loaded(monkeypatch):
+    keep_loaded(monkeypatch)
+
+
+def make_cards(folder):
     folder.mkdir()
     for name in NAMES:
         shutil.copyfile(POSTCARDS / name, folder / name)
@@ -67,8 +70,29 @@ def cards(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def store_of_shared_cards(tmp_path_factory):
+    """A store whose images no test changes. Read only."""
+    folder = tmp_path_factory.mktemp("shared")
+    extract_files([make_cards(folder / "cards")], out=folder / "store", options=ExtractOptions(model="demo"))
+    return folder / "store"
+
+
 @pytest.fixture
-def store(cards, tmp_path):
+def store(store_of_shared_cards, tmp_path):
+    """A store that a test may change, of images that it may not."""
+    return Path(shutil.copytree(store_of_shared_cards, tmp_path / "store"))
+
+
+@pytest.fixture
+def cards(tmp_path):
+    """Images that a test may change."""
+    return make_cards(tmp_path / "cards")
+
+
+@pytest.fixture
+def cards_store(cards, tmp_path):
+    """The store of `cards`."""
     extract_files([cards], out=tmp_path / "store", options=ExtractOptions(model="demo"))
     return tmp_path / "store"
 
@@ -417,9 +441,9 @@ finally:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_rerun_asks_only_what_is_new(run_cli, store, cards, checks, tmp_path, asked, suffix):
+def test_a_rerun_asks_only_what_is_new(run_cli, cards_store, cards, checks, tmp_path, asked, suffix):
     file = tmp_path / f"answers{suffix}"
-    words = ("ask", "--embeds", store, "--checks", checks, "--out", file)
+    words = ("ask", "--embeds", cards_store, "--checks", checks, "--out", file)
     code, out, said = run_cli(*words)
     assert (code, out) == (0, "")
     assert len(asked) == 4 * 3 + 2  # two of the cards have dogs, or seem to
@@ -434,7 +458,7 @@ def test_a_rerun_asks_only_what_is_new(run_cli, store, cards, checks, tmp_path, 
     assert asked == [(name, "caption") for name in NAMES]
     asked.clear()
     shutil.copyfile(POSTCARDS / "quiet-night.jpg", cards / "new.jpg")
-    extract_files([cards], out=store)
+    extract_files([cards], out=cards_store)
     run_cli(*words)
     assert {path for path, _ in asked} == {"new.jpg"}
     with Table(file) as table:
@@ -501,16 +525,16 @@ def test_a_changed_threshold_judges_anew_and_asks_nothing(run_cli, store, checks
 
 
 def test_edited_and_vanished_images_lose_their_old_answers_moved_ones_keep_them(
-    run_cli, store, cards, checks, tmp_path, asked
+    run_cli, cards_store, cards, checks, tmp_path, asked
 ):
     file = tmp_path / "answers.csv"
-    run_cli("ask", "--embeds", store, "--checks", checks, "--out", file)
+    run_cli("ask", "--embeds", cards_store, "--checks", checks, "--out", file)
     (cards / "sunday.jpg").unlink()
     (cards / "seaside.jpg").rename(cards / "moved.jpg")
     shutil.copyfile(POSTCARDS / "winter.jpg", cards / "city-lights.jpg")
-    extract_files([cards], out=store, options=ExtractOptions(prune=True))
+    extract_files([cards], out=cards_store, options=ExtractOptions(prune=True))
     asked.clear()
-    run_cli("ask", "--embeds", store, "Is there a dog?", "--choices", "yes,no", "--out", file)
+    run_cli("ask", "--embeds", cards_store, "Is there a dog?", "--choices", "yes,no", "--out", file)
     assert asked == [("city-lights.jpg", "Is there a dog?")]  # the same prompt as the check's, of new bytes
     with Table(file) as table:
         told = {(one["path"], one["id"]) for one in table}
@@ -579,17 +603,19 @@ def test_a_killed_run_loses_no_finished_answer_and_the_next_finishes_the_rest(
 ):
     shutil.copytree(store_folder, tmp_path / "store")
     file, journal = tmp_path / "answers.parquet", tmp_path / ".answers.parquet.journal"
-    words = ["ask", "--embeds", tmp_path / "store", "--out", file, "--max-new-tokens", "12", "--token-budget", "1",
-             *(f"What is at place {n}?" for n in range(4))]  # fmt: skip
+    images = ("coins.png", "coffee.png", "chelsea.png", "rocket.jpg", "one_pixel.png")
+    words = ["ask", "--embeds", tmp_path / "store", "--out", file, "--max-new-tokens", "6", "--token-budget", "1",
+             *(word for image in images for word in ("--image", image)),
+             *(f"What is at place {n}?" for n in range(6))]  # fmt: skip
     process = start_program(command(*words))
     deadline = time.monotonic() + 90
-    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 16):
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 8):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(number)
     process.communicate(timeout=60)
-    total = 4 * len(open_store(tmp_path / "store"))
+    total = 6 * len(images)
     if number == signal.SIGINT:
         assert not journal.exists()
         assert process.returncode == 130
@@ -597,7 +623,7 @@ def test_a_killed_run_loses_no_finished_answer_and_the_next_finishes_the_rest(
     else:
         assert not file.exists()
         done = journal.read_bytes().count(b"\n")
-    assert 16 <= done < total
+    assert 8 <= done < total
     code, _, said = run_cli(*words)
     assert code == 0
     assert f"{done} answers known, {total - done} asked" in said
@@ -627,13 +653,13 @@ def test_answers_are_kept_as_soon_as_their_batch_is_done(run_cli, store, tmp_pat
         assert len(table) == sum(done) == 5
 
 
-def test_a_part_of_a_store_drops_no_answers_of_the_whole(run_cli, store, cards, tmp_path):
+def test_a_part_of_a_store_drops_no_answers_of_the_whole(run_cli, cards_store, cards, tmp_path):
     shutil.copyfile(POSTCARDS / "winter.jpg", cards / "sunday.jpg")
-    extract_files([cards], out=store)
+    extract_files([cards], out=cards_store)
     words = ("ask", "Is there a dog?", "--out", tmp_path / "a.csv", "--quiet")
-    run_cli(*words, "--embeds", store)
+    run_cli(*words, "--embeds", cards_store)
     before = (tmp_path / "a.csv").read_bytes()
-    run_cli(*words, "--embeds", store / "shard-000001.parquet", "--image", "seaside.jpg")
+    run_cli(*words, "--embeds", cards_store / "shard-000001.parquet", "--image", "seaside.jpg")
     assert (tmp_path / "a.csv").read_bytes() == before
 
 
