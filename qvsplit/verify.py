@@ -452,8 +452,7 @@ class _Reference:
         """Give the language model alone, loaded as `ask` loads it, in the place of the full model."""
         from qvsplit.models import language
 
-        # of a quantised checkpoint its own, as `ask` has it
-        dtype = None if "quantization_config" in self.checkpoint.config else self.model.dtype
+        dtype = self.model.dtype  # the store's, also of what a quantised one leaves plain: else answers were others
         del self.model
         gc.collect()
         loaded = language.load(

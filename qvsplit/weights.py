@@ -27,6 +27,16 @@ from qvsplit.checkpoints.hf import hearing_tensors, load_config, transformers_er
 from qvsplit.checkpoints.merging import fitted_adapter
 from qvsplit.checkpoints.model_class import class_of, half_class
 from qvsplit.checkpoints.opening import open_checkpoint
+from qvsplit.checkpoints.quantised import (
+    check_language_model,
+    check_one_dtype,
+    finish,
+    forget_quantisation,
+    is_dequantised,
+    quantiser,
+    set_quantisation,
+    spare_encoder,
+)
 from qvsplit.checkpoints.streaming import StreamedReading
 from qvsplit.checkpoints.tensors import SAFETENSORS_BYTES, TensorPlace, read_tensors, torch_dtype_name
 from qvsplit.errors import ModelError, WeightsError
@@ -72,12 +82,13 @@ def load_encoder_weights(
 
     Raises:
         WeightsError: The checkpoint holds not exactly the encoder's tensors.
-        ModelError: There is no encoder, or a file is damaged.
+        ModelError: There is no encoder, or it is quantised, or a file is damaged.
     """
     warn_of_other_versions("transformers")
     adapter = fitted_adapter(checkpoint, "encoder")
-    places = checkpoint.encoder_places()
+    places = checkpoint.plain_encoder_places()
     config = load_config(checkpoint)
+    forget_quantisation(config)
     encoder_class = half_class(class_of(checkpoint), checkpoint.family.encoder_has)
     state: dict[str, torch.Tensor] = {}
     done, total = 0, sum(place.size for place in places.values())
@@ -147,11 +158,12 @@ def load_language_model(
 
     On a CPU, with the kernels "fused", tensors are read one ahead of the one that is put in place. Transformers reads
     them with a device map or the kernels "reference", where experts are merged, of quantised checkpoints, and where a
-    tensor is missing, left over or misshapen, which is then said.
+    tensor is missing, left over or misshapen, which is then said. A quantised one is computed by its quantiser's own
+    layers, with transformers' modules around them; FP8 is dequantised on a CPU, and then a model as any other.
 
     Args:
         checkpoint: Its language model's files must be on this disk.
-        dtype: None keeps the checkpoint's.
+        dtype: None keeps the checkpoint's. Of a quantised one: of what is not quantised.
         device_map: As transformers' `from_pretrained` takes it; a quantised checkpoint's own settings hold as well.
         kernels: With "fused" modules are replaced by our own on a CPU, and on a GPU that has the whole model; with
             "reference" all are transformers'.
@@ -172,15 +184,25 @@ def load_language_model(
     others = [rf"^(model\.|thinker\.)*{re.escape(module)}\." for module in (*family.encoder_modules, *family.ignored)]
     language_class = half_class(class_of(checkpoint), family.language_model_has, ignored=others)
     places = checkpoint.places(checkpoint.language_names)
+    check_language_model(checkpoint, places)
+    device_type = "cpu" if device_map is None else "cuda"
+    set_quantisation(config, checkpoint, device_type=device_type)
     sizes = {name: place.size for name, place in places.items()}
     # with "reference" transformers reads: a float32 product has other bits where its weights lie at other addresses
     ours = kernels == "fused" and device_map is None
-    plain = ours and dtype is not None and "quantization_config" not in checkpoint.config
-    fused = plain and can_pack(dtype)
+    is_quantised = checkpoint.quantisation is not None
+    plain = ours and dtype is not None and not is_quantised
+    # what is dequantised is plain once it is loaded
+    fused = ours and (plain or is_dequantised(checkpoint, device_type)) and can_pack(dtype)
     reading = StreamedReading(places, Layout if fused and adapter is None else Plain, on_load)
     if plain:
         language_class = reading.model_class(language_class)
-    with _language_view(checkpoint) as folder, transformers_errors(checkpoint), hearing_tensors(on_load, sizes):
+    with (
+        _language_view(checkpoint) as folder,
+        transformers_errors(checkpoint),
+        hearing_tensors(on_load, sizes),
+        quantiser(checkpoint),
+    ):
         model, info = language_class.from_pretrained(
             folder,
             config=config,
@@ -196,16 +218,35 @@ def load_language_model(
     if info.get("error_msgs"):
         raise ModelError(f"{checkpoint.folder} cannot be loaded: {info['error_msgs'][0]}")
     model.name_or_path = str(checkpoint.folder)
+    if is_quantised:
+        _as_computed(checkpoint, model, dtype)
     if adapter is not None:
         model = adapter.merged(model)
     if fused and (adapter is not None or not reading.used):
         on_load(LAYOUT, 0, 0)
         lay_out(model)
-    elif kernels == "fused" and "quantization_config" not in checkpoint.config and _is_whole_on_a_gpu(model):
+    elif kernels == "fused" and not is_quantised and _is_whole_on_a_gpu(model):
         join(model)
     if kernels == "fused":  # else as transformers has it, whose bits are wanted
         model.requires_grad_(False)
     return model.eval()
+
+
+def _as_computed(checkpoint: Checkpoint, model: Any, dtype: torch.dtype | None) -> None:
+    """Make a model from a quantised checkpoint ready to compute, in `dtype`. ModelError where that is not so.
+
+    Where transformers dequantises, it leaves those weights in their own dtype that had not been quantised.
+    """
+    import torch
+
+    finish(model)
+    if dtype is None:
+        return
+    if not getattr(model, "is_quantized", False):
+        for parameter in model.parameters():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = parameter.data.to(dtype)
+    check_one_dtype(checkpoint, model, dtype)
 
 
 def _is_whole_on_a_gpu(model: Any) -> bool:
@@ -228,20 +269,32 @@ def load_full_model(
     """
     warn_of_other_versions("transformers")
     adapter = fitted_adapter(checkpoint, "both")
-    sizes = {name: place.size for name, place in checkpoint.places(checkpoint.tensor_names("both")).items()}
-    with transformers_errors(checkpoint), hearing_tensors(on_load, sizes):
+    places = checkpoint.places(checkpoint.tensor_names("both"))
+    sizes = {name: place.size for name, place in places.items()}
+    config = load_config(checkpoint)
+    is_quantised = checkpoint.quantisation is not None
+    if is_quantised:
+        checkpoint.plain_encoder_places()
+    check_language_model(checkpoint, {name: places[name] for name in checkpoint.language_names})
+    set_quantisation(config, checkpoint, device_type=device.type)
+    spare_encoder(config, checkpoint)
+    with transformers_errors(checkpoint), hearing_tensors(on_load, sizes), quantiser(checkpoint):
         model, info = class_of(checkpoint).from_pretrained(
             checkpoint.folder,
+            config=config,
             dtype=dtype,
+            device_map={"": device} if is_quantised and device.type != "cpu" else None,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
     _check_loaded(checkpoint, info)
+    if is_quantised:
+        _as_computed(checkpoint, model, dtype)
     if adapter is not None:
         model = adapter.merged(model)
-    return model.to(device).eval()
+    return (model if is_quantised else model.to(device)).eval()
 
 
 def save_language_model(model: str | os.PathLike[str] | Checkpoint, folder: str | os.PathLike[str]) -> None:

@@ -196,15 +196,14 @@ def test_scores_are_those_that_tokens_were_chosen_by(made, family_checkpoint, tm
     assert {answered.gap(place, token) for place, token in enumerate(answered.tokens)} == {0.0}
 
 
-def test_a_quantised_language_model_is_loaded_as_ask_loads_it(made, monkeypatch):
-    """In its own dtype."""
+def test_a_quantised_language_model_is_loaded_in_the_dtype_of_the_full_one(made, monkeypatch):
     loaded = []
     monkeypatch.setattr(language, "load", lambda checkpoint, **more: loaded.append(more["dtype"]))
     for settings in ({}, {"quantization_config": {"quant_method": "any"}}):
         reference = verify._Reference(open_store(made("qwen3_vl")), None, "cpu", "fused", nobody)
         reference.checkpoint.config.update(settings)
         reference.replaced_by_language_model(nobody)
-    assert loaded == [torch.float32, None]
+    assert loaded == [torch.float32, torch.float32]
 
 
 def test_an_omni_model_is_told_the_rate_of_the_store(made):

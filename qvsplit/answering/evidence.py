@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qvsplit.answering.collection import Collection
 from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.checkpoints.tensors import is_computed_in, torch_dtype_name
 from qvsplit.errors import ConfigError
 from qvsplit.store.config import ExtractionConfig, Provenance
 
@@ -66,9 +67,21 @@ def check_features(
         made_with = f" ({provenance.model})" if provenance is not None else ""
         raise ConfigError(
             f"{what} {_was(what)} made by another encoder (encoder: {config.encoder[:12]}…, and {checkpoint.label} has "
-            f"{noted[:12]}…); ask with the model that made {_them(what)}{made_with}, or extract again"
+            f"{noted[:12]}…{_if_quantised(checkpoint)}); ask with the model that made {_them(what)}{made_with}, or "
+            "extract again"
         )
     return evidence
+
+
+def _if_quantised(checkpoint: Checkpoint) -> str:
+    """Say of a quantised checkpoint what its encoder is stored in: many are cast, which makes it another one."""
+    if checkpoint.quantisation is None or not checkpoint.has("encoder"):
+        return ""
+    dtypes = {place.dtype for place in checkpoint.encoder_places().values()}
+    if not all(map(is_computed_in, dtypes)):
+        return "; it is quantised, its encoder too"
+    stored = " and ".join(sorted(map(torch_dtype_name, dtypes)))
+    return f"; it is quantised, with an encoder in {stored}: one that was cast is another"
 
 
 def _is_revision_of(checkpoint: Checkpoint, provenance: Provenance) -> bool:

@@ -8,6 +8,7 @@ from qvsplit.answering.local_engine import PREFIX_CACHE_TOKENS, TOKEN_BUDGET, En
 from qvsplit.answering.options import AskOptions
 from qvsplit.answering.survey import WindowLimits
 from qvsplit.checkpoints.checkpoint import Checkpoint
+from qvsplit.checkpoints.quantised import is_dequantised, method_of
 from qvsplit.runtime.loading import LIBRARIES, READY, OnLoad, nobody
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def load(checkpoint: Checkpoint, options: AskOptions, on_load: OnLoad = nobody) 
     dtype = None  # a quantised checkpoint's own
     if options.dtype is not None:
         dtype = devices.choose_dtype(options.dtype, device, "")
-    elif "quantization_config" not in checkpoint.config:
+    elif checkpoint.quantisation is None or is_dequantised(checkpoint, device.type):
         dtype = devices.choose_dtype(None, device, checkpoint.stored_dtype("language"))
     model = language.load(
         checkpoint, device=device, dtype=dtype, device_map="auto" if spread else None, kernels=options.kernels,
@@ -50,11 +51,14 @@ def load(checkpoint: Checkpoint, options: AskOptions, on_load: OnLoad = nobody) 
 
 def expected_dtype(checkpoint: Checkpoint, options: AskOptions) -> str:
     """Name the dtype that answers will be computed in, without loading the model; or how it is quantised."""
-    if options.dtype is not None:
-        return options.dtype
-    if "quantization_config" in checkpoint.config:
-        return f"{QUANTISED} {checkpoint.config['quantization_config'].get('quant_method', 'its own way')}"
-    return checkpoint.stored_dtype("language") if device_type(options) == "cuda" else "float32"
+    kind = device_type(options)
+    dtype = options.dtype or (checkpoint.stored_dtype("language") if kind == "cuda" else "float32")
+    if checkpoint.quantisation is None:
+        return dtype
+    how = f"{QUANTISED} {method_of(checkpoint)}"
+    if is_dequantised(checkpoint, kind):
+        return f"{how}, dequantised to {dtype}"
+    return how if options.dtype is None else f"{how}, the rest in {dtype}"
 
 
 def device_type(options: AskOptions) -> str:

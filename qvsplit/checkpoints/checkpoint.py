@@ -13,7 +13,7 @@ from typing import Any, Literal
 from qvsplit.checkpoints.adapter import Adapter
 from qvsplit.checkpoints.families import Family, settings_of
 from qvsplit.checkpoints.files import INDEX_FILE, read_json
-from qvsplit.checkpoints.tensors import TensorPlace, read_header, torch_dtype_name
+from qvsplit.checkpoints.tensors import TensorPlace, described, is_computed_in, read_header, torch_dtype_name
 from qvsplit.errors import ModelError, some_of
 
 Half = Literal["encoder", "language", "both"]
@@ -85,6 +85,14 @@ class Checkpoint:
         """The config of the full model: of an Omni checkpoint the thinker's part."""
         config: Mapping[str, Any] = self.config.get("thinker_config", self.config)
         return config
+
+    @property
+    def quantisation(self) -> Mapping[str, Any] | None:
+        """How the checkpoint was quantised, as config.json says where transformers looks for it; None if it was not."""
+        config = self._model_config
+        sections = [self.config, config, *(config.get(name) for name in ("text_config", "decoder", "generator"))]
+        found = [one.get("quantization_config") for one in sections if isinstance(one, dict | Mapping)]
+        return next((one for one in found if isinstance(one, dict)), None)
 
     @property
     def vision_config(self) -> Mapping[str, Any]:
@@ -184,10 +192,27 @@ class Checkpoint:
             raise ModelError(f"{self.folder} holds two vision encoders under different prefixes; keep one")
         return self.places(names)
 
+    def plain_encoder_places(self) -> dict[str, TensorPlace]:
+        """Do as `encoder_places`, and raise ModelError, too, where tensors are stored as numbers that need a scale."""
+        places = self.encoder_places()
+        wrong = [place for place in places.values() if not is_computed_in(place.dtype)]
+        if wrong:
+            raise ModelError(
+                f"{self.name}: its vision encoder itself is quantised ({described(wrong)}), and its features are none "
+                "of the model's that it was made from; name that model as `model`, or a quantised one whose encoder is "
+                "kept as it was"
+            )
+        return places
+
     def stored_dtype(self, half: Half) -> str:
-        """Give torch's name of the dtype that most of `half` is stored in. ModelError if there is nothing in it."""
+        """Give torch's name of the dtype that most of `half` is stored in, as far as it is computed in as it is stored.
+
+        ModelError if there is nothing in it, or if it is the encoder and quantised.
+        """
         sizes: dict[str, int] = {}
-        for place in self.places(self.tensor_names(half)).values():
+        places = self.plain_encoder_places() if half == "encoder" else self.places(self.tensor_names(half))
+        plain = [place for place in places.values() if is_computed_in(place.dtype)]
+        for place in plain or places.values():
             sizes[place.dtype] = sizes.get(place.dtype, 0) + place.size
         if not sizes:
             raise ModelError(f"{self.folder} holds no {_HALF_NAMES[half]}")

@@ -7,6 +7,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from typing import Any
 
 from qvsplit.checkpoints.checkpoint import Checkpoint
@@ -22,12 +23,16 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    others = getLogger("bitsandbytes")  # says of every product that it casts what goes in
+    level = others.level
     logging.set_verbosity_error()
+    others.setLevel(ERROR)
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        others.setLevel(level)
         if bars:
             logging.enable_progress_bar()
 
@@ -43,12 +48,12 @@ def transformers_errors(checkpoint: Checkpoint, outcome: str = "cannot be loaded
     except Exception as error:  # a checkpoint's files can be wrong in more ways than transformers names
         if is_out_of_memory(error):
             raise ModelError(
-                f"{checkpoint.folder} does not fit into memory ({_shortened(error)}); "
+                f"{checkpoint.folder} does not fit into memory ({shortened(error)}); "
                 "try another `device` or a narrower `dtype`"
             ) from error
         if type(error).__module__.startswith("torch"):
             raise
-        raise ModelError(f"{checkpoint.folder} {outcome}: {_shortened(error)}") from error
+        raise ModelError(f"{checkpoint.folder} {outcome}: {shortened(error)}") from error
 
 
 @contextmanager
@@ -98,7 +103,8 @@ def _names_of(parameter: Any) -> set[Any]:
         return set()
 
 
-def _shortened(error: Exception) -> str:
+def shortened(error: Exception) -> str:
+    """Give what an error says, on one line that is not too long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 240 else text[:240] + "…"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,13 @@ def torch_dtype_name(safetensors_name: str) -> str:
 def is_computed_in(safetensors_name: str) -> bool:
     """Say whether `torch_dtype_name` has a name for a dtype."""
     return safetensors_name in _TORCH_NAMES
+
+
+def described(places: Sequence[TensorPlace]) -> str:
+    """Say in a few words how many tensors these are, one of their names, and their dtypes."""
+    dtypes = " and ".join(sorted({place.dtype for place in places}))
+    more = f" and {len(places) - 1:,} more" if len(places) > 1 else ""
+    return f"{places[0].name}{more} in {dtypes}"
 
 
 def read_header(file: Path) -> dict[str, TensorPlace]:

@@ -67,7 +67,7 @@ def test_the_dtype_is_that_of_most_bytes(own):
 
 def test_a_dtype_that_nothing_is_computed_in(own):
     edit(own, lambda tensors: tensors.update({n: t.to(torch.int8) for n, t in tensors.items()}))
-    with pytest.raises(ModelError, match="stored as I8; qvsplit reads F64"):
+    with pytest.raises(ModelError, match="vision encoder itself is quantised .* in I8"):
         open_checkpoint(own, "both").stored_dtype("encoder")
 
 
