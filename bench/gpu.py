@@ -14,12 +14,15 @@ or why it failed, is said in its line, and the others go on:
                of the language model), log-probabilities of choices
     encoder    patches a second and the share of the card's own rate: transformers' encoder with each attention that is
                there, and qvsplit's `fused` with a call a size, with one for unequal sizes, and as it chooses itself
+    shapes     the encoders of the whole Qwen-VL line at their true shapes, random weights: `fused` beside transformers
+               (bench/encoder.py)
     extract    from JPEG files to a shard (bench/extract.py): rates, stages, and how long the encoder waited; without
                pinned memory and a stream for copies, and with images resized on the device
     ask        1 to 100 questions about one image (bench/ask.py), and the most GPU memory that this took
     decode     what a decoding step takes, its operations and kernels; captured as a CUDA graph; compiled
     memory     peak GPU memory of the encoder and of the full model for a photograph's features (bench/light.py)
-    families   a tiny checkpoint of every family, split, on the device: answers of the full model there
+    families   a tiny checkpoint of every family, split, on the device: answers of the full model there, and how far
+               `fused` features are from the `reference`
     suite      the whole suite, where the device is what commands take by default
 
 Parts that are timed run alone, the others several at a time. A part that would not end in time is stopped. FOLDER gets
@@ -49,6 +52,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bench import gpu_decoding
+from bench.encoder_shapes import SHAPES
 
 QUESTIONS = (
     "What is in the image?",
@@ -58,7 +62,9 @@ QUESTIONS = (
     "What colour is most of it?",
 )
 CHOICES = ("yes", "no", "Yes.", "perhaps")
-PARTS = ("rates", "make", "encoder", "exact", "tests", "memory", "families", "extract", "ask", "decode", "suite")
+PARTS = (
+    "rates", "make", "encoder", "shapes", "exact", "tests", "memory", "families", "extract", "ask", "decode", "suite",
+)  # fmt: skip
 TOGETHER = 6  # processes at a time of those that are not timed; two CPU cores each
 PACKAGES = (
     "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "accelerate", "pyarrow", "PIL", "av",
@@ -165,6 +171,12 @@ def _parts(told: argparse.Namespace, folder: str) -> Iterator[Part]:
         "rates": [Part("rates", child("rates"))],
         "make": [Part("make", child("make"), 120)],
         "encoder": [Part(f"encoder {dtype}", child("encoder", dtype=dtype)) for dtype in ("float32", "bfloat16")],
+        "shapes": [
+            Part(f"shape {name} {dtype}",
+                 ["bench.encoder", name, "--depth", "1" if told.small else "0", "--only", "fused", "--rounds", "3",
+                  *place, dtype])
+            for name in SHAPES if name != "Qwen2-VL" for dtype in ("bfloat16", "float32")
+        ],
         "memory": [
             Part(f"memory {name} {dtype}",
                  ["bench.light", str(big), "--contender", name, "--image", "retina.jpg", *place, dtype], 60, "correct")
@@ -761,6 +773,7 @@ def _families(told: argparse.Namespace) -> dict[str, Any]:
 
     image = open_file(photographs()[1]).resize((300, 200))
     same, differing, failed = [], {}, {}
+    off: dict[str, float] = {}
     for name in list(FAMILIES)[: 2 if told.small else None]:
         folder = Path(told.folder) / "families" / name
         try:
@@ -769,6 +782,12 @@ def _families(told: argparse.Namespace) -> dict[str, Any]:
             reference.model.to(told.device)
             with qvsplit.load_encoder(str(folder), device=told.device, dtype="float32") as encoder:
                 features = encoder.encode([image])
+            if features[0].config.kernels == "fused":
+                with qvsplit.load_encoder(
+                    str(folder), device=told.device, dtype="float32", kernels="reference"
+                ) as encoder:
+                    truth = encoder.encode([image])[0].torch()
+                off[name] = max(_off(rows, truth[key]) for key, rows in features[0].torch().items())
             options = qvsplit.AskOptions(device=told.device, dtype="float32", max_new_tokens=12)
             language = qvsplit.load_language_model(str(folder), options=options)
             mine = [list(language.answer(features, one).tokens) for one in QUESTIONS[:2]]
@@ -784,7 +803,8 @@ def _families(told: argparse.Namespace) -> dict[str, Any]:
         except Exception as error:  # one family's failure is its line
             failed[name] = f"{type(error).__name__}: {_first_line(error)}"
     return {"identical": len(same), "of": 2 * len(FAMILIES), "families_failed": len(failed),
-            "differing": differing, "failed": failed}  # fmt: skip
+            "fused_off": max(off.values(), default=0.0), "off": off, "differing": differing,
+            "failed": failed}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
@@ -878,6 +898,10 @@ def _table(results: dict[str, Any]) -> str:
                     words = one.get("lacks") or (f"{one['patches_s']:10,.0f} patches/s {one['share']:6.2f} of it, off "
                                                  f"{one['off']:.1e}, {one['peak_gb']:.2f} GB")  # fmt: skip
                     lines.append(f"  {batch:18} {way:30} {words}")
+        elif name.startswith("shape"):
+            each = ", ".join(f"{batch} {one['fused']['of_reference']:.2f} (off {one['fused']['off']:.1e})"
+                             for batch, one in result["results"].items())  # fmt: skip
+            lines.append(f"{name:28} fused over transformers' own: {each}")
         elif name.startswith("extract"):
             stages = {stage: round(seconds, 2) for stage, seconds in result.get("stages", {}).items()}
             lines.append(f"{name:28} {result['images'] / result['seconds']:.1f} images/s, "

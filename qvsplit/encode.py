@@ -209,7 +209,8 @@ def load_encoder(
         min_pixels: Smaller images are scaled up to this many pixels; by default the checkpoint's own limit.
         max_pixels: Larger images are scaled down to this many pixels; by default 1,003,520, or the checkpoint's own
             limit if lower.
-        kernels: `fused`, the fast forward pass, or `reference`, transformers' own, to the bit; by default `fused`.
+        kernels: `fused`, the fast forward pass of the Qwen-VL line, or `reference`, transformers' own, to the bit; by
+            default `fused` where there is one.
         prepare_on: Where images are resized: on the `cpu`, or the encoder's `device`, in float32, where some pixels
             become others; by default on the CPU.
         videos: How `encode_video` looks at videos; by default at 2 frames a second, at most 768 of them.

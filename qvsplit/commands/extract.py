@@ -145,8 +145,8 @@ def extract(
         str | None,
         typer.Option(
             **one_of("--kernels", *KERNELS),
-            help="fused, the fast forward pass of Qwen2-VL, or reference, the one of transformers, to the bit: one "
-            "image a pass, and slower [default: the store's own, else fused where there is one].",
+            help="fused, the fast forward pass of the Qwen-VL line, or reference, the one of transformers, to the bit: "
+            "one image a pass, and slower [default: the store's own, else fused where there is one].",
             show_default=False,
             rich_help_panel=PERFORMANCE,
             hidden=True,
@@ -157,8 +157,8 @@ def extract(
         typer.Option(
             **one_of("--prepare-on", *PREPARED_ON),
             help="Resize images on the cpu, or on the encoder's device, for few CPU cores that feed a GPU. Resizing "
-            "there rounds otherwise: about one pixel value in six differs by one. Qwen2-VL alone [default: the "
-            "store's own, else cpu].",
+            "there rounds otherwise: about one pixel value in six differs by one. The Qwen-VL line alone [default: "
+            "the store's own, else cpu].",
             show_default=False,
             rich_help_panel=PERFORMANCE,
             hidden=True,

@@ -308,7 +308,7 @@ def test_a_store_of_several_tensors_lives_as_any_other(family_checkpoint, some_p
         with open_store(out) as store:
             return {row.path: rows.raws(store.features(row)) for row in store}
 
-    assert extract(some_photos).new == 4
+    assert extract(some_photos, kernels="reference").new == 4  # whose bits do not depend on what else is in a batch
     first = held()
     assert {tuple(one) for one in first.values()} == {("pooler_output", "deepstack_features_0", "deepstack_features_1")}
     assert all(len(set(one.values())) == 3 for one in first.values())
