@@ -103,17 +103,18 @@ def fetch_encoder(
         small: The folder of the checkpoint's small files, and of the whole ones that are here.
 
     Returns:
-        The folder of the small checkpoint. None where whole files are to be fetched: ranges would save little, or are
-        not served, which is then warned of.
+        The folder of the small checkpoint. None where whole files are to be fetched: ranges would save little; or they
+        are not served, or the cache cannot be written, which is then warned of.
 
     Raises:
         ModelError: A file is damaged, or has changed twice meanwhile; or the connection broke off again and again.
-        DiskError: The disk is full, or the cache cannot be written.
+        DiskError: The disk is full.
         Exception: Whatever huggingface_hub raises where the hub cannot be reached.
     """
     folder = _folder(name, commit)
-    with disk_errors(folder.parent, kept=""):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    if not _can_be_written(folder.parent):
+        _warn(name, f"{folder.parent} cannot be written")
+        return None
     with _utilities().WeakFileLock(folder.with_name("encoder.lock")):
         if (kept := kept_encoder(name, commit)) is not None:
             return kept
@@ -127,12 +128,25 @@ def fetch_encoder(
                     raise ModelError(f"{name}: {change} while it was fetched, twice; run again later") from None
             except RangesNotServed as reason:
                 unfinished.remove()
-                warnings.warn(
-                    f"{name}: its vision encoder cannot be fetched alone ({reason}): fetching the whole files that "
-                    "hold it", RangesWarning, stacklevel=2,
-                )  # fmt: skip
+                _warn(name, reason)
                 return None
     raise AssertionError("one of the tries returns or raises")
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Make a folder of the cache if need be, and say whether it can be written: what it is for works without it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _warn(name: str, reason: object) -> None:
+    warnings.warn(
+        f"{name}: its vision encoder cannot be fetched alone ({reason}): fetching the whole files that hold it",
+        RangesWarning, stacklevel=3,
+    )  # fmt: skip
 
 
 def headers_on_hub(name: str, commit: str, file_names: Iterable[str], *, small: Path) -> dict[str, TensorPlace]:

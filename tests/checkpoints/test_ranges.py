@@ -161,6 +161,16 @@ def test_offline_the_kept_encoder_is_used_and_without_it_the_hub_is_missed(check
         open_checkpoint(NAME, "encoder")
 
 
+def test_where_the_cache_cannot_be_written_whole_files_are_fetched(checkpoint, use_hub, tmp_path):
+    (tmp_path / "qvsplit").write_text("no folder")
+    with Hub(checkpoint) as hub:
+        use_hub(hub.url, tmp_path)
+        with pytest.warns(ranges.RangesWarning, match=r"alone \(.* cannot be written\): fetching the whole files"):
+            opened = open_checkpoint(NAME, "encoder")
+        assert not [asked for asked in hub.asked if asked.range]
+    assert opened.has("encoder")
+
+
 def test_a_kept_encoder_that_was_cut_is_fetched_anew(checkpoint, use_hub, tmp_path):
     with Hub(checkpoint) as hub:
         use_hub(hub.url, tmp_path)
@@ -341,6 +351,17 @@ def test_of_a_server_that_serves_no_ranges_whole_files_are_fetched_and_it_is_sai
     assert [path.name for path in kept_in(tmp_path).iterdir()] == ["encoder.lock"]
 
 
+def test_of_a_server_that_serves_no_ranges_any_more_nothing_unfinished_is_left(checkpoint, use_hub, tmp_path):
+    with Hub(checkpoint) as hub:
+        use_hub(hub.url, tmp_path)
+        break_off(hub, tmp_path)
+        hub.wrong = "ignores ranges"
+        with pytest.warns(ranges.RangesWarning):
+            opened = open_checkpoint(NAME, "encoder")
+    assert opened.folder.is_relative_to(tmp_path / "hub")
+    assert [path.name for path in kept_in(tmp_path).iterdir()] == ["encoder.lock"]
+
+
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_a_server_sends_that_was_not_asked_for_is_never_written(checkpoint, use_hub, tmp_path, wrong):
     name = open_checkpoint(checkpoint, "encoder").file_names("encoder")[-1]
@@ -366,10 +387,11 @@ def test_a_large_file_that_is_sent_instead_of_a_range_is_not_read(use_hub, tmp_p
     assert hub.sent["model.safetensors"] < 64 << 20  # what lies in the system's buffers
 
 
+@pytest.mark.parametrize("redirects", ["", "host"])
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_file_that_changes_meanwhile_is_begun_anew_once(checkpoint, use_hub, tmp_path, times):
+def test_a_file_that_changes_meanwhile_is_begun_anew_once(checkpoint, use_hub, tmp_path, times, redirects):
     name = open_checkpoint(checkpoint, "encoder").file_names("encoder")[-1]
-    with Hub(checkpoint) as hub:
+    with Hub(checkpoint, redirects=redirects) as hub:
         use_hub(hub.url, tmp_path)
         hub.etags = {name: ["first", "second", *(["third", "fourth"] if times == 2 else [])]}
         if times == 1:
