@@ -185,10 +185,13 @@ def test_both_halves_of_other_families_have_the_bits_of_peft(family, family_chec
         assert changed or (family == "qwen3_vl_moe" and half is encoder.model)
 
 
+@pytest.mark.parametrize("reads", ["qvsplit", "transformers"])
 @pytest.mark.parametrize("case", ["whole modules", "convolution and embedding"])
-def test_what_was_tied_is_what_peft_makes_of_it(case, tmp_path):
+def test_what_was_tied_is_what_peft_makes_of_it(case, reads, tmp_path, monkeypatch):
     from tests.support.checkpoints import make_tiny
 
+    if reads == "transformers":
+        monkeypatch.setattr("qvsplit.weights.StreamedReading.model_class", lambda self, half: half)
     make_tiny(tmp_path / "tied", tied=True)
     made = make_adapter(tmp_path / "tied", tmp_path / "adapter", **CASES[case])
     truth = merged_model(tmp_path / "tied", made)

@@ -87,8 +87,8 @@ def fitted_adapter(checkpoint: Checkpoint, half: Half) -> FittedAdapter | None:
     if adapter is None:
         return None
     _require_peft()
-    quantised = half != "encoder" and "quantization_config" in checkpoint.config
-    if quantised and adapter.names_of(checkpoint.family, "language"):
+    is_quantised = half != "encoder" and checkpoint.quantisation is not None
+    if is_quantised and adapter.names_of(checkpoint.family, "language"):
         raise ModelError(
             f"{adapter.label} cannot be merged into {checkpoint.name}, which is quantised: give the model that it was "
             "quantised from as `model`"
