@@ -29,7 +29,8 @@ What is here:
     load_language_model, FeatureSession                                    questions about features, without a store
     gate, Judgement, GateCallbacks                                         checks of files, and whether they may pass
     check_shards, check_items, describe                                    whether a store is sound; what is in it
-    write_report, save_language_model                                      a page of answers; half a checkpoint
+    write_report                                                           a page of answers
+    describe_model, split_checkpoint                                       what a model takes; its halves as models
     QvsplitError, ItemError                                                every error: the call's, or one item's
 
 Names are looked up when they are used, so that importing qvsplit imports neither torch nor pyarrow.
@@ -47,18 +48,19 @@ if TYPE_CHECKING:
     from qvsplit.encode import VisionEncoder, load_encoder
     from qvsplit.errors import ItemError, QvsplitError
     from qvsplit.extract import extract_files
+    from qvsplit.inspecting import describe_model
     from qvsplit.judging import GateCallbacks, Judgement, gate
     from qvsplit.models.sampling import Sampling, VideoOptions
     from qvsplit.output.answer import Answer
     from qvsplit.output.report import write_report
     from qvsplit.pipeline.options import ExtractOptions
     from qvsplit.pipeline.summary import ExtractCallbacks, Progress, Summary
+    from qvsplit.splitting import split_checkpoint
     from qvsplit.store.features import Features
     from qvsplit.store.opening import open_store
     from qvsplit.store.row import Row
     from qvsplit.store.store import Store
     from qvsplit.verify import check_items, check_shards, describe
-    from qvsplit.weights import save_language_model
 
 _MODULES = {
     "Answer": "output.answer",
@@ -83,6 +85,7 @@ _MODULES = {
     "check_items": "verify",
     "check_shards": "verify",
     "describe": "verify",
+    "describe_model": "inspecting",
     "extract_files": "extract",
     "gate": "judging",
     "load_encoder": "encode",
@@ -90,7 +93,7 @@ _MODULES = {
     "load_session": "ask",
     "open_store": "store.opening",
     "read_checks": "answering.checks",
-    "save_language_model": "weights",
+    "split_checkpoint": "splitting",
     "write_report": "output.report",
 }
 
@@ -117,6 +120,7 @@ __all__ = [
     "check_items",
     "check_shards",
     "describe",
+    "describe_model",
     "extract_files",
     "gate",
     "load_encoder",
@@ -124,7 +128,7 @@ __all__ = [
     "load_session",
     "open_store",
     "read_checks",
-    "save_language_model",
+    "split_checkpoint",
     "write_report",
 ]
 

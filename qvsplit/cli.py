@@ -17,7 +17,21 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from qvsplit.commands import answers, ask, chat, compact, demo, doctor, extract, find, gate, inspect, purge, verify
+from qvsplit.commands import (
+    answers,
+    ask,
+    chat,
+    compact,
+    demo,
+    doctor,
+    extract,
+    find,
+    gate,
+    inspect,
+    purge,
+    split,
+    verify,
+)
 from qvsplit.commands.help import SETTINGS, Command, Group, help_and_examples, mistake, with_help_all
 from qvsplit.commands.wording import on_command_line
 from qvsplit.errors import BUG, INTERRUPTED, TERMINATED, DiskError, QvsplitError, QvsplitWarning, UsageError
@@ -35,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify.verify,
     "compact": compact.compact,
     "purge": purge.purge,
+    "split": split.split,
     "demo": demo.demo,
     "doctor": doctor.doctor,
 }

@@ -10,7 +10,6 @@ there is no path on which a weight stays random.
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.families import Family, without_root
-from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, SINGLE_FILE, small_files
-from qvsplit.checkpoints.fingerprint import TensorHasher, encoder_fingerprint, fingerprint_of
+from qvsplit.checkpoints.files import INDEX_FILE, SINGLE_FILE, small_files
+from qvsplit.checkpoints.fingerprint import TensorHasher, fingerprint_of
 from qvsplit.checkpoints.hf import hearing_tensors, load_config, transformers_errors
 from qvsplit.checkpoints.merging import fitted_adapter
 from qvsplit.checkpoints.model_class import class_of, half_class
-from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.checkpoints.quantised import (
     check_language_model,
     check_one_dtype,
@@ -40,14 +38,11 @@ from qvsplit.checkpoints.quantised import (
 from qvsplit.checkpoints.streaming import StreamedReading
 from qvsplit.checkpoints.tensors import SAFETENSORS_BYTES, TensorPlace, read_tensors, torch_dtype_name
 from qvsplit.errors import ModelError, WeightsError
-from qvsplit.runtime import arguments
 from qvsplit.runtime.loading import LAYOUT, TENSORS, OnLoad, nobody
 from qvsplit.runtime.versions import warn_of_other_versions
 
 if TYPE_CHECKING:
     import torch
-
-_A_MODEL = "a checkpoint's folder or hub name"
 
 
 @dataclass(frozen=True)
@@ -295,42 +290,6 @@ def load_full_model(
     if adapter is not None:
         model = adapter.merged(model)
     return (model if is_quantised else model.to(device)).eval()
-
-
-def save_language_model(model: str | os.PathLike[str] | Checkpoint, folder: str | os.PathLike[str]) -> None:
-    """Write the language model of `model` into the new `folder`, with a note of its encoder's fingerprint.
-
-        qvsplit.save_language_model("Qwen/Qwen2-VL-2B-Instruct", "language")
-
-    The note lets `ask` accept stores of that encoder where the encoder is not at hand. Tensors keep their names, dtypes
-    and files; one file's worth of them is in memory at a time.
-
-    Args:
-        model: A folder, a hub name, or a checkpoint with both halves.
-        folder: Where to write it.
-
-    Raises:
-        ModelError: The model cannot be opened, or `folder` exists.
-    """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    target = Path(arguments.a_path("folder", folder))
-    name = model if isinstance(model, Checkpoint) else arguments.a_path("model", model, _A_MODEL)
-    checkpoint = name if isinstance(name, Checkpoint) else open_checkpoint(name, "both")
-    encoder = encoder_fingerprint(checkpoint)
-    try:
-        target.mkdir(parents=True)
-    except OSError as error:
-        raise ModelError(f"{target} cannot be made ({error.strerror}); give a new folder") from None
-    for path in small_files(checkpoint.folder):
-        (target / path.name).write_bytes(path.read_bytes())
-    for file_name in checkpoint.file_names("language"):
-        names = [n for n in checkpoint.language_names if checkpoint.files[n] == file_name]
-        with safe_open(checkpoint.folder / file_name, framework="pt") as source:
-            save_file({n: source.get_tensor(n) for n in names}, target / file_name, metadata={"format": "pt"})
-    _write_language_index(checkpoint, target)
-    (target / NOTE_FILE).write_text(json.dumps({"half": "language", "encoder": encoder}) + "\n")
 
 
 def _check_loaded(checkpoint: Checkpoint, info: Mapping[str, Any]) -> None:

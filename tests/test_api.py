@@ -94,4 +94,6 @@ def test_what_is_no_model(model, tmp_path):
     with pytest.raises(UsageError, match="^model: give a checkpoint's folder or hub name, not"):
         qvsplit.load_language_model(model)
     with pytest.raises(UsageError, match="^model: give a checkpoint's folder or hub name, not"):
-        qvsplit.save_language_model(model, tmp_path / "language")
+        qvsplit.split_checkpoint(model, language_model=tmp_path / "language")
+    with pytest.raises(UsageError, match="^model: give a checkpoint's folder or hub name, not"):
+        qvsplit.describe_model(model)

@@ -12,9 +12,9 @@ from qvsplit.answering.options import AskOptions
 from qvsplit.ask import load_language_model, load_session
 from qvsplit.encode import load_encoder
 from qvsplit.errors import ConfigError, UsageError
+from qvsplit.splitting import split_checkpoint
 from qvsplit.store.features import StoredTensor
 from qvsplit.store.opening import open_store
-from qvsplit.weights import save_language_model
 from tests.support.checkpoints import make_tiny
 from tests.support.fake_engine import row
 from tests.support.full_model import NEW_TOKENS, QUESTIONS, upright_rgb
@@ -112,7 +112,7 @@ def test_features_of_another_encoder_are_refused(features, checkpoint, tmp_path)
 
 
 def test_a_language_model_alone_needs_evidence(features, checkpoint, tmp_path):
-    save_language_model(checkpoint, tmp_path / "language")
+    split_checkpoint(checkpoint, language_model=tmp_path / "language")
     noted = load_language_model(tmp_path / "language", device="cpu", options=OPTIONS)
     assert noted.answer(features[0], "What?").encoder_check == "note"
     for note in (tmp_path / "language").glob("qvsplit*.json"):

@@ -386,10 +386,10 @@ def test_options_that_are_not_the_stores_are_refused_before_anything_is_loaded(f
 
 
 def test_a_language_model_alone_asks_with_the_encoder_of_the_store(few, folder, checkpoint, tmp_path):
-    from qvsplit.weights import save_language_model
+    from qvsplit.splitting import split_checkpoint
 
     alone = tmp_path / "language"
-    save_language_model(checkpoint, alone)
+    split_checkpoint(checkpoint, language_model=alone)
     store, asked = open_store(few), replace(OPTIONS, model=str(alone))
     with files_at_hand([folder / "coffee.png"], store=store, options=encoder_options(store, asked)) as files:
         assert files.encoded == 1

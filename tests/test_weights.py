@@ -22,6 +22,7 @@ from qvsplit.errors import ConfigError, ModelError, WeightsError
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.runtime.versions import VersionWarning, warn_of_other_versions
+from qvsplit.splitting import split_checkpoint
 from qvsplit.store.opening import open_store
 from tests.support import rows
 from tests.support.checkpoints import edit, files_of, make_tiny, scale_language_model
@@ -206,9 +207,9 @@ def test_a_changed_language_model_is_asked_and_answers_as_its_own_full_model(own
 
 def test_a_language_only_checkpoint_of_ours_carries_a_note(own, small_store, tmp_path, some_photos, whole):
     with pytest.raises(ModelError):
-        weights.save_language_model(tmp_path / "nowhere", tmp_path / "language")
+        split_checkpoint(tmp_path / "nowhere", language_model=tmp_path / "language")
     assert not (tmp_path / "language").exists()
-    weights.save_language_model(own, tmp_path / "language")
+    split_checkpoint(own, language_model=tmp_path / "language")
     for file in files_of(tmp_path / "language"):
         with safe_open(file, framework="pt") as stream:
             assert not any("visual" in name for name in stream.keys())  # noqa: SIM118
@@ -223,7 +224,7 @@ def test_a_language_only_checkpoint_of_ours_carries_a_note(own, small_store, tmp
 
 
 def test_without_any_evidence_it_refuses_and_names_the_option(own, small_store, tmp_path):
-    weights.save_language_model(open_checkpoint(own, "both"), tmp_path / "language")
+    split_checkpoint(open_checkpoint(own, "both"), language_model=tmp_path / "language")
     (tmp_path / "language" / "qvsplit.json").unlink()
     with pytest.raises(ConfigError, match="`unchecked_encoder=True`"):
         load_session(small_store, AskOptions(model=str(tmp_path / "language")))

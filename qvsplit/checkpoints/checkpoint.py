@@ -57,13 +57,15 @@ class Checkpoint:
 
     @property
     def encoder_names(self) -> list[str]:
-        """List the names of the vision encoder's tensors, as the checkpoint has them."""
-        return [name for name in self.files if self.family.is_encoders(name)]
+        """List the names of the vision encoder's tensors; none where all are of both halves."""
+        names = [name for name in self.files if self.family.is_encoders(name)]
+        return names if not all(map(self.family.is_language_models, names)) else []
 
     @property
     def language_names(self) -> list[str]:
-        """List the names of the language model's tensors."""
-        return [name for name in self.files if self.family.is_language_models(name)]
+        """List the names of the language model's tensors; none where all are of both halves."""
+        names = [name for name in self.files if self.family.is_language_models(name)]
+        return names if not all(map(self.family.is_encoders, names)) else []
 
     def tensor_names(self, half: Half) -> list[str]:
         """List the names of the tensors of `half`."""

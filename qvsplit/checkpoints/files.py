@@ -46,6 +46,11 @@ def small_files(folder: Path) -> list[Path]:
     ]
 
 
+def has_weights(folder: Path) -> bool:
+    """Say whether a folder has weights of any form, or an index of them."""
+    return any(path.suffix in {".safetensors", *PICKLES} or path.name == INDEX_FILE for path in folder.iterdir())
+
+
 def tensor_files(folder: Path) -> dict[str, str]:
     """Map every tensor's name to its file's. Where a single file and an index exist, the single file is taken.
 

@@ -17,9 +17,10 @@ from typing import Any
 from qvsplit.checkpoints.adapter import Adapter, open_adapter
 from qvsplit.checkpoints.checkpoint import Checkpoint, Half
 from qvsplit.checkpoints.families import FAMILIES, Family
-from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, SINGLE_FILE, read_json, tensor_files
+from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, SINGLE_FILE, has_weights, read_json, tensor_files
 from qvsplit.checkpoints.hub import fetch_files, fetch_small_files, hub_errors, looks_like_hub_name
-from qvsplit.checkpoints.ranges import fetch_encoder, kept_encoder, ranges_are_wanted
+from qvsplit.checkpoints.ranges import fetch_encoder, headers_on_hub, kept_encoder, ranges_are_wanted
+from qvsplit.checkpoints.tensors import TensorPlace
 from qvsplit.errors import ModelError, some_of
 
 DEFAULT_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
@@ -83,6 +84,38 @@ def read_settings(model: str) -> Checkpoint:
     if folder is None:
         raise ModelError(f"no model folder at {model}; give a folder with config.json, or a hub name")
     return _with_family(folder, model, model.partition("@")[2] or None, read_json(folder / "config.json"), {})
+
+
+def open_headers(model: str | os.PathLike[str]) -> tuple[Checkpoint, dict[str, TensorPlace]]:
+    """Open the checkpoint that `model` names as far as its small files and headers say: no weight need be there.
+
+    Of a hub name nothing else is fetched.
+
+    Returns:
+        The checkpoint, any of whose files may be absent, and where its tensors lie: those whose header is at hand. Where
+        no header is, and no index, its `files` is empty.
+
+    Raises:
+        ModelError: There is no such model, its family is unknown, its weights are pickled, or a header is damaged.
+    """
+    text = os.fspath(model)
+    folder = _local_folder(text)
+    if folder is not None:
+        name, revision = text if text == DEMO_MODEL else str(folder), None
+        config = read_json(folder / "config.json")
+        files = tensor_files(folder) if has_weights(folder) else {}
+        checkpoint = _with_family(folder, name, revision, config, files)
+        return checkpoint, checkpoint.places([name for name in files if (folder / files[name]).is_file()])
+    if not looks_like_hub_name(text):
+        raise ModelError(f"no model folder at {text}; give a folder with config.json, or a hub name")
+    folder = fetch_small_files(text, None)
+    name, commit = text.partition("@")[0], folder.name
+    known = (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file()
+    files = tensor_files(folder) if known else {}
+    with hub_errors(text):
+        places = headers_on_hub(name, commit, set(files.values()) or {SINGLE_FILE}, small=folder)
+    files = files or {tensor: place.file.name for tensor, place in places.items()}
+    return _with_family(folder, name, commit, read_json(folder / "config.json"), files), places
 
 
 def default_model() -> str:

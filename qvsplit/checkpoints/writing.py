@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,16 @@ def header_of(places: Mapping[str, TensorPlace]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write_safetensors(file: Path, places: Mapping[str, TensorPlace]) -> None:
+def _nobody(count: int) -> None:
+    """Say nothing."""
+
+
+def write_safetensors(
+    file: Path, places: Mapping[str, TensorPlace], on_written: Callable[[int], None] = _nobody
+) -> None:
     """Copy tensors into the new `file`, under the names of `places`; it appears when it is whole and on the disk.
+
+    `on_written` hears how many more bytes of tensors have been written.
 
     Raises:
         ModelError: A file that is copied from ends too early, or has changed.
@@ -62,6 +70,7 @@ def write_safetensors(file: Path, places: Mapping[str, TensorPlace]) -> None:
         stream.write(header_of({name: places[name] for name in names}))
         for piece in read_in_pieces([places[name] for name in names]):
             stream.write(piece)
+            on_written(len(piece))
 
 
 def write_checkpoint(
@@ -71,6 +80,7 @@ def write_checkpoint(
     small: Iterable[Path],
     note: Mapping[str, Any],
     file_bytes: int = FILE_BYTES,
+    on_written: Callable[[int], None] = _nobody,
 ) -> None:
     """Write a checkpoint that holds some tensors of another, as the new `folder`; it appears when it is whole.
 
@@ -81,6 +91,7 @@ def write_checkpoint(
         note: What qvsplit.json is to say of it.
         file_bytes: The most bytes of tensors in one file, unless one tensor alone has more; with several files there
             is an index.
+        on_written: Hears how many more bytes of tensors have been written.
 
     Raises:
         ModelError: `folder` exists, or a file that is copied from ends too early or has changed.
@@ -91,7 +102,7 @@ def write_checkpoint(
         weight_map: dict[str, str] = {}
         for number, names in enumerate(parts, 1):
             file_name = SINGLE_FILE if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-            write_safetensors(unfinished / file_name, {name: places[name] for name in names})
+            write_safetensors(unfinished / file_name, {name: places[name] for name in names}, on_written)
             weight_map |= dict.fromkeys(names, file_name)
         if len(parts) > 1:
             total = sum(place.size for place in places.values())

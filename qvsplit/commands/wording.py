@@ -7,24 +7,22 @@ that is --item-timeout, --rebuild, --dtype bfloat16. Whatever else stands in bac
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from qvsplit.errors import ModelError, QvsplitError
 from qvsplit.output.text import say
-
-if TYPE_CHECKING:
-    from qvsplit.errors import QvsplitError
 
 # Options of the commands that have the same name in Python, with - for _
 OPTIONS = frozenset({
-    "absolute", "adapter", "all_runs", "allow", "caption", "checks", "checksum", "checksums", "choices", "clip_seconds",
-    "compare", "device", "dry_run", "dtype", "embeds", "exclude", "fail_on", "files_from", "format", "fps", "gif",
-    "image", "item_timeout", "json_schema", "kernels", "keyword", "limit", "link_to", "logprobs", "max_frames",
-    "max_image_pixels", "max_new_tokens", "max_pixels", "max_runtime", "min_pixels", "model", "no_video", "num_frames",
-    "out",
-    "patch_budget", "prepare_on", "print0", "progress", "prune", "quiet", "rebuild", "relative_links", "report",
-    "retry_failed", "run", "sample", "seed", "stop", "storage_dtype", "system", "temperature", "thinking", "together",
-    "token_budget", "top_k", "top_p", "unchecked_encoder", "video_max_pixels", "video_max_tokens", "wait", "wide",
-    "workers", "xmp", "xmp_for",
+    "absolute", "adapter", "all_runs", "allow", "caption", "checks", "checksum", "checksums", "choices",
+    "clip_seconds", "compare", "device", "dry_run", "dtype", "embeds", "encoder", "exclude", "fail_on", "files_from",
+    "format", "fps", "gif", "image", "item_timeout", "json_schema", "kernels", "keyword", "language_model", "limit",
+    "link_to", "logprobs", "max_frames", "max_image_pixels", "max_new_tokens", "max_pixels", "max_runtime",
+    "min_pixels", "model", "no_video", "num_frames", "out", "patch_budget", "prepare_on", "print0", "progress",
+    "prune", "quiet", "rebuild", "relative_links", "report", "retry_failed", "run", "sample", "seed", "stop",
+    "storage_dtype", "system", "temperature", "thinking", "together", "token_budget", "top_k", "top_p",
+    "unchecked_encoder", "video_max_pixels", "video_max_tokens", "wait", "wide", "workers", "xmp", "xmp_for",
 })  # fmt: skip
 _OPTION = re.compile(r"`([a-z]\w*)(?:=([^`]+))?`")
 
@@ -37,6 +35,16 @@ def on_command_line(text: str | QvsplitError) -> str:
 def say_note(line: str) -> None:
     """Print a line of the library on stderr, with flags for its options."""
     say(on_command_line(line))
+
+
+@contextmanager
+def model_as_argument() -> Iterator[None]:
+    """Have a ModelError inside the block name the model as what it is: an argument, of a command without --model."""
+    try:
+        yield
+    except ModelError as error:
+        text = str(error).replace("with `model=DIR`", "as MODEL").replace("as `model`", "as MODEL")
+        raise ModelError(text) from None
 
 
 def without_advice(text: str) -> str:

@@ -53,11 +53,11 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, what: str, total: int) -> None:
-        """Count `total` of `what` from here on."""
+    def start(self, what: str, total: int, *, unit: str = "") -> None:
+        """Count `total` of `what` from here on; in `bytes` if that is the unit."""
         self.stop()
         if total and self._counts:
-            self._counting = Meter(what, total)
+            self._counting = Meter(what, total, unit=unit)
             self._display.begin(self._counting)
 
     def stop(self) -> None:
@@ -65,10 +65,10 @@ class ProgressBar:
         self._display.end(keep=self._loading is None)
         self._counting = self._loading = None
 
-    def advance(self, name: str = "") -> None:
-        """Count one more; `name` says which, and is not shown."""
+    def advance(self, name: str = "", number: int = 1) -> None:
+        """Count one more, or so many; `name` says which, and is not shown."""
         if self._counting is not None:
-            self._counting.advance()
+            self._counting.advance(number)
 
     def skip(self) -> None:
         """Count one more that took no time, as it was known already."""

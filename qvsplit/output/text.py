@@ -248,6 +248,25 @@ def _run_line(run: Mapping[str, Any]) -> str:
     return printable(f"{run.get('began')}: {what} in {run.get('seconds', 0)} s{ending}")
 
 
+# ---------------------------------------------------------------------------------------------------------- split
+
+
+def split_lines(done: Mapping[str, Any]) -> Iterable[str]:
+    """Say what `split` wrote, from `Split`."""
+    for name, half in (("vision encoder", done["encoder"]), ("language model", done["language_model"])):
+        if half is not None:
+            tensors = plural(half["tensors"], "tensor")
+            yield f"{name}: {tensors}, {size(half['bytes'])} in {escaped(half['folder'])}"
+    if done["left_out"]:
+        modules = [f"{escaped(name)} ({plural(number, 'tensor')})" for name, number in done["left_out"].items()]
+        yield f"left out, as neither half has it: {', '.join(modules)}"
+    if done["language_model"] is not None and done["fingerprint"] is None:
+        yield (
+            "no vision encoder is at hand, so none is noted: `ask` takes stores with this language model only with "
+            "`unchecked_encoder=True`"
+        )
+
+
 # ---------------------------------------------------------------------------------------------- compact and purge
 
 

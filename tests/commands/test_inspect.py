@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+
+import pytest
+from PIL import Image
 
 from qvsplit.store import layout
 from qvsplit.store.opening import open_store
 from tests.support import rows
+from tests.support.fake_source import InThreadDecoders
 from tests.support.terminal import on_terminal
 
 
@@ -115,3 +120,146 @@ def test_warnings_of_rows_are_counted_by_kind(run_cli, tmp_path):
     assert [line for line in out.splitlines() if line.startswith("warnings")] == [
         f"warnings    2 rows: {kind}" for kind in kinds
     ]
+
+
+# ---------------------------------------------------------------------------------------------------------- models
+
+
+def described(run_cli, *words):
+    """What `inspect --json` says of a model."""
+    code, out, _ = run_cli("inspect", *words, "--json")
+    assert code == 0
+    description = json.loads(out)
+    assert description["type"] == "model"
+    return description
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "internvl"])
+def test_of_a_model_it_says_what_is_stored_and_loaded(run_cli, name, family_checkpoint, tmp_path, monkeypatch):
+    """Bytes as the loaded halves have them, tokens and bytes as an extraction stores them."""
+    import torch
+
+    from qvsplit import weights
+    from qvsplit.checkpoints.opening import open_checkpoint
+    from qvsplit.verify import describe
+
+    folder = family_checkpoint(name)
+    said = described(run_cli, folder)
+    checkpoint = open_checkpoint(folder, "both")
+    encoder = weights.load_encoder_weights(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+    language = weights.load_language_model(checkpoint, dtype=torch.float32, kernels="reference")
+    float32, bfloat16, stored = said["memory"]
+    assert [row["dtype"] for row in said["memory"]] == ["float32", "bfloat16", "as stored"]
+    assert float32["encoder"] == stored["encoder"] == 2 * bfloat16["encoder"] == encoder.encoder_bytes
+    assert float32["language_model"] == sum(parameter.nbytes for parameter in language.parameters())
+    assert said["encoder"]["bytes"] == encoder.bytes_read
+    assert said["encoder"]["tensors"] == len(checkpoint.encoder_names)
+    monkeypatch.setattr("qvsplit.pipeline.runner.DecoderPool", InThreadDecoders)
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for image in said["images"]:
+        Image.new("RGB", (image["width"], image["height"]), "grey").save(photographs / f"{image['megapixels']}.png")
+    assert run_cli("extract", photographs, "--model", folder, "--out", tmp_path / "store", "--quiet")[0] == 0
+    with open_store(tmp_path / "store") as store:
+        tokens = {int(row.path.removesuffix(".png")): row.n_tokens for row in store}
+        assert describe(store)["raw_bytes"] == sum(image["features"]["float32"] for image in said["images"])
+    assert {image["megapixels"]: image["tokens"] for image in said["images"]} == tokens
+    assert tokens.keys() == {1, 2, 12}
+
+
+def test_a_model_fits_on_a_screen(run_cli):
+    code, out, _ = run_cli("inspect", "demo")
+    lines = out.splitlines()
+    assert code == 0
+    assert len(lines) < 24
+    assert max(map(len, lines)) <= 80
+    assert "vision encoder  1,305,024 parameters, 55 tensors, 2.61 MB of bfloat16" in lines
+    assert "  bfloat16 *    2.61 MB   3.43 MB  1.20 GB  1.40 GB  302.61 MB  303.43 MB" in lines
+
+
+def test_half_a_model_on_disk_is_said(run_cli, checkpoint, tmp_path):
+    """Parameters and memory are known from the config, what lies in absent files is not."""
+    folder = tmp_path / "half"
+    shutil.copytree(checkpoint, folder)
+    whole = described(run_cli, folder)
+    for file in whole["language_model"]["files"]:
+        if file not in whole["encoder"]["files"]:
+            (folder / file).unlink()
+    said = described(run_cli, folder)
+    assert said["encoder"] == whole["encoder"]
+    assert said["memory"][0] == whole["memory"][0]
+    assert said["language_model"]["bytes"] is None
+    assert said["language_model"]["tensors"] == whole["language_model"]["tensors"]
+    assert said["language_model"]["absent_files"]
+    assert "of unknown size" in run_cli("inspect", folder)[1]
+    assert " files are not on this disk" in run_cli("inspect", folder)[1]
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    assert described(run_cli, folder)["memory"][0] == whole["memory"][0]
+    assert run_cli("inspect", folder)[1].count("no weights on this disk") == 2
+
+
+def test_tensors_that_are_not_loaded_are_listed(run_cli, family_checkpoint):
+    said = described(run_cli, family_checkpoint("qwen2_5_omni"))
+    assert {name: part["tensors"] for name, part in said["not_loaded"].items()} == {
+        "audio_tower": 24, "talker": 1, "token2wav": 1,
+    }  # fmt: skip
+    assert "not loaded      audio_tower: 24 tensors, " in run_cli("inspect", family_checkpoint("qwen2_5_omni"))[1]
+
+
+def test_a_quantised_language_model_is_as_it_is_stored(run_cli, checkpoint, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "quantised"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    state = {name: value for file in checkpoint.glob("*.safetensors") for name, value in load_file(file).items()}
+    layer = "model.layers.0.self_attn.q_proj"
+    state[f"{layer}.qweight"] = state.pop(f"{layer}.weight").to(torch.int32)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    said = described(run_cli, folder)
+    assert said["quantised"] == "gptq"
+    assert set(said["language_model"]["dtypes"]) == {"float32", "int32"}
+    assert [row["language_model"] for row in said["memory"]] == [None, None, said["language_model"]["bytes"]]
+    assert said["memory"][0]["encoder"] == said["encoder"]["bytes"]
+    assert "quantised       by gptq" in run_cli("inspect", folder)[1]
+
+
+def test_where_the_processor_is_not_there_tokens_are_not_known(run_cli, checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    for file in folder.glob("*tokenizer*"):
+        file.unlink()
+    said = described(run_cli, folder)
+    assert (said["images"], said["memory"][0]["encoder"] > 0) == ([], True)
+    assert "tokens are not known: " in run_cli("inspect", folder)[1]
+
+
+def test_what_an_argument_is(run_cli, small_store, checkpoint, tmp_path, monkeypatch):
+    """A store where it was one before; a path with a slip in it never goes to the network."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_store, tmp_path / "demo")
+    assert json.loads(run_cli("inspect", "demo", "--json")[1])["type"] == "store"
+    shutil.copy(checkpoint / "config.json", tmp_path / "demo")
+    assert json.loads(run_cli("inspect", "demo", "--json")[1])["type"] == "store"
+    assert run_cli("inspect", "--embeds", checkpoint)[0] == 2
+    code, _, said = run_cli("inspect", "demo/photos")
+    assert code == 2
+    assert "no store or shard at demo/photos" in said
+    assert (
+        "as demo is a folder here, it is not taken as a hub name: give that with a revision, demo/photos@main" in said
+    )
+    code, _, said = run_cli("inspect", "embeds/photos")
+    assert code == 3
+    assert "embeds/photos is no path here: taken as the name of a model on the hub" in said
+    assert "no store or shard at embeds/photos, and as a hub name: " in said
+    (tmp_path / "empty").mkdir()
+    code, _, said = run_cli("inspect", "empty")
+    assert (code, "nor is it a model's folder, as there is no config.json in it" in said) == (2, True)
+    for slip in ("albun", "./albums/x", "album/*.parquet", "album/rows.parquet"):
+        code, _, said = run_cli("inspect", slip)
+        assert (code, "of a model give the folder with its config.json, or its hub name" in said) == (2, True)
+    assert "of a model" not in run_cli("inspect")[2]

@@ -1,0 +1,202 @@
+"""`qvsplit split`: each half as a model of its own, for qvsplit and for transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from qvsplit.checkpoints.fingerprint import encoder_fingerprint, noted_fingerprint
+from qvsplit.checkpoints.model_class import class_of
+from qvsplit.checkpoints.opening import open_checkpoint
+from qvsplit.splitting import split_checkpoint
+from tests.support.every_model import further
+from tests.support.families import ALL
+
+# one encoder module, several, a tensor of both halves, tensors of neither, names that only the checkpoint has
+SPLIT = ("qwen3_vl", "gemma3", "llava_onevision", "qwen2_5_omni", "qianfan_ocr")
+REFUSED = {"llama4", "idefics2", "ovis2", "granite4_vision", "hunyuan_vl", "gemma3n", "perception_lm", "fast_vlm"}
+
+
+def tensors(folder):
+    """Every tensor of a checkpoint's files: dtype, shape and bytes by name."""
+    checkpoint = open_checkpoint(folder, "encoder")
+    found = {}
+    for file in {*checkpoint.files.values()}:
+        with safe_open(folder / file, framework="pt") as stream:
+            for name in stream.keys():  # noqa: SIM118
+                tensor = stream.get_tensor(name)
+                found[name] = (tensor.dtype, tensor.shape, tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SPLIT else pytest.param(name, marks=further) for name in ALL if name not in REFUSED]
+)
+def test_halves_hold_what_is_theirs_as_it_was(name, family_checkpoint, tmp_path):
+    folder = family_checkpoint(name)
+    whole, halves = open_checkpoint(folder, "both"), (tmp_path / "encoder", tmp_path / "language")
+    split_checkpoint(folder, encoder=halves[0], language_model=halves[1])
+    stored, written = tensors(folder), [tensors(half) for half in halves]
+    assert written[0] == {tensor: stored[tensor] for tensor in whole.encoder_names}
+    assert written[1] == {tensor: stored[tensor] for tensor in whole.language_names}
+    loose = {tensor for tensor in stored if tensor.removeprefix("model.") in whole.family.loose_tensors}
+    assert written[0].keys() & written[1].keys() == loose
+    encoder, language = open_checkpoint(halves[0], "encoder"), open_checkpoint(halves[1], "language")
+    known = encoder_fingerprint(whole)
+    assert encoder_fingerprint(encoder) == noted_fingerprint(language) == known
+    assert not encoder.has("language")
+    assert not language.has("encoder")
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "llava_onevision"])
+def test_transformers_loads_the_language_model(name, family_checkpoint, family_reference, tmp_path):
+    """Into the full class: the encoder's weights are missing and random, and nothing of the language model is."""
+    folder = family_checkpoint(name)
+    checkpoint = open_checkpoint(folder, "both")
+    split_checkpoint(folder, language_model=tmp_path / "language")
+    model, info = class_of(checkpoint).from_pretrained(tmp_path / "language", output_loading_info=True)
+    assert not info["unexpected_keys"]
+    assert info["missing_keys"]
+    assert all(map(checkpoint.family.encoder_has, info["missing_keys"]))
+    prompt = torch.tensor([[3, 5, 7, 9]])
+    full = family_reference(name).model
+    with torch.no_grad():
+        assert torch.equal(model.eval()(input_ids=prompt).logits, full(input_ids=prompt).logits)
+
+
+def test_a_store_is_that_of_the_whole_and_the_halves_answer_alike(run_cli, checkpoint, some_photos, tmp_path):
+    halves = [tmp_path / "encoder", tmp_path / "language"]
+    code, said, _ = run_cli("split", checkpoint, "--encoder", halves[0], "--language-model", halves[1])
+    assert code == 0
+    assert f"vision encoder: {len(tensors(halves[0]))} tensors, " in said
+    assert f" in {halves[1]}\n" in said
+    store = tmp_path / "store"
+    assert run_cli("extract", some_photos, "--out", store, "--model", checkpoint, "--quiet")[0] == 0
+    (some_photos / "again.png").write_bytes((some_photos / "coins.png").read_bytes() + b"\0")
+    assert run_cli("extract", some_photos, "--out", store, "--model", halves[0], "--quiet")[0] == 0  # the same config
+    ask = ("ask", "What is it?", "--embeds", store, "--image", "coins.png", "--max-new-tokens", 8, "--model")
+    assert run_cli(*ask, halves[1])[:2] == run_cli(*ask, checkpoint)[:2]
+    code, _, said = run_cli(*ask, halves[0])
+    assert (code, "holds no language model" in said) == (3, True)
+
+
+def test_a_store_of_another_encoder_is_refused(run_cli, small_store, tmp_path):
+    from tests.support.checkpoints import make_tiny
+
+    make_tiny(tmp_path / "other", seed=1)
+    run_cli("split", tmp_path / "other", "--language-model", tmp_path / "language")
+    code, _, said = run_cli("ask", "What?", "--embeds", small_store, "--model", tmp_path / "language")
+    assert (code, "another encoder" in said) == (4, True)
+
+
+def test_what_is_left_out_is_said(run_cli, family_checkpoint, tmp_path):
+    code, said, _ = run_cli("split", family_checkpoint("qwen2_5_omni"), "--language-model", tmp_path / "language")
+    assert code == 0
+    assert "left out, as neither half has it: audio_tower (24 tensors), talker (1 tensor), token2wav (1 tensor)" in said
+
+
+def test_as_json(run_cli, checkpoint, tmp_path):
+    code, said, _ = run_cli("split", checkpoint, "--encoder", tmp_path / "encoder", "--json")
+    done = json.loads(said)
+    size = sum(len(raw) for *_, raw in tensors(tmp_path / "encoder").values())
+    assert (code, done["type"], done["language_model"], done["encoder"]["bytes"]) == (0, "split", None, size)
+
+
+def test_what_cannot_be(run_cli, checkpoint, tmp_path):
+    code, _, said = run_cli("split", checkpoint)
+    assert (code, "give a new folder as --encoder, as --language-model, or one for each" in said) == (2, True)
+    new = tmp_path / "new"
+    for one, other in ((new, new), (new, new / "within"), (new / "within", new)):
+        code, _, said = run_cli("split", checkpoint, "--encoder", one, "--language-model", other)
+        assert (code, "one folder, or one within the other" in said) == (2, True)
+    (tmp_path / "there").mkdir()
+    code, _, said = run_cli("split", checkpoint, "--encoder", tmp_path / "there")
+    assert (code, "exists, and nothing is overwritten" in said) == (2, True)
+    assert run_cli("split", tmp_path / "nowhere", "--encoder", new)[0] == 3
+    assert not new.exists()
+
+
+def test_half_a_model_is_split_into_what_it_has(run_cli, checkpoint, tmp_path):
+    halves = [tmp_path / "encoder", tmp_path / "language"]
+    split_checkpoint(checkpoint, encoder=halves[0], language_model=halves[1])
+    assert run_cli("split", halves[0], "--encoder", tmp_path / "copy")[0] == 0
+    assert run_cli("split", halves[1], "--language-model", tmp_path / "asks")[0] == 0
+    assert noted_fingerprint(open_checkpoint(tmp_path / "asks", "language")) == noted_fingerprint(
+        open_checkpoint(halves[1], "language")
+    )
+    code, _, said = run_cli("split", halves[0], "--language-model", tmp_path / "no")
+    assert code == 3
+    assert f"holds no language model; it is the vision encoder of {checkpoint} alone: name that as MODEL" in said
+    code, _, said = run_cli("split", halves[1], "--encoder", tmp_path / "no")
+    assert (code, "holds no vision encoder" in said) == (3, True)
+    assert not (tmp_path / "no").exists()
+    (halves[1] / "qvsplit.json").unlink()
+    code, said, _ = run_cli("split", halves[1], "--language-model", tmp_path / "bare")
+    assert (code, "only with --unchecked-encoder" in said) == (0, True)
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
+def test_cut_short_nothing_looks_whole_and_a_rerun_works(by, checkpoint, tmp_path):
+    """Killed when the tensors are there and the rest is not."""
+    target, script = tmp_path / "language", (
+        "import sys, time; from qvsplit.checkpoints import writing; from qvsplit import cli\n"
+        "real = writing.write_small_files\n"
+        "def slow(*args):\n    print('begun', flush=True)\n    time.sleep(60)\n    real(*args)\n"
+        "writing.write_small_files = slow\n"
+        "sys.argv = ['qvsplit', 'split', sys.argv[1], '--language-model', sys.argv[2]]\ncli.main()"
+    )  # fmt: skip
+    run = subprocess.Popen([sys.executable, "-c", script, checkpoint, target], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "begun\n"
+    assert not target.exists()
+    os.kill(run.pid, by)
+    assert run.wait(30) == (130 if by == signal.SIGINT else -signal.SIGKILL)
+    run.stdout.close()
+    assert not target.exists()
+    assert bool([*tmp_path.iterdir()]) == (by == signal.SIGKILL)  # hidden, and under another name
+    split_checkpoint(checkpoint, language_model=target)
+    assert open_checkpoint(target, "language").has("language")
+
+
+def test_a_full_disk_is_said(run_cli, checkpoint, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("qvsplit.checkpoints.writing.header_of", full)
+    code, _, said = run_cli("split", checkpoint, "--encoder", tmp_path / "encoder")
+    assert (code, "the disk is full" in said) == (7, True)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_scales_and_zero_points_go_with_their_weights(checkpoint, tmp_path):
+    """Names that quantisers add to a module's, in the half that the module is in."""
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "quantised"
+    source.mkdir()
+    for path in checkpoint.iterdir():
+        if path.suffix != ".safetensors" and "index" not in path.name:
+            (source / path.name).write_bytes(path.read_bytes())
+    state = {name: value for file in checkpoint.glob("*.safetensors") for name, value in load_file(file).items()}
+    layer = "model.layers.0.self_attn.q_proj"
+    del state[f"{layer}.weight"]
+    added = [f"{layer}.{name}" for name in ("qweight", "qzeros", "scales", "g_idx", "weight_scale", "input_scale")]
+    state |= {name: torch.ones(4, dtype=torch.int32) for name in added}
+    state["visual.blocks.0.attn.qkv.weight_scale"] = torch.ones(1)
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    split_checkpoint(source, encoder=tmp_path / "encoder", language_model=tmp_path / "language")
+    assert set(added) < tensors(tmp_path / "language").keys()
+    assert "visual.blocks.0.attn.qkv.weight_scale" in tensors(tmp_path / "encoder")
+
+
+def test_torch_is_not_needed(checkpoint, tmp_path):
+    script = "import sys; from qvsplit.splitting import split_checkpoint as split\n"
+    script += "split(sys.argv[1], encoder=sys.argv[2]); assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script, checkpoint, tmp_path / "encoder"], check=True, timeout=60)
