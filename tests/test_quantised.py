@@ -18,8 +18,10 @@ from qvsplit import verify, weights
 from qvsplit.answering.loading import expected_dtype
 from qvsplit.ask import AskOptions, load_session
 from qvsplit.checkpoints.fingerprint import encoder_fingerprint, language_fingerprint
+from qvsplit.checkpoints.hf import load_config
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.checkpoints.quantised import check_one_dtype, quantiser
+from qvsplit.checkpoints.quantised import set_quantisation as set_for_transformers
 from qvsplit.errors import ConfigError, ModelError, WeightsError
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
@@ -183,6 +185,15 @@ def test_fp8_is_dequantised_on_a_cpu_and_answers_in_float32(made, multiplied, st
     check_answers(made("fp8"), multiplied, stores, "float32", asked=None, kernels=kernels)
     checkpoint = open_checkpoint(made("fp8"), "both")
     assert expected_dtype(checkpoint, AskOptions(kernels=kernels)) == "quantised by fp8, dequantised to float32"
+
+
+def test_fp8_is_dequantised_on_a_cpu_that_has_a_gpu_beside_it(made):
+    """transformers does that by itself only where there is none."""
+    checkpoint = open_checkpoint(made("fp8"), "language")
+    for device_type, wanted in (("cpu", True), ("cuda", None)):
+        config = load_config(checkpoint)
+        set_for_transformers(config, checkpoint, device_type=device_type)
+        assert config.quantization_config.get("dequantize") is wanted
 
 
 def test_fp8_answers_in_bfloat16_as_transformers_does_by_itself(made, stores):

@@ -200,7 +200,7 @@ def test_a_quantised_language_model_is_loaded_in_the_dtype_of_the_full_one(made,
     loaded = []
     monkeypatch.setattr(language, "load", lambda checkpoint, **more: loaded.append(more["dtype"]))
     for settings in ({}, {"quantization_config": {"quant_method": "any"}}):
-        reference = verify._Reference(open_store(made("qwen3_vl")), None, "cpu", "fused", nobody)
+        reference = verify._Reference(open_store(made("qwen3_vl")), None, None, "cpu", "fused", nobody)
         reference.checkpoint.config.update(settings)
         reference.replaced_by_language_model(nobody)
     assert loaded == [torch.float32, torch.float32]
