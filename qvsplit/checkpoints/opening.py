@@ -92,8 +92,8 @@ def open_headers(model: str | os.PathLike[str]) -> tuple[Checkpoint, dict[str, T
     Of a hub name nothing else is fetched.
 
     Returns:
-        The checkpoint, any of whose files may be absent, and where its tensors lie: those whose header is at hand. Where
-        no header is, and no index, its `files` is empty.
+        The checkpoint, any of whose files may be absent, and where its tensors lie: those whose header is at hand.
+        Where no header is, and no index, its `files` is empty.
 
     Raises:
         ModelError: There is no such model, its family is unknown, its weights are pickled, or a header is damaged.
