@@ -26,6 +26,7 @@ from qvsplit.weights import load_language_model as load_language_weights
 from tests.support.adapters import WEIGHTS, change_config, change_tensors, full_model, make_adapter, merged_model
 from tests.support.extracting import PHOTOS, by_path, extractor
 from tests.support.full_model import FullModel, upright_rgb
+from tests.support.hub_server import COMMIT, NAME, Hub, point_at
 
 LANGUAGE = {"target_modules": ["q_proj", "v_proj", "down_proj"]}  # of Qwen2-VL's language model alone
 ENCODER = {"target_modules": ["qkv", "fc1"]}
@@ -520,33 +521,19 @@ def test_a_quantised_language_model_is_refused_by_name(checkpoint, language, tmp
         load_language_weights(opened(folder, language), dtype=None)
 
 
-HUB = """
-from qvsplit.checkpoints.adapter import open_adapter
-from qvsplit.errors import ModelError
-for name in {names!r}:
-    try:
-        a = open_adapter(name)
-        print(a.label, len(a.places))
-    except ModelError as error:
-        print("ModelError", error)
-"""
-
-
-def test_from_a_hub_only_its_two_files_are_fetched_and_the_commit_is_kept(language, both, tmp_path):
-    from tests.checkpoints.test_hub import run
-    from tests.support.hub_server import COMMIT, NAME, Hub
-
+def test_from_a_hub_only_its_two_files_are_fetched_and_the_commit_is_kept(language, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(language, tmp_path / "adapter"))
     (folder / "optimizer.pt").write_bytes(b"large")
     (folder / "adapter_model.bin").write_bytes(b"pickled")
     with Hub(folder) as hub:
-        names = [NAME, f"{NAME}@{COMMIT}", "nobody/nothing"]
-        done = run(HUB.format(names=names), tmp_path / "home", hub.url)
+        point_at(monkeypatch, hub.url, tmp_path / "home")
+        for name in (NAME, f"{NAME}@{COMMIT}"):
+            found = open_adapter(name)
+            assert found.label == f"{NAME}@{COMMIT}" and len(found.places) == len(open_adapter(language).places)
         assert set(hub.fetched) == {"adapter_config.json", WEIGHTS}
+        with pytest.raises(ModelError, match="the hub has no adapter nobody/nothing .*`adapter=DIR`"):
+            open_adapter("nobody/nothing")
         (folder / WEIGHTS).unlink()
-        pickled = run(HUB.format(names=[NAME]), tmp_path / "other", hub.url)
-    label = f"{NAME}@{COMMIT} {len(open_adapter(language).places)}"
-    first, second, unknown = done.stdout.splitlines()
-    assert first == second == label, done.stderr
-    assert unknown.startswith("ModelError the hub has no adapter nobody/nothing") and "`adapter=DIR`" in unknown
-    assert pickled.stdout == f"ModelError {NAME} has no {WEIGHTS} (pickled weights are never opened)\n"
+        point_at(monkeypatch, hub.url, tmp_path / "another home")
+        with pytest.raises(ModelError, match=rf"{NAME} has no {WEIGHTS} \(pickled weights are never opened\)"):
+            open_adapter(NAME)
