@@ -341,7 +341,8 @@ def test_a_store_of_several_tensors_lives_as_any_other(family_checkpoint, some_p
     (damaged,) = shards(out)
     flip(damaged, 0.9)
     assert run_cli("verify", out)[0] == 6
-    extract(some_photos)  # what was purged is still there, and encoded again as well
+    # what was purged is still there, and encoded again as well; what is damaged says nothing of kernels
+    extract(some_photos, kernels="reference")
     assert held() == changed
 
 
