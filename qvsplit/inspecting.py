@@ -1,6 +1,7 @@
 """What a model is and takes, from its config and its files' headers alone: nothing is loaded.
 
-Parameters and memory: checkpoints/sizes.py. Tokens of an image: its own processor, as `extract --dry-run` counts them.
+Parameters and memory: checkpoints/sizes.py. Tokens of an image: its own processor's, as a dry run of `extract` counts
+them.
 """
 
 from __future__ import annotations

@@ -55,9 +55,8 @@ def split(
     Examples:
         # Both halves
         qvsplit split Qwen/Qwen2-VL-2B-Instruct --encoder enc --language-model lm
-        # One of a model on this disk, and what takes it
+        # One of a model on this disk
         qvsplit split ./Qwen2-VL-2B --language-model lm
-        qvsplit ask 'What is in the image?' --embeds album --model lm
     """
     from qvsplit.splitting import split_checkpoint
 
