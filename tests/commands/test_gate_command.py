@@ -26,7 +26,7 @@ from tests.support.clips import make_clip
 from tests.support.extracting import OLD
 from tests.support.fake_engine import FakeEngine, question_of
 from tests.support.forked import start_program
-from tests.support.processes import start_python, wait_for
+from tests.support.processes import wait_for
 
 CHECKS = """
 [[check]]
@@ -363,11 +363,7 @@ def test_one_that_is_ended_leaves_no_process_and_no_file(step, name, folder, tmp
     scratch.mkdir()
     argv = ["qvsplit", "gate", "good.jpg", "dogs.jpg", "--model", "demo", "--checks", "checks.toml"]
     code, environment = SLOWLY.format(**marks, argv=argv), os.environ | {"TMPDIR": str(scratch)}
-    if name == "KILL":
-        environment |= {"PYTHONPATH": os.getcwd()}
-        process = start_python(code, cwd=folder, env=environment, start_new_session=True)
-    else:
-        process = start_program(code, folder=str(folder), environment=environment, session=True)
+    process = start_program(code, folder=str(folder), environment=environment, session=True)
     before = sorted(folder.iterdir())
     wait_for(Path(marks[step]).exists, process)
     os.kill(process.pid, signal.Signals[f"SIG{name}"])
