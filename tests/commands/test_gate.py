@@ -53,7 +53,7 @@ def ask_store(run_cli, tmp_path, monkeypatch):
 
     def run(rows, *words, rule=lambda request: CLEAN, checks=True):
         store = MemoryStore(rows)
-        session = ask.Session(store, FakeEngine(rule), checkpoint=SimpleNamespace(name="tiny"))
+        session = ask.Session(store, FakeEngine(rule), checkpoint=SimpleNamespace(name="tiny", label="tiny"))
         monkeypatch.setattr("qvsplit.store.opening.open_store", lambda *places, **_: store)
         monkeypatch.setattr("qvsplit.ask.load_session", lambda *_, **__: session)
         return run_cli("ask", *(["--checks", tmp_path / "checks.toml"] if checks else []), *words)
