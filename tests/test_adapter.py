@@ -360,7 +360,7 @@ def test_answers_without_the_adapter_are_not_known_with_it(run_cli, language, pl
 
 
 def test_files_at_hand_are_encoded_with_the_adapter(
-    run_cli, checkpoint, both, language, images, tuned_store, tmp_path, monkeypatch
+    run_cli, checkpoint, both, language, images, tuned_store, plain_store, tmp_path, monkeypatch
 ):
     """Beside a store as well as without one; and one for questions alone says nothing of the encoder."""
     with Image.open(PHOTOS["coffee.png"]) as photo:
@@ -370,8 +370,9 @@ def test_files_at_hand_are_encoded_with_the_adapter(
     alone = ["ask", "-i", "coffee.png", QUESTION, "--json", "-m", checkpoint, "--adapter", both]
     (_, one, _), (_, other, _) = run_cli(*beside), run_cli(*alone)
     assert json.loads(one)["answer"] == json.loads(other)["answer"] != ""
-    code, out, err = run_cli(*alone[:-1], language)
-    assert code == 0 and json.loads(out)["encoder_check"] == "fingerprint" and "changes nothing" not in err
+    for asked in (alone[:-1], ["ask", "-e", plain_store, *beside[3:], "--adapter"]):
+        code, out, err = run_cli(*asked, language)
+        assert code == 0 and json.loads(out)["encoder_check"] == "fingerprint" and "changes nothing" not in err
 
 
 def test_features_at_hand_are_held_against_the_adapter(checkpoint, both, images):
