@@ -1,7 +1,7 @@
-"""Merge a PEFT adapter into one half of a model, by PEFT's own merge; and hold it against the whole model before that.
+"""Merge a PEFT adapter into one half of a model, by PEFT's own merge; and hold it against the full model before that.
 
 PEFT passes over tensors that belong to no module, and takes missing ones as they were drawn, with a warning at most.
-Here the adapter is first laid over the whole model without memory, and every tensor of it must find its place there,
+Here the adapter is first laid over the full model without memory, and every tensor of it must find its place there,
 of the right shape, with none missing: an adapter of another model is refused whatever half it is for.
 """
 
@@ -75,7 +75,7 @@ class FittedAdapter:
 
 
 def fitted_adapter(checkpoint: Checkpoint, half: Half) -> FittedAdapter | None:
-    """Hold the adapter of a checkpoint against its whole model; give what of it is for `half`, or for both.
+    """Hold the adapter of a checkpoint against its full model; give what of it is for `half`, or for both.
 
     Returns:
         None where the checkpoint has no adapter, or one that has nothing for this half.
@@ -104,7 +104,7 @@ def fitted_adapter(checkpoint: Checkpoint, half: Half) -> FittedAdapter | None:
 
 
 class _Placed:
-    """An adapter laid over the whole model, without memory."""
+    """An adapter laid over the full model, without memory."""
 
     def __init__(self, adapter: Adapter, checkpoint: Checkpoint) -> None:
         self.adapter = adapter

@@ -50,7 +50,7 @@ def split(
 
     A machine that only extracts needs the vision encoder, one that only asks the language model. Tensors are copied as
     they are, and nothing is loaded: it takes a few megabytes of memory, and as much disk space as it writes. The store
-    of an encoder's folder is that of the whole model, and a language model's folder refuses stores of other encoders.
+    of an encoder's folder is that of the full model, and a language model's folder refuses stores of other encoders.
 
     Examples:
         # Both halves

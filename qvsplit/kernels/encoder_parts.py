@@ -107,7 +107,7 @@ def take_parts(module: Any) -> EncoderParts:
         ModelError: Its class is none of `CLASSES`.
     """
     if type(module).__name__ not in CLASSES:
-        raise ModelError(f"no fused kernels for {type(module).__name__}: run it with --kernels reference")
+        raise ModelError(f"no fused kernels for {type(module).__name__}: use `kernels=reference`")
     attention, convolution = module.blocks[0].attn, take(module.patch_embed, "proj")
     return EncoderParts(
         attention.num_heads, attention.scaling, module.spatial_merge_size, module.rotary_pos_emb.inv_freq.float(),
