@@ -125,7 +125,11 @@ def _them(what: str) -> str:
 def _check_fit(config: ExtractionConfig, width: int | None, checkpoint: Checkpoint, what: str) -> None:
     """Raise ConfigError where family, processor or widths alone show that they are strangers."""
     processor = checkpoint.processor_settings
-    pairs = {f"processor.{name}": (config.processor.get(name), value) for name, value in processor.items()}
+    named = checkpoint.family.processor_settings or {}  # a store may have one of these that this checkpoint leaves out
+    pairs = {
+        f"processor.{name}": (config.processor.get(name), processor.get(name))
+        for name in dict.fromkeys((*processor, *named))
+    }
     pairs["family"] = (config.family, checkpoint.family.model_type)
     if checkpoint.width is not None:
         pairs["hidden_size"] = (width, checkpoint.width)

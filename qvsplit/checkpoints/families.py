@@ -8,7 +8,7 @@ tests/support/families/. Nothing here imports torch or transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,10 +19,17 @@ ROOTS = ("model.", "thinker.", "")  # what may stand before a module's name in a
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of a config file that decides features, with its other names and what its absence means."""
+    """One field of a config file that decides features.
+
+    Attributes:
+        default: What its absence means. None for a field that few files have: it is left out where a file has none.
+        other_names: What else files call it.
+        read: Gives its value from the whole section, where one field alone does not say it; None if nothing says it.
+    """
 
     default: Any
     other_names: tuple[str, ...] = ()
+    read: Callable[[Mapping[str, Any]], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,21 +117,68 @@ def without_root(name: str) -> str:
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+_AXIAL_ROPE = {"rope_theta": 10000.0, "rope_type": "axial"}
+_PATCH_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")  # the second is an older name of the first
+
+
+def _axial_rope(vision: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what transformers makes of whatever a vision config says of positions: files of each year say it anew."""
+    given = vision.get("rope_scaling") or vision.get("rope_parameters") or {}
+    kind = given.get("rope_type", given.get("type", "default"))
+    theta = given.get("rope_theta", vision.get("rope_theta", _AXIAL_ROPE["rope_theta"]))
+    return {"rope_theta": theta, "rope_type": _AXIAL_ROPE["rope_type"] if kind == "default" else kind}
+
+
+def _other_processor(config: Mapping[str, Any]) -> str | None:
+    """Give the image processor that a file names, if it is none of those that the Qwen-VL line has."""
+    extractor = str(config.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")
+    name = str(config.get("image_processor_type") or extractor).removesuffix("Fast")
+    return name if name and name not in _PATCH_PROCESSORS else None
+
+
+def _patches(depth: int, patch: int) -> dict[str, Setting]:
+    """Name what every vision encoder of the Qwen-VL line reads off its config."""
+    return {
+        "depth": Setting(depth, ("num_hidden_layers",)),
+        "num_heads": Setting(16, ("num_attention_heads",)),
+        "head_dim": Setting(None),
+        "is_causal": Setting(None),
+        "in_channels": Setting(3),
+        "patch_size": Setting(patch),
+        "spatial_merge_size": Setting(2),
+        "temporal_patch_size": Setting(2),
+        "rope_parameters": Setting(_AXIAL_ROPE, read=_axial_rope),
+        # the hub's `in_chans` and `spatial_patch_size` are read by nobody: transformers ignores them, so do we;
+        # `tokens_per_second` is the language model's, which has its positions from it
+    }
+
+
 # of Qwen2-VL
-VISION_SETTINGS: Mapping[str, Setting] = {
-    "depth": Setting(32, ("num_hidden_layers",)),
+VISION_SETTINGS: Mapping[str, Setting] = _patches(32, 14) | {
     "embed_dim": Setting(1280),
     "hidden_size": Setting(3584),
     "hidden_act": Setting("quick_gelu"),
     "mlp_ratio": Setting(4),
-    "num_heads": Setting(16, ("num_attention_heads",)),
-    "in_channels": Setting(3),
-    "patch_size": Setting(14),
-    "spatial_merge_size": Setting(2),
-    "temporal_patch_size": Setting(2),
-    "rope_parameters": Setting({"rope_theta": 10000.0, "rope_type": "axial"}),
-    # the hub's `in_chans` and `spatial_patch_size` are read by nobody: transformers ignores them, so do we
 }
+# of Qwen2.5-VL, whose attention has windows
+_VISION_SETTINGS_2_5: Mapping[str, Setting] = _patches(32, 14) | {
+    "hidden_size": Setting(3584),
+    "hidden_act": Setting("silu"),
+    "intermediate_size": Setting(3420),
+    "out_hidden_size": Setting(3584),
+    "window_size": Setting(112),
+    "fullatt_block_indexes": Setting([7, 15, 23, 31]),
+}
+# of Qwen3.5, and of Qwen3-VL, which gives the features of some layers as well
+_VISION_SETTINGS_3_5: dict[str, Setting] = _patches(27, 16) | {
+    "hidden_size": Setting(1152),
+    "hidden_act": Setting("gelu_pytorch_tanh"),
+    "intermediate_size": Setting(4304),
+    "out_hidden_size": Setting(3584),
+    "num_position_embeddings": Setting(2304),
+}
+_VISION_SETTINGS_3: Mapping[str, Setting] = _VISION_SETTINGS_3_5 | {"deepstack_visual_indexes": Setting([8, 16, 24])}
+# the whole line has one image processor
 PROCESSOR_SETTINGS: Mapping[str, Setting] = {
     "do_resize": Setting(True),
     "resample": Setting(3),  # PIL's number for bicubic
@@ -137,6 +191,7 @@ PROCESSOR_SETTINGS: Mapping[str, Setting] = {
     "patch_size": Setting(14),
     "temporal_patch_size": Setting(2),
     "merge_size": Setting(2),
+    "image_processor_type": Setting(None, read=_other_processor),
 }
 
 QWEN2_VL = Family(
@@ -151,11 +206,12 @@ QWEN2_VL = Family(
 )
 
 
-def _qwen(model_type: str, *, patch: int, **more: Any) -> Family:
-    """Give a later family of the Qwen-VL line: patches of `patch` pixels, 2 × 2 of them a token."""
+def _qwen(model_type: str, vision: Mapping[str, Setting], **more: Any) -> Family:
+    """Give a later family of the Qwen-VL line: 2 × 2 patches a token."""
+    patch = int(vision["patch_size"].default)
     return Family(
         model_type, prefix="causal", default_max_pixels=1280 * (2 * patch) ** 2, max_aspect_ratio=200.0,
-        fused_kernels=True, **more,
+        fused_kernels=True, vision_settings=vision, processor_settings=PROCESSOR_SETTINGS, **more,
     )  # fmt: skip
 
 
@@ -166,18 +222,18 @@ def _projected(model_type: str, prefix: Prefix = "causal", **more: Any) -> Famil
 
 _LISTED = (
     QWEN2_VL,
-    _qwen("qwen2_5_vl", patch=14),
-    _qwen("qwen3_vl", patch=16),
-    _qwen("qwen3_vl_moe", patch=16),
-    _qwen("qwen3_5", patch=16),
-    _qwen("qwen3_5_moe", patch=16),
-    _qwen("qwen4_exp", patch=16),
+    _qwen("qwen2_5_vl", _VISION_SETTINGS_2_5),
+    _qwen("qwen3_vl", _VISION_SETTINGS_3),
+    _qwen("qwen3_vl_moe", _VISION_SETTINGS_3),
+    _qwen("qwen3_5", _VISION_SETTINGS_3_5),
+    _qwen("qwen3_5_moe", _VISION_SETTINGS_3_5),
+    _qwen("qwen4_exp", _VISION_SETTINGS_3_5),
     _qwen(
-        "qwen2_5_omni", patch=14, model_class="Qwen2_5OmniThinkerForConditionalGeneration",
+        "qwen2_5_omni", _VISION_SETTINGS_2_5, model_class="Qwen2_5OmniThinkerForConditionalGeneration",
         ignored=("talker", "token2wav", "audio_tower"),
     ),
     _qwen(
-        "qwen3_omni_moe", patch=16, model_class="Qwen3OmniMoeThinkerForConditionalGeneration",
+        "qwen3_omni_moe", _VISION_SETTINGS_3, model_class="Qwen3OmniMoeThinkerForConditionalGeneration",
         ignored=("talker", "code2wav", "audio_tower"),
     ),
     Family("glm4v", prefix="causal", max_aspect_ratio=200.0),
@@ -244,8 +300,12 @@ FAMILIES: Mapping[str, Family] = {family.model_type: family for family in _LISTE
 
 def settings_of(config: Mapping[str, Any], wanted: Mapping[str, Setting]) -> dict[str, Any]:
     """Pick the `wanted` fields of a config file, under today's names, with what their absence means filled in."""
-    found: dict[str, Any] = {}
-    for name, setting in wanted.items():
-        present = [config[key] for key in (name, *setting.other_names) if config.get(key) is not None]
-        found[name] = present[0] if present else setting.default
-    return found
+    found = {name: _value(config, name, setting) for name, setting in wanted.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _value(config: Mapping[str, Any], name: str, setting: Setting) -> Any:
+    if setting.read is not None:
+        return setting.read(config)
+    present = [config[key] for key in (name, *setting.other_names) if config.get(key) is not None]
+    return present[0] if present else setting.default

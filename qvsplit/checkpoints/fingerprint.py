@@ -1,8 +1,8 @@
 """Name the halves of a checkpoint by what is in them, and remember the names.
 
 An encoder's fingerprint is over its tensors (names without prefix, dtypes, shapes, every byte), its vision config and
-its processor's settings, as the checkpoint's files have them. Nothing of the language model is in it, nor how the
-tensors are cut into files. Needs neither torch nor transformers.
+its processor's settings: the fields that the family names, else what the checkpoint's files have. Nothing of the
+language model is in it, nor how the tensors are cut into files. Needs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from qvsplit.runtime.atomic_files import written_whole
 
 # Tensors that may be read but not yet hashed: bounds the memory beside the weights themselves.
 HASH_BACKLOG = 2
+CACHE_FORMAT = "fingerprint 2"  # another wherever what a fingerprint is over changes: none of before is remembered
 FRESH_NS = 2_000_000_000  # a file younger than this may still change within its timestamp's resolution
 
 
@@ -206,7 +207,7 @@ def _cache_entry(files: list[Path], cache: Path, *of: str) -> Path:
     for path in files:
         status = path.stat()
         stats.append((str(path), status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns))
-    key = hashlib.sha256(canonical_json(["fingerprint 1", stats, *of])).hexdigest()
+    key = hashlib.sha256(canonical_json([CACHE_FORMAT, stats, *of])).hexdigest()
     return cache / "fingerprints" / f"{key}.json"
 
 

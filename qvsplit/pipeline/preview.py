@@ -22,6 +22,7 @@ from qvsplit.checkpoints.opening import default_model, read_settings
 from qvsplit.errors import ItemError, ModelError
 from qvsplit.models.clips import ClipPreparer, load_clip_preparer
 from qvsplit.models.device_preparing import on_device
+from qvsplit.models.encoder_shape import shape_of
 from qvsplit.models.preparing import (
     Prepared,
     check_kernels,
@@ -202,18 +203,11 @@ class _Estimate:
 
     def seconds_by_arithmetic(self, tokens: Sequence[int]) -> float | None:
         """Divide the encoder's multiplications by the rate of a float32 product, timed now. None where not known."""
-        if self.checkpoint is None or self.checkpoint.family.vision_settings is None or is_cuda(self.options.device):
-            return None
-        encoder = self.checkpoint.vision_settings
-        width, depth, merge = int(encoder["embed_dim"]), int(encoder["depth"]), int(encoder["spatial_merge_size"])
-        block = width**2 * (4 + 2 * float(encoder["mlp_ratio"]))  # attention's four matrices, and the two behind it
-        merger = (merge * width) ** 2 + merge * width * int(encoder["hidden_size"])  # for a token, of merge² patches
-        linear = depth * block + merger
-        work = 0.0
-        for count in tokens:
-            patches = count * merge**2
-            work += 2.0 * patches * (linear + 2 * depth * width * patches)
-        return float(work) / (_matrix_rate() * _FORWARD_SHARE)
+        if self.checkpoint is None or not self.checkpoint.family.fused_kernels or is_cuda(self.options.device):
+            return None  # the layers of other families are others
+        shape = shape_of(self.checkpoint.vision_settings, self.checkpoint.folder)
+        work = sum(shape.flops(count * shape.merge**2) for count in tokens)
+        return work / (_matrix_rate() * _FORWARD_SHARE)
 
 
 def _limits(checkpoint: Checkpoint, options: ExtractOptions) -> dict[str, int]:
