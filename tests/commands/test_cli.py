@@ -126,7 +126,8 @@ def test_a_full_disk_behind_stdout_exits_7(small_store):
 
 
 def test_a_reader_who_has_enough_is_no_error(small_store):
-    command = f"{sys.executable} -m tests.support.made_up ask --embeds {small_store} A B C D E F G H | head -1"
+    ask = f"{sys.executable} -m tests.support.made_up ask --embeds {small_store} $(seq 1 600)"  # more than a pipe holds
+    command = f"{ask} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
