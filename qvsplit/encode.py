@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from qvsplit.checkpoints.adapter import open_adapter
 from qvsplit.checkpoints.opening import open_checkpoint
-from qvsplit.errors import ItemError, ItemNotFound, UsageError
+from qvsplit.errors import ItemError, ItemNotFound, ModelError, UsageError
 from qvsplit.models import encoder as models
 from qvsplit.models.encoder import Clips, EncoderSpec, TransformersEncoder
 from qvsplit.models.preparing import Prepared
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import PIL.Image
+
+    from qvsplit.weights import EncoderWeights
 
     Image = str | PathLike[str] | bytes | PIL.Image.Image | npt.NDArray[np.uint8]
 
@@ -142,10 +144,19 @@ class VisionEncoder:
 
         Call it as transformers does: `encoder.module(pixel_values, grid_thw=grid)`. With `kernels="fused"` the weights
         are laid out otherwise, and the module is loaded beside them when it is first asked for.
+
+        Raises:
+            ModelError: The checkpoint has changed since the encoder was loaded.
         """
         encoder = self._open()
         if self._module is None:
-            self._module = encoder.weights.module if self._spec.kernels == "reference" else _load_module(self._spec)
+            weights = encoder.weights if self._spec.kernels == "reference" else _load_weights(self._spec)
+            if weights.fingerprint != self.config.encoder:
+                raise ModelError(
+                    f"{self._spec.checkpoint.label} has another vision encoder now than when this one was loaded: "
+                    "load it again with load_encoder"
+                )
+            self._module = weights.module
         return self._module
 
     @property
@@ -247,13 +258,13 @@ def load_encoder(
     return encoder
 
 
-def _load_module(spec: EncoderSpec) -> Any:
+def _load_weights(spec: EncoderSpec) -> EncoderWeights:
     import torch
 
     from qvsplit.weights import load_encoder_weights
 
     dtype = getattr(torch, spec.dtype)
-    return load_encoder_weights(spec.checkpoint, device=torch.device(spec.device), dtype=dtype).module
+    return load_encoder_weights(spec.checkpoint, device=torch.device(spec.device), dtype=dtype)
 
 
 def _sound(outcome: T | ItemError) -> T:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from qvsplit.encode import load_encoder
 from qvsplit.errors import ItemError, ModelError, UsageError
@@ -125,6 +126,17 @@ def test_what_is_no_list_of_images(encoder, photos):
     for wrong in (image.astype(np.float32), image[:, :, :1], image.transpose(2, 0, 1)):
         with pytest.raises(UsageError, match=r"images\[0\]: give a uint8 array \[height, width, 3\]"):
             encoder.encode([wrong])
+
+
+def test_a_module_of_other_weights_than_the_encoders_is_refused(checkpoint, tmp_path):
+    """The files were written again in the meantime."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    encoder = load_encoder(folder, device="cpu")
+    for path in folder.glob("*.safetensors"):
+        tensors = {name: tensor * 2 for name, tensor in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"^{folder} has another vision encoder now .*load_encoder$"):
+        _ = encoder.module
 
 
 @pytest.mark.parametrize("kernels", ["fused", "reference"])

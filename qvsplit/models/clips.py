@@ -19,6 +19,7 @@ from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.model_class import class_of, encoders_alone, takes_videos
 from qvsplit.errors import ItemError, ModelError, UsageError
+from qvsplit.models.encoder_shape import check_processor
 from qvsplit.models.preparing import PatchPreparer, Prepared, Preparer, normalising_later, runs_of, small_inputs_of
 from qvsplit.models.sampling import (
     MAX_FRAME_TOKENS,
@@ -253,6 +254,8 @@ def load_clip_preparer(checkpoint: Checkpoint, preparer: Preparer, options: Vide
     full = class_of(checkpoint)
     if video_processor is None or not takes_videos(full):
         raise ModelError(f"{family} models take no videos")
+    if isinstance(preparer, PatchPreparer):
+        check_processor(video_processor, config.vision_config.to_dict(), checkpoint.folder)
     _keep_settings_in_one_place(processor)
     max_pixels, max_tokens = set_limits(video_processor, family, options.max_pixels, options.max_tokens)
     set_sampling(video_processor, options.sampling)

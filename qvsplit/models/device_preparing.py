@@ -87,9 +87,8 @@ def on_device(preparer: Preparer) -> DevicePreparer:
             f"not for this {preparer.family.model_type}; use `prepare_on=cpu`"
         )
     return DevicePreparer(
-        preparer.processor, preparer.family, preparer.image_token, preparer.language_model_takes,
-        preparer.in_channels, preparer.temporal_patch_size,
-    )  # fmt: skip
+        preparer.processor, preparer.family, preparer.image_token, preparer.language_model_takes, preparer.shape
+    )
 
 
 def can_resize(image_processor: Any) -> bool:

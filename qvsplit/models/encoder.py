@@ -23,7 +23,7 @@ from qvsplit.errors import ItemError, ModelError
 from qvsplit.models.clips import ClipPreparer, load_clip_preparer
 from qvsplit.models.device_preparing import DevicePreparer, on_device
 from qvsplit.models.encoder_output import OutputTensor, output_tensors
-from qvsplit.models.encoder_shape import EncoderShape, shape_of
+from qvsplit.models.encoder_shape import EncoderShape
 from qvsplit.models.preparing import (
     ImagePreparer,
     PatchPreparer,
@@ -181,7 +181,9 @@ class TransformersEncoder:
         """Say what it gives, from what it gives for a small grey image."""
         import numpy as np
 
-        prepared = self.preparer.prepare(np.full((64, 64, 3), 128, np.uint8))
+        with hf.transformers_errors(self.spec.checkpoint, "cannot encode images"):
+            prepared = self.preparer.prepare(np.full((64, 64, 3), 128, np.uint8))
+            output = self._features(prepared)
         if prepared.grid_thw is not None:
             by_grid = math.prod(prepared.grid_thw) // self.config.merge_size**2
             if by_grid != prepared.n_tokens:
@@ -189,7 +191,6 @@ class TransformersEncoder:
                     f"{self.spec.checkpoint.folder} cannot be split: its image of a grid that makes {by_grid} tokens "
                     f"has {prepared.n_tokens}, which no store can hold"
                 )
-        output = self._features(prepared)
         return tuple(
             TensorSpec(
                 one.name, self.config.storage_dtype, int(one.rows.shape[1]), container=one.container, level=one.level
@@ -302,7 +303,7 @@ class PatchEncoder(TransformersEncoder):
     preparer: PatchPreparer
 
     def _watch(self, check: Callable[[], None]) -> None:
-        self.shape: EncoderShape = shape_of(self.weights.module)
+        self.shape: EncoderShape = self.preparer.shape
         self._fused: FusedEncoder | None = None
         if self.spec.kernels == "fused":
             from qvsplit.kernels.fused_encoder import fuse
@@ -345,6 +346,8 @@ class PatchEncoder(TransformersEncoder):
         """
         import torch
 
+        if not batch:
+            return []
         if self._fused is None and len(batch) > 1:
             return [one for prepared in batch for one in self.encode([prepared])]
         features = self._if_it_fits(lambda: self._forward(batch))

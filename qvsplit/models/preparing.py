@@ -14,7 +14,8 @@ from qvsplit.checkpoints import hf
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.families import Family
 from qvsplit.checkpoints.model_class import class_of, forward_takes
-from qvsplit.errors import ItemError, ModelError, UsageError
+from qvsplit.errors import ItemError, UsageError
+from qvsplit.models.encoder_shape import EncoderShape, check_processor, shape_of
 from qvsplit.runtime.devices import is_out_of_memory
 from qvsplit.store.row import MAX_JSON_BYTES, Runs
 
@@ -113,8 +114,7 @@ class PatchPreparer(Preparer):
     temporal slices of a still image are alike: one is kept.
     """
 
-    in_channels: int = 3
-    temporal_patch_size: int = 2
+    shape: EncoderShape
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
         """Resize an image [height, width, 3] and cut it into patches. Raises as `Preparer.prepare`."""
@@ -127,7 +127,7 @@ class PatchPreparer(Preparer):
 
     def first_slices(self, values: torch.Tensor) -> torch.Tensor:
         """Give one temporal slice of [patches, channels·temporal·patch²]: [patches, channels·patch²]."""
-        slices = values.view(len(values), self.in_channels, self.temporal_patch_size, -1)
+        slices = values.view(len(values), self.shape.channels, self.shape.temporal, -1)
         return slices[:, :, 0].reshape(len(values), -1)
 
     def normalised(self, pixels: torch.Tensor, kind: str = "image") -> torch.Tensor:
@@ -143,10 +143,10 @@ class PatchPreparer(Preparer):
             return pixels
         own = getattr(self.processor, f"{kind}_processor")
         mean, deviation = (
-            (torch.tensor(value) * (1.0 / own.rescale_factor)).view(1, self.in_channels, 1).to(pixels.device)
+            (torch.tensor(value) * (1.0 / own.rescale_factor)).view(1, self.shape.channels, 1).to(pixels.device)
             for value in (own.image_mean, own.image_std)
         )
-        return pixels.view(len(pixels), self.in_channels, -1).float().sub_(mean).div_(deviation).flatten(1)
+        return pixels.view(len(pixels), self.shape.channels, -1).float().sub_(mean).div_(deviation).flatten(1)
 
 
 def normalising_later(processor: Any) -> dict[str, bool]:
@@ -193,6 +193,9 @@ def load_preparer(checkpoint: Checkpoint, config: Any, *, min_pixels: int | None
         config: The full model's config.
         min_pixels: None: the checkpoint's own.
         max_pixels: None: the checkpoint's own, but at most the family's default.
+
+    Raises:
+        ModelError: It cannot be loaded, or makes other patches than the encoder takes.
     """
     processor = load_processor(checkpoint, min_pixels=min_pixels, max_pixels=max_pixels)
     family, image_processor = checkpoint.family, processor.image_processor
@@ -200,16 +203,10 @@ def load_preparer(checkpoint: Checkpoint, config: Any, *, min_pixels: int | None
     takes = forward_takes(class_of(checkpoint))
     if not family.fused_kernels:
         return Preparer(processor, family, token, takes)
-    vision = config.vision_config  # which has the class's own values where the file leaves them out
-    merge = vision.spatial_merge_size
-    if image_processor.merge_size != merge:
-        raise ModelError(
-            f"{checkpoint.folder}: its processor merges {image_processor.merge_size} patches a side, its encoder "
-            f"{merge}; download it again"
-        )
-    return PatchPreparer(
-        processor, family, token, takes, int(vision.in_channels), int(vision.temporal_patch_size)
-    )  # fmt: skip
+    vision = config.vision_config.to_dict()  # with the class's own values where the file leaves them out
+    shape = shape_of(vision, checkpoint.folder)
+    check_processor(image_processor, vision, checkpoint.folder)
+    return PatchPreparer(processor, family, token, takes, shape)
 
 
 def load_processor(checkpoint: Checkpoint, *, min_pixels: int | None, max_pixels: int | None) -> Any:

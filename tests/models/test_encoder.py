@@ -204,6 +204,18 @@ def test_slices_of_clips_have_a_budget_of_their_own_on_a_cpu(encoder):
     assert slice_budget(encoder, 100) == 100
 
 
+def test_an_encoder_of_any_family_whose_processor_is_another_models_is_refused_in_a_line(family_checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(family_checkpoint("llava"), folder)
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text())
+    size = config["image_processor"]["crop_size"]
+    config["image_processor"]["crop_size"] = {side: 2 * pixels for side, pixels in size.items()}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=rf"^{folder} cannot encode images: Input image size"):
+        load(folder, kernels="reference")
+
+
 @pytest.fixture(scope="module")
 def with_levels(family_checkpoint) -> TransformersEncoder:
     return load_own_encoder(family_checkpoint("qwen3_vl"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from bench.encoder import _flops
 from qvsplit.answering.options import AskOptions
 from qvsplit.ask import load_session
 from qvsplit.checkpoints import opening
 from qvsplit.checkpoints.families import FAMILIES as LISTED
 from qvsplit.checkpoints.opening import open_checkpoint
-from qvsplit.errors import ConfigError, ItemError
+from qvsplit.errors import ConfigError, ItemError, ModelError
 from qvsplit.models.encoder import Cancelled, EncoderSpec, PatchEncoder, load_encoder
 from qvsplit.models.encoder_shape import shape_of
 from qvsplit.sources.images import open_file
@@ -99,6 +102,11 @@ def test_pixels_are_the_processors_own_to_the_bit(name, load, images):
 
 
 # ---------------------------------------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_an_empty_batch_gives_nothing(kernels, load):
+    assert load("qwen3_vl", kernels).encode([]) == []
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -240,9 +248,9 @@ def test_a_forward_pass_takes_no_more_memory_than_is_reckoned(name, kernels, tmp
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_shape_is_read_off_the_module(name, load):
+def test_the_shape_is_that_of_the_module(name, load):
     encoder = load(name, "reference")
-    shape, module = shape_of(encoder.weights.module), encoder.weights.module
+    shape, module = encoder.shape, encoder.weights.module
     assert (shape.channels, shape.temporal, shape.merge) == (3, 2, 2)
     assert shape.patch == encoder.preparer.processor.image_processor.patch_size
     assert (shape.width, shape.out) == (32, HIDDEN)
@@ -250,6 +258,57 @@ def test_the_shape_is_read_off_the_module(name, load):
     assert shape.mlp == first.out_features
     assert shape.gated == name.startswith("qwen2_5")
     assert shape.levels == (2 if name.startswith(("qwen3_vl", "qwen3_omni")) else 0)
+    assert shape == shape_of(encoder.spec.checkpoint.vision_settings, encoder.spec.checkpoint.folder)
+    assert shape.flops(12 * 20) == _flops(module, [(1, 12, 20)])  # windows of 4 x 4 patches, none cut off
+
+
+# ------------------------------------------------------------------------------------------- files that do not fit
+
+WRONG = {
+    "patches of another size": ("qwen2_vl", "image_processor", "patch_size", 16, "patch_size 14, and its Qwen2VLImageProcessor"),
+    "of other frames": ("qwen2_5_vl", "image_processor", "temporal_patch_size", 4, "temporal_patch_size 2, and its Qwen2VLImage"),
+    "tokens of more": ("qwen3_vl", "image_processor", "merge_size", 1, "spatial_merge_size 2, and its Qwen2VLImageProcessor merge_size 1"),
+    "no windows": ("qwen2_5_vl", "vision_config", "window_size", 0, "window_size 0, smaller than a token of 28 pixels"),
+    "small windows": ("qwen2_5_vl", "vision_config", "window_size", 27, "window_size 27, smaller"),
+    "levels of no layer": ("qwen3_vl", "vision_config", "deepstack_visual_indexes", [0, 9], "3 layers, of which deepstack_visual_indexes [0, 9]"),
+    "a level twice": ("qwen3_vl", "vision_config", "deepstack_visual_indexes", [1, 1], "must name each once"),
+    "a level from the end": ("qwen3_vl", "vision_config", "deepstack_visual_indexes", [-1], "must name each once"),
+    "heads": ("qwen3_5", "vision_config", "num_heads", 5, "5 heads, which do not divide its width of 32"),
+    "grey": ("qwen2_vl", "vision_config", "in_channels", 1, "in_channels 1, and images have 3"),
+    "nothing": ("qwen2_5_vl", "vision_config", "patch_size", 0, "patch_size 0, which must be a whole number"),
+    "two sizes": ("qwen2_5_vl", "vision_config", "patch_size", [14, 14], "patch_size [14, 14], which must be"),
+}  # fmt: skip
+
+
+def changed(folder, out, section, field, value):
+    """Give a copy of a checkpoint, a field of whose config or processor is another."""
+    shutil.copytree(folder, out)
+    path = out / ("config.json" if section == "vision_config" else "processor_config.json")
+    config = json.loads(path.read_text())
+    config[section][field] = value
+    path.write_text(json.dumps(config))
+    return out
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_encoder_that_does_not_fit_its_files_is_refused_in_a_line(case, family_checkpoint, tmp_path):
+    name, section, field, value, said = WRONG[case]
+    folder = changed(family_checkpoint(name), tmp_path / "model", section, field, value)
+    with pytest.raises(ModelError) as raised:
+        load_encoder(EncoderSpec(open_checkpoint(folder, "encoder"), "cpu", "float32"))
+    assert str(raised.value).startswith(f"{folder}: its vision encoder has ")
+    assert said in str(raised.value)
+
+
+def test_a_video_processor_that_does_not_fit_leaves_images_as_they_are(family_checkpoint, load, tmp_path, images):
+    made = changed(family_checkpoint("qwen3_vl"), tmp_path / "model", "video_processor", "patch_size", 8)
+    encoder = load_encoder(EncoderSpec(open_checkpoint(made, "encoder"), "cpu", "float32"))
+    (one,), (other,) = (
+        each.encode([each.preparer.prepare(images[1])]) for each in (encoder, load("qwen3_vl", "fused"))
+    )
+    assert torch.equal(one.tensors[POOLER_OUTPUT], other.tensors[POOLER_OUTPUT])
+    with pytest.raises(ModelError, match="patch_size 16, and its Qwen3VLVideoProcessor patch_size 8"):
+        encoder.load_clips()
 
 
 # ------------------------------------------------------------------------------------------------------------ stores
