@@ -420,7 +420,8 @@ def _cached(model: str) -> str:
     config = cached("config.json")
     if config is None:
         return "nothing"
-    alone = ", and the vision encoder alone" if kept_encoder(name, Path(config).parent.name) else ""
+    small = Path(config).parent
+    alone = ", and the vision encoder alone" if kept_encoder(name, small.name, small=small) else ""
     index = cached(INDEX_FILE)
     if index is None:
         return ("settings and weights" if cached(SINGLE_FILE) else "settings, no weights") + alone

@@ -243,8 +243,9 @@ def _encoder_alone(text: str, folder: Path) -> Checkpoint | None:
         checkpoint = opened(found if indexed is None else indexed)
         return {tensor: checkpoint.files[tensor] for tensor in checkpoint.encoder_names}
 
-    kept = kept_encoder(name, commit)
-    if kept is None and file_names:
+    kept = kept_encoder(name, commit, encoders_of, small=folder)
+    # of files of which some are here whole, as the language model needs them, the others hold little but the encoder
+    if kept is None and file_names and not any((folder / file).is_file() for file in file_names):
         with hub_errors(text):
             kept = fetch_encoder(name, commit, file_names, encoders_of, small=folder)
     return None if kept is None else _from_folder(kept, name=name, revision=commit)

@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ WORTH_IT = 0.9  # of the bytes of the files that would else be fetched
 RETRIES = 5  # after a connection that broke off, without a byte more
 FIRST_WAIT, LONGEST_WAIT = 1.0, 8.0  # seconds, as huggingface_hub waits
 _PROGRESS_FILE = "fetched.json"
+_TRIED_AGAIN = (408, 429, 500, 502, 503, 504)  # statuses of a server that is busy
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _KEPT = "what has been fetched is kept"
 
@@ -49,7 +50,7 @@ class RangesNotServed(Exception):
     """The server does not serve ranges, or not those that it was asked for; the message says what it did."""
 
 
-class _Changed(Exception):
+class _Changed(RangesNotServed):
     """A file is not the one that it was when it was asked for before."""
 
 
@@ -69,27 +70,48 @@ class RemoteFile:
 
 def ranges_are_wanted() -> bool:
     """Say whether the user has left it on: `QVSPLIT_RANGES=0` is for mirrors that serve ranges wrongly."""
-    return os.environ.get("QVSPLIT_RANGES") != "0"
+    return os.environ.get("QVSPLIT_RANGES", "").lower() not in {"0", "false", "no", "off"}
 
 
-def kept_encoder(name: str, commit: str) -> Path | None:
-    """Give the folder of an encoder that was fetched before; None if there is none, or it is damaged."""
+EncodersOf = Callable[[Mapping[str, str]], Mapping[str, str]]
+
+
+def kept_encoder(name: str, commit: str, encoders_of: EncodersOf | None = None, *, small: Path) -> Path | None:
+    """Give the folder of an encoder that was fetched before; None if there is none, or it is damaged or out of date.
+
+    Args:
+        name: The hub name, without a revision.
+        commit: Its full hash.
+        encoders_of: As for `fetch_encoder`; without it nobody asks whether its tensors are those of today's rules.
+        small: The folder of the checkpoint's small files.
+    """
+    folder = _folder(name, commit)
+    try:
+        same = all((folder / path.name).stat().st_size == path.stat().st_size for path in small_files(small))
+    except OSError:
+        return None
+    return folder if same and _has_tensors(name, commit, encoders_of) else None
+
+
+def _has_tensors(name: str, commit: str, encoders_of: EncodersOf | None) -> bool:
+    """Say whether the kept encoder has what would be fetched now: rules change, of families and in transformers."""
     folder = _folder(name, commit)
     try:
         note = read_json(folder / NOTE_FILE, optional=True)
-        if note != _note(name, commit):
-            return None
-        read_header(folder / SINGLE_FILE)
+        kept = read_header(folder / SINGLE_FILE)
     except ModelError:
-        return None
-    return folder
+        return False
+    left_out = note.get("left_out")
+    if not isinstance(left_out, list) or note != _note(name, commit, left_out):
+        return False
+    return encoders_of is None or kept.keys() == encoders_of(dict.fromkeys([*kept, *map(str, left_out)], "")).keys()
 
 
 def fetch_encoder(
     name: str,
     commit: str,
     file_names: Iterable[str],
-    encoders_of: Callable[[Mapping[str, str]], Mapping[str, str]],
+    encoders_of: EncodersOf,
     *,
     small: Path,
 ) -> Path | None:
@@ -100,14 +122,14 @@ def fetch_encoder(
         commit: Its full hash.
         file_names: The safetensors files that hold the encoder.
         encoders_of: Gives the encoder's tensors with the file of each; is given that of all tensors in these files.
-        small: The folder of the checkpoint's small files, and of the whole ones that are here.
+        small: The folder of the checkpoint's small files.
 
     Returns:
         The folder of the small checkpoint. None where whole files are to be fetched: ranges would save little; or they
-        are not served, or the cache cannot be written, which is then warned of.
+        are not served, or a file has changed twice meanwhile, or the cache cannot be written, which is then warned of.
 
     Raises:
-        ModelError: A file is damaged, or has changed twice meanwhile; or the connection broke off again and again.
+        ModelError: A file is damaged, or of another commit; or the connection broke off again and again.
         DiskError: The disk is full.
         Exception: Whatever huggingface_hub raises where the hub cannot be reached.
     """
@@ -116,20 +138,19 @@ def fetch_encoder(
         _warn(name, f"{folder.parent} cannot be written")
         return None
     with _utilities().WeakFileLock(folder.with_name("encoder.lock")):
-        if (kept := kept_encoder(name, commit)) is not None:
-            return kept
+        if _has_tensors(name, commit, encoders_of):  # another process was quicker, or only small files are missing
+            with _disk_errors(folder):
+                write_small_files(folder, small_files(small), read_json(folder / NOTE_FILE))
+            return folder
         unfinished = _Unfinished(folder.with_name("encoder.part"))
         for last_try in (False, True):
             try:
                 return _fetched(_Hub(name, commit), unfinished, folder, list(file_names), encoders_of, small)
-            except _Changed as change:
-                unfinished.remove()
-                if last_try:
-                    raise ModelError(f"{name}: {change} while it was fetched, twice; run again later") from None
             except RangesNotServed as reason:
                 unfinished.remove()
-                _warn(name, reason)
-                return None
+                if last_try or not isinstance(reason, _Changed):
+                    _warn(name, reason)
+                    return None
     raise AssertionError("one of the tries returns or raises")
 
 
@@ -159,7 +180,7 @@ def headers_on_hub(name: str, commit: str, file_names: Iterable[str], *, small: 
         small: The folder of the checkpoint's small files, and of the whole ones that are here.
 
     Returns:
-        Places by tensors' names; without those of files whose header cannot be read alone, or with no network to.
+        Places by tensors' names; without those of files whose header cannot, or shall not, be read alone.
 
     Raises:
         ModelError: A file is damaged.
@@ -171,7 +192,7 @@ def headers_on_hub(name: str, commit: str, file_names: Iterable[str], *, small: 
     for file_name in sorted(file_names):
         if (small / file_name).is_file():
             places |= read_header(small / file_name)
-        elif not constants.HF_HUB_OFFLINE:
+        elif ranges_are_wanted() and not constants.HF_HUB_OFFLINE:
             with suppress(RangesNotServed):
                 places |= _Hub(name, commit).file(file_name).places
     return places
@@ -186,8 +207,8 @@ def _folder(name: str, commit: str) -> Path:
     return cache_folder() / "checkpoints" / name.replace("/", "--") / commit / "encoder"
 
 
-def _note(name: str, commit: str) -> dict[str, str]:
-    return {"half": "encoder", "model": name, "revision": commit}
+def _note(name: str, commit: str, left_out: Iterable[str]) -> dict[str, object]:
+    return {"half": "encoder", "model": name, "revision": commit, "left_out": sorted(left_out)}
 
 
 def _fetched(
@@ -195,22 +216,22 @@ def _fetched(
     unfinished: _Unfinished,
     folder: Path,
     file_names: list[str],
-    encoders_of: Callable[[Mapping[str, str]], Mapping[str, str]],
+    encoders_of: EncodersOf,
     small: Path,
 ) -> Path | None:
     files = {file_name: hub.file(file_name) for file_name in file_names}
-    places = _places(hub, files, encoders_of({tensor: name for name, file in files.items() for tensor in file.places}))
+    found = {tensor: file.name for file in files.values() for tensor in file.places}
+    places = _places(hub, files, encoders_of(found))
     total = sum(place.size for place in places.values())
-    to_fetch = sum(file.size for file in files.values() if not (small / file.name).is_file())
-    if not places or total > WORTH_IT * to_fetch:
+    if not places or total > WORTH_IT * sum(file.size for file in files.values()):
         return None
     header = header_of(places)
     done = unfinished.begin(header, {file.name: file.etag for file in files.values()}) - len(header)
-    with _bar(hub.name, total, done) as bar, closing(hub.read(files, _runs(places, done))) as chunks, unfinished:
+    with _bar(hub.name, total, done) as bar, closing(hub.read(files, _runs(places, done), _KEPT)) as chunks, unfinished:
         for chunk in chunks:
             unfinished.append(chunk)
             bar.update(len(chunk))
-    unfinished.finish(folder, small_files(small), _note(hub.name, hub.commit))
+    unfinished.finish(folder, small_files(small), _note(hub.name, hub.commit, found.keys() - places))
     return folder
 
 
@@ -248,6 +269,12 @@ def _bar(name: str, total: int, done: int) -> Any:
 # --------------------------------------------------------------------------------------------------------- on the disk
 
 
+def _disk_errors(folder: Path, kept: str = _KEPT) -> AbstractContextManager[None]:
+    return disk_errors(
+        folder, kept, elsewhere="set QVSPLIT_CACHE to another folder, or QVSPLIT_RANGES=0 to fetch whole files instead"
+    )
+
+
 class _Unfinished:
     """A small checkpoint that is being fetched: its file so far, and how much of that is surely on the disk.
 
@@ -266,7 +293,7 @@ class _Unfinished:
         What was not synced is cut off: after a power cut it may be zeros.
         """
         self._etags = etags
-        with disk_errors(self._folder, kept=""):
+        with _disk_errors(self._folder, kept=""):
             self._done = self._synced = self._usable(header)
             if not self._done:
                 self.remove()
@@ -287,19 +314,19 @@ class _Unfinished:
         return int(synced) if usable else 0
 
     def __enter__(self) -> _Unfinished:
-        with disk_errors(self._folder, kept=_KEPT):
+        with _disk_errors(self._folder):
             self._stream = self._file.open("r+b" if self._file.exists() else "w+b")
             self._stream.truncate(self._done)
             self._stream.seek(self._done)
         return self
 
     def __exit__(self, *_: object) -> None:
-        with disk_errors(self._folder, kept=_KEPT), self._stream:
+        with _disk_errors(self._folder), self._stream:
             self._sync()
 
     def append(self, chunk: bytes) -> None:
         """Write the next bytes. Raises DiskError."""
-        with disk_errors(self._folder, kept=_KEPT):
+        with _disk_errors(self._folder):
             self._stream.write(chunk)
             self._done += len(chunk)
             if self._done - self._synced >= SYNC_BYTES:
@@ -313,15 +340,15 @@ class _Unfinished:
         write_json(self._folder / _PROGRESS_FILE, {"etags": self._etags, "synced": self._done})
         self._synced = self._done
 
-    def finish(self, folder: Path, small: Iterable[Path], note: Mapping[str, str]) -> None:
+    def finish(self, folder: Path, small: Iterable[Path], note: Mapping[str, object]) -> None:
         """Have it appear as `folder`, in the place of a damaged one. ModelError if it is no whole safetensors file."""
         read_header(self._file)
-        with disk_errors(folder, kept=_KEPT):
+        with _disk_errors(folder):
             write_small_files(self._folder, small, note)
-            (self._folder / _PROGRESS_FILE).unlink()
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(self._folder, folder)
             sync_folder(folder.parent)
+            (folder / _PROGRESS_FILE).unlink()  # only now: without it everything would be fetched again
 
     def remove(self) -> None:
         """Remove all of it."""
@@ -346,22 +373,34 @@ class _Hub:
             RangesNotServed: It cannot be read alone.
         """
         with self._asked(file_name, 0, GUESS_BYTES) as answer:
-            data, whole, etag = b"".join(answer.chunks()), answer.whole_size, answer.etag
+            file = RemoteFile(file_name, answer.whole_size, answer.etag, {})
+            data = bytearray()
+            with suppress(_BrokenOff):  # the rest is asked for below
+                for chunk in answer.chunks():
+                    data += chunk
+
+        def read_to(end: int) -> None:
+            for chunk in self.read({file_name: file}, [(file_name, len(data), end - len(data))]):
+                data.extend(chunk)
+
+        read_to(min(GUESS_BYTES, file.size))
         length = int.from_bytes(data[:8], "little")
-        if whole < 8 or length > min(MAX_HEADER_BYTES, whole - 8):
+        if file.size < 8 or length > min(MAX_HEADER_BYTES, file.size - 8):
             raise self._damaged(file_name, "its header is too large")
-        file = RemoteFile(file_name, whole, etag, {})
-        more = 8 + length - len(data)
-        if more > 0:
-            data += b"".join(self.read({file_name: file}, [(file_name, len(data), more)]))
-        return replace(file, places=self._checked(file, data[: 8 + length]))
+        read_to(8 + length)
+        return replace(file, places=self._checked(file, bytes(data[: 8 + length])))
 
     def _checked(self, file: RemoteFile, header: bytes) -> dict[str, TensorPlace]:
         """Check a header as that of a local file is checked: of a file as long as the hub's, which has only holes."""
-        with tempfile.NamedTemporaryFile(prefix="qvsplit-", suffix=".safetensors") as stream:
-            with disk_errors(tempfile.gettempdir(), kept=""):
-                stream.write(header)
+        with disk_errors("the folder for temporary files", kept="", elsewhere="name another folder in TMPDIR"):
+            stream = tempfile.NamedTemporaryFile(prefix="qvsplit-", suffix=".safetensors")  # noqa: SIM115
+            stream.write(header)
+            stream.flush()
+        with stream:
+            try:
                 stream.truncate(file.size)
+            except (OSError, OverflowError):
+                raise self._damaged(file.name, f"of {file.size} bytes, as the server says") from None
             try:
                 places = parse_header(Path(stream.name))
             except ValueError as error:
@@ -371,8 +410,12 @@ class _Hub:
     def _damaged(self, file_name: str, reason: object) -> ModelError:
         return ModelError(f"{self.name}: {file_name} is damaged on the hub ({reason}); name another model as `model`")
 
-    def read(self, files: Mapping[str, RemoteFile], runs: Iterable[tuple[str, int, int]]) -> Generator[bytes]:
+    def read(
+        self, files: Mapping[str, RemoteFile], runs: Iterable[tuple[str, int, int]], kept: str = ""
+    ) -> Generator[bytes]:
         """Read runs of bytes one after another; go on, after a wait, where a connection breaks off.
+
+        Of what is `kept` then, an error speaks.
 
         Raises:
             RangesNotServed: Other bytes are sent than were asked for.
@@ -390,10 +433,8 @@ class _Hub:
                 except _BrokenOff as error:
                     broken = 1 if start > before else broken + 1
                     if broken > RETRIES:
-                        raise ModelError(
-                            f"{self.name} cannot be fetched from the hub: the connection breaks off ({error}); "
-                            f"{_KEPT}, run again"
-                        ) from None
+                        broke = f"{self.name} cannot be fetched from the hub: the connection breaks off ({error})"
+                        raise ModelError("; ".join(filter(None, (broke, kept, "run again")))) from None
                     time.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (broken - 1)))
 
     @contextmanager
@@ -417,14 +458,46 @@ class _Hub:
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             base_wait_time=FIRST_WAIT,
             max_wait_time=LONGEST_WAIT,
-            retry_on_status_codes=(408, 429, 500, 502, 503, 504),
+            retry_on_status_codes=_TRIED_AGAIN,
         ) as response:
-            if response.status_code != 416:
-                utilities.hf_raise_for_status(response)
+            _check_status(response, begun=file is not None)
+            self._check_commit(response)
             answer = _Answer(response, start, count)
             if file is not None and (file.etag, file.size) != (answer.etag, answer.whole_size):
-                raise _Changed(f"{file_name} has changed on the hub")
+                raise _Changed(f"{file_name} has changed on the hub while it was fetched")
             yield answer
+
+    def _check_commit(self, response: Any) -> None:
+        """Refuse what the hub says to be of another commit: it would be kept as of this one."""
+        from huggingface_hub import constants
+
+        said = [one.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT) for one in (*response.history, response)]
+        if other := next((commit for commit in said if commit not in (None, self.commit)), None):
+            raise ModelError(
+                f"{self.name}: the hub was asked for commit {self.commit} and sends {other}; run again later, or name "
+                "another server in HF_ENDPOINT"
+            )
+
+
+def _check_status(response: Any, *, begun: bool) -> None:
+    """Raise what huggingface_hub does of a status that is an error.
+
+    Where nothing has been had of the file yet, a status that says nothing of the model is RangesNotServed: proxies
+    refuse ranges in many ways, and if the file is refused as well, that is said when it is asked for whole.
+    """
+    from huggingface_hub import errors
+
+    refused = f"the server answers {response.status_code} to a request for a range"
+    if response.status_code == 416:
+        raise RangesNotServed(refused)
+    try:
+        _utilities().hf_raise_for_status(response)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
+        raise
+    except errors.HfHubHTTPError:
+        if begun or response.status_code in _TRIED_AGAIN:
+            raise
+        raise RangesNotServed(refused) from None
 
 
 class _Answer:

@@ -68,14 +68,16 @@ def _where_supported() -> Iterator[None]:
 
 
 @contextmanager
-def disk_errors(
-    place: Path | str, kept: str = "finished shards are kept", elsewhere: str = "choose another folder"
-) -> Iterator[None]:
-    """Turn an OSError inside the block into a DiskError that names `place`, what is `kept`, and what to do."""
+def disk_errors(place: Path | str, kept: str = "finished shards are kept", elsewhere: str = "") -> Iterator[None]:
+    """Turn an OSError inside the block into a DiskError that names `place`, what is `kept`, and what to do.
+
+    That is to make room, or to choose another folder; or what is said as `elsewhere` in place of that.
+    """
     try:
         yield
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
         what = "the disk is full" if full else f"cannot be written ({error.strerror or error})"
-        advice = "make room and run again" if full else f"{elsewhere}, or change its permissions"
+        room = "make room and run again" + (f", or {elsewhere}" if elsewhere else "")
+        advice = room if full else f"{elsewhere or 'choose another folder'}, or change its permissions"
         raise DiskError("; ".join(part for part in (f"{place}: {what}", kept, advice) if part)) from error

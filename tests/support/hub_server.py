@@ -32,6 +32,8 @@ Wrong = Literal[
     "",
     "ignores ranges",  # 200, and the whole file
     "refuses ranges",  # 416
+    "forbids ranges",  # 403
+    "knows no ranges",  # 501
     "says none",  # Accept-Ranges: none
     "shifted",  # another range than asked for, as it says
     "says nothing",  # 206 without Content-Range
@@ -39,6 +41,7 @@ Wrong = Literal[
     "shorter",  # fewer
     "compressed",  # says that the bytes are compressed
     "no etag",
+    "another commit",  # than that which it was asked for, as it says
 ]
 
 
@@ -58,6 +61,7 @@ class Hub:
         sent: Bytes of bodies by file name; those of the API's answers under "api".
         tokens: What was sent to the hub as Authorization; `other_tokens` what was sent to the other host.
         wrong: What is wrong with the answers to requests for ranges.
+        claims: How long files are, as the answers to requests for ranges say; 0 is as they are.
         breaks: A file of which never more than the first half is sent.
         breaks_at: The first byte of a file that is never sent; the connection ends there.
         breaks_after: How many bytes of a file one answer has; the connection ends there.
@@ -77,6 +81,7 @@ class Hub:
         self.tokens: set[str] = set()
         self.other_tokens: set[str] = set()
         self.wrong: Wrong = ""
+        self.claims = 0
         self.breaks = ""
         self.breaks_at: dict[str, int] = {}
         self.breaks_after: dict[str, int] = {}
@@ -188,15 +193,18 @@ class Hub:
             self.send_part(request, file, 200, 0, total, headers, body)
             return
         start, end = int(found[1]), min(int(found[2] or total) + 1, total)
-        if start >= end or self.wrong == "refuses ranges":
-            self.send(request, 416, b"", headers | {"Content-Range": f"bytes */{total}"}, body)
+        refusal = {"refuses ranges": 416, "forbids ranges": 403, "knows no ranges": 501}.get(self.wrong)
+        if start >= end or refusal:
+            self.send(request, refusal or 416, b"", headers | {"Content-Range": f"bytes */{total}"}, body)
             return
         if self.wrong == "shifted":
             start, end = start + 1, min(end + 1, total)
         if self.wrong != "says nothing":
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{total}"
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{self.claims or total}"
         if self.wrong == "compressed":
             headers["Content-Encoding"] = "gzip"
+        if self.wrong == "another commit":
+            headers["X-Repo-Commit"] = "0" * 40
         if self.wrong == "no etag":
             del headers["ETag"]
         end += {"longer": 1, "shorter": -1}.get(self.wrong, 0)
