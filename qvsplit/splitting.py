@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,9 +20,10 @@ from qvsplit.checkpoints.files import small_files
 from qvsplit.checkpoints.fingerprint import encoder_fingerprint, noted_fingerprint
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.checkpoints.tensors import TensorPlace
-from qvsplit.checkpoints.writing import write_checkpoint
+from qvsplit.checkpoints.writing import check_space, fill_checkpoint, new_folder
 from qvsplit.errors import UsageError
 from qvsplit.runtime import arguments
+from qvsplit.runtime.atomic_files import disk_errors
 
 OneHalf = Literal["encoder", "language"]
 OnBytes = Callable[[int, int], None]  # how many bytes of how many have been written
@@ -72,25 +74,27 @@ def split_checkpoint(
 
     `extract` takes the encoder's folder as its model and makes the same stores as with the whole; `ask` takes the
     language model's, which notes the encoder's fingerprint, so that stores of another encoder are refused. Tensors
-    keep their names, dtypes and bytes; a few megabytes of them are in memory at a time. A folder appears when it is
-    whole.
+    keep their names, dtypes and bytes; a few megabytes of them are in memory at a time. The folders appear when all is
+    written, or not at all.
 
     Args:
-        model: A folder, a hub name, or a checkpoint; of a hub name only what the halves asked for need is fetched.
+        model: A folder, a hub name, or a checkpoint without an adapter; of a hub name only what the halves asked for
+            need is fetched, all of one commit.
         encoder: A new folder for the encoder.
         language_model: A new folder for the language model.
         on_bytes: Hears how many bytes of how many have been written.
 
     Raises:
-        UsageError: No folder is given, or one exists, or both are one.
-        ModelError: The model cannot be opened, or lacks a half that was asked for.
-        DiskError: The disk is full, or a folder cannot be written.
+        UsageError: No folder is given, or one exists, or both are one; or the checkpoint has an adapter.
+        ModelError: The model cannot be opened, lacks a half that was asked for, or its encoder is quantised itself.
+        DiskError: There is not enough room for both, or a folder cannot be written.
     """
     targets = _targets(encoder, language_model)
-    found = {half: _opened(model, half) for half in targets}
-    fingerprint = _fingerprint(model, found["language"][0]) if "language" in found else None
-    places = [place for _, tensors in found.values() for place in tensors.values()]
-    done, total = 0, sum(place.size for place in places)
+    checkpoints = _opened(model, targets)
+    found = {half: _places(checkpoints[half], half) for half in targets}
+    fingerprint = _fingerprint(model, checkpoints["language"]) if "language" in found else None
+    sizes = {half: sum(place.size for place in places.values()) for half, places in found.items()}
+    done, total = 0, sum(sizes.values())
 
     def on_written(count: int) -> None:
         nonlocal done
@@ -98,17 +102,19 @@ def split_checkpoint(
         on_bytes(done, total)
 
     on_bytes(0, total)
-    written = {}
-    for half, (checkpoint, tensors) in found.items():
-        note = {"half": half, "model": checkpoint.name, "revision": checkpoint.revision}
-        if half == "language" and fingerprint is not None:
-            note["encoder"] = fingerprint
-        small = small_files(checkpoint.folder)
-        write_checkpoint(targets[half], tensors, small=small, note=note, on_written=on_written)
-        size = sum(place.size for place in tensors.values())
-        written[half] = WrittenHalf(str(targets[half]), len(tensors), size)
-    left_out = _left_out([checkpoint for checkpoint, _ in found.values()])
-    return Split(written.get("encoder"), written.get("language"), fingerprint, left_out)
+    with ExitStack() as stack:  # both appear or none: what failed is to be run again as it was
+        unfinished = {half: stack.enter_context(new_folder(folder)) for half, folder in targets.items()}
+        check_space({folder: sizes[half] for half, folder in unfinished.items()})
+        for half, places in found.items():
+            checkpoint = checkpoints[half]
+            note = {"half": half, "model": checkpoint.name, "revision": checkpoint.revision}
+            if half == "language" and fingerprint is not None:
+                note["encoder"] = fingerprint
+            small = small_files(checkpoint.folder)
+            with disk_errors(targets[half], kept="nothing of what was written is left"):
+                fill_checkpoint(unfinished[half], places, small=small, note=note, on_written=on_written)
+    written = {half: WrittenHalf(str(targets[half]), len(places), sizes[half]) for half, places in found.items()}
+    return Split(written.get("encoder"), written.get("language"), fingerprint, _left_out(checkpoints.values()))
 
 
 def _targets(encoder: object, language_model: object) -> dict[OneHalf, Path]:
@@ -132,25 +138,46 @@ def _targets(encoder: object, language_model: object) -> dict[OneHalf, Path]:
     return targets
 
 
-def _opened(model: str | os.PathLike[str] | Checkpoint, half: OneHalf) -> tuple[Checkpoint, dict[str, TensorPlace]]:
-    """Open a checkpoint with the files of a half, and find the half's tensors."""
-    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(_name(model), half)
+def _opened(model: str | os.PathLike[str] | Checkpoint, halves: Iterable[OneHalf]) -> dict[OneHalf, Checkpoint]:
+    """Open a checkpoint with the files of each half: of a hub name all of the commit that the first look found.
+
+    The language model comes first: its files, whole, mostly hold the encoder, which then is not fetched by itself as
+    well.
+    """
+    if isinstance(model, Checkpoint):
+        if model.adapter is not None:
+            raise UsageError(
+                f"{model.name} has the adapter {model.adapter.label}, and halves are written without one; give the "
+                "model alone, and the adapter to `extract` and `ask`"
+            )
+        return dict.fromkeys(halves, model)
+    name = arguments.a_path("model", model, "a checkpoint's folder or hub name")
+    opened: dict[OneHalf, Checkpoint] = {}
+    for half in sorted(halves, reverse=True):
+        opened[half] = open_checkpoint(name, half)
+        name = _this_commit(opened[half]) or name
+    return opened
+
+
+def _this_commit(checkpoint: Checkpoint) -> str | None:
+    """Give the hub name that is this very checkpoint; None for a folder."""
+    return None if checkpoint.revision is None else f"{checkpoint.name}@{checkpoint.revision}"
+
+
+def _places(checkpoint: Checkpoint, half: OneHalf) -> dict[str, TensorPlace]:
+    """Find a half's tensors. ModelError where `extract` would refuse the encoder."""
     if half == "encoder":
-        return checkpoint, checkpoint.encoder_places()
-    return checkpoint, checkpoint.places(checkpoint.language_names)
-
-
-def _name(model: object) -> str:
-    return arguments.a_path("model", model, "a checkpoint's folder or hub name")
+        return checkpoint.plain_encoder_places()
+    return checkpoint.places(checkpoint.language_names)
 
 
 def _fingerprint(model: str | os.PathLike[str] | Checkpoint, checkpoint: Checkpoint) -> str | None:
     """Name the encoder that the language model of `checkpoint` came with; None where nothing at hand says it."""
     if checkpoint.has("encoder"):
         return encoder_fingerprint(checkpoint)
-    noted = noted_fingerprint(checkpoint)
-    if noted is None and checkpoint.revision is not None and not isinstance(model, Checkpoint):
-        return encoder_fingerprint(open_checkpoint(_name(model), "encoder", revision=checkpoint.revision))
+    noted, name = noted_fingerprint(checkpoint), _this_commit(checkpoint)
+    if noted is None and name is not None and not isinstance(model, Checkpoint):
+        return encoder_fingerprint(open_checkpoint(name, "encoder"))
     return noted
 
 

@@ -7,18 +7,20 @@ about syncing keeps its word.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, SINGLE_FILE
 from qvsplit.checkpoints.tensors import TensorPlace, on_disk_order, read_in_pieces
-from qvsplit.errors import ModelError
+from qvsplit.errors import DiskError, ModelError, size
 from qvsplit.runtime.atomic_files import disk_errors, sync_folder, written_whole
 
 FILE_BYTES = 5_000_000_000  # of tensors in one file, as the hub's checkpoints are mostly cut
@@ -84,8 +86,29 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint that holds some tensors of another, as the new `folder`; it appears when it is whole.
 
+    Its parents are made if need be. What is written: see `fill_checkpoint`.
+
+    Raises:
+        ModelError: `folder` exists, or a file that is copied from ends too early or has changed.
+        DiskError: The disk is full, or the folder cannot be written.
+    """
+    with new_folder(folder) as unfinished:
+        fill_checkpoint(unfinished, places, small=small, note=note, file_bytes=file_bytes, on_written=on_written)
+
+
+def fill_checkpoint(
+    folder: Path,
+    places: Mapping[str, TensorPlace],
+    *,
+    small: Iterable[Path],
+    note: Mapping[str, Any],
+    file_bytes: int = FILE_BYTES,
+    on_written: Callable[[int], None] = _nobody,
+) -> None:
+    """Write a checkpoint that holds some tensors of another into `folder`, which is there and empty.
+
     Args:
-        folder: Its parents are made if need be.
+        folder: Where.
         places: Where the tensors lie now, by the names they are to have.
         small: Configs, tokenizer, templates: files that are copied.
         note: What qvsplit.json is to say of it.
@@ -94,20 +117,19 @@ def write_checkpoint(
         on_written: Hears how many more bytes of tensors have been written.
 
     Raises:
-        ModelError: `folder` exists, or a file that is copied from ends too early or has changed.
-        DiskError: The disk is full, or the folder cannot be written.
+        ModelError: A file that is copied from ends too early, or has changed.
+        OSError: The disk is full, or the folder cannot be written.
     """
-    with new_folder(folder) as unfinished:
-        parts = _parts(places, file_bytes)
-        weight_map: dict[str, str] = {}
-        for number, names in enumerate(parts, 1):
-            file_name = SINGLE_FILE if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-            write_safetensors(unfinished / file_name, {name: places[name] for name in names}, on_written)
-            weight_map |= dict.fromkeys(names, file_name)
-        if len(parts) > 1:
-            total = sum(place.size for place in places.values())
-            write_json(unfinished / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        write_small_files(unfinished, small, note)
+    parts = _parts(places, file_bytes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(parts, 1):
+        file_name = SINGLE_FILE if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        write_safetensors(folder / file_name, {name: places[name] for name in names}, on_written)
+        weight_map |= dict.fromkeys(names, file_name)
+    if len(parts) > 1:
+        total = sum(place.size for place in places.values())
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_small_files(folder, small, note)
 
 
 def write_small_files(folder: Path, small: Iterable[Path], note: Mapping[str, Any]) -> None:
@@ -127,9 +149,26 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
         stream.write(json.dumps(content).encode() + b"\n")
 
 
+def check_space(sizes: Mapping[Path, int]) -> None:
+    """Raise DiskError where a disk has less room than is to be written on it. `sizes`: bytes by the folder for them."""
+    needed: dict[int, int] = {}
+    for folder, count in sizes.items():
+        disk = folder.stat().st_dev
+        needed[disk] = needed.get(disk, 0) + count
+    for folder in sizes:
+        there, count = shutil.disk_usage(folder), needed[folder.stat().st_dev]
+        if there.total and there.free < count:  # some file systems do not say
+            raise DiskError(
+                f"{folder.parent}: {size(count)} are to be written and {size(there.free)} are free; make room and "
+                "run again, or choose another disk"
+            )
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give a folder to be filled, which appears as `folder` when the block ends without error, and else is removed.
+
+    What a process left that was killed while it filled the same `folder` is removed first.
 
     Raises:
         ModelError: `folder` exists.
@@ -138,15 +177,38 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if os.path.lexists(folder):
         raise ModelError(f"{folder} exists; give a new folder")
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    with disk_errors(folder, kept="nothing of it is left"):
+    with disk_errors(folder, kept="nothing of it is left"), ExitStack() as held:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
         try:
-            unfinished.mkdir(parents=True)
+            unfinished.mkdir()
+            with suppress(OSError):  # some file systems have no locks: then nobody removes what is left there
+                held.enter_context(_locked(unfinished))
             yield unfinished
             sync_folder(unfinished)
             os.rename(unfinished, folder)
             sync_folder(folder.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what was to become `folder` and nobody is filling: whoever fills one holds a lock, which dies with it."""
+    for path in folder.parent.glob(".*.tmp"):
+        if re.fullmatch(rf"\.{re.escape(folder.name)}\.\d+\.tmp", path.name):
+            with suppress(OSError), _locked(path):
+                shutil.rmtree(path)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder inside the block. OSError where another process has it, or the disk has no locks."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _parts(places: Mapping[str, TensorPlace], most: int) -> list[list[str]]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from qvsplit.errors import ModelError, QvsplitError
+from qvsplit.errors import ModelError, QvsplitError, UsageError
 from qvsplit.output.text import say
 
 # Options of the commands that have the same name in Python, with - for _
@@ -24,7 +24,8 @@ OPTIONS = frozenset({
     "storage_dtype", "system", "temperature", "thinking", "together", "token_budget", "top_k", "top_p",
     "unchecked_encoder", "video_max_pixels", "video_max_tokens", "wait", "wide", "workers", "xmp", "xmp_for",
 })  # fmt: skip
-_OPTION = re.compile(r"`([a-z]\w*)(?:=([^`]+))?`")
+# in backquotes, or bare as `runtime.arguments` begins: `out: give a path`
+_OPTION = re.compile(r"`([a-z]\w*)(?:=([^`]+))?`|\A([a-z]\w*)(?=: give )")
 
 
 def on_command_line(text: str | QvsplitError) -> str:
@@ -39,12 +40,13 @@ def say_note(line: str) -> None:
 
 @contextmanager
 def model_as_argument() -> Iterator[None]:
-    """Have a ModelError inside the block name the model as what it is: an argument, of a command without --model."""
+    """Have an error inside the block name the model as what it is: an argument, of a command without --model."""
     try:
         yield
-    except ModelError as error:
+    except (ModelError, UsageError) as error:
         text = str(error).replace("with `model=DIR`", "as MODEL").replace("as `model`", "as MODEL")
-        raise ModelError(text) from None
+        text = re.sub(r"\Amodel(?=: give )", "MODEL", text)
+        raise (ModelError if isinstance(error, ModelError) else UsageError)(text) from None
 
 
 def without_advice(text: str) -> str:
@@ -53,7 +55,8 @@ def without_advice(text: str) -> str:
 
 
 def _flag(match: re.Match[str]) -> str:
-    name, value = match.groups()
+    quoted, value, bare = match.groups()
+    name = quoted or bare
     if (name, value) == ("videos", "False"):
         return "--no-video"
     if name not in OPTIONS:

@@ -127,6 +127,22 @@ def test_on_a_full_disk_nothing_is_left_behind(checkpoint, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_process_left_is_removed_and_nothing_else(checkpoint, tmp_path):
+    names = (".new.1.tmp", ".new.2.tmp", ".new.mine.tmp", ".newer.1.tmp")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"some")
+    with writing._locked(tmp_path / ".new.2.tmp"):  # somebody fills it
+        writing.write_checkpoint(tmp_path / "new", places_of(checkpoint), small=[], note={})
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:], "new"}
+
+
+def test_nobody_removes_what_is_being_filled(tmp_path):
+    with writing.new_folder(tmp_path / "new") as unfinished:
+        writing._remove_abandoned(tmp_path / "new")
+        assert unfinished.is_dir()
+
+
 def test_a_source_that_changes_meanwhile_is_refused_and_nothing_is_left(own, tmp_path):
     places = places_of(own)
     with files_of(own)[-1].open("ab") as stream:

@@ -7,17 +7,24 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from qvsplit import splitting
+from qvsplit.checkpoints import writing
+from qvsplit.checkpoints.adapter import Adapter
 from qvsplit.checkpoints.fingerprint import encoder_fingerprint, noted_fingerprint
 from qvsplit.checkpoints.model_class import class_of
 from qvsplit.checkpoints.opening import open_checkpoint
+from qvsplit.errors import UsageError
 from qvsplit.splitting import split_checkpoint
+from tests.support import quantised
 from tests.support.every_model import further
 from tests.support.families import ALL
+from tests.support.hub_server import COMMIT, NAME, Hub, point_at
 
 # one encoder module, several, a tensor of both halves, tensors of neither, names that only the checkpoint has
 SPLIT = ("qwen3_vl", "gemma3", "llava_onevision", "qwen2_5_omni", "qianfan_ocr")
@@ -116,6 +123,9 @@ def test_what_cannot_be(run_cli, checkpoint, tmp_path):
     for one, other in ((new, new), (new, new / "within"), (new / "within", new)):
         code, _, said = run_cli("split", checkpoint, "--encoder", one, "--language-model", other)
         assert (code, "one folder, or one within the other" in said) == (2, True)
+    for words, argument in ((("", "--encoder", new), "MODEL"), ((checkpoint, "--encoder", ""), "--encoder")):
+        code, _, said = run_cli("split", *words)
+        assert (code, f"qvsplit: {argument}: give a" in said) == (2, True)
     (tmp_path / "there").mkdir()
     code, _, said = run_cli("split", checkpoint, "--encoder", tmp_path / "there")
     assert (code, "exists, and nothing is overwritten" in said) == (2, True)
@@ -162,6 +172,7 @@ def test_cut_short_nothing_looks_whole_and_a_rerun_works(by, checkpoint, tmp_pat
     assert bool([*tmp_path.iterdir()]) == (by == signal.SIGKILL)  # hidden, and under another name
     split_checkpoint(checkpoint, language_model=target)
     assert open_checkpoint(target, "language").has("language")
+    assert [*tmp_path.iterdir()] == [target]
 
 
 def test_a_full_disk_is_said(run_cli, checkpoint, tmp_path, monkeypatch):
@@ -170,8 +181,74 @@ def test_a_full_disk_is_said(run_cli, checkpoint, tmp_path, monkeypatch):
 
     monkeypatch.setattr("qvsplit.checkpoints.writing.header_of", full)
     code, _, said = run_cli("split", checkpoint, "--encoder", tmp_path / "encoder")
-    assert (code, "encoder: the disk is full; nothing of it is left" in said) == (7, True)
+    assert (code, "encoder: the disk is full; nothing of what was written is left" in said) == (7, True)
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_disk_that_is_full_at_the_second_half_leaves_neither(run_cli, checkpoint, tmp_path, monkeypatch):
+    """So that the same command can be run again, as is said."""
+    real, folders = writing.header_of, []
+
+    def full(places):
+        folders.append(places)
+        if len(folders) == 2:
+            raise OSError(28, "No space left on device")
+        return real(places)
+
+    halves = "--encoder", tmp_path / "encoder", "--language-model", tmp_path / "language"
+    monkeypatch.setattr(writing, "header_of", full)
+    code, _, said = run_cli("split", checkpoint, *halves)
+    assert (code, f"{tmp_path / 'language'}: the disk is full; nothing of what was written is left" in said) == (
+        7,
+        True,
+    )
+    assert not [*tmp_path.iterdir()]
+    assert run_cli("split", checkpoint, *halves)[0] == 0
+
+
+def test_room_for_both_is_asked_for_before_anything_is_written(run_cli, checkpoint, tmp_path, monkeypatch):
+    whole = open_checkpoint(checkpoint, "both")
+    encoder, language = (
+        sum(place.size for place in whole.places(names).values())
+        for names in (whole.encoder_names, whole.language_names)
+    )
+    monkeypatch.setattr(writing, "write_safetensors", None)
+    both = ("--encoder", tmp_path / "encoder", "--language-model", tmp_path / "language")
+    for needed, halves in ((encoder, both[:2]), (encoder + language, both)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=needed - 1: SimpleNamespace(total=1 << 60, free=free))
+        code, _, said = run_cli("split", checkpoint, *halves)
+        assert (code, f"{tmp_path}: " in said, " are free; make room and run again" in said) == (7, True, True)
+        assert not [*tmp_path.iterdir()]
+
+
+def test_of_a_hub_name_both_halves_are_of_the_commit_that_was_found_first(checkpoint, tmp_path, monkeypatch):
+    opened, real = [], open_checkpoint
+    monkeypatch.setattr(
+        splitting, "open_checkpoint", lambda name, half: opened.append((name, half)) or real(name, half)
+    )
+    with Hub(checkpoint) as hub:
+        point_at(monkeypatch, hub.url, tmp_path / "cache")
+        split_checkpoint(f"{NAME}@main", encoder=tmp_path / "encoder", language_model=tmp_path / "language")
+    assert opened == [(f"{NAME}@main", "language"), (f"{NAME}@{COMMIT}", "encoder")]
+
+
+def test_a_checkpoint_with_an_adapter_is_refused(checkpoint, tmp_path):
+    """Its tensors would be written without it, and the encoder's fingerprint with it."""
+    adapter = Adapter(tmp_path, "somebody/adapter", "1234", {"peft_type": "LORA"}, {})
+    with pytest.raises(UsageError, match="has the adapter somebody/adapter@1234, and halves are written without one"):
+        split_checkpoint(open_checkpoint(checkpoint, "both", adapter=adapter), encoder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_encoder_that_is_quantised_itself_is_no_model_for_extract(run_cli, checkpoint, tmp_path):
+    folder = quantised.fp8(checkpoint, tmp_path / "quantised", also=("visual",))
+    code, _, said = run_cli("split", folder, "--encoder", tmp_path / "encoder")
+    assert (code, "its vision encoder itself is quantised" in said, "name that model as MODEL" in said) == (
+        3,
+        True,
+        True,
+    )
+    assert run_cli("split", folder, "--language-model", tmp_path / "language")[0] == 0
 
 
 def test_scales_and_zero_points_go_with_their_weights(checkpoint, tmp_path):

@@ -26,6 +26,8 @@ FLAG = re.compile(r"(?:^|[\s(/`])--[a-z]")
         ("`model` or another `dtype`", "--model or another --dtype"),
         ("with `dtype=bfloat16`, the", "with --dtype bfloat16, the"),
         ("into it with `out=my embeds`", "into it with --out my embeds"),
+        ("language_model: give a path, not an empty text", "--language-model: give a path, not an empty text"),
+        ("places: give the path of a store, not an empty text", "places: give the path of a store, not an empty text"),
         ("`qvsplit verify` with `sample=3`", "`qvsplit verify` with --sample 3"),
         ("`prefix_cache_tokens` must be at least 0", "`prefix_cache_tokens` must be at least 0"),
         ("`open_store(x)` and `rebuilt`, model and dtype", "`open_store(x)` and `rebuilt`, model and dtype"),
