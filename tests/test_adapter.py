@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
 from qvsplit.ask import AskOptions, load_language_model, load_session
 from qvsplit.checkpoints.adapter import open_adapter
@@ -264,6 +265,29 @@ def test_an_adapter_on_both_halves_has_the_bits_of_the_full_model(checkpoint, bo
             assert session.answer(row, QUESTION).tokens == expected, row.path
         assert torch.equal(torch.stack(seen), logits), row.path
     checks = list(check_items(open_store(tuned_store), list(session.store), kernels="reference"))
+    assert all(check.same_bits and check.same_tokens for check in checks)
+
+
+def test_features_of_a_family_without_fused_kernels_have_the_bits_of_the_full_model(
+    family_checkpoint, images, tmp_path
+):
+    """PEFT leaves weights frozen, and such an encoder's are not: its sums are to be rounded alike all the same."""
+    folder = family_checkpoint("llava")
+    made = make_adapter(folder, tmp_path / "adapter", target_modules=["q_proj", "linear_2"])
+    before, truth = full_model(folder), merged_model(folder, made)
+    processor = AutoProcessor.from_pretrained(folder)
+    store = open_store(extracted(images, tmp_path / "embeds", model=str(folder), adapter=str(made)))
+    assert store.config.kernels == "reference"
+    for row in store:
+        pixels = processor.image_processor(images=[upright_rgb(images / row.path)], return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            plain, expected = (
+                torch.cat([*model.get_image_features(pixels, return_dict=True).pooler_output])
+                for model in (before, truth)
+            )
+        (given,) = store.features(row).torch().values()
+        assert torch.equal(given, expected) and not torch.equal(given, plain)
+    checks = list(check_items(store, list(store), kernels="reference"))
     assert all(check.same_bits and check.same_tokens for check in checks)
 
 

@@ -107,6 +107,7 @@ def test_tokens_and_bytes_are_those_of_the_run_in_every_family(name, family_chec
         assert describe(store)["raw_bytes"] == stored == ran.tokens * (1 + len(levels)) * token_bytes("float32", 64)
         assert len(levels) == (2 if name in ("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe") else 0)
     assert (before.items, before.bad, before.tokens) == (3, 0, ran.tokens)
+    assert before.seconds_by == ("arithmetic" if name.startswith("qwen") else "")
     assert before.bytes == round(stored * STORED_SHARE["float32"])
     resize(folder, (500, 500))
     after = extract(folder, dry_run=True).preview
