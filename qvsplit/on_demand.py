@@ -12,7 +12,7 @@ import gc
 import heapq
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from tempfile import TemporaryFile, gettempdir
@@ -20,7 +20,8 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from qvsplit.answering.options import AskOptions
 from qvsplit.ask import StoreReader, checked_language_model
-from qvsplit.errors import ItemError, UsageError
+from qvsplit.checkpoints.opening import default_model, open_checkpoint
+from qvsplit.errors import ItemError, ModelError, UsageError
 from qvsplit.models.encoder import Clips
 from qvsplit.pipeline.devices import Loaded, StoreDeclares, load_clips, load_devices
 from qvsplit.pipeline.options import ExtractOptions, check_against, check_options, with_videos_of
@@ -425,6 +426,8 @@ class _Loader:
         if self._loaded is None:
             note = self._callbacks.on_note if self.own.config is not None else _ignored  # advice about new stores
             with interrupts.at_once():
+                if self.own.config is None:
+                    _fetch_language_model(self._options.model)
                 self._loaded = load_devices(self._options, self.own, Summary(), note, self._callbacks.on_load)
             if self.schema is None:
                 self.schema = self._loaded.schema
@@ -439,6 +442,15 @@ class _Loader:
         if not isinstance(clips, ItemError):
             self.schema = replace(self.schema, config=clips.config)
         return clips
+
+
+def _fetch_language_model(model: str | None) -> None:
+    """Have the files of the language model here that will be asked: they mostly hold the encoder, which is then used.
+
+    What cannot be had is said when it is needed: the encoder may be a checkpoint of its own.
+    """
+    with suppress(ModelError):
+        open_checkpoint(model or default_model(), "language")
 
 
 def _ignored(line: str) -> None:

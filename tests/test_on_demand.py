@@ -16,7 +16,7 @@ from PIL import Image
 
 from qvsplit import on_demand
 from qvsplit.answering.options import AskOptions
-from qvsplit.ask import load_session, session_over
+from qvsplit.ask import checked_language_model, load_session, session_over
 from qvsplit.errors import ConfigError, UsageError
 from qvsplit.extract import extract_files
 from qvsplit.on_demand import encoder_options, files_at_hand
@@ -24,6 +24,7 @@ from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store
 from tests.support.clips import make_clip
 from tests.support.extracting import OLD
+from tests.support.hub_server import NAME, Hub, point_at
 
 QUESTIONS = ["What is in the image?", "Day or night?"]
 OPTIONS = AskOptions(max_new_tokens=8)
@@ -377,6 +378,16 @@ def test_files_without_a_store_are_encoded_by_the_kernels_that_answer(few):
     assert encoder_options(None, asked).kernels == "reference"
     assert encoder_options(None, AskOptions()).kernels is None  # a family may have but one
     assert encoder_options(open_store(few), asked).kernels is None  # the store's own
+
+
+def test_from_a_hub_no_byte_is_fetched_twice_for_the_two_halves(folder, checkpoint, tmp_path, monkeypatch):
+    with Hub(checkpoint) as hub:
+        point_at(monkeypatch, hub.url, tmp_path)
+        with files_at_hand([folder / "chelsea.png"], options=encoder_options(None, AskOptions(model=NAME))) as files:
+            checked_language_model(files, AskOptions(model=NAME))
+        weights = [asked for asked in hub.asked if asked.name.endswith(".safetensors")]
+        assert all(asked.range is None for asked in weights)
+        assert {asked.name for asked in weights} == {path.name for path in checkpoint.glob("*.safetensors")}
 
 
 def test_options_that_are_not_the_stores_are_refused_before_anything_is_loaded(few, folder, fake):

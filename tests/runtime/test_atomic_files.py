@@ -94,6 +94,11 @@ def test_what_is_kept_and_what_else_may_be_chosen_can_be_said():
     words = {"kept": "the table is kept", "elsewhere": "choose another file"}
     with pytest.raises(DiskError, match=said), disk_errors("/x", **words):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    with (
+        pytest.raises(DiskError, match="; make room and run again, or choose another file$"),
+        disk_errors("/x", **words),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(DiskError, match=r"^/x: the disk is full; make room and run again$"), disk_errors("/x", kept=""):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
