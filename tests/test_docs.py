@@ -9,7 +9,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 
 from tests.support.clips import make_clip
 from tests.support.demo_run import session_demo
+from tests.support.forked import program_in, start_program
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -167,11 +167,8 @@ def test_the_start_of_the_readme_works_without_a_network(tmp_path, tmp_path_fact
 
 
 def test_the_command_reference_is_what_the_commands_say():
-    done = subprocess.run(
-        [sys.executable, "-c", "import make_docs; print(make_docs.reference(), end='')"],
-        cwd=ROOT / "tools", capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout == (ROOT / "docs" / "commands.md").read_text(), "run `make docs`"
+    printed, said = start_program("import make_docs; print(make_docs.reference(), end='')").communicate()
+    assert printed == (ROOT / "docs" / "commands.md").read_text(), f"run `make docs`\n{said}"
 
 
 REFERENCE = (ROOT / "docs" / "commands.md").read_text()
@@ -365,8 +362,7 @@ def test_the_script_of_the_album_page_runs_as_it_is_written(tmp_path):
     home.mkdir()
     programs.mkdir()
     shutil.copyfile(ROOT / "examples" / "demo" / "album.toml", home / "album.toml")
-    (programs / "qvsplit").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qvsplit "$@"\n')
-    (programs / "qvsplit").chmod(0o755)
+    program_in(programs)
     checks = read_checks(ROOT / "examples" / "album.toml")
     assert {"dog", "beach"} <= {choice for check in checks for choice in check.spellings}
     for here, there in (

@@ -1,15 +1,17 @@
 """Processes forked from one that has imported already: a start costs milliseconds, and not all those imports again.
 
-A server process imports what its children need and forks one for each order. A child is a process like any other, with
+A server process imports what its children need and forks one for each order; all processes of one run of the tests share
+it. A child is a process like any other, with
 its own descriptors, environment and folder; only its interpreter's start and its imports have happened before. Tests
 of just those, of streams, encodings and the interpreter's end, start Python anew; see `processes`.
 
-    python -m tests.support.forked IMPORTS DESCRIPTOR        serves on a socket
+    python -m tests.support.forked IMPORTS DESCRIPTOR        serves whoever connects to a socket
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import functools
 import gc
@@ -18,6 +20,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -25,8 +28,11 @@ import termios
 import threading
 import time
 import traceback
+import uuid
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 DECODER = "from qvsplit.sources import images, videos; import qvsplit.sources.decoder_process; images.warm_up()"
@@ -48,6 +54,9 @@ import prompt_toolkit, qvsplit.commands.line_editor
 from tests.support import fake_encoder, chat_loops
 torch.set_num_threads(1)
 """
+
+# all processes of one run of the tests have one name for their servers, those that they start as well
+RUN = os.environ.setdefault("PYTEST_RUN", os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex)
 
 
 def _say(descriptor: int, number: int) -> None:
@@ -133,15 +142,18 @@ class Program(Forked):
 
 
 class Server:
-    """Forks processes that have run `imports`. It ends with the process that made it."""
+    """Forks processes that have run `imports`. It ends with the last process that is connected to it.
 
-    def __init__(self, imports: str) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.forked", imports, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()], env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )  # fmt: skip
+    All that call it by one `name` have one server: whoever comes first starts it.
+    """
+
+    def __init__(self, imports: str, name: str = "") -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        address = f"\0qvsplit-tests-{name or uuid.uuid4().hex}"
+        while (connection := _connected(address)) is None:
+            assert self._process is None, "the server did not start; what it printed says why"
+            self._process = _started(imports, address)
+        self._socket = connection
 
     def start(self, code: str, descriptors: Sequence[int], **about: Any) -> tuple[int, int]:
         """Fork a process that runs `code`, in which `descriptors` are these: stdin, stdout, stderr, and any more.
@@ -157,18 +169,39 @@ class Server:
         os.close(writer)
         return _said(reader), reader
 
-    def end(self) -> None:
-        """End the server; what it has forked goes on."""
-        self._socket.close()
-        self._process.wait()
+
+def _connected(address: str) -> socket.socket | None:
+    """Give a connection to the server at this address; None where there is none, or one that ends."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with suppress(ConnectionError):
+        connection.connect(address)
+        if connection.recv(1):
+            return connection
+    connection.close()
+    return None
+
+
+def _started(imports: str, address: str) -> subprocess.Popen[bytes] | None:
+    """Start a server at this address; None where another process is just doing so."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        try:
+            listener.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            time.sleep(0.01)
+            return None
+        listener.listen()
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.support.forked", imports, str(listener.fileno())],
+            pass_fds=[listener.fileno()], env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
 
 
 @functools.cache
 def server_of(process: int, imports: str) -> Server:
-    """The server of this process, which has that number: a fork of it makes its own."""
-    server = Server(imports)
-    atexit.register(lambda: server.end() if os.getpid() == process else None)
-    return server
+    """The server of this run of the tests, of which this process has that number: a fork of it connects by itself."""
+    return Server(imports, f"{RUN}-{zlib.crc32(imports.encode())}")
 
 
 def start_decoder(descriptor: int, seconds: float, server: Server | None = None) -> Forked:
@@ -206,6 +239,18 @@ def run_program(*words: object, **about: Any) -> subprocess.CompletedProcess[str
     return subprocess.CompletedProcess([*map(str, words)], program.returncode, printed, said)
 
 
+def program_in(folder: Path) -> None:
+    """Put a program `qvsplit` into a folder, for shells: it runs in a forked process, on the shell's own streams."""
+    code = "import sys; from tests.support import forked; sys.exit(forked.run_here(*sys.argv[1:]))"
+    (folder / "qvsplit").write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{code}' \"$@\"\n")
+    (folder / "qvsplit").chmod(0o755)
+
+
+def run_here(*words: str) -> int:
+    """Run one command of qvsplit's in a forked process, on the standard streams of this one."""
+    return Forked(*server_of(os.getpid(), COMMANDS).start(command(*words), [0, 1, 2])).wait()
+
+
 def start_on_terminal(words: Sequence[str], **environment: str) -> tuple[Forked, int]:
     """Start one command of qvsplit's on a pseudo-terminal; gives the process and the terminal's other side."""
     return python_on_terminal(command(*words), **environment)
@@ -224,40 +269,67 @@ def python_on_terminal(code: str, **environment: str) -> tuple[Forked, int]:
 
 
 def serve(imports: str, descriptor: int) -> None:
-    """Import, then fork a child for each order, and say how each ended."""
+    """Import, then fork a child for each order, and say how each ended, while anybody is connected."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # they are for the process that made us, whose end we hear of
+        signal.signal(number, signal.SIG_IGN)  # they are for the processes that are connected, whose end we hear of
     names: dict[str, Any] = {}
     exec(imports, names)
     gc.freeze()  # what children share is not written to
-    orders = socket.socket(fileno=descriptor)
+    listener = socket.socket(fileno=descriptor)
+    clients: dict[int, socket.socket] = {}
     running: dict[int, tuple[int, int]] = {}  # what says that a child has ended → its pid, where to write how
     poller = select.poll()
-    poller.register(orders, select.POLLIN)
+    poller.register(listener, select.POLLIN)
     while True:
         for ready, _ in poller.poll():
-            if ready != orders.fileno():
+            if ready == descriptor:
+                if client := _accepted(listener):
+                    clients[client.fileno()] = client
+                    poller.register(client, select.POLLIN)
+            elif ready in running:
                 poller.unregister(ready)
                 pid, writer = running.pop(ready)
                 _, status = os.waitpid(pid, 0)
                 _say(writer, os.waitstatus_to_exitcode(status))
                 os.close(writer)
                 os.close(ready)
-                continue
-            message, received, _, _ = socket.recv_fds(orders, 1 << 20, 16)
-            if not message:
-                os._exit(0)  # nothing is taken apart
-            writer, *descriptors = received
-            child = os.fork()
-            if child == 0:
-                others = [one for ended, (_, other) in running.items() for one in (ended, other)]
-                _be(json.loads(message), names, descriptors, [writer, orders.fileno(), *others])
-            for one in descriptors:
-                os.close(one)
-            ended = os.pidfd_open(child)
-            running[ended] = child, writer
-            poller.register(ended, select.POLLIN)
-            _say(writer, child)
+            elif order := _order_of(clients[ready]):
+                message, (writer, *descriptors) = order
+                child = os.fork()
+                if child == 0:
+                    others = [one for ended, (_, other) in running.items() for one in (ended, other)]
+                    _be(json.loads(message), names, descriptors, [writer, descriptor, *clients, *others])
+                for one in descriptors:
+                    os.close(one)
+                ended = os.pidfd_open(child)
+                running[ended] = child, writer
+                poller.register(ended, select.POLLIN)
+                _say(writer, child)
+            else:
+                poller.unregister(ready)
+                clients.pop(ready).close()
+                if not clients:
+                    os._exit(0)  # nothing is taken apart
+
+
+def _accepted(listener: socket.socket) -> socket.socket | None:
+    """Greet whoever connects; not another user, who knows the address as well."""
+    client, _ = listener.accept()
+    _, user, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if user == os.geteuid():
+        with suppress(BrokenPipeError):
+            client.send(b".")
+        return client
+    client.close()
+    return None
+
+
+def _order_of(client: socket.socket) -> tuple[bytes, list[int]] | None:
+    """Give an order and its descriptors; None where the process that was connected has ended."""
+    with suppress(ConnectionResetError):
+        message, received, _, _ = socket.recv_fds(client, 1 << 20, 16)
+        return (message, received) if message else None
+    return None
 
 
 def _be(order: dict[str, Any], names: dict[str, Any], descriptors: list[int], not_ours: list[int]) -> None:
