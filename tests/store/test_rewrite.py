@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
 
 from qvsplit.errors import DiskError, ShardDamaged
-from qvsplit.store import store_writer
+from qvsplit.store import opening, store_writer
+from qvsplit.store import store as store_module
 from qvsplit.store.config import Provenance
 from qvsplit.store.opening import read_store
 from qvsplit.store.rewrite import Rewrite, rewrite
 from qvsplit.store.row import deleted_row
+from qvsplit.store.shard_reader import Shard
 from qvsplit.store.shards import shards_in
 from qvsplit.store.storage import LocalStorage
 from tests.support import rows
@@ -186,9 +189,8 @@ def clips():
     )
 
 
-def shards_of_items(storage) -> dict[str, set[str]]:
+def shards_of_items(store) -> dict[str, set[str]]:
     """In which shards the rows of each item with parts lie that are current."""
-    store = read_store(storage)
     found: dict[str, set[str]] = {}
     for number, entry in enumerate(store.catalogue.shards, 1):
         for index, (_, path) in store.catalogue.current_places(number).items():
@@ -215,16 +217,19 @@ EVERY_CHOICE = [choice for size in range(1, 5) for choice in itertools.combinati
 def test_parts_stay_together_with_their_features(clips, monkeypatch, doomed, shard_rows, item_bytes):
     monkeypatch.setattr(store_writer, "SHARD_ROWS", shard_rows)
     monkeypatch.setattr(store_writer, "ITEM_BYTES", item_bytes)
+    opened = functools.cache(Shard)  # no name is given twice: footer and rows of each are read once
+    for module in (opening, store_module):
+        monkeypatch.setattr(module, "Shard", opened)
     before = rows.contents(read_store(clips))
     do(clips, *doomed, delete=False)
     assert rows.contents(read_store(clips)) == before
     for number in doomed:  # and while the old ones are deleted one by one
         clips.delete(f"shard-{number:06d}.parquet")
-        assert rows.contents(read_store(clips)) == before
-    found = shards_of_items(clips)
+        store = read_store(clips)
+        assert rows.contents(store) == before
+    found = shards_of_items(store)
     assert sorted(found) == ["again.mp4", "both.mp4", "copy.mp4", "lost.mp4", "third.mp4", "twin.mp4"]
     assert all(len(names) == 1 for names in found.values()), found
-    store = read_store(clips)
     for name in ("lost.mp4", "both.mp4"):
         assert store.holds((rows.sha(name), 0))
     homes = [row.content for shard in store.shards for row in shard.rows if row.has_features]
