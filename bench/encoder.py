@@ -1,6 +1,6 @@
 """What does each means in the encoder's forward pass bring? Side by side, in turn, in one process.
 
-    python -m bench.encoder "Qwen2.5-VL" [--depth 9] [--only fused] [--rounds 5] [--dtype float32] [--device cpu]
+    python -m bench.encoder "Qwen2.5-VL" [--depth 9] [--only fused] [--rounds 5] [--dtype float32] [--device cpu] [--small]
 
 The encoder is one of `bench/encoder_shapes.py`, with random weights, of its first `--depth` layers (0: all), or a
 checkpoint's folder. Forward passes alone, no images read:
@@ -43,6 +43,7 @@ BATCHES: dict[str, list[Grid]] = {
     "five of 1,024": [(1, 32, 32)] * 5,
     "sixteen of 256": [(1, 16, 16)] * 16,
 }
+SMALL: dict[str, list[Grid]] = {"two of 64": [(1, 8, 8)] * 2}
 Forward = Callable[[torch.Tensor, list[Grid]], list[torch.Tensor]]
 
 
@@ -55,13 +56,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--small", action="store_true", help="a batch of few patches, to see that it runs")
     told = parser.parse_args()
     device, dtype = torch.device(told.device), getattr(torch, told.dtype)
     module = _module(told, device, dtype)
-    flops = {name: _flops(module, grids) for name, grids in BATCHES.items()}
+    batches = SMALL if told.small else BATCHES
+    flops = {name: _flops(module, grids) for name, grids in batches.items()}
     variants = dict(_variants(module, told.only))
     results = {}
-    for name, grids in BATCHES.items():
+    for name, grids in batches.items():
         results[name] = _batch(variants, grids, flops[name], told.rounds, module)
         print(f"\n{told.encoder}, {len(module.blocks)} layers: {name}")
         for variant, one in results[name].items():

@@ -173,8 +173,8 @@ def _parts(told: argparse.Namespace, folder: str) -> Iterator[Part]:
         "encoder": [Part(f"encoder {dtype}", child("encoder", dtype=dtype)) for dtype in ("float32", "bfloat16")],
         "shapes": [
             Part(f"shape {name} {dtype}",
-                 ["bench.encoder", name, "--depth", "1" if told.small else "0", "--only", "fused", "--rounds", "3",
-                  *place, dtype])
+                 ["bench.encoder", name, *small, "--depth", "1" if told.small else "0", "--only", "fused",
+                  "--rounds", "3", *place, dtype])
             for name in SHAPES if name != "Qwen2-VL" for dtype in ("bfloat16", "float32")
         ],
         "memory": [
