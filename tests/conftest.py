@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -57,10 +59,20 @@ def pytest_unconfigure():
     gc.unfreeze()
 
 
+_folders = itertools.count()  # pytest would look through all folders for the next number
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Fingerprints remembered by one test must not help another."""
-    monkeypatch.setenv("QVSPLIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("QVSPLIT_CACHE", str(tmp_path_factory.mktemp(f"cache-{next(_folders)}", numbered=False)))
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory, request) -> Path:
+    """A folder for each test, as pytest's own."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    return tmp_path_factory.mktemp(f"{name}-{next(_folders)}", numbered=False)
 
 
 @pytest.fixture(autouse=True)

@@ -29,19 +29,18 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_nothing_can_run_code_from_a_file(path):
-    text = path.read_text()
-    assert "trust_remote_code=True" not in text
-    assert "torch.load" not in text
-    assert not {"pickle", "cloudpickle", "joblib", "dill", "marshal", "shelve"} & {
-        name.split(".")[0] for name in imports(path)
-    }
+def test_nothing_can_run_code_from_a_file():
+    for path in MODULES:
+        text = path.read_text()
+        assert "trust_remote_code=True" not in text, path
+        assert "torch.load" not in text, path
+        assert not {"pickle", "cloudpickle", "joblib", "dill", "marshal", "shelve"} & {
+            name.split(".")[0] for name in imports(path)
+        }, path
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_every_module_says_what_it_is_for(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
+def test_every_module_says_what_it_is_for():
+    assert [path for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
 def test_the_contracts_of_the_layers_hold():
