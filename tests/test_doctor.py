@@ -13,6 +13,7 @@ import pytest
 
 from qvsplit import doctor
 from qvsplit.checkpoints.cache import cache_folder
+from qvsplit.checkpoints.files import small_files
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.checkpoints.writing import write_checkpoint
 from qvsplit.errors import ConfigError, DiskError, ModelError, StoreDamaged
@@ -129,7 +130,8 @@ def test_the_hub_and_what_of_a_model_is_cached(hub_at, hub_checkpoint, tmp_path)
         assert doctor._hub(f"{NAME}@{COMMIT}")["cached"] == "settings and 1 of 2 files of weights"
         kept = cache_folder() / "checkpoints" / NAME.replace("/", "--") / COMMIT / "encoder"
         places = open_checkpoint(hub_checkpoint, "encoder").encoder_places()
-        write_checkpoint(kept, places, small=[], note={"half": "encoder", "model": NAME, "revision": COMMIT})
+        note = {"half": "encoder", "model": NAME, "revision": COMMIT, "left_out": []}
+        write_checkpoint(kept, places, small=small_files(snapshot), note=note)
         said = "settings and 1 of 2 files of weights, and the vision encoder alone"
         assert doctor._hub(NAME)["cached"] == said
         assert hub.tokens == {""}

@@ -230,8 +230,8 @@ class Hub:
             start + self.breaks_after.get(file.name, end),
         )  # fmt: skip
         for piece in pieces(file, start, last) if body else ():
+            self.sent[file.name] += len(piece)  # before the client has it and a test looks
             request.wfile.write(piece)
-            self.sent[file.name] += len(piece)
         if not body or last == end:
             return
         request.close_connection = True
