@@ -37,8 +37,8 @@ def describe_model(model: str | os.PathLike[str]) -> dict[str, Any]:
     From config and headers alone: of a hub name nothing else is fetched, and of a folder the weights of a half may be
     absent. `memory` is that of the weights, and of `extract` and `ask` with what they take beside them, in bytes, by
     the formulas of docs/hardware.md; `images` says of photographs of 1, 2 and 12 megapixels how many tokens they have
-    at the default limits, and the bytes of their features before (`features`) and after compression (`stored`). None
-    stands for what is not known.
+    at the default limits, and the bytes of their features before (`features`) and after compression (`stored`);
+    `refused` says of a half why `extract` or `ask` does not take it. None stands for what is not known.
 
     Args:
         model: A folder, a hub name, or `demo`.
@@ -87,6 +87,8 @@ class _Half:
         dtype: What most of it is stored in.
         is_quantised: Whether nothing is computed in what its weights are stored in.
         is_plain_on_cpu: Whether they are multiplied by their scales when they are loaded on a CPU.
+        is_plain: Whether they are when they are loaded anywhere.
+        refused: Why `extract` or `ask` refuses it; None where it does not, or not all headers are at hand.
     """
 
     stored: Mapping[str, Any]
@@ -96,10 +98,15 @@ class _Half:
     dtype: str
     is_quantised: bool
     is_plain_on_cpu: bool
+    is_plain: bool
+    refused: str | None
 
     def to_json(self) -> dict[str, Any]:
         """Give what is printed of it."""
-        return {**self.stored, "parameters": self.parameters, "files": self.files, "absent_files": self.absent}
+        return {
+            **self.stored, "parameters": self.parameters, "files": self.files, "absent_files": self.absent,
+            "refused": self.refused,
+        }  # fmt: skip
 
     def value_bytes(self, dtype: str) -> int:
         """Give the bytes of a value in this dtype, which may be `as stored`."""
@@ -107,7 +114,9 @@ class _Half:
 
     def weights(self, dtype: str, *, on_gpu: bool = False) -> int | None:
         """Give the bytes of its weights in this dtype; None where they cannot be had in that."""
-        if not self.is_quantised or (self.is_plain_on_cpu and not on_gpu and dtype != AS_STORED):
+        if self.refused is not None:
+            return None
+        if not self.is_quantised or self.is_plain or (self.is_plain_on_cpu and not on_gpu and dtype != AS_STORED):
             return self.parameters * self.value_bytes(dtype)
         size: int | None = self.stored["bytes"]
         return size if dtype == AS_STORED and (on_gpu or not self.is_plain_on_cpu) else None
@@ -128,10 +137,27 @@ def _half(
         if stored["dtypes"]
         else half == "language"
     )
+    known = {name: places[name] for name in names if name in places}
     return _Half(
         stored, files, absent, parameters, _stored_dtype(stored["dtypes"], checkpoint), is_quantised,
-        half == "language" and quantised.is_dequantised(checkpoint, "cpu"),
+        is_plain_on_cpu=half == "language" and quantised.is_dequantised(checkpoint, "cpu"),
+        is_plain=half == "language" and quantised.is_decompressed(checkpoint),
+        refused=None if len(known) < len(names) else _refusal(checkpoint, half, known),
     )  # fmt: skip
+
+
+def _refusal(checkpoint: Checkpoint, half: Half, places: Mapping[str, TensorPlace]) -> str | None:
+    """Say why a half's numbers, at `places`, are not loaded; None where they are."""
+    from qvsplit.checkpoints import quantised
+
+    try:
+        if half == "encoder":
+            checkpoint.check_plain(places)
+        else:
+            quantised.check_language_model(checkpoint, places)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def _stored_dtype(dtypes: Iterable[str], checkpoint: Checkpoint) -> str:

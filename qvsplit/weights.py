@@ -28,6 +28,7 @@ from qvsplit.checkpoints.model_class import class_of, half_class
 from qvsplit.checkpoints.quantised import (
     check_language_model,
     check_one_dtype,
+    convert_plain,
     finish,
     forget_quantisation,
     is_dequantised,
@@ -228,19 +229,12 @@ def load_language_model(
 
 
 def _as_computed(checkpoint: Checkpoint, model: Any, dtype: torch.dtype | None) -> None:
-    """Make a model from a quantised checkpoint ready to compute, in `dtype`. ModelError where that is not so.
-
-    Where transformers dequantises, it leaves those weights in their own dtype that had not been quantised.
-    """
-    import torch
-
+    """Make a model from a quantised checkpoint ready to compute, in `dtype`. ModelError where that is not so."""
     finish(model)
     if dtype is None:
         return
     if not getattr(model, "is_quantized", False):
-        for parameter in model.parameters():
-            if parameter.dtype in (torch.bfloat16, torch.float16):
-                parameter.data = parameter.data.to(dtype)
+        convert_plain(model, dtype)
     check_one_dtype(checkpoint, model, dtype)
 
 

@@ -20,10 +20,12 @@ from qvsplit.ask import AskOptions, load_session
 from qvsplit.checkpoints.fingerprint import encoder_fingerprint, language_fingerprint
 from qvsplit.checkpoints.hf import load_config
 from qvsplit.checkpoints.opening import open_checkpoint
-from qvsplit.checkpoints.quantised import check_one_dtype, quantiser
+from qvsplit.checkpoints.quantised import check_one_dtype, convert_plain, quantiser
 from qvsplit.checkpoints.quantised import set_quantisation as set_for_transformers
 from qvsplit.errors import ConfigError, ModelError, WeightsError
 from qvsplit.extract import extract_files
+from qvsplit.inspecting import describe_model
+from qvsplit.output.model_text import model_lines
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.store.opening import open_store
 from tests.support import quantised
@@ -196,6 +198,23 @@ def test_fp8_is_dequantised_on_a_cpu_that_has_a_gpu_beside_it(made):
         assert config.quantization_config.get("dequantize") is wanted
 
 
+def test_fp8_beside_plain_weights_in_float32_answers_in_what_is_asked_for(made, tmp_path):
+    own = Path(shutil.copytree(made("fp8"), tmp_path / "own"))
+    edit(own, lambda tensors: tensors.update({n: t.float() for n, t in tensors.items() if t.dtype == torch.bfloat16}))
+    mine, theirs = (load_language(folder, dtype=torch.bfloat16, kernels="reference") for folder in (own, made("fp8")))
+    for (name, tensor), expected in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, expected), name
+
+
+def test_what_a_class_keeps_wide_is_no_reason_to_refuse(own):
+    model = torch.nn.ModuleDict({"gate": torch.nn.Linear(2, 2), "up": torch.nn.Linear(2, 2)})
+    model._keep_in_fp32_modules_strict = {"gate.weight"}
+    convert_plain(model, torch.bfloat16)
+    assert [one.dtype for one in model.parameters()] == [torch.float32, *[torch.bfloat16] * 3]
+    check_one_dtype(open_checkpoint(own, "language"), model, torch.bfloat16)
+
+
 def test_fp8_answers_in_bfloat16_as_transformers_does_by_itself(made, stores):
     full = FullModel(made("fp8"), dtype="auto")
     check_answers(made("fp8"), full, stores, "bfloat16", asked="bfloat16", kernels="reference")
@@ -249,6 +268,36 @@ def test_scales_are_in_the_language_models_fingerprint(made, tmp_path):
     before = language_fingerprint(open_checkpoint(own, "language"))
     edit(own, lambda tensors: tensors.update({n: t * 2 for n, t in tensors.items() if n.endswith("_scale_inv")}))
     assert language_fingerprint(open_checkpoint(own, "language")) != before
+
+
+# ------------------------------------------------------------------------------------------------------------ inspect
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_memory_that_inspect_says_is_that_of_the_loaded_weights(made, form):
+    """Scales that stay beside decompressed weights are 3 % at the most; FP8 in blocks has none on a CPU."""
+    if form in ("gptq", "awq", "compressed FP8", "compressed W4A16"):
+        pytest.importorskip("gptqmodel" if form in ("gptq", "awq") else "compressed_tensors")
+    said = {row["dtype"]: row["language_model"] for row in describe_model(made(form))["memory"]}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("as stored", None)):
+        if form in ("gptq", "awq") and dtype is not None:
+            assert said[name] is None
+        elif (form, dtype) != ("fp8", None):  # that row is a GPU's
+            model = load_language(made(form), dtype=dtype, kernels="reference")
+            held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+            assert held == pytest.approx(said[name], rel=0.03)
+
+
+def test_inspect_says_what_is_refused(plain, own, tmp_path):
+    encoder = describe_model(quantised.fp8(plain, tmp_path / "whole", also=ENCODER))
+    assert "its vision encoder itself is quantised" in encoder["encoder"]["refused"]
+    assert {(row["encoder"], row["extract"], row["extract_on_gpu"]) for row in encoder["memory"]} == {(None,) * 3}
+    assert any(line.strip().startswith("refused by `extract`: ") for line in model_lines(encoder))
+    set_quantisation(own, quant_method="exl2")
+    language = describe_model(own)
+    assert "exl2, which transformers does not load" in language["language_model"]["refused"]
+    assert {(row["language_model"], row["ask"], row["ask_on_gpu"]) for row in language["memory"]} == {(None,) * 3}
+    assert language["encoder"]["refused"] is encoder["language_model"]["refused"] is None
 
 
 # ------------------------------------------------------------------------------------------------------------- verify
@@ -337,6 +386,20 @@ def test_fp8_without_its_scale_is_refused(own):
     lost = "model.language_model.layers.1.mlp.up_proj.weight"
     edit(own, lambda tensors: tensors.pop(f"{lost}_scale_inv", None))
     with pytest.raises(ModelError, match=f"has {lost} as F8_E4M3 without its scale"):
+        load_language(own)
+
+
+@pytest.mark.parametrize("foreign", ["weight_scale", "input_scale"])
+def test_scales_of_other_programs_are_named(own, foreign):
+    """vLLM's, and those of activations: the files are whole, and another download brings nothing."""
+
+    def change(tensors):
+        for name in [name for name in tensors if name.endswith("_scale_inv")]:
+            scale = tensors.pop(name) if foreign == "weight_scale" else torch.tensor(1.0)
+            tensors[f"{name.removesuffix('weight_scale_inv')}{foreign}"] = scale
+
+    edit(own, change)
+    with pytest.raises(ModelError, match=f"by fp8 with scales by the name {foreign}, which are not read; name a"):
         load_language(own)
 
 

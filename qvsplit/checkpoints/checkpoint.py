@@ -197,6 +197,11 @@ class Checkpoint:
     def plain_encoder_places(self) -> dict[str, TensorPlace]:
         """Do as `encoder_places`, and raise ModelError, too, where tensors are stored as numbers that need a scale."""
         places = self.encoder_places()
+        self.check_plain(places)
+        return places
+
+    def check_plain(self, places: Mapping[str, TensorPlace]) -> None:
+        """Raise ModelError where the encoder's tensors, at `places`, are stored as numbers that need a scale."""
         wrong = [place for place in places.values() if not is_computed_in(place.dtype)]
         if wrong:
             raise ModelError(
@@ -204,7 +209,6 @@ class Checkpoint:
                 "of the model's that it was made from; name that model as `model`, or a quantised one whose encoder is "
                 "kept as it was"
             )
-        return places
 
     def stored_dtype(self, half: Half) -> str:
         """Give torch's name of the dtype that most of `half` is stored in, as far as it is computed in as it is stored.

@@ -19,6 +19,8 @@ from qvsplit.checkpoints.tensors import TensorPlace, described, is_computed_in
 from qvsplit.errors import ModelError, QvsplitError
 
 if TYPE_CHECKING:
+    import torch
+
     from qvsplit.checkpoints.checkpoint import Checkpoint
 
 # Forms whose weights transformers multiplies by their scales while it loads them, where there is no GPU for them.
@@ -27,6 +29,8 @@ _DEQUANTISED = frozenset({"fp8", "mxfp8"})
 _NARROW = ("F8_", "F6_", "F4")
 # what stands beside an FP8 weight `x.weight`: Qwen's and DeepSeek's name, and two others that transformers reads
 _SCALES = ("weight_scale_inv", "scale", "qscale_weight")
+# and what other programs' FP8 has there, which it does not read
+_FOREIGN_SCALES = ("weight_scale", "input_scale")
 
 
 _ELSEWHERE = "ask where there is a GPU for it, or name a checkpoint of another form as `model`"
@@ -50,6 +54,11 @@ def method_of(checkpoint: Checkpoint) -> str:
 def is_dequantised(checkpoint: Checkpoint, device_type: str) -> bool:
     """Say whether a language model becomes a plain one on `cpu` or `cuda`, its weights times their scales."""
     return checkpoint.quantisation is not None and device_type == "cpu" and method_of(checkpoint) in _DEQUANTISED
+
+
+def is_decompressed(checkpoint: Checkpoint) -> bool:
+    """Say whether a language model is decompressed as it is loaded, on a CPU and on a GPU: see `finish`."""
+    return checkpoint.quantisation is not None and method_of(checkpoint) == "compressed-tensors"
 
 
 def check_language_model(checkpoint: Checkpoint, places: Mapping[str, TensorPlace]) -> None:
@@ -146,15 +155,42 @@ def finish(model: Any) -> None:
             compressor.decompress_model(model)
 
 
-def check_one_dtype(checkpoint: Checkpoint, model: Any, dtype: Any) -> None:
+def convert_plain(model: Any, dtype: torch.dtype) -> None:
+    """Convert the parameters of a dequantised `model` to `dtype`; transformers leaves those that were plain as stored.
+
+    What its class keeps in float32 whatever is asked for (routers of experts) stays so.
+    """
+    import torch
+
+    wide = _kept_wide(model, dtype)
+    for name, parameter in model.named_parameters():
+        is_plain = parameter.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        if is_plain and not any(part in name for part in wide):
+            parameter.data = parameter.data.to(dtype)
+
+
+def check_one_dtype(checkpoint: Checkpoint, model: Any, dtype: torch.dtype) -> None:
     """Raise ModelError where the plain parameters of a quantised `model` are not all in the `dtype` asked for."""
-    plain = {str(one.dtype).removeprefix("torch.") for one in model.parameters() if one.dtype.is_floating_point}
+    wide = _kept_wide(model, dtype)
+    plain = {
+        str(parameter.dtype).removeprefix("torch.")
+        for name, parameter in model.named_parameters()
+        if parameter.dtype.is_floating_point and not any(part in name for part in wide)
+    }
     mixed = {name for name in plain if not name.startswith("float8")} - {str(dtype).removeprefix("torch.")}
     if mixed:
         raise ModelError(
             f"{checkpoint.name} is quantised by {method_of(checkpoint)}, of which parts stay in "
             f"{' and '.join(sorted(mixed))} whatever `dtype` says; leave `dtype` out, or give that"
         )
+
+
+def _kept_wide(model: Any, dtype: torch.dtype) -> set[str]:
+    """Give what the names of those parameters contain that transformers keeps in float32 where `dtype` is narrower."""
+    dtype_name = str(dtype).removeprefix("torch.")
+    always = getattr(model, "_keep_in_fp32_modules_strict", None) if dtype_name in ("bfloat16", "float16") else None
+    in_float16 = getattr(model, "_keep_in_fp32_modules", None) if dtype_name == "float16" else None
+    return {*(always or ()), *(in_float16 or ())}
 
 
 def _check_plain(checkpoint: Checkpoint, places: Mapping[str, TensorPlace]) -> None:
@@ -185,6 +221,12 @@ def _check_scales(checkpoint: Checkpoint, places: Mapping[str, TensorPlace]) -> 
         module = name.removesuffix("weight").removesuffix(".")
         scales = [places.get(one) for one in (f"{name}_scale_inv", *(f"{module}.{scale}" for scale in _SCALES))]
         scale = next((one for one in scales if one is not None), None)
+        foreign = [one for one in _FOREIGN_SCALES if f"{module}.{one}" in places]
+        if foreign:
+            raise ModelError(
+                f"{checkpoint.name} is quantised by {method_of(checkpoint)} with scales by the name {foreign[0]}, "
+                "which are not read; name a checkpoint of another form as `model`"
+            )
         if scale is None:
             raise ModelError(
                 f"{checkpoint.folder} has {name} as {place.dtype} without its scale; download the checkpoint again"

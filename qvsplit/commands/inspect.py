@@ -60,6 +60,8 @@ def inspect(
     if embeds is None and (model := _model_of(place)) is not None:
         _print_model(model, as_json=as_json)
         return
+    if embeds is None:
+        _refuse_part(place)
     try:
         opened = open_with_progress(place)
     except UsageError as error:
@@ -110,6 +112,17 @@ def _print_model(model: str, *, as_json: bool) -> None:
         return
     for line in model_lines(description):
         print(on_command_line(line))
+
+
+def _refuse_part(place: str) -> None:
+    """Raise UsageError where `place` is a file of a model, or an adapter: a slip that no store's error would tell."""
+    from qvsplit.checkpoints.adapter import CONFIG_FILE
+
+    path = Path(place)
+    if path.is_file() and (path.name == "config.json" or ".safetensors" in path.suffixes):
+        raise UsageError(f"{place} is a file of a model; give its folder, {path.parent}")
+    if (path / CONFIG_FILE).is_file() and not _has_shards(place):
+        raise UsageError(f"{place} is an adapter: give it to extract and ask as `adapter`; here a store or a model")
 
 
 def _model_of(place: str) -> str | None:

@@ -24,8 +24,8 @@ def _facts(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "family", f"{model['family']}, {model['class']} of transformers{listed}"
     if model["quantised"] is not None:
         yield "quantised", f"by {model['quantised']}"
-    yield from _half("vision encoder", model["encoder"])
-    yield from _half("language model", model["language_model"])
+    yield from _half("vision encoder", model["encoder"], "extract")
+    yield from _half("language model", model["language_model"], "ask")
     for module, rest in model["not_loaded"].items():
         yield "not loaded", f"{escaped(module)}: {_stored(rest)}"
     if model["width"] is not None:
@@ -38,7 +38,7 @@ def _facts(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "images", f"resized to {limits[0]:,} to {limits[1]:,} pixels"
 
 
-def _half(name: str, half: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _half(name: str, half: Mapping[str, Any], command: str) -> Iterator[tuple[str, str]]:
     stored = f"{_stored(half)}" if half["tensors"] else "no weights on this disk"
     yield name, f"{half['parameters']:,} parameters, {stored}"
     if half["bytes"] is not None and len(half["dtypes"]) > 1:
@@ -47,6 +47,8 @@ def _half(name: str, half: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         files = len(half["files"])
         which = "its files are" if absent == files else f"{absent:,} of its {files:,} files are"
         yield "", f"{which} not on this disk"
+    if half["refused"] is not None:
+        yield "", f"refused by `{command}`: {half['refused']}"
 
 
 def _stored(part: Mapping[str, Any]) -> str:

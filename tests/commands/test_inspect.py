@@ -263,3 +263,12 @@ def test_what_an_argument_is(run_cli, small_store, checkpoint, tmp_path, monkeyp
         code, _, said = run_cli("inspect", slip)
         assert (code, "of a model give the folder with its config.json, or its hub name" in said) == (2, True)
     assert "of a model" not in run_cli("inspect")[2]
+
+
+def test_a_file_of_a_model_and_an_adapter_are_named_as_what_they_are(run_cli, checkpoint, tmp_path):
+    for file in (checkpoint / "config.json", next(checkpoint.glob("*.safetensors"))):
+        code, _, said = run_cli("inspect", file)
+        assert (code, f"{file} is a file of a model; give its folder, {checkpoint}" in said) == (2, True)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    code, _, said = run_cli("inspect", tmp_path)
+    assert (code, "is an adapter: give it to extract and ask as --adapter" in said) == (2, True)
