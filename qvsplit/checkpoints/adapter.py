@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qvsplit.checkpoints.families import Family, without_root
+from qvsplit.checkpoints.families import Family
 from qvsplit.checkpoints.files import PICKLES, read_json
 from qvsplit.checkpoints.hub import fetch_adapter, looks_like_hub_name
 from qvsplit.checkpoints.tensors import TensorPlace, read_header, torch_dtype_name
@@ -120,7 +120,8 @@ def _in_encoder(family: Family, module: str) -> bool:
 
 
 def _in_language_model(family: Family, module: str) -> bool:
-    return not _in_encoder(family, module) or without_root(f"{module}.weight") in family.loose_tensors
+    weight = f"{module}.weight"
+    return family.language_model_has(weight) and family.is_language_models(weight)
 
 
 def open_adapter(adapter: str | os.PathLike[str]) -> Adapter:

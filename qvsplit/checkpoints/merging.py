@@ -54,6 +54,8 @@ class FittedAdapter:
         with _peft_errors(self.adapter):
             if any(parameter.device.type == "meta" for parameter in model.parameters()):
                 raise ModelError(f"{self.adapter.label} cannot be merged into a model that is not in memory as a whole")
+            if not getattr(model, "all_tied_weights_keys", None):
+                model._tied_weights_keys = None  # else PEFT asks for an input embedding, which an encoder has not
             wrapped = peft.get_peft_model(model, copy.deepcopy(self.config))
             loaded = peft.set_peft_model_state_dict(wrapped, self._tensors())
             if loaded.unexpected_keys:
@@ -97,10 +99,21 @@ def fitted_adapter(checkpoint: Checkpoint, half: Half) -> FittedAdapter | None:
         place = _Placed(adapter, checkpoint)
         place.check()
         family = checkpoint.family
+        _check_halves(adapter, checkpoint)
         if half == "both":
             return place.of_half(lambda module: True)
         is_of_half = family.encoder_has if half == "encoder" else family.language_model_has
         return place.of_half(lambda module: is_of_half(f"{module}.weight"))
+
+
+def _check_halves(adapter: Adapter, checkpoint: Checkpoint) -> None:
+    """ModelError where an adapter is for what neither half has, audio for one: nothing of it would be applied."""
+    if not any(adapter.names_of(checkpoint.family, half) for half in ("encoder", "language")):
+        modules = {adapter.module_of(name) for name in adapter.places}
+        raise ModelError(
+            f"{adapter.label} changes nothing here: it is for {some_of(modules)}, which neither the "
+            f"vision encoder nor the language model of {checkpoint.name} has; leave it out"
+        )
 
 
 class _Placed:
@@ -117,7 +130,7 @@ class _Placed:
         self.modules = {name: named[adapter.module_of(name)] for name in adapter.places}
         self.names = {name: self._renamed(name) for name in adapter.places}
         self.config = _peft_config(adapter)
-        self._check_patterns()
+        self._check_patterns(model)
         self._wrapped = self._laid_over(model, checkpoint)
 
     def _renamed(self, name: str) -> str:
@@ -127,12 +140,16 @@ class _Placed:
     def _misfit(self, why: str) -> ModelError:
         return ModelError(f"{self.adapter.label} does not fit {self.where}: {why}; give the model it was trained on")
 
-    def _check_patterns(self) -> None:
-        """ModelError where ranks or scales are given for modules that are not there: PEFT passes over these."""
+    def _check_patterns(self, model: Any) -> None:
+        """ModelError where ranks or scales are given for what the model has not: PEFT passes over these.
+
+        PEFT holds them against names of modules, and of the parameters that `target_parameters` chooses.
+        """
+        paths = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
         for field in ("rank_pattern", "alpha_pattern"):
             for key in getattr(self.config, field, None) or {}:
-                if not any(re.match(rf"(.*\.)?({key})$", module) for module in self.modules.values()):
-                    raise self._misfit(f"its {field} names {key}, and it has no such module")
+                if not any(re.match(rf"(.*\.)?({key})$", path) for path in paths):
+                    raise self._misfit(f"its {field} names {key}, and it has no such module or parameter")
 
     def _laid_over(self, model: Any, checkpoint: Checkpoint) -> Any:
         """Give PEFT's model over the empty one, its modules chosen by the config if that names those of the tensors."""
