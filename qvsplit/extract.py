@@ -164,7 +164,7 @@ def _go(call: Call, view: View, lock: Lock | None) -> Summary:
     if lock is None:
         from qvsplit.pipeline.preview import preview
 
-        summary.preview = preview(planned.to_read, store, call.storage, call.options)
+        summary.preview = preview(planned.to_read, store, call.storage, call.options, call.callbacks.on_note)
         return _finished(call, summary)
     _note_walk(call, view)
     call.callbacks.on_plan(len(planned.to_read))

@@ -95,21 +95,23 @@ def _is_revision_of(checkpoint: Checkpoint, provenance: Provenance) -> bool:
 
 def _refuse_for_adapter(provenance: Provenance | None, checkpoint: Checkpoint, what: str) -> None:
     """Raise ConfigError where the adapter that features were made with does something else to the encoder."""
-    from qvsplit.checkpoints.fingerprint import adapter_digest
+    from qvsplit.checkpoints.fingerprint import adapter_digest, check_adapter_unchanged
 
     digest = adapter_digest(checkpoint, "encoder")
     if provenance is None or digest == provenance.adapter_digest:
         return
+    made = f"{what} {_was(what)}"
+    check_adapter_unchanged(checkpoint, provenance.adapter, provenance.adapter_digest, made)
     if digest is None:
         raise ConfigError(
-            f"{what} {_was(what)} made with the adapter {provenance.adapter}, which changes the vision encoder; ask "
+            f"{made} made with the adapter {provenance.adapter}, which changes the vision encoder; ask "
             f"with it: `adapter={provenance.adapter}`"
         )
     assert checkpoint.adapter is not None
     name = checkpoint.adapter.label
     without = "without it" if provenance.adapter is None else f"with another one, {provenance.adapter}"
     raise ConfigError(
-        f"{name} changes the vision encoder, and {what} {_was(what)} made {without}; extract with `adapter={name}` "
+        f"{name} changes the vision encoder, and {made} made {without}; extract with `adapter={name}` "
         "into another store, and ask that"
     )
 

@@ -23,6 +23,7 @@ from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.families import without_root
 from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, read_json, small_files
 from qvsplit.checkpoints.tensors import TensorPlace, read_tensors
+from qvsplit.errors import ConfigError
 from qvsplit.runtime.atomic_files import written_whole
 
 # Tensors that may be read but not yet hashed: bounds the memory beside the weights themselves.
@@ -134,6 +135,23 @@ def adapter_digest(checkpoint: Checkpoint, half: Literal["encoder", "language"])
         known = hashlib.sha256(canonical_json(content)).hexdigest()
         _remember(entry, known, files, began)
     return known
+
+
+def check_adapter_unchanged(checkpoint: Checkpoint, adapter: str | None, digest: str | None, what: str) -> None:
+    """Raise ConfigError where a checkpoint's adapter is that of this name, and no longer what it was.
+
+    Args:
+        checkpoint: With its adapter, if any.
+        adapter: What named the adapter that features were made with.
+        digest: What it did to the encoder then, as `adapter_digest` has it.
+        what: The features, for the message: `the store was`.
+    """
+    mine = checkpoint.adapter
+    if mine is not None and mine.label == adapter and adapter_digest(checkpoint, "encoder") != digest:
+        raise ConfigError(
+            f"{adapter} has changed since {what} made with it; bring its old files back, or extract again with "
+            "`rebuild=True`"
+        )
 
 
 def canonical_json(value: Any) -> bytes:

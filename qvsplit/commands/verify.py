@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,7 +23,7 @@ from qvsplit.commands.options import (
     store_place,
 )
 from qvsplit.commands.wording import on_command_line, say_note, without_advice
-from qvsplit.errors import StoreDamaged, escaped, printable
+from qvsplit.errors import StoreDamaged, UsageError, escaped, printable
 from qvsplit.output.progress import ProgressBar
 from qvsplit.output.text import plural, print_json
 
@@ -69,6 +69,7 @@ def verify(
     from qvsplit import verify as library
     from qvsplit.store.shards import shard_paths
 
+    _check_used(sample, {"--model": model, "--adapter": adapter, "--device": device})
     place = store_place(store, embeds)
     problems, shards = [], shard_paths(place)
     with ProgressBar(progress, shown=not quiet, prints=True) as shown:
@@ -100,6 +101,15 @@ def verify(
         say_note(line)
     if problems:
         raise StoreDamaged(problems[0])
+
+
+def _check_used(sample: int, given: Mapping[str, object]) -> None:
+    """UsageError for options of the full model where nothing is to be encoded again: they would be passed over."""
+    if not sample and (named := [option for option, value in given.items() if value]):
+        raise UsageError(
+            f"without --sample no model is loaded, and {' and '.join(named)} would do nothing; say --sample 3, or "
+            f"leave {'it' if len(named) == 1 else 'them'} out"
+        )
 
 
 def _print_shard(check: ShardCheck, *, as_json: bool, quiet: bool) -> None:

@@ -65,6 +65,8 @@ def load_devices(
         ConfigError: The store was made under another extraction config.
     """
     checkpoint = _checkpoint(options, own.provenance)
+    if own.provenance is not None:
+        _check_adapter(checkpoint, own.provenance)
     summary.model = checkpoint.label
     on_load(LIBRARIES, 0, 0)
     with Timer(summary.stages, "load libraries"):
@@ -94,7 +96,7 @@ def load_devices(
     summary.encoder_bytes, summary.weights_bytes_read = encoder.weights.encoder_bytes, encoder.weights.bytes_read
     provenance = _provenance(checkpoint, loaded)
     if options.adapter is not None and provenance.adapter is None:
-        on_note(f"{options.adapter} changes nothing here: it has nothing for the vision encoder, and is for questions")
+        note_adapter_for_questions(options.adapter, on_note)
     _note_other_versions(own.provenance, provenance, on_note)
     if own.config is None and options.dtype is None and models.would_be_faster_in_bfloat16(encoder):
         on_note(
@@ -140,6 +142,11 @@ def _checkpoint(options: ExtractOptions, provenance: Provenance | None) -> Check
     return choose_checkpoint(
         options.model, "encoder", own=own, revision=revision, adapter=options.adapter, own_adapter=own_adapter
     )
+
+
+def note_adapter_for_questions(adapter: str, on_note: Callable[[str], None]) -> None:
+    """Say of an adapter that the user names that no feature depends on it."""
+    on_note(f"{adapter} changes nothing here: it has nothing for the vision encoder, and is for questions")
 
 
 def _provenance(checkpoint: Checkpoint, places: Iterable[object]) -> Provenance:
@@ -222,6 +229,7 @@ def check_model(options: ExtractOptions, config: ExtractionConfig | None, proven
     from qvsplit.checkpoints.fingerprint import adapter_digest, encoder_fingerprint
 
     checkpoint = _checkpoint(options, provenance)
+    _check_adapter(checkpoint, provenance)
     mine = checkpoint.name, checkpoint.revision, adapter_digest(checkpoint, "encoder")
     if mine == (provenance.model, provenance.revision, provenance.adapter_digest):
         return
@@ -231,6 +239,13 @@ def check_model(options: ExtractOptions, config: ExtractionConfig | None, proven
             f"{'`model`' if options.adapter is None else '`adapter`'} out, choose another store, or make this one "
             "again with `rebuild=True`"
         )
+
+
+def _check_adapter(checkpoint: Checkpoint, provenance: Provenance) -> None:
+    """Refuse the store's own adapter where its files are others now. Raises ConfigError."""
+    from qvsplit.checkpoints.fingerprint import check_adapter_unchanged
+
+    check_adapter_unchanged(checkpoint, provenance.adapter, provenance.adapter_digest, "the store was")
 
 
 def _by_adapter(provenance: Provenance) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 from qvsplit.checkpoints import hf
+from qvsplit.checkpoints.adapter import open_adapter
 from qvsplit.checkpoints.checkpoint import Checkpoint
 from qvsplit.checkpoints.families import FAMILIES
 from qvsplit.checkpoints.opening import default_model, read_settings
@@ -31,6 +32,7 @@ from qvsplit.models.preparing import (
     load_preparer,
     pixel_limits,
 )
+from qvsplit.pipeline.devices import note_adapter_for_questions
 from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
 from qvsplit.pipeline.summary import Preview
 from qvsplit.runtime.cpus import default_workers
@@ -49,11 +51,24 @@ _NO_CLIPS = object()  # the model takes no videos
 _TRIED_SIZES = ((120, 160), (400, 900), (333, 111))  # height and width, on which a processor's own count is tried
 
 
-def preview(entries: Sequence[Entry], store: Store, storage: Storage, options: ExtractOptions) -> Preview:
-    """Say what it would take to encode `entries` into `store`."""
+def preview(
+    entries: Sequence[Entry],
+    store: Store,
+    storage: Storage,
+    options: ExtractOptions,
+    on_note: Callable[[str], None],
+) -> Preview:
+    """Say what it would take to encode `entries` into `store`.
+
+    ModelError where an adapter is named that cannot be opened; `on_note` hears of one that changes nothing.
+    """
     if not entries:
         return Preview(0, 0, 0, 0, 0.0, "")
     estimate = _Estimate(store, options)
+    if options.adapter is not None:
+        adapter = open_adapter(options.adapter)
+        if estimate.checkpoint is not None and not adapter.names_of(estimate.checkpoint.family, "encoder"):
+            note_adapter_for_questions(options.adapter, on_note)
     gifs_are_videos = with_videos_of(store.config, options).gif == "video"
     decoders = DecoderPool(
         options.item_timeout, gifs_are_videos=gifs_are_videos, max_image_pixels=options.max_image_pixels

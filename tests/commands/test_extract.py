@@ -13,6 +13,7 @@ from qvsplit.errors import ConfigError
 from qvsplit.pipeline.summary import Summary
 from qvsplit.sources.videos import is_transport_stream
 from qvsplit.store.opening import open_store
+from tests.support.adapters import make_adapter
 from tests.support.extracting import PHOTOS
 from tests.support.forked import start_on_terminal
 from tests.support.nasty_clips import damaged, hostile, sound_clips
@@ -72,6 +73,17 @@ def test_what_a_family_cannot_is_one_line_of_a_run_and_of_a_dry_run(
         assert (code, out, line.count("\n")) == (exit_code, "", 1)
         assert line.startswith(f"qvsplit: {said}")
         assert not (tmp_path / "e").exists()
+
+
+def test_a_dry_run_looks_at_the_adapter(run_cli, four_photos, small_store, checkpoint, tmp_path):
+    adapter = make_adapter(checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
+    new = ["-o", tmp_path / "new", "-m", checkpoint]
+    for store in (new, ["-o", small_store, PHOTOS["rocket.jpg"]]):
+        code, out, err = run_cli("extract", four_photos, *store, "--dry-run", "--adapter", adapter)
+        assert code == 0 and "would be read" in out and f"{adapter} changes nothing here: it has nothing for" in err
+        code, out, err = run_cli("extract", four_photos, *store, "--dry-run", "--adapter", tmp_path / "none")
+        assert (code, out) == (3, "") and f"no adapter folder at {tmp_path / 'none'}" in err
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_bar_is_on_a_terminal(four_photos, checkpoint, tmp_path):

@@ -47,6 +47,19 @@ def test_verify_says_that_a_store_is_not_damaged(run_cli, small_store):
     assert out.endswith("shard-000001.parquet: 4 rows, 969 tokens, no damage\n")
 
 
+@pytest.mark.parametrize(
+    ("given", "named", "them"),
+    [
+        (["--model", "none"], "--model", "it"), (["--adapter", "none"], "--adapter", "it"),
+        (["-m", "none", "--device", "cuda"], "--model and --device", "them"),
+    ],
+)  # fmt: skip
+def test_what_is_for_the_full_model_is_refused_where_none_is_loaded(run_cli, small_store, given, named, them):
+    code, out, err = run_cli("verify", small_store, *given)
+    assert (code, out) == (2, "")
+    assert f"without --sample no model is loaded, and {named} would do nothing; say --sample 3, or leave {them}" in err
+
+
 def test_verify_finds_features_that_are_not_the_models(run_cli, store, monkeypatch):
     """With a sound checksum, and wrong: only the full model can tell."""
     real = codec.from_planes
