@@ -1,6 +1,6 @@
 """What does each means in the encoder's forward pass bring? Side by side, in turn, in one process.
 
-    python -m bench.encoder "Qwen2.5-VL" [--depth 9] [--only fused] [--rounds 5] [--dtype float32] [--device cpu] [--small]
+    python -m bench.encoder "Qwen2.5-VL" [--depth 9] [--only fused] [--rounds 5] [--dtype float32] [--small]
 
 The encoder is one of `bench/encoder_shapes.py`, with random weights, of its first `--depth` layers (0: all), or a
 checkpoint's folder. Forward passes alone, no images read:
