@@ -28,8 +28,8 @@ DEMO_MODEL = "demo"  # the small checkpoint that lies in the package
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "checkpoint"
 
 
-class _NoLanguageModel(ModelError):
-    """The model was found, and is a vision encoder alone."""
+class _HalfAlone(ModelError):
+    """The model was found, and is one half alone, which does not do."""
 
 
 def open_checkpoint(
@@ -65,7 +65,9 @@ def open_checkpoint(
     if absent:
         raise ModelError(f"{checkpoint.folder} lacks {some_of(absent)}, which {INDEX_FILE} names; download it again")
     if half != "encoder" and not checkpoint.language_names:
-        raise _NoLanguageModel(f"{checkpoint.folder} holds no language model; {_whose_encoder(checkpoint)}")
+        raise _HalfAlone(f"{checkpoint.folder} holds no language model; {_whose(checkpoint, 'vision encoder')}")
+    if half == "both" and not checkpoint.encoder_names:
+        raise _HalfAlone(f"{checkpoint.folder} holds no vision encoder; {_whose(checkpoint, 'language model')}")
     return checkpoint if adapter is None else replace(checkpoint, adapter=adapter)
 
 
@@ -152,7 +154,7 @@ def choose_checkpoint(
         merged = _own_adapter(own_adapter)
     try:
         return open_checkpoint(own, half, revision=revision, adapter=merged)
-    except _NoLanguageModel as error:
+    except _HalfAlone as error:
         raise ModelError(f"the store was made with {own}: {error}") from None
     except ModelError as error:
         raise ModelError(f"the store was made with {own}: {error}; if it has moved, name it as `model`") from None
@@ -167,12 +169,12 @@ def _own_adapter(adapter: str) -> Adapter:
         ) from None
 
 
-def _whose_encoder(checkpoint: Checkpoint) -> str:
-    """Say what to do with a checkpoint that is an encoder alone: its note may name the model that it is of."""
+def _whose(checkpoint: Checkpoint, half: str) -> str:
+    """Say what to do with a checkpoint that is this half alone: its note may name the model that it is of."""
     model = read_json(checkpoint.folder / NOTE_FILE, optional=True).get("model")
     if not isinstance(model, str):
         return "name a checkpoint that has one as `model`"
-    return f"it is the vision encoder of {model} alone: name that as `model`"
+    return f"it is the {half} of {model} alone: name that as `model`"
 
 
 def _local_folder(model: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from qvsplit import splitting
@@ -76,6 +78,12 @@ def test_transformers_loads_the_language_model(name, family_checkpoint, family_r
     full = family_reference(name).model
     with torch.no_grad():
         assert torch.equal(model.eval()(input_ids=prompt).logits, full(input_ids=prompt).logits)
+        shown = dict(family_reference(name).inputs([Image.linear_gradient("L").convert("RGB")], "What is it?"))
+        takes = inspect.signature(full.get_image_features).parameters
+        features = full.get_image_features(**{key: shown[key] for key in shown.keys() & takes}, return_dict=True)
+        given = {key: value for key, value in shown.items() if "pixel" not in key}
+        logits = model(**given, mm_encoder_outputs={"image": features}).logits
+        assert torch.equal(logits, full(**shown).logits)
 
 
 def test_a_store_is_that_of_the_whole_and_the_halves_answer_alike(run_cli, checkpoint, some_photos, tmp_path):
@@ -92,6 +100,9 @@ def test_a_store_is_that_of_the_whole_and_the_halves_answer_alike(run_cli, check
     assert run_cli(*ask, halves[1])[:2] == run_cli(*ask, checkpoint)[:2]
     code, _, said = run_cli(*ask, halves[0])
     assert (code, "holds no language model" in said) == (3, True)
+    code, _, said = run_cli("verify", store, "--sample", 1, "--model", halves[1])
+    assert f"holds no vision encoder; it is the language model of {checkpoint} alone: name that as --model" in said
+    assert code == 3
 
 
 def test_a_store_of_another_encoder_is_refused(run_cli, small_store, tmp_path):
