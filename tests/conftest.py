@@ -48,10 +48,19 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def pytest_collection_finish():
-    """Half a million objects of torch, transformers and the tests themselves stay to the end: none is garbage."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Half a million objects of torch, transformers and the tests themselves stay to the end: none is garbage.
+
+    While they are made, nothing looks through them for any.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_unconfigure():

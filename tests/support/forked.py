@@ -273,7 +273,9 @@ def serve(imports: str, descriptor: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they are for the processes that are connected, whose end we hear of
     names: dict[str, Any] = {}
+    gc.disable()  # imports make no garbage worth looking for
     exec(imports, names)
+    gc.enable()
     gc.freeze()  # what children share is not written to
     listener = socket.socket(fileno=descriptor)
     clients: dict[int, socket.socket] = {}
