@@ -26,7 +26,6 @@ CLASSES = (
     "Qwen3_5VisionModel",
     "Qwen3_5MoeVisionModel",
     "Qwen4ExpVisionModel",
-    "CohereCompassVisionModel",
 )
 GATED, PLAIN = ("gate_proj", "up_proj", "down_proj"), (("fc1", "fc2"), ("linear_fc1", "linear_fc2"))
 

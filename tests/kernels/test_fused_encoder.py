@@ -45,7 +45,6 @@ ALIKE = {  # other modules, of the same layers
     "Qwen3-Omni": ("qwen3_omni_moe", "Qwen3OmniMoeVisionEncoder", LEARNED | LEVELS),
     "Qwen3.5-MoE": ("qwen3_5_moe", "Qwen3_5MoeVisionModel", LEARNED),
     "Qwen4": ("qwen4_exp", "Qwen4ExpVisionModel", LEARNED),
-    "Compass": ("cohere_compass", "CohereCompassVisionModel", LEARNED | LEVELS),
 }  # fmt: skip
 
 
