@@ -24,8 +24,10 @@ def _facts(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "family", f"{model['family']}, {model['class']} of transformers{listed}"
     if model["quantised"] is not None:
         yield "quantised", f"by {model['quantised']}"
-    yield from _half("vision encoder", model["encoder"], "extract")
-    yield from _half("language model", model["language_model"], "ask")
+    yield from _half("vision encoder", model["encoder"])
+    yield from _refused("extract", model["encoder"], model["model"])
+    yield from _half("language model", model["language_model"])
+    yield from _refused("ask", model["language_model"], model["model"])
     for module, rest in model["not_loaded"].items():
         yield "not loaded", f"{escaped(module)}: {_stored(rest)}"
     if model["width"] is not None:
@@ -38,7 +40,7 @@ def _facts(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "images", f"resized to {limits[0]:,} to {limits[1]:,} pixels"
 
 
-def _half(name: str, half: Mapping[str, Any], command: str) -> Iterator[tuple[str, str]]:
+def _half(name: str, half: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     stored = f"{_stored(half)}" if half["tensors"] else "no weights on this disk"
     yield name, f"{half['parameters']:,} parameters, {stored}"
     if half["bytes"] is not None and len(half["dtypes"]) > 1:
@@ -47,8 +49,13 @@ def _half(name: str, half: Mapping[str, Any], command: str) -> Iterator[tuple[st
         files = len(half["files"])
         which = "its files are" if absent == files else f"{absent:,} of its {files:,} files are"
         yield "", f"{which} not on this disk"
+
+
+def _refused(command: str, half: Mapping[str, Any], model: str) -> Iterator[tuple[str, str]]:
+    """Say that a command refuses a half, and why; not what to do, which that command says."""
     if half["refused"] is not None:
-        yield "", f"refused by `{command}`: {half['refused']}"
+        reason = half["refused"].partition(";")[0].removeprefix(model).removeprefix(":").strip()
+        yield "", f"refused by `{command}`: {reason}"
 
 
 def _stored(part: Mapping[str, Any]) -> str:
