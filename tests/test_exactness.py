@@ -190,13 +190,14 @@ def test_fused_answers_in_half_precision_are_the_full_models_but_for_ties(tmp_pa
     session = load_session(open_store(tmp_path / "embeds"), AskOptions(dtype=dtype, max_new_tokens=NEW_TOKENS))
     whole = FullModel(checkpoint, dtype=getattr(torch, dtype))
     assert session.dtype_note() is None
-    same = 0
-    for row, question in itertools.product(session.store, QUESTIONS):
-        expected, gaps = _with_gaps(whole, upright_rgb(some_photos / row.path), question)
-        got = session.answer(row, question).tokens
-        same += got == expected
-        assert _same_but_for_a_tie(got, expected, gaps, dtype)
-    assert same >= 8  # of 20
+    same = []
+    for row in session.store:
+        for question in QUESTIONS if row.path == "coins.png" else QUESTIONS[:2]:
+            expected, gaps = _with_gaps(whole, upright_rgb(some_photos / row.path), question)
+            got = session.answer(row, question).tokens
+            same.append(got == expected)
+            assert _same_but_for_a_tie(got, expected, gaps, dtype)
+    assert sum(same) >= 0.4 * len(same)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

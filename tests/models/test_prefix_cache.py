@@ -515,7 +515,12 @@ def test_scores_are_the_whole_models_log_probabilities_of_whole_answers(session,
     answers = list(session.survey([PromptItems((row,)) for row in rows], asked))
     assert {"Yes.", " yes"} < set(asked[0].forms["yes"])
     ends = sorted(session.engine.language.stops)
-    for answer in answers:
+    assert all(sum(answer.probabilities.values()) == pytest.approx(1) for answer in answers)
+    each_once = [answers[0], answers[3]]  # of two images, two questions
+    assert [(one.rows, one.question) for one in each_once] == [
+        ((row,), question.text) for row, question in zip(rows, asked, strict=True)
+    ]
+    for answer in each_once:
         inputs = whole.inputs([upright_rgb(photos / answer.rows[0].path)], answer.question)
         for name, forms in asked[0].forms.items():
             of_forms = {}
@@ -538,7 +543,6 @@ def test_scores_are_the_whole_models_log_probabilities_of_whole_answers(session,
             total = torch.tensor(sum(of_forms.values())).double()
             assert answer.logprobs[name] == pytest.approx(total.log().item(), abs=2e-3)
             assert answer.forms[name] == max(of_forms, key=of_forms.get)
-        assert sum(answer.probabilities.values()) == pytest.approx(1)
         assert answer.choice == max(answer.logprobs, key=answer.logprobs.get)
         assert (answer.text, answer.verdict) == ("unsure", "uncertain")  # a random model would say something else
         assert (answer.tokens, answer.finish_reason) == ([], "scored")

@@ -307,7 +307,7 @@ def serve() -> None:
     torch.set_num_threads(1)  # before any computation: a forked pool of threads hangs
     fake_encoder.install()
     images._known_formats()
-    decoders = forked.Server(forked.DECODER)
+    decoders = forked.server_of(os.getpid(), forked.DECODER)
     gc.freeze()  # what the runs share is not written to
     for line in sys.stdin:
         order = json.loads(line)
