@@ -135,6 +135,8 @@ def open_adapter(adapter: str | os.PathLike[str]) -> Adapter:
     if os.path.isdir(text):
         folder = Path(text).resolve()
         name, revision = str(folder), None
+    elif os.path.isfile(text):
+        raise ModelError(f"{text} is a file; give the folder that it is in, {Path(text).resolve().parent}")
     elif looks_like_hub_name(text):
         folder = fetch_adapter(text, [CONFIG_FILE, WEIGHTS_FILE])
         name, revision = text.partition("@")[0], folder.name

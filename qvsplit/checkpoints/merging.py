@@ -126,7 +126,7 @@ class _Placed:
         paths = {name for name, _ in model.named_modules()}
         named = _modules_in_model({adapter.module_of(name) for name in adapter.places}, model)
         if strange := sorted(one for one in adapter.places if named[adapter.module_of(one)] not in paths):
-            raise self._misfit(f"the model has no {some_of(map(adapter.module_of, strange))}")
+            raise self._misfit(f"the model has no {some_of({adapter.module_of(one) for one in strange})}")
         self.modules = {name: named[adapter.module_of(name)] for name in adapter.places}
         self.names = {name: self._renamed(name) for name in adapter.places}
         self.config = _peft_config(adapter)

@@ -65,8 +65,8 @@ def extract(
             "--adapter",
             metavar="ADAPTER",
             help="A PEFT adapter (LoRA) that is merged into the vision encoder: a folder or a hub name, NAME@REVISION "
-            "for a revision. One for the language model alone changes nothing here [default: with the store's own "
-            "model the store's own].",
+            "for a revision. One for the language model alone changes nothing here [default: the store's adapter, "
+            "unless --model is given].",
             show_default=False,
             rich_help_panel=MODEL,
             hidden=True,

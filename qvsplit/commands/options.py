@@ -95,8 +95,8 @@ AskAdapter = Annotated[
         "--adapter",
         metavar="ADAPTER",
         help="A PEFT adapter (LoRA) that is merged into the language model: a folder or a hub name, NAME@REVISION for "
-        "a revision. One that changes the vision encoder as well needs a store that extract --adapter made [default: "
-        "with the store's own model the store's own].",
+        "a revision. What it has for the vision encoder is merged where files are encoded, and a store must have been "
+        "made with it [default: the store's adapter, unless --model is given].",
         show_default=False,
         rich_help_panel=MODEL,
         hidden=True,

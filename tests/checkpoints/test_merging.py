@@ -10,7 +10,8 @@ from qvsplit.checkpoints.fingerprint import adapter_digest
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.errors import ModelError
 from qvsplit.weights import load_encoder_weights, load_language_model
-from tests.support.adapters import change_config, full_model, make_adapter, merged_model
+from tests.support.adapters import change_config, change_tensors, full_model, make_adapter, merged_model
+from tests.support.checkpoints import make_tiny
 
 EXPERTS = {"target_parameters": ["mlp.experts.gate_up_proj"], "target_modules": ["q_proj"]}
 
@@ -26,12 +27,15 @@ def changed_by_peft(folder, adapter):
     return {name: one for name, one in after.items() if not torch.equal(one, before[name])}
 
 
-@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
+@pytest.mark.parametrize("family", ["gemma3", "paligemma", "qwen2_vl, tied"])
 def test_all_linear_layers_of_a_family_with_tied_embeddings_have_the_bits_of_peft_in_both_halves(
     family, family_checkpoint, tmp_path
 ):
     """Whose encoder has no input embedding, for which PEFT asks where embeddings are tied."""
-    folder = family_checkpoint(family)
+    if family == "qwen2_vl, tied":
+        make_tiny(folder := tmp_path / "tied", tied=True)
+    else:
+        folder = family_checkpoint(family)
     made = make_adapter(folder, tmp_path / "adapter", target_modules="all-linear")
     changed, whole = changed_by_peft(folder, made), opened(folder, made)
     encoder = load_encoder_weights(whole, device=torch.device("cpu"), dtype=torch.float32).model
@@ -79,3 +83,20 @@ def test_an_adapter_for_what_neither_half_has_is_refused(family_checkpoint, tmp_
         load_encoder_weights(whole, device=torch.device("cpu"), dtype=torch.float32)
     with pytest.raises(ModelError, match=expected):
         load_language_model(whole, dtype=torch.float32)
+
+
+def test_each_module_that_the_model_has_not_is_named_once(checkpoint, tmp_path):
+    made = make_adapter(checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
+    change_tensors(made, lambda all_: {name.replace(".q_proj.", ".o_projection."): one for name, one in all_.items()})
+    layers = [f"model.language_model.layers.{number}.self_attn.o_projection" for number in range(4)]
+    with pytest.raises(ModelError) as raised:
+        load_language_model(opened(checkpoint, made), dtype=torch.float32)
+    assert f"the model has no {', '.join(layers)}; give the model it was trained on" in str(raised.value)
+
+
+def test_a_file_of_an_adapter_is_no_hub_name(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "adapter_config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=rf"is a file; give the folder that it is in, {tmp_path}/mine$"):
+        open_adapter("mine/adapter_config.json")
