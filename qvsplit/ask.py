@@ -255,7 +255,7 @@ class Session:
             return None
         here = device_type(self.options)
         reasons = [
-            f"computed by the kernels {config.kernels}" if config.kernels != "reference" else "",
+            f"computed by the {config.kernels} kernels" if config.kernels != "reference" else "",
             f"stored in {config.storage_dtype}" if config.storage_dtype != config.compute_dtype else "",
             f"computed on {' and '.join(sorted(computed))}" if computed - {here} else "",
             "made of images resized on the device" if config.prepared_on != PREPARED_ON[0] else "",
@@ -264,8 +264,8 @@ class Session:
             return None
         return (
             f"the store's features were {' and '.join(filter(None, reasons))}: answers are those of the full model "
-            "only within rounding; to the bit they are from a store that `kernels=reference` made, stored as computed, "
-            f"on {here} alone"
+            f"only within rounding; for the same bits extract again on {here} with `kernels=reference`, and with no "
+            "other dtype for storage"
         )
 
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 PACKAGES = (
     "qvsplit", "torch", "torchvision", "transformers", "tokenizers", "safetensors", "accelerate", "huggingface-hub",
     "numpy", "pyarrow", "pillow", "pillow-heif", "av", "qwen-vl-utils", "llguidance", "duckdb", "pandas", "polars",
-    "typer", "rich",
+    "typer", "rich", "peft", "compressed-tensors", "bitsandbytes", "optimum", "gptqmodel", "torchao",
 )  # fmt: skip
 NEEDED = ("torch", "transformers", "pyarrow.parquet", "PIL.Image", "av")  # without which nothing is encoded or asked
 IMPORT_SECONDS, HUB_SECONDS = 120.0, 3.0

@@ -339,8 +339,8 @@ def compared_as(store: Store, kernels: str) -> str:
     """Say in one line what `check_items` compares: dtype, kernels, and that it is one by one."""
     assert store.config is not None
     return (
-        f"against the full model in {store.config.compute_dtype}, one by one: features by the kernels "
-        f"{store.config.kernels}, answers by the kernels {kernels}"
+        f"against the full model in {store.config.compute_dtype}, one by one: features by the {store.config.kernels} "
+        f"kernels, answers by the {kernels} kernels"
     )
 
 

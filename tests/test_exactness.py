@@ -294,7 +294,7 @@ def test_reference_answers_of_other_families_have_the_full_models_bits(
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
-        ({"kernels": "fused"}, "computed by the kernels fused"),
+        ({"kernels": "fused"}, "computed by the fused kernels"),
         ({"kernels": "reference", "storage_dtype": "float16"}, "stored in float16"),
     ],
 )

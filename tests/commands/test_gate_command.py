@@ -178,7 +178,7 @@ def test_what_makes_exact_answers_inexact_is_said(gate, stores):
     code, _, said = gate(*words)
     noted, verdicts = said.splitlines()
     assert (code, verdicts) == (0, "qvsplit: pass: 1")
-    assert noted.startswith("qvsplit: the store's features were computed by the kernels fused: answers are those of")
+    assert noted.startswith("qvsplit: the store's features were computed by the fused kernels: answers are those of")
     assert "`" not in noted.replace("`--kernels reference`", "")
     assert gate(*words, "--quiet")[2] == ""
 

@@ -33,7 +33,7 @@ def test_verify_reads_everything_and_compares_with_the_full_model(run_cli, store
 @pytest.mark.parametrize("kernels", ["fused", "reference"])
 def test_verify_says_which_mode_it_compares(run_cli, store, kernels):
     code, out, _ = run_cli("verify", store, "--sample", 1, "--kernels", kernels)
-    line = f"features by the kernels fused, answers by the kernels {kernels}"
+    line = f"features by the fused kernels, answers by the {kernels} kernels"
     assert (code, out.splitlines()[1]) == (0, f"against the full model in float32, one by one: {line}")
     out = run_cli("verify", store, "--sample", 1, "--kernels", kernels, "--json")[1]
     said = json.loads(out.splitlines()[1])

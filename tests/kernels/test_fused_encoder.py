@@ -128,7 +128,7 @@ def test_levels_come_in_the_order_of_their_layers():
 
 
 def test_an_encoder_that_has_none_is_named():
-    with pytest.raises(ModelError, match="no fused kernels for Linear: run it with --kernels reference"):
+    with pytest.raises(ModelError, match="no fused kernels for Linear: use `kernels=reference`"):
         fuse(torch.nn.Linear(2, 2))
 
 
