@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvsplit.checkpoints.checkpoint import Checkpoint, Half
 from qvsplit.checkpoints.families import FAMILIES
+from qvsplit.checkpoints.files import NOTE_FILE, read_json
 from qvsplit.checkpoints.opening import open_headers
 from qvsplit.checkpoints.tensors import TensorPlace, is_computed_in
 from qvsplit.errors import ItemError, ModelError
@@ -58,6 +59,7 @@ def describe_model(model: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "model": checkpoint.name,
         "revision": checkpoint.revision,
+        "half_of": _half_of(checkpoint),
         "family": checkpoint.family.model_type,
         "listed": checkpoint.family.model_type in FAMILIES,
         "class": class_of(checkpoint).__name__,
@@ -74,6 +76,12 @@ def describe_model(model: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 # --------------------------------------------------------------------------------------------------------------- halves
+
+
+def _half_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Give which half of which model a folder that `split` wrote is; None for any other."""
+    note = read_json(checkpoint.folder / NOTE_FILE, optional=True)
+    return {"half": note["half"], "model": note["model"]} if {"half", "model"} <= note.keys() else None
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,9 @@ def open_checkpoint(
     if absent:
         raise ModelError(f"{checkpoint.folder} lacks {some_of(absent)}, which {INDEX_FILE} names; download it again")
     if half != "encoder" and not checkpoint.language_names:
-        raise _HalfAlone(f"{checkpoint.folder} holds no language model; {_whose(checkpoint, 'vision encoder')}")
-    if half == "both" and not checkpoint.encoder_names:
-        raise _HalfAlone(f"{checkpoint.folder} holds no vision encoder; {_whose(checkpoint, 'language model')}")
+        raise _HalfAlone(_half_alone(checkpoint, half, missing="language model", held="vision encoder"))
+    if half != "language" and not checkpoint.encoder_names:
+        raise _HalfAlone(_half_alone(checkpoint, half, missing="vision encoder", held="language model"))
     return checkpoint if adapter is None else replace(checkpoint, adapter=adapter)
 
 
@@ -169,12 +169,13 @@ def _own_adapter(adapter: str) -> Adapter:
         ) from None
 
 
-def _whose(checkpoint: Checkpoint, half: str) -> str:
-    """Say what to do with a checkpoint that is this half alone: its note may name the model that it is of."""
+def _half_alone(checkpoint: Checkpoint, half: Half, *, missing: str, held: str) -> str:
+    """Say that a checkpoint is one half alone, and what to do: its note may name the model that it is of."""
     model = read_json(checkpoint.folder / NOTE_FILE, optional=True).get("model")
     if not isinstance(model, str):
-        return "name a checkpoint that has one as `model`"
-    return f"it is the {half} of {model} alone: name that as `model`"
+        return f"{checkpoint.folder} holds no {missing}; name a checkpoint that has one as `model`"
+    other = "" if half == "both" else f", or the folder of its {missing},"
+    return f"{checkpoint.folder} holds no {missing}; it is the {held} of {model} alone: name that{other} as `model`"
 
 
 def _local_folder(model: str) -> Path | None:

@@ -65,6 +65,8 @@ def inspect(
     try:
         opened = open_with_progress(place)
     except UsageError as error:
+        if embeds is not None and os.path.isfile(Path(embeds, "config.json")):
+            raise UsageError(f"{embeds} is a model's folder, and no store: qvsplit inspect {embeds}") from None
         raise UsageError(f"{error}{'' if store is None else _no_model_either(store)}") from None
     _print_store(opened, as_json=as_json)
 
@@ -119,9 +121,9 @@ def _refuse_part(place: str) -> None:
     from qvsplit.checkpoints.adapter import CONFIG_FILE
 
     path = Path(place)
-    if path.is_file() and (path.name == "config.json" or ".safetensors" in path.suffixes):
+    if os.path.isfile(path) and (path.name == "config.json" or ".safetensors" in path.suffixes):
         raise UsageError(f"{place} is a file of a model; give its folder, {path.parent}")
-    if (path / CONFIG_FILE).is_file() and not _has_shards(place):
+    if os.path.isfile(path / CONFIG_FILE) and not _has_shards(place):
         raise UsageError(f"{place} is an adapter: give it to extract and ask as `adapter`; here a store or a model")
 
 

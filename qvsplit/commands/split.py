@@ -46,14 +46,15 @@ def split(
     progress: ProgressMode = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Write the halves of a model as models of their own.
+    """Write the halves of a model as models of their own: give --encoder, --language-model or both.
 
     A machine that only extracts needs the vision encoder, one that only asks the language model. Tensors are copied as
-    they are, and nothing is loaded: it takes a few megabytes of memory, and as much disk space as it writes. The store
-    of an encoder's folder is that of the full model, and a language model's folder refuses stores of other encoders.
+    they are, and nothing is loaded: it takes a few megabytes of memory, and as much disk space as it writes. A store
+    made with the encoder's folder is the same as one made with the full model; a language model's folder refuses stores
+    of other encoders. chat and gate of a file, and verify --sample, need the full model.
 
     Examples:
-        # Both halves
+        # Both halves: enc for extract, lm for ask, as --model
         qvsplit split Qwen/Qwen2-VL-2B-Instruct --encoder enc --language-model lm
         # One of a model on this disk
         qvsplit split ./Qwen2-VL-2B --language-model lm

@@ -21,6 +21,9 @@ def model_lines(model: Mapping[str, Any]) -> list[str]:
 def _facts(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     listed = "" if model["listed"] else ", split by a dry run"
     yield "model", escaped(model["model"]) + (f"@{model['revision']}" if model["revision"] else "")
+    if (half := model["half_of"]) is not None:
+        which = "vision encoder" if half["half"] == "encoder" else "language model"
+        yield "half", f"the {which} alone, of {escaped(str(half['model']))}"
     yield "family", f"{model['family']}, {model['class']} of transformers{listed}"
     if model["quantised"] is not None:
         yield "quantised", f"by {model['quantised']}"
@@ -37,7 +40,7 @@ def _facts(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         float32, bfloat16 = (size(cache[dtype]) for dtype in ("float32", "bfloat16"))
         yield "KV cache", f"{float32} a token in float32, {bfloat16} in bfloat16"
     if (limits := model["pixel_limits"]) is not None:
-        yield "images", f"resized to {limits[0]:,} to {limits[1]:,} pixels"
+        yield "images", f"resized to {limits[0]:,} to {limits[1]:,} pixels by default (--max-pixels)"
 
 
 def _half(name: str, half: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -80,7 +83,10 @@ def _memory_lines(memory: Sequence[Mapping[str, Any]]) -> list[str]:
     table = [["", "encoder", "language", "extract", "ask", "extract", "ask"]]
     table += [[name, *(_amount(row[column]) for column in _MEMORY)] for name, row in rows]
     heads = [("memory", 1), ("weights", 2), ("on a CPU", 2), ("on a GPU", 2)]
-    return [*_table(heads, table), *(["  * as the checkpoint has it"] if alike else [])]
+    notes = ["  * as the checkpoint has it"] if alike else []
+    if any(_UNKNOWN in row for row in table):
+        notes.append(f"  {_UNKNOWN} not computed so, or not known")
+    return [*_table(heads, table), *notes]
 
 
 _MEMORY = ("encoder", "language_model", "extract", "ask", "extract_on_gpu", "ask_on_gpu")

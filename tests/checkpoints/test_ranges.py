@@ -609,7 +609,8 @@ def test_the_kept_encoder_is_a_model_folder_and_has_no_language_model(
         kept = open_checkpoint(NAME, "encoder").folder
     code, _, err = run_cli("extract", some_photos, "--out", tmp_path / "embeds", "--model", kept)
     assert code == 0, err
-    wanted = f"{kept} holds no language model; it is the vision encoder of {NAME} alone: name that as --model"
+    wanted = f"{kept} holds no language model; it is the vision encoder of {NAME} alone: name that, or "
+    wanted += "the folder of its language model, as --model"
     code, _, err = run_cli("ask", "--embeds", tmp_path / "embeds", "What is it?")
     assert (code, err) == (3, f"qvsplit: the store was made with {kept}: {wanted}\n")
     code, _, err = run_cli("ask", "--embeds", tmp_path / "embeds", "--model", kept, "What is it?")

@@ -226,6 +226,8 @@ def test_a_quantised_language_model_is_as_it_is_stored(run_cli, checkpoint, tmp_
     assert [row["language_model"] for row in said["memory"]] == [None, None, said["language_model"]["bytes"]]
     assert said["memory"][0]["encoder"] == said["encoder"]["bytes"]
     assert "quantised       by gptq" in run_cli("inspect", folder)[1]
+    assert "  – not computed so, or not known\n" in run_cli("inspect", folder)[1]
+    assert "not computed so" not in run_cli("inspect", checkpoint)[1]
 
 
 def test_where_the_processor_is_not_there_tokens_are_not_known(run_cli, checkpoint, tmp_path):
@@ -245,7 +247,8 @@ def test_what_an_argument_is(run_cli, small_store, checkpoint, tmp_path, monkeyp
     assert json.loads(run_cli("inspect", "demo", "--json")[1])["type"] == "store"
     shutil.copy(checkpoint / "config.json", tmp_path / "demo")
     assert json.loads(run_cli("inspect", "demo", "--json")[1])["type"] == "store"
-    assert run_cli("inspect", "--embeds", checkpoint)[0] == 2
+    code, _, said = run_cli("inspect", "--embeds", checkpoint)
+    assert (code, f"is a model's folder, and no store: qvsplit inspect {checkpoint}" in said) == (2, True)
     code, _, said = run_cli("inspect", "demo/photos")
     assert code == 2
     assert "no store or shard at demo/photos" in said

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from qvsplit import splitting
 from qvsplit.checkpoints import writing
 from qvsplit.checkpoints.adapter import Adapter
+from qvsplit.checkpoints.files import tensor_files
 from qvsplit.checkpoints.fingerprint import encoder_fingerprint, noted_fingerprint
 from qvsplit.checkpoints.model_class import class_of
 from qvsplit.checkpoints.opening import open_checkpoint
@@ -35,9 +36,8 @@ REFUSED = {"llama4", "idefics2", "ovis2", "granite4_vision", "hunyuan_vl", "gemm
 
 def tensors(folder):
     """Every tensor of a checkpoint's files: dtype, shape and bytes by name."""
-    checkpoint = open_checkpoint(folder, "encoder")
     found = {}
-    for file in {*checkpoint.files.values()}:
+    for file in {*tensor_files(folder).values()}:
         with safe_open(folder / file, framework="pt") as stream:
             for name in stream.keys():  # noqa: SIM118
                 tensor = stream.get_tensor(name)
@@ -103,6 +103,10 @@ def test_a_store_is_that_of_the_whole_and_the_halves_answer_alike(run_cli, check
     code, _, said = run_cli("verify", store, "--sample", 1, "--model", halves[1])
     assert f"holds no vision encoder; it is the language model of {checkpoint} alone: name that as --model" in said
     assert code == 3
+    code, _, said = run_cli("extract", some_photos, "--out", tmp_path / "no", "--model", halves[1])
+    assert f"of {checkpoint} alone: name that, or the folder of its vision encoder, as --model" in said
+    assert code == 3
+    assert f"half            the language model alone, of {checkpoint}\n" in run_cli("inspect", halves[1])[1]
 
 
 def test_a_store_of_another_encoder_is_refused(run_cli, small_store, tmp_path):
@@ -153,7 +157,10 @@ def test_half_a_model_is_split_into_what_it_has(run_cli, checkpoint, tmp_path):
     assert noted_fingerprint(open_checkpoint(tmp_path / "asks", "language")) == known
     code, _, said = run_cli("split", halves[0], "--language-model", tmp_path / "no")
     assert code == 3
-    assert f"holds no language model; it is the vision encoder of {checkpoint} alone: name that as MODEL" in said
+    assert (
+        f"holds no language model; it is the vision encoder of {checkpoint} alone: name that, or the folder of its language model, as MODEL"
+        in said
+    )
     code, _, said = run_cli("split", halves[1], "--encoder", tmp_path / "no")
     assert (code, "holds no vision encoder" in said) == (3, True)
     assert not (tmp_path / "no").exists()
