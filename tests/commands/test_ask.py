@@ -48,7 +48,7 @@ def test_reference_kernels_say_what_the_store_cannot_give(run_cli, small_store, 
     assert run_cli(*words)[0] == 0
     code, _, said = run_cli(*words, "--kernels", "reference")
     assert (code, said.count("computed by the fused kernels: answers are those of the full model only")) == (0, 1)
-    assert "from a store that --kernels reference made" in said
+    assert "extract again on cpu with --kernels reference" in said
     records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert len({record["run"] for record in records}) == len(records) == 2
     assert run_cli(*words, "--kernels", "exact")[0] == 2

@@ -241,6 +241,7 @@ def run_program(*words: object, **about: Any) -> subprocess.CompletedProcess[str
 
 def program_in(folder: Path) -> None:
     """Put a program `qvsplit` into a folder, for shells: it runs in a forked process, on the shell's own streams."""
+    server_of(os.getpid(), COMMANDS)  # started by the program it would hold the shell's streams open, and end with it
     code = "import sys; from tests.support import forked; sys.exit(forked.run_here(*sys.argv[1:]))"
     (folder / "qvsplit").write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{code}' \"$@\"\n")
     (folder / "qvsplit").chmod(0o755)
