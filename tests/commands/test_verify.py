@@ -128,12 +128,18 @@ def test_parts_of_a_video_are_compared_beside_images(run_cli, family_checkpoint,
 
 
 NO_POOL = """
-import os, pyarrow, pyarrow.parquet
+import pathlib, pyarrow, pyarrow.parquet
 from qvsplit import cli
 pyarrow.set_cpu_count(8)
-before = len(os.listdir("/proc/self/task"))
+
+def threads():
+    # but those of pyarrow's memory pool, which come and go by themselves
+    names = [one.read_text() for one in pathlib.Path("/proc/self/task").glob("*/comm")]
+    return sum(not name.startswith("jemalloc") for name in names)
+
+before = threads()
 code = cli.run(["verify", {store!r}])
-print(code, len(os.listdir("/proc/self/task")) - before)
+print(code, threads() - before)
 """
 
 
@@ -143,7 +149,7 @@ def test_shards_are_read_without_pyarrows_pool_of_threads(small_store):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     code, more = map(int, done.stdout.splitlines()[-1].split())
     assert code == 0
-    assert more <= 1  # of our own, which watches the clock
+    assert more <= 2  # our own, which watches the clock, and one that pyarrow's import may start late; the pool has 8
 
 
 def test_a_process_that_has_read_a_shard_ends_with_its_own_exit_code(small_store):
