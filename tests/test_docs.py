@@ -167,7 +167,9 @@ def test_the_start_of_the_readme_works_without_a_network(tmp_path, tmp_path_fact
 
 
 def test_the_command_reference_is_what_the_commands_say():
-    code = f"import sys; sys.path.append({str(ROOT / 'tools')!r}); import make_docs; print(make_docs.reference(), end='')"
+    code = (
+        f"import sys; sys.path.append({str(ROOT / 'tools')!r}); import make_docs; print(make_docs.reference(), end='')"
+    )
     printed, said = start_program(code).communicate()
     assert printed == (ROOT / "docs" / "commands.md").read_text(), f"run `make docs`\n{said}"
 
