@@ -36,7 +36,7 @@ from bench.encoder_shapes import SHAPES, build
 from bench.machine import machine
 from qvsplit.kernels import fused_encoder as encoder
 from qvsplit.kernels.fused_encoder import Grid, fuse
-from qvsplit.kernels.packed_linear import PackedLinear
+from qvsplit.kernels.packed_linear import PackedLinear, can_pack
 
 BATCHES: dict[str, list[Grid]] = {
     "one of 4,900 patches": [(1, 70, 70)],
@@ -144,7 +144,7 @@ def _variants(module: Any, only: list[str] | None) -> Iterator[tuple[str, Forwar
         "both slices": mock.patch.object(encoder.FusedEncoder, "_of_one_slice", return_value=None),
         "one by one": mock.patch.object(encoder, "groupby", _apart),
     }
-    packed = module.device.type == "cpu" and encoder.can_pack(module.dtype)
+    packed = module.device.type == "cpu" and can_pack(module.dtype)
     for name, way in ways.items():
         if (packed or name not in OF_PACKING) and (only is None or name in only):
             with way:
