@@ -40,7 +40,7 @@ def _facts(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         float32, bfloat16 = (size(cache[dtype]) for dtype in ("float32", "bfloat16"))
         yield "KV cache", f"{float32} a token in float32, {bfloat16} in bfloat16"
     if (limits := model["pixel_limits"]) is not None:
-        yield "images", f"resized to {limits[0]:,} to {limits[1]:,} pixels by default (--max-pixels)"
+        yield "images", f"resized to {limits[0]:,} to {limits[1]:,} pixels by default (`max_pixels`)"
 
 
 def _half(name: str, half: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
