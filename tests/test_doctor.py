@@ -15,8 +15,8 @@ from qvsplit import doctor
 from qvsplit.checkpoints.cache import cache_folder
 from qvsplit.checkpoints.files import small_files
 from qvsplit.checkpoints.opening import open_checkpoint
-from qvsplit.checkpoints.writing import write_checkpoint
 from qvsplit.errors import ConfigError, DiskError, ModelError, StoreDamaged
+from tests.support.checkpoints import write_checkpoint
 from tests.support.hub_server import COMMIT, NAME, Hub
 
 GOOD = "facts = {}"

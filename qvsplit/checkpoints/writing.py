@@ -75,27 +75,6 @@ def write_safetensors(
             on_written(len(piece))
 
 
-def write_checkpoint(
-    folder: Path,
-    places: Mapping[str, TensorPlace],
-    *,
-    small: Iterable[Path],
-    note: Mapping[str, Any],
-    file_bytes: int = FILE_BYTES,
-    on_written: Callable[[int], None] = _nobody,
-) -> None:
-    """Write a checkpoint that holds some tensors of another, as the new `folder`; it appears when it is whole.
-
-    Its parents are made if need be. What is written: see `fill_checkpoint`.
-
-    Raises:
-        ModelError: `folder` exists, or a file that is copied from ends too early or has changed.
-        DiskError: The disk is full, or the folder cannot be written.
-    """
-    with new_folder(folder) as unfinished:
-        fill_checkpoint(unfinished, places, small=small, note=note, file_bytes=file_bytes, on_written=on_written)
-
-
 def fill_checkpoint(
     folder: Path,
     places: Mapping[str, TensorPlace],

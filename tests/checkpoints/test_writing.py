@@ -17,7 +17,7 @@ from qvsplit.checkpoints.files import INDEX_FILE, NOTE_FILE, small_files
 from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.checkpoints.tensors import TensorPlace, read_header, read_in_pieces
 from qvsplit.errors import DiskError, ModelError
-from tests.support.checkpoints import files_of
+from tests.support.checkpoints import files_of, write_checkpoint
 
 
 def places_of(folder: Path, half: str = "both") -> dict[str, TensorPlace]:
@@ -80,7 +80,7 @@ def test_bytes_are_read_in_pieces_that_end_with_their_tensor(tmp_path):
 def test_a_half_is_a_checkpoint(checkpoint, tmp_path):
     folder = tmp_path / "new" / "encoder"
     note = {"half": "encoder"}
-    writing.write_checkpoint(folder, places_of(checkpoint, "encoder"), small=small_files(checkpoint), note=note)
+    write_checkpoint(folder, places_of(checkpoint, "encoder"), small=small_files(checkpoint), note=note)
     opened = open_checkpoint(folder, "encoder")
     wanted = {name: tensor for name, tensor in tensors_of(checkpoint).items() if opened.family.is_encoders(name)}
     assert_equal(tensors_of(folder), wanted)
@@ -91,7 +91,7 @@ def test_a_half_is_a_checkpoint(checkpoint, tmp_path):
 
 def test_files_are_bounded_and_an_index_says_what_they_hold(checkpoint, tmp_path):
     places, most = places_of(checkpoint), 200_000
-    writing.write_checkpoint(tmp_path / "new", places, small=[], note={}, file_bytes=most)
+    write_checkpoint(tmp_path / "new", places, small=[], note={}, file_bytes=most)
     assert_equal(tensors_of(tmp_path / "new"), tensors_of(checkpoint))
     files = files_of(tmp_path / "new")
     assert len(files) > 2
@@ -107,7 +107,7 @@ def test_files_are_bounded_and_an_index_says_what_they_hold(checkpoint, tmp_path
 def test_a_folder_that_exists_is_left_alone(checkpoint, tmp_path):
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(ModelError, match="mine exists; give a new folder"):
-        writing.write_checkpoint(tmp_path / "mine", places_of(checkpoint), small=[], note={})
+        write_checkpoint(tmp_path / "mine", places_of(checkpoint), small=[], note={})
     assert (tmp_path / "mine").read_text() == "kept"
 
 
@@ -122,7 +122,7 @@ def test_on_a_full_disk_nothing_is_left_behind(checkpoint, tmp_path, monkeypatch
     with pytest.raises(
         DiskError, match="new: the disk is full; nothing of it is left; make room and run again"
     ) as said:
-        writing.write_checkpoint(tmp_path / "new", places_of(checkpoint), small=[], note={}, file_bytes=200_000)
+        write_checkpoint(tmp_path / "new", places_of(checkpoint), small=[], note={}, file_bytes=200_000)
     assert said.value.exit_code == 7
     assert list(tmp_path.iterdir()) == []
 
@@ -133,7 +133,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(checkpoint, tmp_
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"some")
     with writing._locked(tmp_path / ".new.2.tmp"):  # somebody fills it
-        writing.write_checkpoint(tmp_path / "new", places_of(checkpoint), small=[], note={})
+        write_checkpoint(tmp_path / "new", places_of(checkpoint), small=[], note={})
     assert {path.name for path in tmp_path.iterdir()} == {*names[1:], "new"}
 
 
@@ -148,5 +148,5 @@ def test_a_source_that_changes_meanwhile_is_refused_and_nothing_is_left(own, tmp
     with files_of(own)[-1].open("ab") as stream:
         stream.write(b"more")
     with pytest.raises(ModelError, match="changed while it was read"):
-        writing.write_checkpoint(tmp_path / "new", places, small=[], note={})
+        write_checkpoint(tmp_path / "new", places, small=[], note={})
     assert not [path for path in tmp_path.iterdir() if path != own]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.utils import logging
+
+from qvsplit.checkpoints.tensors import TensorPlace
+from qvsplit.checkpoints.writing import fill_checkpoint, new_folder
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 IMAGE = "<|image_pad|>"
@@ -279,6 +282,12 @@ def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], files: int) -> 
         save_file({name: tensors[name] for name in mine}, folder / file_name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(mine, file_name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def write_checkpoint(folder: Path, places: Mapping[str, TensorPlace], **about: Any) -> None:
+    """Write a checkpoint that holds some tensors of another as the new `folder`, as `split` and the cache do it."""
+    with new_folder(folder) as unfinished:
+        fill_checkpoint(unfinished, places, **about)
 
 
 def files_of(folder: Path) -> list[Path]:
