@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -26,7 +25,7 @@ from qvsplit.weights import load_encoder_weights
 from qvsplit.weights import load_language_model as load_language_weights
 from tests.support.adapters import WEIGHTS, change_config, change_tensors, full_model, make_adapter, merged_model
 from tests.support.extracting import PHOTOS, by_path, extractor
-from tests.support.full_model import FullModel, upright_rgb
+from tests.support.full_model import FullModel, scores, upright_rgb
 from tests.support.hub_server import COMMIT, NAME, Hub, point_at
 
 LANGUAGE = {"target_modules": ["q_proj", "v_proj", "down_proj"]}  # of Qwen2-VL's language model alone
@@ -206,17 +205,6 @@ def test_what_was_tied_is_what_peft_makes_of_it(case, reads, tmp_path, monkeypat
 
 
 # ---------------------------------------------------------------------------------------------------- a store, and asking
-
-
-@contextlib.contextmanager
-def scores(model):
-    """Hear what the output layer gives for each next token, [vocabulary]."""
-    seen = []
-    hook = model.get_output_embeddings().register_forward_hook(lambda *given: seen.append(given[-1][0, -1].float()))
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 def merged_reference(folder, adapter):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import shutil
@@ -28,7 +27,7 @@ from tests.support.checkpoints import make_tiny
 from tests.support.extracting import PHOTOS
 from tests.support.fake_engine import FakeEngine
 from tests.support.families.reference import Reference
-from tests.support.full_model import NEW_TOKENS, QUESTIONS, FullModel, upright_rgb
+from tests.support.full_model import NEW_TOKENS, QUESTIONS, FullModel, scores, upright_rgb
 
 OF_EVERY_QUESTION = ("coffee.png", "coins.png", "motorcycle_left.png", "one_pixel.png", "tall.png", "turned.jpg")
 
@@ -248,7 +247,7 @@ def test_reference_answers_have_the_full_models_bits_in_every_dtype(reference_pa
     assert session.notes() == []
     for row, question in itertools.product(session.store, QUESTIONS[:3]):
         expected, logits = _steps(whole, upright_rgb(some_images / row.path), question)
-        with _scores(session.engine.language.model) as seen:
+        with scores(session.engine.language.model) as seen:
             assert session.answer(row, question).tokens == expected, (row.path, question)
         assert torch.equal(torch.stack(seen), logits), (row.path, question)
 
@@ -286,7 +285,7 @@ def test_reference_answers_of_other_families_have_the_full_models_bits(
     for row in session.store:
         image = upright_rgb(some_images / row.path)
         expected, logits = whole.steps([image], QUESTIONS[0], enable_thinking=False)
-        with _scores(session.engine.language.model) as seen:
+        with scores(session.engine.language.model) as seen:
             assert session.answer(row, QUESTIONS[0]).tokens == expected, row.path
         assert torch.equal(torch.stack(seen), logits), row.path
 
@@ -343,17 +342,6 @@ def _steps(whole, image, question):
         out = whole.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, temperature=None, top_p=None,
                                    top_k=None, return_dict_in_generate=True, output_logits=True)  # fmt: skip
     return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), torch.stack(out.logits)[:, 0]
-
-
-@contextlib.contextmanager
-def _scores(model):
-    """Hear what the output layer of a model gives for each next token, [vocabulary], float32 as `generate` has it."""
-    seen = []
-    hook = model.get_output_embeddings().register_forward_hook(lambda *given: seen.append(given[-1][0, -1].float()))
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 def _plain_score(model, inputs, choice, ends):

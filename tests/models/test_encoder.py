@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import pickle
 import shutil
@@ -36,7 +35,7 @@ from qvsplit.sources.images import open_file
 from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.features import POOLER_OUTPUT
 from tests.support.checkpoints import make_tiny
-from tests.support.own_encoders import load_own_encoder
+from tests.support.own_encoders import load_own_encoder, peak_bytes
 
 
 def load(checkpoint, *, dtype: str = "float32", kernels: str = "fused") -> TransformersEncoder:
@@ -132,10 +131,7 @@ def test_a_forward_pass_takes_no_more_memory_than_is_reckoned(checkpoint, photos
     encoder = load(checkpoint, dtype=dtype, kernels=kernels)
     batch = [prepared(encoder, open_file(photos / name)) for name in ("coffee.png", "chelsea.png")]
     encoder.encode(batch)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
-        encoder.encode(batch)
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    peak = max(itertools.accumulate(event.nbytes() for event in events))
+    peak = peak_bytes(lambda: encoder.encode(batch))
     reckoned = encoder.bytes_per_patch * sum(one.patches for one in batch)
     assert 0.3 * reckoned < peak < 1.1 * reckoned
 

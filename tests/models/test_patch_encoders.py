@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -29,7 +28,7 @@ from tests.support.columns import NEW_TOKENS, SWITCHES
 from tests.support.extracting import add, contents, extractor
 from tests.support.families.building import make_checkpoint
 from tests.support.families.qwen import HIDDEN, MROPE, QWEN, VISION_2, VISION_2_5, VISION_3, vl
-from tests.support.own_encoders import load_own_encoder
+from tests.support.own_encoders import load_own_encoder, peak_bytes
 from tests.support.photographs import photographs
 
 EVERY = [name for name, family in LISTED.items() if family.fused_kernels]
@@ -239,10 +238,7 @@ def test_a_forward_pass_takes_no_more_memory_than_is_reckoned(name, kernels, tmp
     batch = [encoder.preparer.prepare(np.array(Image.fromarray(image).resize((900, 700)))) for image in images[:2]]
     batch = batch if kernels == "fused" else batch[:1]
     encoder.encode(batch)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
-        encoder.encode(batch)
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    peak = max(itertools.accumulate(event.nbytes() for event in events))
+    peak = peak_bytes(lambda: encoder.encode(batch))
     reckoned = encoder.bytes_per_patch * sum(one.patches for one in batch)
     assert 0.5 * reckoned < peak < 1.1 * reckoned
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,6 +19,17 @@ QUESTIONS = [
     "图片里有什么？",
 ]
 NEW_TOKENS = 12
+
+
+@contextlib.contextmanager
+def scores(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Hear what the output layer of a model gives for each next token, [vocabulary], float32 as `generate` has it."""
+    seen: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda *given: seen.append(given[-1][0, -1].float()))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 class FullModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,6 +14,14 @@ from qvsplit.checkpoints.opening import open_checkpoint
 from qvsplit.models.encoder import EncoderSpec, TransformersEncoder
 from qvsplit.models.preparing import Preparer, load_processor
 from qvsplit.weights import load_encoder_weights
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Give the most bytes that torch's allocator holds at once for what a call makes. Not seen: oneDNN's own memory."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(event.nbytes() for event in events))
 
 
 def load_own_encoder(folder: Path) -> TransformersEncoder:
