@@ -24,10 +24,11 @@ from qvsplit.checkpoints.opening import default_model, open_checkpoint
 from qvsplit.errors import ItemError, ModelError, UsageError
 from qvsplit.models.encoder import Clips
 from qvsplit.pipeline.devices import Loaded, StoreDeclares, load_clips, load_devices
+from qvsplit.pipeline.encoding import Devices
 from qvsplit.pipeline.options import ExtractOptions, check_against, check_options, with_videos_of
 from qvsplit.pipeline.plan import Plan
 from qvsplit.pipeline.record import RowRecorder
-from qvsplit.pipeline.runner import Devices, Load, LocalRunner, RunnerOptions
+from qvsplit.pipeline.runner import Load, LocalRunner, RunnerOptions
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary
 from qvsplit.runtime import arguments, interrupts
 from qvsplit.runtime.atomic_files import disk_errors

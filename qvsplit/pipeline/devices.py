@@ -17,8 +17,8 @@ from qvsplit.models import encoder as models
 from qvsplit.models.clips import other_reader
 from qvsplit.models.copies import copies_to
 from qvsplit.models.encoder import Clips, EncoderSpec
+from qvsplit.pipeline.encoding import Devices, DeviceWorker
 from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
-from qvsplit.pipeline.runner import Devices, DeviceWorker
 from qvsplit.pipeline.stages import Encode, Prepare, Quantize
 from qvsplit.pipeline.summary import Summary, Timer
 from qvsplit.runtime import devices

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from qvsplit.errors import ItemError
 from qvsplit.models.encoder import Clips
 from qvsplit.pipeline.devices import Loaded, StoreDeclares, load_clips, load_devices
+from qvsplit.pipeline.encoding import Devices
 from qvsplit.pipeline.options import ExtractOptions, with_videos_of
 from qvsplit.pipeline.plan import Cures, Plan
 from qvsplit.pipeline.record import RowRecorder
-from qvsplit.pipeline.runner import Devices, Load, LocalRunner, RunnerOptions
+from qvsplit.pipeline.runner import Load, LocalRunner, RunnerOptions
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
 from qvsplit.runtime import interrupts
 from qvsplit.runtime.clock import active_seconds

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from qvsplit.errors import ItemError, ItemNotFound
 from qvsplit.models.sampling import MORE_TOKENS
+from qvsplit.pipeline.items import Known, Result
 from qvsplit.pipeline.parts import Part
 from qvsplit.pipeline.plan import Catalogue, Change, Cures, Plan, classify
-from qvsplit.pipeline.runner import Known, Result
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.sources.files import CHANGED

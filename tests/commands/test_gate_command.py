@@ -338,7 +338,7 @@ SLOWLY = """
 import pathlib, sys, time
 from qvsplit import on_demand
 from qvsplit.answering.local_engine import LocalEngine
-from qvsplit.pipeline.runner import DeviceWorker
+from qvsplit.pipeline.encoding import DeviceWorker
 on_demand.IN_MEMORY_BYTES = 0
 def slow(kind, name, mark):
     before = getattr(kind, name)

@@ -18,7 +18,7 @@ from qvsplit.extract import extract_files
 from qvsplit.models.device_preparing import resized, size_of
 from qvsplit.models.encoder import EncoderSpec, load_encoder
 from qvsplit.models.preparing import normalising_later
-from qvsplit.pipeline import runner
+from qvsplit.pipeline import encoding, runner
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.sources.images import open_file
 from qvsplit.store.opening import open_store
@@ -157,9 +157,9 @@ def test_a_store_is_continued_as_it_was_begun_and_not_otherwise(extract_with_mod
 
 def test_decoded_images_fill_no_batch_beyond_a_number_of_bytes(extract_with_model, some_photos, tmp_path, monkeypatch):
     seen = []
-    real = runner.DeviceWorker.submit
+    real = encoding.DeviceWorker.submit
     monkeypatch.setattr(
-        runner.DeviceWorker, "submit", lambda self, batch: seen.append(len(batch.pieces)) or real(self, batch)
+        encoding.DeviceWorker, "submit", lambda self, batch: seen.append(len(batch.pieces)) or real(self, batch)
     )
     for number in range(4):
         add(some_photos, f"{number}.png", shift=number)
@@ -167,7 +167,7 @@ def test_decoded_images_fill_no_batch_beyond_a_number_of_bytes(extract_with_mode
     one = extract_with_model(some_photos, out=tmp_path / "together", **many)
     assert seen == [one.encoded]
     seen.clear()
-    monkeypatch.setattr(runner, "DECODED_BYTES", 1)
+    monkeypatch.setattr(encoding, "DECODED_BYTES", 1)
     extract_with_model(some_photos, out=tmp_path / "alone", **many)
     assert seen == [1] * one.encoded
 
@@ -178,8 +178,8 @@ def test_decoded_images_that_wait_for_the_encoder_still_count(extract_with_model
     real = runner.LocalRunner._take
 
     def take(self, item, made):
-        if item._prepared is not None:
-            held.append(item._pixels)
+        if item.prepared is not None:
+            held.append(item.pixels)
         return real(self, item, made)
 
     monkeypatch.setattr(runner.LocalRunner, "_take", take)

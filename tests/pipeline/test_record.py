@@ -11,10 +11,10 @@ import pytest
 
 from qvsplit.errors import ItemError, ItemNotFound
 from qvsplit.models.sampling import MORE_TOKENS, Clip
+from qvsplit.pipeline.items import KNOWN, Result
 from qvsplit.pipeline.parts import Part
 from qvsplit.pipeline.plan import Cures, Plan
 from qvsplit.pipeline.record import RowRecorder
-from qvsplit.pipeline.runner import KNOWN, Result
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.videos import VideoInfo

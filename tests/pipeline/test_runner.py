@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from qvsplit.errors import ItemError, ItemNotFound, ModelError
+from qvsplit.pipeline import reading
 from qvsplit.pipeline import runner as runner_module
-from qvsplit.pipeline.runner import KNOWN, Load, LocalRunner, RunnerOptions
+from qvsplit.pipeline.items import KNOWN
+from qvsplit.pipeline.runner import Load, LocalRunner, RunnerOptions
 from qvsplit.runtime.clock import active_seconds
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
@@ -149,7 +151,7 @@ def test_what_was_read_is_told_of_each(decoders):
     assert (result.width, result.height, result.format, result.info.size) == (320, 240, "PNG", 1)
     assert result.content == (digest("000.png"), 0)
     assert {"read and decode", "preprocess"} <= result.seconds.keys()
-    assert result._image is result._prepared is None  # nothing large is kept
+    assert result.image is result.prepared is None  # nothing large is kept
 
 
 def test_a_bad_item_is_a_value_and_stops_nothing(decoders):
@@ -266,7 +268,7 @@ def test_no_more_than_a_window_is_ahead_of_the_encoder(decoders, workers, device
 
 
 def test_no_more_pixels_than_the_budget_are_decoded_at_a_time(decoders, monkeypatch):
-    monkeypatch.setattr(runner_module, "PIXELS_IN_FLIGHT", 10_000)
+    monkeypatch.setattr(reading, "PIXELS_IN_FLIGHT", 10_000)
     for index in range(30):
         decoders.sizes[f"{index:03d}.png"] = (100, 60)  # two are too many
     live, most, lock = set(), [0], threading.Lock()
@@ -295,7 +297,7 @@ def test_no_more_pixels_than_the_budget_are_decoded_at_a_time(decoders, monkeypa
 
 
 def test_an_image_larger_than_the_budget_goes_through(decoders, monkeypatch):
-    monkeypatch.setattr(runner_module, "PIXELS_IN_FLIGHT", 10)
+    monkeypatch.setattr(reading, "PIXELS_IN_FLIGHT", 10)
     results, _ = ran(entries(12), workers=4)
     assert len(results) == 12
 

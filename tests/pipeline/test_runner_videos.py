@@ -20,9 +20,11 @@ import pytest
 
 from qvsplit.errors import ConfigError, ItemError, ModelError
 from qvsplit.models.sampling import Sampling, VideoOptions
+from qvsplit.pipeline import reading
 from qvsplit.pipeline import runner as runner_module
 from qvsplit.pipeline.channel import AHEAD, Channel
-from qvsplit.pipeline.runner import KNOWN, Load, LocalRunner, Result, RunnerOptions
+from qvsplit.pipeline.items import KNOWN, Result
+from qvsplit.pipeline.runner import Load, LocalRunner, RunnerOptions
 from qvsplit.sources.decoder import Closed
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.images import DecodedImage
@@ -192,7 +194,7 @@ def mixed(chance: random.Random, number: int) -> list[Item]:
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("pixels", [1, 5 * SIDE * SIDE, 10**9], ids=["one at a time", "few pixels", "many pixels"])
 def test_whatever_the_mix_each_has_its_outcome_in_order(monkeypatch, workers, devices, pixels):
-    monkeypatch.setattr(runner_module, "PIXELS_IN_FLIGHT", pixels)
+    monkeypatch.setattr(reading, "PIXELS_IN_FLIGHT", pixels)
     for seed in range(6):
         chance = random.Random(1000 * workers + 100 * devices + seed)
         items, clip_seconds = mixed(chance, 24), chance.choice([None, 1, 4])
@@ -210,7 +212,7 @@ def test_whatever_the_mix_each_has_its_outcome_in_order(monkeypatch, workers, de
         assert len(set(contents)) == len(contents)  # none twice
         good = {item.content for item in items if not item.fault}
         assert set(contents) == good
-        assert run.runner._budget._free == pixels  # all was given back
+        assert run.runner._reader.budget._free == pixels  # all was given back
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -231,32 +233,32 @@ def test_pixels_of_a_video_are_given_back_once(monkeypatch):
     """One of the same bytes as a video in flight is let go of while its worker still decodes it."""
     first, met = Item("same", 3), threading.Event()
     run = Run(monkeypatch, [first, first], workers=2)
-    real = run.runner._release
+    real = run.runner._reader.release
 
     def release(item):
         if item.video is not None and threading.current_thread().name.startswith("qvsplit-decode"):
-            met.wait(0.2 if item._pixels else 0)  # the other thread comes in between, if it comes at all
+            met.wait(0.2 if item.pixels else 0)  # the other thread comes in between, if it comes at all
         real(item)
 
-    monkeypatch.setattr(run.runner, "_release", release)
-    taken, real_take = [], run.runner._budget.take
+    monkeypatch.setattr(run.runner._reader, "release", release)
+    taken, real_take = [], run.runner._reader.budget.take
 
     def take(number, pixels):
         real_take(number, pixels)
         taken.append(pixels)
 
-    given, real_give = [], run.runner._budget.give_back
+    given, real_give = [], run.runner._reader.budget.give_back
 
     def give_back(pixels):
         if pixels and not threading.current_thread().name.startswith("qvsplit-decode"):
             given.append(pixels)
         real_give(pixels)
 
-    monkeypatch.setattr(run.runner._budget, "take", take)
-    monkeypatch.setattr(run.runner._budget, "give_back", give_back)
+    monkeypatch.setattr(run.runner._reader.budget, "take", take)
+    monkeypatch.setattr(run.runner._reader.budget, "give_back", give_back)
     run()
     assert not given  # by another thread than the one that took them
-    assert run.runner._budget._free == runner_module.PIXELS_IN_FLIGHT
+    assert run.runner._reader.budget._free == reading.PIXELS_IN_FLIGHT
 
 
 # ----------------------------------------------------------------------------------------------- failures, and ends
@@ -339,7 +341,7 @@ def test_closed_while_a_worker_waits(monkeypatch, where):
     """For slices to be taken, for pixels, for what videos need, and within its decoder."""
     items = [Item("0"), Item("1", 40), Item("2", 40), Item("3", 40)]
     if where == "pixels":
-        monkeypatch.setattr(runner_module, "PIXELS_IN_FLIGHT", 1)
+        monkeypatch.setattr(reading, "PIXELS_IN_FLIGHT", 1)
     waits = threading.Event()
     run = Run(monkeypatch, items, workers=3, patch_budget=1)
     if where == "put":
@@ -352,14 +354,14 @@ def test_closed_while_a_worker_waits(monkeypatch, where):
 
         monkeypatch.setattr(Channel, "put", put)
     elif where == "pixels":
-        real_take = run.runner._budget.take
+        real_take = run.runner._reader.budget.take
 
         def take(number, pixels):
-            if number > run.runner._budget._turn:
+            if number > run.runner._reader.budget._turn:
                 waits.set()
             real_take(number, pixels)
 
-        monkeypatch.setattr(run.runner._budget, "take", take)
+        monkeypatch.setattr(run.runner._reader.budget, "take", take)
     elif where == "clips":
         real_wait = run.runner._clips_loaded.wait
         monkeypatch.setattr(run.runner._clips_loaded, "wait", lambda: (waits.set(), real_wait())[1])
@@ -426,8 +428,8 @@ def test_nothing_is_left_of_items_that_are_through(monkeypatch):
     results = run()
     assert len(results) == 20
     assert not run.runner._channels
-    assert not run.runner._contents
-    assert not any(one._parts or one._image for one in results)
+    assert not run.runner._queue.contents
+    assert not any(one.parts or one.image for one in results)
 
 
 def test_a_clip_in_the_middle_that_cannot_be_joined_fails_its_video(monkeypatch):
@@ -444,8 +446,10 @@ def test_a_clip_in_the_middle_that_cannot_be_joined_fails_its_video(monkeypatch)
 def test_a_video_takes_the_pixels_of_the_frames_that_are_in_memory(monkeypatch):
     """One in hand, and the next that is decoded meanwhile."""
     run = Run(monkeypatch, [Item("a", 9)])
-    taken, real = [], run.runner._budget.take
-    monkeypatch.setattr(run.runner._budget, "take", lambda number, pixels: (taken.append(pixels), real(number, pixels)))
+    taken, real = [], run.runner._reader.budget.take
+    monkeypatch.setattr(
+        run.runner._reader.budget, "take", lambda number, pixels: (taken.append(pixels), real(number, pixels))
+    )
     run()
     assert taken == [2 * SIDE * SIDE]
 

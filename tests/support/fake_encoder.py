@@ -17,8 +17,8 @@ from qvsplit.models.encoder import Cancelled, Clips, Encoded
 from qvsplit.models.preparing import Prepared
 from qvsplit.models.sampling import Clip, VideoOptions
 from qvsplit.pipeline.devices import Loaded, StoreDeclares
+from qvsplit.pipeline.encoding import Devices, DeviceWorker
 from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
-from qvsplit.pipeline.runner import Devices, DeviceWorker
 from qvsplit.pipeline.stages import Encode, Prepare, Quantize
 from qvsplit.pipeline.summary import Summary
 from qvsplit.runtime.loading import OnLoad, nobody
