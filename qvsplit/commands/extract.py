@@ -291,6 +291,28 @@ def extract(
         ),
     ] = DEFAULT_ITEM_SECONDS,
     max_image_pixels: MaxImagePixels = DEFAULT_IMAGE_PIXELS,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[auto|local|ADDRESS]",
+            help="Run on a Ray cluster: auto is the one that this machine belongs to, local starts one here, ADDRESS "
+            "is HOST:PORT of a head. Every node needs the same libraries, and STORE and PATH under the same paths.",
+            show_default=False,
+            rich_help_panel=PERFORMANCE,
+            hidden=True,
+        ),
+    ] = None,
+    ray_encoders: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN:MAX",
+            help="Encoders on that cluster at a time, as many as pay between the two [default: 1 to one a GPU, or to "
+            "one a node].",
+            show_default=False,
+            rich_help_panel=PERFORMANCE,
+            hidden=True,
+        ),
+    ] = None,
     checksum: Annotated[
         bool,
         typer.Option(
@@ -364,6 +386,7 @@ def extract(
         video_max_tokens=video_max_tokens, clip_seconds=clip_seconds, gif=gif, prune=prune,
         retry_failed=retry_failed, checksum=checksum, rebuild=rebuild, wait=wait, limit=limit,
         item_timeout=item_timeout, max_image_pixels=max_image_pixels, dry_run=dry_run,
+        ray=ray, ray_encoders=ray_encoders,
         max_runtime=None if max_runtime is None else parse_duration(max_runtime, "--max-runtime"),
     )  # fmt: skip
     with ProgressBar(progress, shown=not quiet and not dry_run) as shown:

@@ -435,6 +435,13 @@ def _raise_if_set(cancelled: threading.Event) -> None:
         raise Cancelled
 
 
+def load_image_preparer(spec: EncoderSpec) -> Preparer:
+    """Load what prepares images for the encoder that `spec` describes. It takes no weights."""
+    config = hf.load_config(spec.checkpoint)
+    preparer = load_preparer(spec.checkpoint, config, min_pixels=spec.min_pixels, max_pixels=spec.max_pixels)
+    return on_device(preparer) if spec.prepare_on == "device" else preparer
+
+
 def load_encoder(spec: EncoderSpec, on_load: OnLoad = nobody) -> TransformersEncoder:
     """Load the encoder that `spec` describes, and nothing else of its checkpoint; `on_load` hears of each part."""
     import torch
@@ -443,11 +450,7 @@ def load_encoder(spec: EncoderSpec, on_load: OnLoad = nobody) -> TransformersEnc
     check_kernels(spec.kernels, family)
     began = [time.perf_counter()]
     on_load(PROCESSOR, 0, 0)
-    preparer = load_preparer(
-        spec.checkpoint, hf.load_config(spec.checkpoint), min_pixels=spec.min_pixels, max_pixels=spec.max_pixels
-    )
-    if spec.prepare_on == "device":
-        preparer = on_device(preparer)
+    preparer = load_image_preparer(spec)
     began.append(time.perf_counter())
     weights = load_encoder_weights(
         spec.checkpoint, device=torch.device(spec.device), dtype=getattr(torch, spec.dtype), on_load=on_load

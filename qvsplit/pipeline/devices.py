@@ -112,6 +112,19 @@ def load_devices(
     )
 
 
+def load_prepare(options: ExtractOptions, own: StoreDeclares) -> Prepare:
+    """Load the stage that prepares images, without the encoder, as the store's extraction config has it.
+
+    Raises:
+        ModelError: The checkpoint's processor cannot be loaded.
+    """
+    import torch
+
+    checkpoint = _checkpoint(options, own.provenance)
+    hf.import_libraries(checkpoint)
+    return Prepare(models.load_image_preparer(_spec(options, own.config, checkpoint, torch.device("cpu"))))
+
+
 def load_clips(loaded: Loaded, own: StoreDeclares, on_load: OnLoad = nobody) -> Clips | ItemError:
     """Load what videos need beside the encoder; an ItemError says why none can be encoded in this run.
 

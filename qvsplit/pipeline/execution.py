@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from qvsplit.errors import ItemError
 from qvsplit.models.encoder import Clips
@@ -22,9 +24,15 @@ from qvsplit.sources.source import local_file
 from qvsplit.store import layout
 from qvsplit.store.lock import Lock
 from qvsplit.store.schema import ShardSchema
+from qvsplit.store.shards import ShardNumbers
+from qvsplit.store.staging import Staging
 from qvsplit.store.storage import Storage
 from qvsplit.store.store import Store
-from qvsplit.store.store_writer import StoreWriter
+from qvsplit.store.store_writer import StoreWriter, Written
+
+if TYPE_CHECKING:
+    from qvsplit.pipeline.cluster.job import Declared
+    from qvsplit.pipeline.cluster.runner import ClusterRunner, Commits
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,8 @@ class Execution:
         self._callbacks = callbacks
         self._loaded: Loaded | None = None
         self._writer: StoreWriter | None = None
+        self._numbers = ShardNumbers(target.storage, target.first)
+        self._committed = Written()  # by a cluster's runner
 
     def run(self) -> None:
         """Carry it out.
@@ -88,8 +98,14 @@ class Execution:
             with_videos_of(self._target.store.config, options).gif == "video",
             self._target.storage.local_path(layout.STAGING), options.max_image_pixels,
         )  # fmt: skip
-        runner = LocalRunner(bounds, Load(self._load, self._load_clips), self.recorder.holds)
         self._summary.remaining = self._summary.to_read
+        with ExitStack() as stack:
+            if options.ray is not None and self._plan.to_read:
+                self._carry_out(self._cluster_runner(bounds, stack))
+            else:
+                self._carry_out(LocalRunner(bounds, Load(self._load, self._load_clips), self.recorder.holds))
+
+    def _carry_out(self, runner: LocalRunner | ClusterRunner) -> None:
         try:
             with closing(runner.run(self._plan.to_read)) as results:
                 for result in results:
@@ -97,7 +113,7 @@ class Execution:
                     self.recorder.take(result)
             self.recorder.finish()
             self._summary.stopped = runner.stopped
-            if options.prune and not runner.stopped:
+            if self._options.prune and not runner.stopped:
                 self.recorder.delete_absent()
         except KeyboardInterrupt:
             with held_back():
@@ -106,9 +122,47 @@ class Execution:
             raise
         finally:
             with held_back():
-                runner.close()
-                self._end_shard()
+                try:
+                    runner.close()
+                finally:
+                    self._end_shard()
             self._note_costs(runner)
+
+    def _cluster_runner(self, bounds: RunnerOptions, stack: ExitStack) -> ClusterRunner:
+        """Join the cluster, and have its first encoder held against the store's extraction config."""
+        from qvsplit.pipeline.cluster.launch import launch
+
+        storage, generation = self._target.storage, self._target.generation
+        store = storage.local_path("")
+        assert store is not None, "a store that is not a folder"
+        staging = Staging(store.absolute(), f"run-{generation}")
+        with Timer(self._summary.stages, "load"):
+            runner = launch(
+                stack, self._options, bounds, self._own(), staging, generation, self._commits, self._callbacks
+            )
+        self._committed = runner.written
+        return runner
+
+    def _commits(self, declared: Declared) -> Commits:
+        """Take up what the first encoder of a cluster declares; give how shards are committed."""
+        from qvsplit.pipeline.cluster.runner import Commits
+
+        summary = self._summary
+        summary.model, summary.patch_budget = declared.model, declared.patch_budget
+        summary.encoder_bytes, summary.weights_bytes_read = declared.encoder_bytes, declared.weights_bytes_read
+        summary.add_seconds(declared.seconds)
+        self._set_schema(declared.schema)
+        return Commits(
+            self._target.storage, self._numbers, self._target.lock.announce, self.recorder.commit, self._see_videos
+        )
+
+    def _see_videos(self, videos: Mapping[str, Any]) -> None:
+        """Have shards declare how videos were looked at, from the first one on."""
+        assert self.schema is not None
+        if self.schema.config.videos != videos:
+            with held_back():
+                self._end_shard()
+            self._set_schema(replace(self.schema, config=replace(self.schema.config, videos=videos)))
 
     def _load(self) -> Devices:
         """Load the encoder, held against the store's extraction config before anything is encoded."""
@@ -151,7 +205,7 @@ class Execution:
             assert self.schema is not None
             target = self._target
             self._writer = StoreWriter(
-                target.storage, self.schema, is_held=target.store.holds, first=target.first,
+                target.storage, self.schema, is_held=target.store.holds, numbers=self._numbers,
                 on_begin=target.lock.announce,
             )  # fmt: skip
         return self._writer
@@ -160,9 +214,13 @@ class Execution:
         if self._writer is not None:
             with Timer(self._summary.stages, "store"):
                 self._writer.end_shard()
-            self._summary.bytes, self._summary.shards = self._writer.written.bytes, self._writer.written.shards
+        written = [self._committed] if self._writer is None else [self._committed, self._writer.written]
+        self._summary.bytes, self._summary.shards = (
+            sum(one.bytes for one in written),
+            sum(one.shards for one in written),
+        )
 
-    def _note_costs(self, runner: LocalRunner) -> None:
+    def _note_costs(self, runner: LocalRunner | ClusterRunner) -> None:
         self._summary.add_seconds(runner.seconds)
         self._summary.decoder_memory_bytes = runner.decoder_memory_bytes
         if self._loaded is not None:

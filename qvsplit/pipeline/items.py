@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from qvsplit.errors import ItemError
 from qvsplit.models.preparing import Prepared
@@ -13,7 +15,7 @@ from qvsplit.sources.images import DecodedImage
 from qvsplit.sources.source import Entry
 from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.features import Features
-from qvsplit.store.row import Content
+from qvsplit.store.row import Content, Row
 
 
 class Known:
@@ -21,6 +23,23 @@ class Known:
 
 
 KNOWN = Known()
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The outcome of an item whose rows and features go into a shard that is not in the store yet.
+
+    Attributes:
+        rows: Its rows, by part.
+        videos: How videos were looked at, as the extraction config has it, where it is one.
+        shard: The staged shard that has this item alone, where it is too large to share one.
+        bytes: Of its features before compression.
+    """
+
+    rows: tuple[Row, ...]
+    videos: Mapping[str, Any] | None = None
+    shard: str | None = None
+    bytes: int = 0
 
 
 @dataclass
@@ -32,7 +51,7 @@ class Result:
         info: What identifies the file, once it was read.
         width, height, taken_at, format, cut_rows: What decoding said of an image, once it was decoded.
         video: What a video's packets say, once it was scanned.
-        outcome: Its parts with their features, why it has none, or KNOWN.
+        outcome: Its parts with their features, their rows alone where those are staged, why it has none, or KNOWN.
         seconds: What workers spent on it, by stage.
         image, prepared: An image's pixels, and what the encoder takes of them, each until it is used.
         pixels: That it has of the budget.
@@ -49,7 +68,7 @@ class Result:
     format: str | None = None
     cut_rows: int | None = None
     video: VideoInfo | None = None
-    outcome: list[Part] | ItemError | Known | None = None
+    outcome: list[Part] | Staged | ItemError | Known | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     image: DecodedImage | None = None
     prepared: Prepared | None = None

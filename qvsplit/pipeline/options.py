@@ -23,7 +23,9 @@ VIDEO_OPTIONS = {
     "fps": "fps", "max_frames": "max_frames", "num_frames": "num_frames", "video_max_pixels": "max_pixels",
     "video_max_tokens": "max_tokens", "clip_seconds": "clip_seconds", "gif": "gif",
 }  # fmt: skip
-_TEXTS = ("model", "adapter", "device", "dtype", "storage_dtype", "kernels", "prepare_on", "gif")
+_TEXTS = (
+    "model", "adapter", "device", "dtype", "storage_dtype", "kernels", "prepare_on", "gif", "ray", "ray_encoders",
+)  # fmt: skip
 _FLAGS = ("videos", "prune", "retry_failed", "checksum", "rebuild", "wait", "dry_run")
 
 
@@ -67,6 +69,9 @@ class ExtractOptions:
         item_timeout: Seconds for each step of an item: to be read, to be decoded.
         max_image_pixels: An image of more pixels is not decoded, and fails.
         dry_run: Change nothing; say what it would take.
+        ray: Run on a Ray cluster: "local" starts one on this machine, "auto" joins the one that it belongs to,
+            HOST:PORT that of a head.
+        ray_encoders: How many encoders there are on it at a time, as N or MIN:MAX.
     """
 
     model: str | None = None
@@ -99,6 +104,8 @@ class ExtractOptions:
     item_timeout: float = ITEM_SECONDS
     max_image_pixels: int = MAX_IMAGE_PIXELS
     dry_run: bool = False
+    ray: str | None = None
+    ray_encoders: str | None = None
 
     def __post_init__(self) -> None:
         """Take a path as a model's name or an adapter's, too, and one pattern for several."""
@@ -131,8 +138,25 @@ def check_options(options: ExtractOptions) -> None:
     if options.max_runtime is not None:
         arguments.check_number("max_runtime", options.max_runtime, least=0, whole=False)
     arguments.check_number("item_timeout", options.item_timeout, least=SHORTEST_ITEM_SECONDS, whole=False)
+    if encoders_of(options) is not None and options.ray is None:
+        raise UsageError("`ray_encoders` is of a Ray cluster: give `ray` as well")
     if options.checksum and (options.limit is not None or options.max_runtime is not None):
         raise UsageError("`checksum` reads everything again: `limit` or `max_runtime` would end it at the same place")
+
+
+def encoders_of(options: ExtractOptions) -> tuple[int, int] | None:
+    """Give the least and the most encoders on a cluster; None where that is left open. UsageError if it cannot be."""
+    text = options.ray_encoders
+    if text is None:
+        return None
+    least, _, most = text.partition(":")
+    try:
+        numbers = int(least), int(most or least)
+    except ValueError:
+        numbers = 0, 0
+    if not 1 <= numbers[0] <= numbers[1]:
+        raise UsageError(f"`ray_encoders` {text}: give a number, or MIN:MAX, from 1 on")
+    return numbers
 
 
 def _check_videos(options: ExtractOptions) -> None:

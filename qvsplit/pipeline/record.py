@@ -6,29 +6,26 @@ Rows go to the writer as soon as they are known, in any order.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from qvsplit.errors import ItemError, ItemNotFound
-from qvsplit.models.sampling import MORE_TOKENS
-from qvsplit.pipeline.items import Known, Result
+from qvsplit.pipeline.items import Known, Result, Staged
 from qvsplit.pipeline.parts import Part
 from qvsplit.pipeline.plan import Catalogue, Change, Cures, Plan, classify
+from qvsplit.pipeline.rows import encoded_rows, row_of, unseen
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.sources.files import CHANGED
 from qvsplit.store.features import Features
 from qvsplit.store.row import (
-    CUT_OFF,
-    CUT_OFF_BUT_WHOLE,
     Content,
     Key,
     Row,
     deleted_row,
     is_whole,
     item_row,
-    placeholder_json,
 )  # fmt: skip
 
 
@@ -73,7 +70,7 @@ class RowRecorder:
         self._summary = summary
         self._callbacks = callbacks
         self._cures = cures
-        self._homes: dict[Content, list[Row]] = {}  # the rows, by part, of contents encoded by this run
+        self._homes: dict[Content, Sequence[Row]] = {}  # the rows, by part, of contents encoded by this run
         self._waiting: dict[Content, list[Result]] = {}  # items of the same bytes as one that is in flight
         self._failed: dict[Content, ItemError] = {}
         self._absent: dict[Content, list[Row]] = {}  # rows whose file does not exist: where moves come from
@@ -108,15 +105,23 @@ class RowRecorder:
             if content is not None and str(outcome) != CHANGED:  # which says nothing of others of those bytes
                 self._failed[content] = outcome
             self._fail(result, outcome)
+        elif isinstance(outcome, Staged):
+            self._count_encoded(result, outcome.rows)
+            self._callbacks.on_item(result.entry.path)
         elif outcome is not None and not isinstance(outcome, Known):
             self._add(result, outcome)
-            for one in self._released(content):
-                self._refer(one)
+            self._refer_released(content)
         elif content is not None and self.holds(content):
             self._refer(result)
         else:
             assert content is not None
             self._waiting.setdefault(content, []).append(result)
+
+    def commit(self, items: Iterable[Sequence[Row]]) -> None:
+        """Take up that the shard with the rows of these items, which were staged, is in the store now."""
+        for rows in items:
+            self._settle(rows)
+            self._refer_released(rows[0].content)
 
     def finish(self) -> None:
         """Once all results are taken: fail the items whose content failed under every name that was encoded."""
@@ -127,6 +132,11 @@ class RowRecorder:
     def _released(self, content: Content | None) -> list[Result]:
         return self._waiting.pop(content, []) if content is not None else []
 
+    def _refer_released(self, content: Content | None) -> None:
+        """Write the items that waited for the features of this content."""
+        for one in self._released(content):
+            self._refer(one)
+
     def _change(self, result: Result, *, held: bool) -> Change:
         assert result.content is not None
         moved = bool(self._absent.get(result.content))
@@ -136,51 +146,32 @@ class RowRecorder:
 
     def _add(self, result: Result, parts: list[Part]) -> None:
         """Write an item that was encoded; `parts` are taken out as they are written."""
-        change = self._change(result, held=False)
-        tokens, clips = sum(part.features.n_tokens for part in parts), len(parts)
         with held_back():  # the rows and their count are one
-            written = self._write(self._rows_of(result, parts))
-            row = written[0]
-            assert row.content is not None
-            self._homes[row.content] = written
-            self._count(row, tokens, clips)
-            self._summary.new += change == "new"
-            self._summary.modified += change == "modified"
-            self._summary.re_encoded += change == "re-encoded"
-            self._summary.cut_off += "cut_off" in row.unseen
-            self._summary.remaining -= 1
-        self._callbacks.on_item(row.path)
+            rows = self._write(encoded_rows(result, parts, self._generation))
+            self._settle(rows)
+            self._count_encoded(result, rows)
+        self._callbacks.on_item(result.entry.path)
 
-    def _rows_of(self, result: Result, parts: list[Part]) -> Iterator[tuple[Row, Features]]:
-        """Give the rows of an item with their features, which nobody else holds: they may be large."""
-        parts.reverse()
-        while parts:
-            part = parts.pop()
-            yield self._encoded_row(result, part), part.features
+    def _settle(self, rows: Sequence[Row]) -> None:
+        """Note that the rows of an item are in the store, with its features."""
+        row = rows[0]
+        assert row.content is not None
+        self.written[row.key] = item_row(rows)
+        self._homes[row.content] = rows
 
-    def _count(self, row: Row, tokens: int, clips: int) -> None:
-        self._summary.encoded += 1
-        self._summary.tokens += tokens
+    def _count_encoded(self, result: Result, rows: Sequence[Row]) -> None:
+        change, summary, row = self._change(result, held=False), self._summary, rows[0]
+        summary.encoded += 1
+        summary.new += change == "new"
+        summary.modified += change == "modified"
+        summary.re_encoded += change == "re-encoded"
+        summary.cut_off += "cut_off" in row.unseen
+        summary.tokens += sum(one.n_tokens or 0 for one in rows)
+        summary.remaining -= 1
         if row.kind == "video":
-            self._summary.videos += 1
-            self._summary.clips += clips
-            self._summary.video_seconds += row.duration or 0.0
-
-    def _encoded_row(self, result: Result, part: Part) -> Row:
-        features, clip = part.features, part.clip
-        row = replace(
-            self._row(result),
-            status="ok",
-            grid_thw=features.grid_thw,
-            n_tokens=features.n_tokens,
-            placeholder=placeholder_json(features.placeholder),
-            inputs=json.dumps(features.inputs, sort_keys=True),
-            media=_media(result, part),
-            has_features=True,
-        )
-        if clip is None:
-            return replace(row, warnings=_unseen(result))
-        return replace(row, part=clip.part, start=clip.start, end=clip.end, warnings="; ".join(_flags(part)) or None)
+            summary.videos += 1
+            summary.clips += len(rows)
+            summary.video_seconds += row.duration or 0.0
 
     def _refer(self, result: Result) -> None:
         """Write an item whose features are there already, under its own or another name."""
@@ -188,13 +179,13 @@ class RowRecorder:
         if change == "metadata changed":
             self._refresh(result)
             return
-        row = self._row(result)
+        row = row_of(result, self._generation)
         rows = [
             replace(
                 row, status="ok", part=home.part, start=home.start, end=home.end, kind=home.kind, width=home.width,
                 height=home.height, duration=home.duration, taken_at=home.taken_at, grid_thw=home.grid_thw,
                 n_tokens=home.n_tokens, placeholder=home.placeholder, inputs=home.inputs, media=home.media,
-                warnings=home.warnings or _unseen(result),
+                warnings=home.warnings or unseen(result),
             )
             for home in self._home_rows(result.content)
         ]  # fmt: skip
@@ -240,7 +231,7 @@ class RowRecorder:
 
     def _fail(self, result: Result, error: ItemError) -> None:
         before = self._catalogue.current(*result.entry.key)
-        row = replace(self._row(result), status="failed", error=str(error), error_kind=error.kind)
+        row = replace(row_of(result, self._generation), status="failed", error=str(error), error_kind=error.kind)
         if error.kind in ("reader-missing", "timeout", "memory"):
             row = replace(row, media=json.dumps({"cures": self._cures.to_json()}, sort_keys=True))
         refused = error.kind == "permission" and not result.entry.readable
@@ -273,26 +264,6 @@ class RowRecorder:
                     self._summary.deleted += 1
                     self._summary.not_found -= 1
 
-    def _row(self, result: Result) -> Row:
-        """Give what is known of an item, without its outcome."""
-        entry, info, video = result.entry, result.info, result.video
-        return Row(
-            root=entry.root,
-            path=entry.path,
-            generation=self._generation,
-            sha256=None if info is None else info.sha256,
-            size=max(entry.size, 0) if info is None else info.size,
-            mtime_ns=entry.mtime_ns if info is None else info.mtime_ns,
-            version=None if info is None else info.version,  # not read: tried again
-            status="failed",
-            kind="image" if info is None else info.kind,
-            width=result.width,
-            height=result.height,
-            duration=None if video is None else video.duration,
-            taken_at=result.taken_at,
-            media=_media(result),
-        )
-
     def _delete(self, row: Row) -> None:
         """Mark the item of a row deleted, with all its parts."""
         rows = self._catalogue.rows_of(*row.key)
@@ -305,47 +276,3 @@ class RowRecorder:
             rows = writer.append_item(parts)
         self.written[rows[0].key] = item_row(rows)
         return rows
-
-
-def _unseen(result: Result) -> str | None:
-    """Say what of an image was not looked at: other frames, and what its file has no more."""
-    return "; ".join(filter(None, [_cut_off(result), _unseen_frames(result)])) or None
-
-
-def _cut_off(result: Result) -> str | None:
-    """Say that an image's file ends too early, and what of its picture is missing."""
-    if result.cut_rows is None:
-        return None
-    if not result.cut_rows:
-        return CUT_OFF_BUT_WHOLE
-    return f"{CUT_OFF}, and with them a part of the last {result.cut_rows:,} rows of its pixels"
-
-
-def _unseen_frames(result: Result) -> str | None:
-    """Say that an image has more frames or pages than the first, which alone is looked at."""
-    frames = 1 if result.info is None else result.info.frames
-    if frames is None:
-        return "only the first frame was looked at, and how many there are cannot be told"
-    return f"only the first of {frames:,} frames was looked at" if frames > 1 else None
-
-
-def _flags(part: Part) -> list[str]:
-    """Give what is odd about a clip."""
-    assert part.clip is not None
-    most = (part.features.config.videos or {}).get("max_tokens")
-    flags = list(part.clip.flags)
-    return [*flags, MORE_TOKENS] if most and part.features.n_tokens > most else flags
-
-
-def _media(result: Result, part: Part | None = None) -> str | None:
-    """Give what is known of an item, and of one part of it, beyond the columns, as JSON."""
-    media: dict[str, object] = {} if result.format is None else {"format": result.format}
-    if result.video is not None:
-        about = ("container", "codec", "stream", "rotation", "pixel_aspect", "n_frames", "fps")
-        media |= {name: getattr(result.video, name) for name in about}
-    if part is not None and part.features.shapes:
-        media["shapes"] = {name: list(shape) for name, shape in part.features.shapes.items()}
-    if part is not None and part.clip is not None:
-        media["frames_indices"] = list(part.clip.indices)
-        media["flags"] = _flags(part)
-    return json.dumps(media) if media else None

@@ -128,7 +128,7 @@ class ExtractCallbacks:
         on_note: Hears remarks, a line each.
         on_shard: Hears how many of how many shards have been read, where the store's catalogue does not know them.
         on_load: Hears each part of loading the encoder as it begins, and how many of how many bytes of its tensors have
-            been read: `libraries`, `config and processor`, `tensors`, `laying out`; in the end `ready`.
+            been read: `cluster`, `libraries`, `config and processor`, `tensors`, `laying out`; in the end `ready`.
         on_end: Hears once what the run did, however it ends: by returning, by an error, by an interrupt.
     """
 

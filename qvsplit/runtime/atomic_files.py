@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from qvsplit.errors import DiskError
+
+_ATTEMPTS = 10
 
 
 @contextmanager
@@ -55,6 +58,15 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it, also beside a process that goes on writing there. Raises OSError."""
+    for _ in range(_ATTEMPTS):
+        shutil.rmtree(folder, ignore_errors=True)  # a file may have gone, or come, meanwhile
+        if not os.path.lexists(folder):
+            return
+    shutil.rmtree(folder)
 
 
 @contextmanager

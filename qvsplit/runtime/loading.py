@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+CLUSTER = "cluster"
 LIBRARIES = "libraries"
 PROCESSOR = "config and processor"
 TENSORS = "tensors"  # the only part that is counted, in bytes as the checkpoint stores them

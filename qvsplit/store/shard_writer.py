@@ -17,7 +17,7 @@ from qvsplit.store.features import Features, TensorSpec
 from qvsplit.store.footer import insert_checksum
 from qvsplit.store.row import Row, row_error
 from qvsplit.store.schema import DICTIONARY_COLUMNS, ShardSchema, arrow_schema, row_columns
-from qvsplit.store.storage import Storage
+from qvsplit.store.storage import Writable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,7 +98,7 @@ class ShardWriter:
         bytes: Bytes of features so far, before compression.
     """
 
-    def __init__(self, storage: Storage, name: str, schema: ShardSchema) -> None:
+    def __init__(self, storage: Writable, name: str, schema: ShardSchema) -> None:
         import pyarrow.parquet as pq
 
         self.schema = schema

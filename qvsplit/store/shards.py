@@ -31,6 +31,23 @@ def next_number(storage: Storage) -> int:
     return max((number for number, _ in shard_files(storage)), default=0) + 1
 
 
+class ShardNumbers:
+    """Gives the numbers of new shards, each once, above all that there are. Only for whoever holds the store's lock.
+
+    The folder is listed once: listing it for every shard would cost more with each one.
+    """
+
+    def __init__(self, storage: Storage, first: int = 1) -> None:
+        self._storage = storage
+        self._first = first
+        self._last: int | None = None
+
+    def take(self) -> int:
+        """Give the next one."""
+        self._last = max(self._first, next_number(self._storage)) if self._last is None else self._last + 1
+        return self._last
+
+
 def shard_paths(place: str | os.PathLike[str]) -> list[Path]:
     """List the shards that a file, a folder or a glob names, sorted. UsageError if there are none."""
     text = os.fspath(place)

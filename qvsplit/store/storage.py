@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from qvsplit.errors import DiskError
-from qvsplit.runtime.atomic_files import disk_errors, sync_folder, written_whole
+from qvsplit.runtime.atomic_files import disk_errors, remove_folder, sync_folder, written_whole
 from qvsplit.runtime.interrupts import on_leaving
 from qvsplit.store import layout
 from qvsplit.store.lock import Lock, locked
@@ -35,6 +35,17 @@ class StoredFile:
     name: str
     size: int
     version: str
+
+
+class Writable(Protocol):
+    """What a shard is written to: a storage, or a folder of staged shards."""
+
+    @property
+    def location(self) -> str:
+        """The place as a person would name it."""
+
+    def put_whole(self, name: str, *, durable: bool = True) -> AbstractContextManager[IO[bytes]]:
+        """Give a local stream, for writing and reading, whose content is there as `name` at the end of the block."""
 
 
 class Storage(Protocol):
@@ -215,10 +226,17 @@ class LocalStorage:
             remove = functools.partial(self._remove_again, created)
             try:
                 with on_leaving(remove):
-                    self.delete(*(f"{layout.STAGING}/{file.name}" for file in self.list(layout.STAGING)))
+                    self._clear_staging()
                     yield lock
             finally:
                 remove()
+
+    def _clear_staging(self) -> None:
+        """Delete files that a killed run left half-written, and folders of shards that it did not commit."""
+        self.delete(*(f"{layout.STAGING}/{file.name}" for file in self.list(layout.STAGING)))
+        with disk_errors(self.folder), suppress(FileNotFoundError):
+            for folder in sorted((self.folder / layout.STAGING).iterdir()):
+                remove_folder(folder)
 
     def _remove_again(self, created: Sequence[Path]) -> None:
         """Remove the folders that were created for the lock if no shard came of it. The lock is still held.

@@ -19,7 +19,7 @@ from qvsplit.store.features import Features
 from qvsplit.store.row import Content, Row, is_whole
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.shard_writer import EncodedRow, ShardWriter, encoded
-from qvsplit.store.shards import next_number
+from qvsplit.store.shards import ShardNumbers
 from qvsplit.store.storage import Storage
 
 # A shard ends at the first of these
@@ -54,7 +54,7 @@ class StoreWriter:
         storage: The store, locked by the caller.
         schema: What every shard declares.
         is_held: Whether other shards hold the features of a content, and go on holding them.
-        first: The lowest number that a shard may have.
+        numbers: Gives each shard its number.
         on_begin: Called before a shard is begun.
     """
 
@@ -64,7 +64,7 @@ class StoreWriter:
         schema: ShardSchema,
         *,
         is_held: Callable[[Content], bool] = lambda content: False,
-        first: int = 1,
+        numbers: ShardNumbers | None = None,
         on_begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.storage = storage
@@ -73,7 +73,7 @@ class StoreWriter:
         self._is_held = is_held
         self._finished: set[Content] = set()  # held by shards of this writer's
         self._in_hand: set[Content] = set()  # held by the shard that is being written
-        self._first = first
+        self._numbers = ShardNumbers(storage) if numbers is None else numbers
         self._on_begin = on_begin
         self._shard: ShardWriter | None = None
         self._in_item = False  # parts of an item are being appended
@@ -148,8 +148,7 @@ class StoreWriter:
         """Add rows to the shard in hand, which is begun if need be."""
         if self._shard is None:
             self._on_begin()
-            number = max(self._first, next_number(self.storage))
-            self._shard = ShardWriter(self.storage, layout.shard_name(number), self.schema)
+            self._shard = ShardWriter(self.storage, layout.shard_name(self._numbers.take()), self.schema)
             self._began = active_seconds()
         for row in rows:
             self._shard.add_encoded(row)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from qvsplit.errors import DiskError
 from qvsplit.store import shard_writer, store_writer
 from qvsplit.store.opening import read_store
-from qvsplit.store.shards import shards_in
+from qvsplit.store.shards import ShardNumbers, shards_in
 from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store_writer import StoreWriter
 from tests.support import rows
@@ -162,8 +162,8 @@ def test_who_is_to_know_of_a_shard_hears_before_it_is_begun(small_shards):
 def test_shards_come_behind_all_others_and_above_the_first_number():
     storage = rows.write_store(MemoryStorage(), [rows.item("a.png")], [rows.item("b.png")])
     append(storage, [rows.item("c.png")])
-    append(storage, [rows.item("d.png")], first=100)
-    append(storage, [rows.item("e.png")], first=50)
+    append(storage, [rows.item("d.png")], numbers=ShardNumbers(storage, 100))
+    append(storage, [rows.item("e.png")], numbers=ShardNumbers(storage, 50))
     assert shards_in(storage)[2:] == ["shard-000003.parquet", "shard-000100.parquet", "shard-000101.parquet"]
 
 

@@ -1,0 +1,145 @@
+"""Join a Ray cluster, or start one on this machine, quietly; and what it has."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from qvsplit.errors import ProcessError, UsageError
+from qvsplit.runtime.interrupts import Terminated
+from qvsplit.runtime.streams import stderr_silenced
+
+LOCAL, AUTO = "local", "auto"
+# 127.0.0.1 is replaced by Ray with an address that other machines reach; this one stays on this machine. Linux has all
+# of 127.0.0.0/8, other systems the first address alone.
+LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
+# Nobody who extracts images has asked to report that; what goes wrong is raised, and need not be printed as well.
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a cluster has: the sums over its nodes, and what the largest has."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+    most_cpus: float  # of one node
+    object_store_bytes: int  # of the smallest
+
+
+def check_address(address: str) -> None:
+    """UsageError for an address that cannot be, and where Ray is not installed."""
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"`ray` {address}: a Ray client is not on a node of the cluster, and cannot commit shards there; run "
+            "qvsplit on a node, by `ray job submit` for instance, with `ray=auto`"
+        )
+    if address not in {LOCAL, AUTO} and ":" not in address:
+        raise UsageError(f"`ray` {address}: give local, auto, or HOST:PORT of a cluster's head")
+    try:
+        import ray  # noqa: F401
+    except ModuleNotFoundError:
+        raise UsageError("`ray` needs Ray; install it with `pip install 'qvsplit[ray]'`") from None
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Cluster]:
+    """Join the cluster at `address`, or start one, for the block; a process that has joined one already stays there.
+
+    Args:
+        address: `local` starts a cluster of this machine alone, which ends with the block; `auto` joins the one that
+            this machine belongs to; else HOST:PORT of a cluster's head.
+
+    Raises:
+        UsageError: There is no such cluster.
+        ProcessError: None can be started here.
+    """
+    check_address(address)
+    import ray
+
+    if ray.is_initialized():
+        yield _cluster()
+        return
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    folder = tempfile.mkdtemp(prefix="qvsplit-ray-") if address == LOCAL else None
+    try:
+        with _own_signals(), stderr_silenced():  # on which Ray says how much it is going to say
+            _join(address, folder)
+        _quiet()
+        yield _cluster()
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _join(address: str, folder: str | None) -> None:
+    import ray
+
+    words: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    host = address.rpartition(":")[0]
+    if address == LOCAL:
+        words |= {"include_dashboard": False, "_temp_dir": folder, "_node_ip_address": LOOPBACK}
+    elif host.startswith("127."):
+        words |= {"_node_ip_address": host}  # the cluster is on this machine, and stays there
+    try:
+        ray.init(address=address, **words)
+    except (ConnectionError, ValueError) as error:
+        raise UsageError(f"`ray` {address}: there is no such cluster ({_first_line(error)}); {_ADVICE}") from None
+    except SystemExit:  # by the handler that Ray sets, until it has begun
+        raise Terminated from None
+    except (RuntimeError, OSError) as error:
+        raise ProcessError(f"`ray` {address}: Ray does not start ({_first_line(error)})") from None
+
+
+_ADVICE = "start one with `ray start --head`, or use `ray=local`"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _quiet() -> None:
+    """Let Ray Data, which has a logger of its own, say nothing on the terminal."""
+    import ray.data  # noqa: F401 - configures it
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces by one that ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _cluster() -> Cluster:
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [node.get("CPU", 0.0) for node in nodes]
+    stores = [int(node["object_store_memory"]) for node in nodes if node.get("object_store_memory")]
+    if not any(cpus):
+        raise UsageError("the Ray cluster has no CPUs for tasks; start its nodes with some, or use `ray=local`")
+    return Cluster(
+        sum(1 for one in cpus if one), sum(cpus), sum(node.get("GPU", 0.0) for node in nodes), max(cpus),
+        min(stores, default=1 << 30),
+    )  # fmt: skip

@@ -1,0 +1,51 @@
+"""Which contents are encoded, and by whom: asked by every reader of a cluster, so that each is encoded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qvsplit.store.catalogue import Catalogue
+from qvsplit.store.catalogue_file import catalogue_of_shards, known_catalogue
+from qvsplit.store.shard_reader import Shard
+from qvsplit.store.shards import shard_files
+from qvsplit.store.storage import LocalStorage
+
+
+class Contents:
+    """The contents of a store, and those that a run has begun to encode. One process has it, on the driver's machine.
+
+    What a run has begun is known here alone: if that process dies, so does the run, rather than encode a content twice.
+
+    Args:
+        store: The store's folder.
+    """
+
+    def __init__(self, store: str) -> None:
+        self._catalogue = _catalogue_of(store)
+        self._owners: dict[bytes, int] = {}  # SHA-256 → the number of the item that is encoded for it
+        self._stopped = False
+
+    def claim(self, sha256: str, number: int) -> bool:
+        """Say whether item `number` is the one to be encoded for this content. Asked again, it answers the same."""
+        owner = self._owners.get(content := bytes.fromhex(sha256))
+        if owner is None:
+            if self._catalogue.home((sha256, 0)) is not None:
+                return False
+            owner = self._owners[content] = number
+        return owner == number
+
+    def may_begin(self) -> bool:
+        """Say whether an item may be begun."""
+        return not self._stopped
+
+    def stop(self) -> None:
+        """Let no further item be begun."""
+        self._stopped = True
+
+
+def _catalogue_of(store: str) -> Catalogue:
+    """Give the store's catalogue, as the holder of its lock has left it; publish none."""
+    storage = LocalStorage(Path(store))
+    files = shard_files(storage)
+    known = known_catalogue(storage, files)
+    return known or catalogue_of_shards([Shard(storage, file.name) for _, file in files], storage.location)
