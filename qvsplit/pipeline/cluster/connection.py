@@ -6,13 +6,15 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from qvsplit.errors import ProcessError, UsageError
 from qvsplit.runtime.interrupts import Terminated
@@ -23,7 +25,14 @@ LOCAL, AUTO = "local", "auto"
 # of 127.0.0.0/8, other systems the first address alone.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 # Nobody who extracts images has asked to report that; what goes wrong is raised, and need not be printed as well.
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
+}
+CONNECT_SECONDS = 10.0
+ASK_SECONDS = 5.0
+LOST_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,8 @@ def connected(address: str) -> Iterator[Cluster]:
     check_address(address)
     import ray
 
+    global _head
+    _head = _Head()
     if ray.is_initialized():
         yield _cluster()
         return
@@ -87,6 +98,7 @@ def connected(address: str) -> Iterator[Cluster]:
 def _join(address: str, folder: str | None) -> None:
     import ray
 
+    _check_head(address)
     words: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     host = address.rpartition(":")[0]
     if address == LOCAL:
@@ -101,6 +113,17 @@ def _join(address: str, folder: str | None) -> None:
         raise Terminated from None
     except (RuntimeError, OSError) as error:
         raise ProcessError(f"`ray` {address}: Ray does not start ({_first_line(error)})") from None
+
+
+def _check_head(address: str) -> None:
+    """UsageError where nobody listens at an address: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(f"`ray` {address}: there is no such cluster ({error}); {_ADVICE}") from None
 
 
 _ADVICE = "start one with `ray start --head`, or use `ray=local`"
@@ -143,3 +166,68 @@ def _cluster() -> Cluster:
         sum(1 for one in cpus if one), sum(cpus), sum(node.get("GPU", 0.0) for node in nodes), max(cpus),
         min(stores, default=1 << 30),
     )  # fmt: skip
+
+
+class _Head:
+    """Whether the cluster's head answers. Ray itself ends the process, silently, some time after it does not."""
+
+    def __init__(self) -> None:
+        self._asked = self._answered = time.monotonic()
+
+    def check(self) -> None:
+        """Ask, now and then. Raises ProcessError once there has been no answer for `LOST_SECONDS`."""
+        import ray
+
+        now = time.monotonic()
+        if now - self._asked < ASK_SECONDS:
+            return
+        self._asked = now
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=ASK_SECONDS).close()
+        except OSError as error:
+            if time.monotonic() - self._answered > LOST_SECONDS:
+                raise ProcessError(
+                    f"the head of the Ray cluster, {host}:{port}, no longer answers ({error}); what was finished is "
+                    "kept: run again once it does"
+                ) from None
+        else:
+            self._answered = time.monotonic()
+
+
+_head = _Head()
+
+
+def check_alive() -> None:
+    """ProcessError where the cluster's head has not answered for long."""
+    _head.check()
+
+
+def value_of(task: Any) -> Any:
+    """Wait for a task, and give its value.
+
+    Raises:
+        ProcessError: Its process or node died too often, or the cluster is gone.
+    """
+    import ray
+
+    while True:
+        check_alive()
+        done, _ = ray.wait([task], timeout=ASK_SECONDS)
+        if done:
+            break
+    try:
+        return ray.get(task)
+    except Exception as error:
+        raise_ours(error)
+
+
+def raise_ours(error: BaseException) -> NoReturn:
+    """Raise what a user can be told of an error of Ray's; an error of our own code, or of Ray Data's, as it is."""
+    from ray.exceptions import RayError, RayTaskError
+
+    if isinstance(error, RayTaskError) or not isinstance(error, RayError):
+        raise error
+    raise ProcessError(
+        f"the Ray cluster lost what the run depends on ({_first_line(error)}); what was finished is kept: run again"
+    ) from None

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qvsplit.errors import QvsplitError, UsageError
-from qvsplit.pipeline.cluster.connection import Cluster, connected
+from qvsplit.pipeline.cluster.connection import Cluster, connected, value_of
 from qvsplit.pipeline.cluster.job import Declared, Job
-from qvsplit.pipeline.cluster.runner import ClusterRunner, Commits, shares_of, value_of
+from qvsplit.pipeline.cluster.runner import ClusterRunner, Commits, shares_of
 from qvsplit.pipeline.cluster.stages import declare
 from qvsplit.pipeline.devices import StoreDeclares
 from qvsplit.pipeline.options import ExtractOptions, encoders_of

@@ -1,8 +1,9 @@
-"""The cluster's runner: a Ray Data job reads and encodes, tasks write shards, and this process commits them.
+"""The cluster's runner: a Ray Data job reads and encodes, writers write shards, and this process commits them.
 
-The driver never holds features. Of every block that leaves an encoder it asks what is in it (`describe`), which is what
-the run counts and shows; it keeps the reference until there is enough for a shard, has that written (`write_shard`) and
-commits it, by renaming. What is not committed is nobody's: whatever dies, a shard is in the store whole and once.
+The driver never holds features. Of every block that leaves an encoder it asks the writer of that block's node what is
+in it (`describe`): that is what the run counts and shows. It keeps the references until a node has enough for a shard,
+has the node's writer write it, and commits it, by renaming. What is not committed is nobody's: whatever dies, a shard is
+in the store whole and once.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import math
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from qvsplit.errors import DiskError, ItemNotFound, ProcessError, QvsplitError
-from qvsplit.pipeline.cluster.connection import Cluster
+from qvsplit.errors import DiskError, ItemNotFound, QvsplitError
+from qvsplit.pipeline.cluster.connection import Cluster, check_alive, raise_ours, value_of
 from qvsplit.pipeline.cluster.contents import Contents
 from qvsplit.pipeline.cluster.job import Job
 from qvsplit.pipeline.cluster.packing import Numbered, numbered_table
-from qvsplit.pipeline.cluster.stages import Described, EncodeItems, ReadItems, describe, write_shard
+from qvsplit.pipeline.cluster.stages import Described, EncodeItems, ReadItems, Writer
 from qvsplit.pipeline.items import Result, Staged
 from qvsplit.pipeline.summary import Timer
 from qvsplit.runtime.clock import active_seconds
@@ -39,22 +41,27 @@ BLOCK_ITEMS = 32  # at most, that are read by one task: what is done again when 
 TASKS_A_READER = 8  # at least, so that readers end together
 BLOCKS_AHEAD = 8  # that have left the encoders, and nobody has described
 SHARDS_IN_FLIGHT = 4  # that are being written
-STORE_SHARE = 0.5  # of a node's object store that Ray Data may fill
-SHARD_SHARE = 0.0625  # of it that one shard's features may have
+STORE_SHARE = 0.5  # of the nodes' object stores that Ray Data may fill
+SHARD_SHARE = 0.0625  # of a node's object store that the features of one shard may have
 WAIT_SECONDS = 0.1  # after which signals and the clock are looked at
 LAST_SECONDS = 60.0  # for what had left the encoders when a run is interrupted
-ATTEMPTS = 10  # at a task whose worker or node dies
+ATTEMPTS = 20  # at what a worker does that dies
 
 
 @dataclass
 class _Shard:
-    """Blocks whose items with features go into one shard."""
+    """Blocks of one node whose items with features go into one shard."""
 
     blocks: list[Any] = field(default_factory=list)  # references
     rows: list[tuple[Row, ...]] = field(default_factory=list)
     videos: Any = None
     bytes: int = 0
     began: float = field(default_factory=active_seconds)
+
+    def is_full(self, most_bytes: int) -> bool:
+        """Say whether it is to be written, though more may come."""
+        full = self.bytes >= most_bytes or sum(map(len, self.rows)) >= SHARD_ROWS
+        return full or active_seconds() - self.began > SHARD_SECONDS
 
 
 @dataclass(frozen=True)
@@ -107,12 +114,15 @@ class ClusterRunner:
         self._encoders = encoders
         self._shard_bytes = min(SHARD_BYTES, int(cluster.object_store_bytes * SHARD_SHARE))
         self._blocks: queue.Queue[Any] = queue.Queue(BLOCKS_AHEAD)
-        self._disk_failed = False
+        self._none_begins = False
         self._ended = False  # nobody takes blocks any more
         self._contents: Any = None
-        self._describing: dict[Any, list[tuple[Any, int]]] = {}  # task → blocks and their sizes
-        self._shard = _Shard()  # that is being filled
+        self._writers: dict[str, Any] = {}  # by node
+        self._describing: dict[Any, tuple[str, Any]] = {}  # task → node and block
+        self._results: deque[Result] = deque()  # of blocks that were described
+        self._shards: dict[str, _Shard] = {}  # that are being filled, by node
         self._writing: dict[Any, _Shard] = {}  # task → what it writes
+        self._error: QvsplitError | None = None  # that ends the run
 
     def run(self, entries: Sequence[Entry]) -> Generator[Result, None, None]:
         """Give the result of each entry that is begun, as it is known."""
@@ -122,42 +132,49 @@ class ClusterRunner:
         self._job.staging.create()
         threading.Thread(target=self._feed, args=(self._dataset(begun),), name="qvsplit-ray", daemon=True).start()
         running = True
-        while running or self._describing or self._shard.blocks or self._writing:
-            if bounds.deadline is not None and active_seconds() > bounds.deadline and self._contents is not None:
-                self._contents.stop.remote()
-            if running and len(self._describing) < BLOCKS_AHEAD:
-                running = self._take_block(wait=not self._describing)
-            yield from self._described()
-            self._write_if_full(last=not running and not self._describing)
+        while running or self._describing or self._shards or self._writing:
+            check_alive()
+            if bounds.deadline is not None and active_seconds() > bounds.deadline:
+                self._let_none_begin()
+            if running:
+                running = self._take_blocks()
+            self._take_descriptions()
+            while self._results:
+                yield self._results.popleft()
+            self._write_shards(all_of_them=not running and not self._describing)
             self._commit_written()
+            if self._error is not None:
+                raise self._error
 
     def finished(self) -> Iterator[Result]:
         """Give the results of what has left the encoders, and commit it; nothing else is begun."""
         self._stop()
         deadline = active_seconds() + LAST_SECONDS
-        while not self._blocks.empty() and isinstance(self._blocks.queue[0], tuple):
-            self._take_block(wait=False)
-        while self._describing and active_seconds() < deadline:
-            yield from self._described()
+        while active_seconds() < deadline:
+            self._take_blocks()
+            if not self._describing:
+                break
+            self._take_descriptions()
+        while self._results:
+            yield self._results.popleft()
         self._write_rest(deadline)
 
     def close(self) -> None:
         """End everything. What was counted is committed, unless the disk is at fault; the rest is given up."""
         self._stop()
         try:
-            if not self._disk_failed:
+            if not isinstance(self._error, DiskError):
                 self._write_rest(active_seconds() + LAST_SECONDS)
         finally:
             self._job.staging.remove()
 
-    def _write_rest(self, deadline: float) -> None:
-        while (self._shard.blocks or self._writing) and active_seconds() < deadline:
-            self._write_if_full(last=True)
-            self._commit_written()
-
     def _stop(self) -> None:
         self._ended = True
-        if self._contents is not None:
+        self._let_none_begin()
+
+    def _let_none_begin(self) -> None:
+        if self._contents is not None and not self._none_begins:
+            self._none_begins = True
             self._contents.stop.remote()
 
     # --------------------------------------------------------------------------------------------------- the job
@@ -195,7 +212,7 @@ class ClusterRunner:
         try:
             for bundle in dataset.iter_internal_ref_bundles():
                 for block in bundle.blocks:
-                    self._put((block.ref, block.metadata.size_bytes or 0))
+                    self._put(block.ref)
                 if self._ended:
                     return
         except BaseException as error:
@@ -212,89 +229,90 @@ class ClusterRunner:
 
     # ------------------------------------------------------------------------------------------ blocks to results
 
-    def _take_block(self, *, wait: bool) -> bool:
-        """Have a block described that has left an encoder, if there is one; say whether there may be others."""
-        try:
-            with Timer(self.seconds, "wait for the encoder"):
-                block = self._blocks.get(timeout=WAIT_SECONDS if wait and not self._writing else 0.001)
-        except queue.Empty:
-            return True
-        if block is None:
-            return False
-        if isinstance(block, BaseException):
-            raise _as_ours(block)
-        task = _remote(describe).remote(block[0])
-        self._describing[task] = [block]
+    def _take_blocks(self) -> bool:
+        """Have the blocks described that have left the encoders; say whether there may be others."""
+        is_idle = not (self._describing or self._writing)
+        while len(self._describing) < BLOCKS_AHEAD:
+            try:
+                with Timer(self.seconds, "wait for the encoder"):
+                    block = self._blocks.get(timeout=WAIT_SECONDS if is_idle else 0.001)
+            except queue.Empty:
+                return True
+            if block is None:
+                return False
+            if isinstance(block, BaseException):
+                raise_ours(block)
+            node = _node_of(block)
+            self._describing[self._writer(node).describe.remote(block)] = node, block
+            is_idle = False
         return True
 
-    def _described(self) -> Iterator[Result]:
-        """Give the results of blocks that have been described."""
+    def _take_descriptions(self) -> None:
+        """Take up what is in the blocks that have been described: results, and what is to be written."""
         for task in _ready(self._describing):
-            blocks = self._describing.pop(task)
-            for (block, _), items in zip(blocks, value_of(task), strict=True):
-                yield from self._take_items(block, items)
+            node, block = self._describing.pop(task)
+            shard = self._shards.pop(node, None) or _Shard()
+            before = len(shard.rows)
+            for item in value_of(task):
+                self._take_item(item, shard)
+            if len(shard.rows) > before:
+                shard.blocks.append(block)
+            if shard.blocks:
+                self._shards[node] = shard
 
-    def _take_items(self, block: Any, items: Sequence[Described]) -> Iterator[Result]:
-        is_used = False
-        for item in items:
-            if isinstance(item, QvsplitError):
-                raise item
-            if isinstance(item.outcome, ItemNotFound):
-                self._check_gone(item)
-            if item.outcome is None:  # the time was over before it was begun
-                self.stopped = self.stopped or "max-runtime"
-                continue
-            if isinstance(item.outcome, Staged):
-                self._stage(item.outcome)
-                is_used = is_used or item.outcome.shard is None
-            yield item
-        if is_used:
-            self._shard.blocks.append(block)
+    def _take_item(self, item: Described, shard: _Shard) -> None:
+        if isinstance(item, QvsplitError):
+            self._error = self._error or item
+            return
+        staged = item.outcome
+        if isinstance(staged, ItemNotFound):
+            self._check_gone(item)
+        if staged is None:  # the time was over before it was begun
+            self.stopped = self.stopped or "max-runtime"
+            return
+        self._results.append(item)
+        if not isinstance(staged, Staged):
+            return
+        if staged.videos is not None:
+            self._commits.on_videos(staged.videos)
+            shard.videos = staged.videos
+        if staged.shard is not None:
+            self._commit(staged.shard, (self._job.staging.folder / staged.shard).stat().st_size, [staged.rows])
+        else:
+            shard.rows.append(staged.rows)
+            shard.bytes += staged.bytes
 
     def _check_gone(self, item: Result) -> None:
         """DiskError where a file that a node did not find is here: else all of a disk's items would have gone."""
         if os.path.lexists(item.entry.file):
-            raise DiskError(
+            self._error = self._error or DiskError(
                 f"{item.entry.file} is there, but not on every node of the cluster ({item.outcome}); every node needs "
                 "the store, and what is extracted, under the same paths"
             )
 
     # ------------------------------------------------------------------------------------------------- the shards
 
-    def _stage(self, staged: Staged) -> None:
-        if staged.videos is not None:
-            self._commits.on_videos(staged.videos)
-        if staged.shard is not None:
-            self._commit(staged.shard, (self._job.staging.folder / staged.shard).stat().st_size, [staged.rows])
-            return
-        self._shard.rows.append(staged.rows)
-        self._shard.bytes += staged.bytes
-        self._shard.videos = staged.videos or self._shard.videos
-
-    def _write_if_full(self, *, last: bool) -> None:
-        """Have the shard in hand written, once it is full or the last one."""
-        shard = self._shard
-        if not shard.blocks or len(self._writing) >= SHARDS_IN_FLIGHT:
-            return
-        full = shard.bytes >= self._shard_bytes or sum(map(len, shard.rows)) >= SHARD_ROWS
-        if not (full or last or active_seconds() - shard.began > SHARD_SECONDS):
-            return
-        schema = self._schema
-        if shard.videos is not None:
-            schema = replace(schema, config=replace(schema.config, videos=shard.videos))
-        self._commits.on_begin()
-        task = _remote(write_shard).remote(self._job.staging, schema, shard.rows, *shard.blocks)
-        self._shard, self._writing[task] = _Shard(), shard
+    def _write_shards(self, *, all_of_them: bool) -> None:
+        """Have the nodes' writers write the shards that are full, or all of them."""
+        for node, shard in list(self._shards.items()):
+            if len(self._writing) >= SHARDS_IN_FLIGHT or not (all_of_them or shard.is_full(self._shard_bytes)):
+                continue
+            schema = self._schema
+            if shard.videos is not None:
+                schema = replace(schema, config=replace(schema.config, videos=shard.videos))
+            self._commits.on_begin()
+            task = self._writer(node).write_shard.remote(self._job.staging, schema, shard.rows, *shard.blocks)
+            self._writing[task] = self._shards.pop(node)
 
     def _commit_written(self) -> None:
         for task in _ready(self._writing):
             shard = self._writing.pop(task)
             written = value_of(task)
             if isinstance(written, QvsplitError):
-                self._disk_failed = isinstance(written, DiskError)
-                raise written
-            name, size = written
-            self._commit(name, size, shard.rows)
+                self._error = self._error or written
+            else:
+                name, size = written
+                self._commit(name, size, shard.rows)
 
     def _commit(self, name: str, size: int, rows: Sequence[Sequence[Row]]) -> None:
         with held_back():  # the shard, and what is known of it
@@ -303,6 +321,18 @@ class ClusterRunner:
             self.written.bytes += size
             self.written.rows += sum(map(len, rows))
             self._commits.on_commit(rows)
+
+    def _write_rest(self, deadline: float) -> None:
+        while (self._shards or self._writing) and active_seconds() < deadline:
+            check_alive()
+            self._write_shards(all_of_them=True)
+            self._commit_written()
+
+    def _writer(self, node: str) -> Any:
+        """Give the writer on this node; where that is lost it goes on elsewhere."""
+        if node not in self._writers:
+            self._writers[node] = _actor(Writer, node, is_bound=False, max_restarts=ATTEMPTS, max_task_retries=ATTEMPTS)
+        return self._writers[node]
 
 
 @dataclass(frozen=True)
@@ -335,25 +365,36 @@ class _Asked:
         self._method = method
 
     def __call__(self, *args: Any) -> Any:
-        return value_of(self._method.remote(*args))
+        import ray
+
+        return ray.get(self._method.remote(*args))
 
 
 def _contents(store: str) -> Any:
     """Start the actor that knows which contents are encoded, on this machine, and wait for it."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(Contents).options(num_cpus=0, max_restarts=0, scheduling_strategy=here).remote(store)
+    actor = _actor(Contents, ray.get_runtime_context().get_node_id(), store, is_bound=True, max_restarts=0)
     value_of(actor.may_begin.remote())
     return actor
 
 
-def _remote(function: Callable[..., Any]) -> Any:
-    """Give a function as a task that takes no share of a CPU: it must not wait for readers and encoders to end."""
+def _actor(kind: type, node: str, *args: object, is_bound: bool, **options: int) -> Any:
+    """Start an actor on a node. It takes no share of a CPU: it must not wait for readers and encoders to end."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return ray.remote(function).options(num_cpus=0, max_retries=ATTEMPTS)
+    place = NodeAffinitySchedulingStrategy(node, soft=not is_bound)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=place, **options).remote(*args)
+
+
+def _node_of(block: Any) -> str:
+    """Give the node that has a block, by its id; this one where that is not known."""
+    import ray
+    from ray.experimental import get_object_locations
+
+    nodes: list[str] = get_object_locations([block])[block].get("node_ids", [])
+    return nodes[0] if nodes else str(ray.get_runtime_context().get_node_id())
 
 
 def _ready(tasks: Iterable[Any]) -> list[Any]:
@@ -363,30 +404,7 @@ def _ready(tasks: Iterable[Any]) -> list[Any]:
     waiting = list(tasks)
     if not waiting:
         return []
-    done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0.0, fetch_local=False)
-    if not done:
-        done, _ = ray.wait(waiting, num_returns=1, timeout=WAIT_SECONDS / 2, fetch_local=False)
+    done, rest = ray.wait(waiting, num_returns=1, timeout=WAIT_SECONDS / 2, fetch_local=False)
+    if done and rest:
+        done += ray.wait(rest, num_returns=len(rest), timeout=0.0, fetch_local=False)[0]
     return list(done)
-
-
-def value_of(task: Any) -> Any:
-    """Wait for a task, and give its value. Raises ProcessError where its process or node died too often."""
-    import ray
-
-    try:
-        return ray.get(task)
-    except Exception as error:
-        raise _as_ours(error) from None
-
-
-def _as_ours(error: BaseException) -> BaseException:
-    """Give what a user can be told of an error of Ray's; an error of our own code, or of Ray Data's, as it is."""
-    from ray.exceptions import RayError, RayTaskError
-
-    if isinstance(error, RayTaskError) or not isinstance(error, RayError):
-        cause = getattr(error, "cause", None)
-        return cause if isinstance(cause, QvsplitError) else error
-    what = str(error).strip().splitlines()[0]
-    return ProcessError(
-        f"the Ray cluster has lost what the run depends on ({what}); what was finished is kept: run again"
-    )

@@ -1,4 +1,4 @@
-"""What runs on the nodes of a cluster: readers and encoders, which are actors, and the tasks that write shards.
+"""What runs on the nodes of a cluster, as actors: readers, encoders, and the writers of shards.
 
 The stages are those of the local runner. Each worker loads what it needs from paths, when it first needs it: it can be
 started again anywhere. What is wrong with an item, or with the run, comes back as a value.
@@ -206,43 +206,45 @@ class EncodeItems:
         return self._clips
 
 
-def describe(*blocks: pa.Table) -> list[list[Described]]:
-    """Give the items of each block, without what is large."""
-    return [list(items_in(block)) for block in blocks]
+class Writer:
+    """Knows what is in the blocks of its node, and writes shards of them."""
 
+    def describe(self, block: pa.Table) -> list[Described]:
+        """Give the items of a block, without what is large."""
+        return list(items_in(block))
 
-def write_shard(
-    staging: Staging, schema: ShardSchema, expected: Sequence[Sequence[Row]], *blocks: pa.Table
-) -> tuple[str, int] | QvsplitError:
-    """Write the encoded items of some blocks into a staged shard; gives its name, and its size in bytes.
+    def write_shard(
+        self, staging: Staging, schema: ShardSchema, expected: Sequence[Sequence[Row]], *blocks: pa.Table
+    ) -> tuple[str, int] | QvsplitError:
+        """Write the encoded items of some blocks into a staged shard; gives its name, and its size in bytes.
 
-    Args:
-        staging: Where.
-        schema: What the shard declares.
-        expected: The rows of each item that the blocks were said to have, in order.
-        blocks: Of encoders. A block that was lost with its node has been made again.
-    """
-    try:
-        name = Staging.new_name()
-        shard = ShardWriter(staging, name, schema)
+        Args:
+            staging: Where.
+            schema: What the shard declares.
+            expected: The rows of each item that the blocks were said to have, in order.
+            blocks: Of encoders. A block that was lost with its node has been made again.
+        """
         try:
-            found = []
-            for item, rows in (one for block in blocks for one in rows_in(block)):
-                if rows is not None:
-                    found.append(item.outcome.rows)
-                    for row in rows:
-                        shard.add_encoded(row)
-            if found != list(expected):
-                raise ProcessError(
-                    "a node was lost while files changed, and what was made again is not what had been counted; what "
-                    "was written before is kept: run again"
-                )
-            return name, shard.finish()
-        except BaseException:
-            shard.abandon()
-            raise
-    except QvsplitError as error:
-        return error.with_traceback(None)
+            name = Staging.new_name()
+            shard = ShardWriter(staging, name, schema)
+            try:
+                found = []
+                for item, rows in (one for block in blocks for one in rows_in(block)):
+                    if rows is not None:
+                        found.append(item.outcome.rows)
+                        for row in rows:
+                            shard.add_encoded(row)
+                if found != list(expected):
+                    raise ProcessError(
+                        "a node was lost while files changed, and what was made again is not what had been counted; "
+                        "what was written before is kept: run again"
+                    )
+                return name, shard.finish()
+            except BaseException:
+                shard.abandon()
+                raise
+        except QvsplitError as error:
+            return error.with_traceback(None)
 
 
 def _add(shard: ShardWriter, rows: list[EncodedRow]) -> None:
