@@ -13,6 +13,7 @@ from qvsplit.pipeline.options import (
     ExtractOptions,
     check_against,
     check_options,
+    encoders_of,
     like,
     video_options,
     with_videos_of,
@@ -43,6 +44,43 @@ def test_what_no_store_can_be_made_with(extract, tmp_path, options, expected):
         check_options(ExtractOptions(**options))
     with pytest.raises(UsageError, match=expected):  # before a path is looked at
         extract(tmp_path / "nowhere", **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(None, None), ("1", (1, 1)), ("2", (2, 2)), ("1:4", (1, 4)), ("3:3", (3, 3)), (" 2 : 8 ", (2, 8))],
+)
+def test_how_many_encoders_a_cluster_has(text, expected):
+    options = ExtractOptions(ray="auto", ray_encoders=text)
+    check_options(options)
+    assert encoders_of(options) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "4:1", "x", "0:3", "-1", "", ":", ":4", "1:4:9", "1.5", "1:x", "2-4"])
+def test_how_many_encoders_no_cluster_has(extract, tmp_path, text):
+    for refused in (check_options, encoders_of):
+        with pytest.raises(UsageError, match=f"^`ray_encoders` {text}: give a number, or MIN:MAX, from 1 on$"):
+            refused(ExtractOptions(ray="auto", ray_encoders=text))
+    with pytest.raises(UsageError, match="^`ray_encoders`"):  # before a path is looked at
+        extract(tmp_path / "nowhere", ray="auto", ray_encoders=text)
+
+
+def test_encoders_of_no_cluster_are_refused(extract, tmp_path):
+    """Rather than passed over, where somebody believes that they are there."""
+    for refused in (
+        lambda: check_options(ExtractOptions(ray_encoders="2")), lambda: extract(tmp_path / "nowhere", ray_encoders="2"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="^`ray_encoders` is of a Ray cluster: give `ray` as well$") as caught:
+            refused()
+        assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ray", True), ("ray", 6379), ("ray_encoders", 2), ("ray_encoders", (1, 4))]
+)
+def test_what_is_said_of_a_cluster_is_text(name, value):
+    with pytest.raises(UsageError, match=f"^{name}: give a text"):
+        check_options(ExtractOptions(**{"ray": "auto", name: value}))
 
 
 @pytest.mark.parametrize(

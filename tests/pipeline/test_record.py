@@ -11,17 +11,18 @@ import pytest
 
 from qvsplit.errors import ItemError, ItemNotFound
 from qvsplit.models.sampling import MORE_TOKENS, Clip
-from qvsplit.pipeline.items import KNOWN, Result
+from qvsplit.pipeline.items import KNOWN, Result, Staged
 from qvsplit.pipeline.parts import Part
 from qvsplit.pipeline.plan import Cures, Plan
 from qvsplit.pipeline.record import RowRecorder
+from qvsplit.pipeline.rows import encoded_rows
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.config import Provenance
 from qvsplit.store.features import Features, StoredTensor
 from qvsplit.store.opening import open_store
-from qvsplit.store.row import item_row
+from qvsplit.store.row import Row, item_row
 from qvsplit.store.schema import ShardSchema
 from qvsplit.store.storage import LocalStorage
 from qvsplit.store.store_writer import StoreWriter
@@ -404,3 +405,184 @@ def test_a_refreshed_video_has_all_its_parts_though_a_row_was_lost():
     assert [(row.path, row.part, row.version, row.generation, row.has_features) for row in recorder.writer.rows] == [
         ("a.mp4", part, "2", 7, False) for part in range(3)
     ]
+
+
+# ------------------------------------------------------------------------------------- rows that others write: staged
+
+
+def as_staged(one: Result) -> Result:
+    """The same result as a cluster has it: what was encoded is in a staged shard."""
+    if not isinstance(one.outcome, list):
+        return one
+    return replace(one, outcome=Staged(tuple(row for row, _ in encoded_rows(one, list(one.outcome), 7))))
+
+
+class Cluster:
+    """A recorder of staged results, and what was staged and is not committed."""
+
+    def __init__(self, *, rows=(), absent=()):
+        self.recorder = recorded([], rows=rows, absent=absent)
+        self.summary, self.said, self.committed = self.recorder.summary, self.recorder.said, []
+        self.staged: list[tuple[Row, ...]] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        """All that is in the store of this run."""
+        return [row for item in self.committed for row in item] + self.recorder.writer.rows
+
+    def take(self, *results: Result):
+        for one in results:
+            one = as_staged(one)
+            self.summary.remaining += 1
+            self.recorder.take(one)
+            if isinstance(one.outcome, Staged):
+                self.staged.append(one.outcome.rows)
+        return self
+
+    def commit(self):
+        """Commit a shard of all that is staged."""
+        shard, self.staged = self.staged, []
+        self.committed += shard
+        self.recorder.commit(shard)
+        return self
+
+
+def test_what_is_staged_is_counted_and_reported_at_once_and_no_row_is_written():
+    cluster = Cluster(rows=ROWS).take(result("new.png", "encoded"), result("edited.png", "encoded", content="after"))
+    assert counts(cluster.recorder) == {"encoded": 2, "new": 1, "modified": 1, "tokens": 2}
+    assert cluster.said == [("item", "new.png"), ("item", "edited.png")]
+    assert cluster.recorder.writer.rows == [] and cluster.recorder.written == {}
+    assert not cluster.recorder.holds((digest("new.png"), 0))  # nothing may refer to it yet
+    assert cluster.recorder.current(("/photos", "edited.png")).sha256 == digest("before")
+    before = counts(cluster.recorder)
+    cluster.commit()
+    assert counts(cluster.recorder) == before and len(cluster.said) == 2  # once
+    assert cluster.recorder.writer.rows == []  # the shard has them
+    assert cluster.recorder.holds((digest("new.png"), 0)) and cluster.recorder.holds((digest("after"), 0))
+    assert cluster.recorder.current(("/photos", "edited.png")) == cluster.committed[1][0]
+    assert cluster.committed[1][0].has_features
+
+
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_a_copy_is_written_once_what_it_refers_to_is_in_the_store(when):
+    cluster, copy = Cluster(), result("copy.png", content="new.png")
+    if when == "before":
+        cluster.take(copy)
+    cluster.take(result("new.png", "encoded"))
+    if when == "between":
+        cluster.take(copy)
+    assert cluster.recorder.writer.rows == []
+    assert cluster.summary.remaining == (when != "after")
+    cluster.commit()
+    assert [row.path for row in cluster.recorder.writer.rows] == ["copy.png"] * (when != "after")
+    if when == "after":
+        cluster.take(copy)
+    assert [row.path for row in cluster.recorder.writer.rows] == ["copy.png"]
+    assert counts(cluster.recorder) == {"encoded": 1, "new": 1, "copied": 1, "tokens": 1}
+    (row,) = cluster.recorder.writer.rows
+    assert replace(row, path="new.png", has_features=True) == cluster.committed[0][0]
+    assert ("item", "copy.png") in cluster.said
+
+
+def test_a_copy_of_what_is_never_committed_is_left_for_the_next_run():
+    cluster = Cluster().take(result("new.png", "encoded"), result("copy.png", content="new.png"))
+    cluster.recorder.finish()
+    assert cluster.rows == [] and cluster.summary.remaining == 1
+    assert not cluster.recorder.holds((digest("new.png"), 0))
+
+
+def test_a_commit_releases_its_own_copies_and_no_others():
+    cluster = Cluster().take(result("a.png", "encoded")).take(result("copy a.png", content="a.png"))
+    first = cluster.staged[:]
+    cluster.take(result("b.png", "encoded"), result("copy b.png", content="b.png"))
+    cluster.recorder.commit(first)
+    assert [row.path for row in cluster.recorder.writer.rows] == ["copy a.png"]
+    cluster.recorder.commit(cluster.staged[1:])
+    assert [row.path for row in cluster.recorder.writer.rows] == ["copy a.png", "copy b.png"]
+    assert cluster.summary.remaining == 0
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_results_of_a_cluster_in_any_order_give_the_rows_and_counts_of_a_run_on_one_machine(every):
+    """However many items a shard has."""
+    results = [*every_kind()[:4], *every_kind()[5:7]]
+    plain = recorded([*every_kind()[:4], *every_kind()[5:7]], rows=ROWS, absent=ABSENT)
+    expected = counts(plain), {row.key: row for row in plain.writer.rows}
+    for order in in_every_order(results):
+        cluster = Cluster(rows=ROWS, absent=ABSENT)
+        for one in order:
+            cluster.take(one)
+            if len(cluster.staged) >= every:
+                cluster.commit()
+        cluster.commit()
+        cluster.recorder.finish()
+        assert len(cluster.rows) == len(expected[1])  # each once
+        assert (counts(cluster.recorder), {row.key: row for row in cluster.rows}) == expected, [
+            one.entry.path for one in order
+        ]
+        assert sorted(cluster.said) == sorted(plain.said)
+
+
+def test_parts_of_a_video_are_committed_and_referred_to_as_those_of_a_run_on_one_machine():
+    def results():
+        return [
+            result("b.mp4", content="a.mp4"), filmed("a.mp4", 3, most=2, flags=("is odd",)), filmed("c.mp4", 1),
+            result("d.mp4", content="c.mp4"),
+        ]  # fmt: skip
+
+    plain = recorded(results())
+    cluster = Cluster().take(*results()).commit()
+    names = ("encoded", "new", "copied", "tokens", "videos", "clips", "video_seconds", "remaining", "cut_off")
+    assert [getattr(cluster.summary, name) for name in names] == [getattr(plain.summary, name) for name in names]
+    assert cluster.summary.clips == 4 and cluster.summary.video_seconds == 4.0
+    assert sorted(cluster.rows, key=lambda row: (row.path, row.part)) == sorted(
+        plain.writer.rows, key=lambda row: (row.path, row.part)
+    )
+    assert cluster.recorder.written == plain.written
+
+
+def test_a_moved_file_takes_the_place_of_the_old_one_when_its_features_are_in_the_store():
+    """Of a content that the store has lost: it is encoded under one new name, and the other is a move."""
+    lost = ok_row("gone.png", content="lost", has_features=False)
+    results = [result("x.png", "encoded", content="lost"), result("y.png", content="lost")]
+    plain = recorded(next(in_every_order(results)), rows=[lost], absent=[lost])
+    cluster = Cluster(rows=[lost], absent=[lost]).take(*results)
+    assert cluster.recorder.writer.rows == []  # the old name is not given up before
+    cluster.commit()
+    assert counts(cluster.recorder) == counts(plain)
+    assert [(row.path, row.status) for row in cluster.rows] == [(row.path, row.status) for row in plain.writer.rows]
+    assert ("gone.png", "deleted") in [(row.path, row.status) for row in cluster.rows]
+
+
+def test_a_copy_of_what_failed_under_one_name_and_was_staged_under_another_is_no_failure():
+    results = [result("a.png", ItemError("took too long", "timeout"), content="same"),
+               result("b.png", "encoded", content="same"), result("c.png", content="same")]  # fmt: skip
+    for order in in_every_order(results):
+        cluster = Cluster().take(*order).commit()
+        cluster.recorder.finish()
+        assert counts(cluster.recorder) == {"encoded": 1, "new": 1, "copied": 1, "failed": 1, "tokens": 1}
+
+
+def test_copies_of_what_failed_fail_at_the_end_and_not_with_a_commit():
+    cluster = Cluster().take(result("twin.png", content="bad.png"), result("bad.png", ItemError("is bad")))
+    cluster.take(result("new.png", "encoded")).commit()
+    assert [row.path for row in cluster.recorder.writer.rows] == ["bad.png"]
+    cluster.recorder.finish()
+    assert [(row.path, row.status) for row in cluster.recorder.writer.rows] == [
+        ("bad.png", "failed"), ("twin.png", "failed")
+    ]  # fmt: skip
+    assert counts(cluster.recorder) == {"encoded": 1, "new": 1, "failed": 2, "tokens": 1}
+
+
+def test_an_image_of_which_not_all_was_seen_is_counted_when_it_is_staged():
+    cluster = Cluster().take(
+        result("a.jpg", "encoded", content="a", cut_rows=12), result("b.jpg", content="a", cut_rows=12)
+    )
+    assert cluster.summary.cut_off == 1
+    assert cluster.commit().summary.cut_off == 2
+
+
+def test_what_was_waited_for_is_added_up_of_staged_items_too():
+    cluster = Cluster().take(replace(result("a.png", "encoded"), seconds={"preprocess": 0.5}))
+    cluster.take(replace(result("b.png", "encoded"), seconds={"preprocess": 0.25}))
+    assert cluster.summary.stages["preprocess"] == 0.75

@@ -25,10 +25,13 @@ LOCAL, AUTO = "local", "auto"
 # of 127.0.0.0/8, other systems the first address alone.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 # Nobody who extracts images has asked to report that; what goes wrong is raised, and need not be printed as well.
+# A head that does not answer would have Ray end the process after a minute, with exit code 1 and without a word; and a
+# thread that still asks something of Ray when the run has ended would join whatever cluster there is.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 CONNECT_SECONDS = 10.0
 ASK_SECONDS = 5.0
@@ -73,6 +76,8 @@ def connected(address: str) -> Iterator[Cluster]:
         UsageError: There is no such cluster.
         ProcessError: None can be started here.
     """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # before Ray is imported
     check_address(address)
     import ray
 
@@ -81,8 +86,6 @@ def connected(address: str) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield _cluster()
         return
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     folder = tempfile.mkdtemp(prefix="qvsplit-ray-") if address == LOCAL else None
     try:
         with _own_signals(), stderr_silenced():  # on which Ray says how much it is going to say

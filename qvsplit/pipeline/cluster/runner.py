@@ -2,8 +2,8 @@
 
 The driver never holds features. Of every block that leaves an encoder it asks the writer of that block's node what is
 in it (`describe`): that is what the run counts and shows. It keeps the references until a node has enough for a shard,
-has the node's writer write it, and commits it, by renaming. What is not committed is nobody's: whatever dies, a shard is
-in the store whole and once.
+has the node's writer write it, and commits it, by renaming. What is not committed is nobody's: whatever dies, a shard
+is in the store whole and once.
 """
 
 from __future__ import annotations
