@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from qvsplit.errors import ItemError
 from qvsplit.models.encoder import Clips
 from qvsplit.pipeline.devices import Loaded, StoreDeclares, load_clips, load_devices
 from qvsplit.pipeline.encoding import Devices
+from qvsplit.pipeline.items import Result
 from qvsplit.pipeline.options import ExtractOptions, with_videos_of
 from qvsplit.pipeline.plan import Cures, Plan
 from qvsplit.pipeline.record import RowRecorder
@@ -107,10 +108,9 @@ class Execution:
 
     def _carry_out(self, runner: LocalRunner | ClusterRunner) -> None:
         try:
-            with closing(runner.run(self._plan.to_read)) as results:
-                for result in results:
-                    interrupts.check()
-                    self.recorder.take(result)
+            self._take_all(runner.run(self._plan.to_read))
+            if self._options.ray is not None and not runner.stopped and (again := self.recorder.to_try_again()):
+                self._take_all(runner.run(again))
             self.recorder.finish()
             self._summary.stopped = runner.stopped
             if self._options.prune and not runner.stopped:
@@ -127,6 +127,12 @@ class Execution:
                 finally:
                     self._end_shard()
             self._note_costs(runner)
+
+    def _take_all(self, results: Generator[Result, None, None]) -> None:
+        with closing(results):
+            for result in results:
+                interrupts.check()
+                self.recorder.take(result)
 
     def _cluster_runner(self, bounds: RunnerOptions, stack: ExitStack) -> ClusterRunner:
         """Join the cluster, and have its first encoder held against the store's extraction config."""

@@ -18,6 +18,7 @@ from qvsplit.pipeline.rows import encoded_rows, row_of, unseen
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary, Timer
 from qvsplit.runtime.interrupts import held_back
 from qvsplit.sources.files import CHANGED
+from qvsplit.sources.source import Entry
 from qvsplit.store.features import Features
 from qvsplit.store.row import (
     Content,
@@ -122,6 +123,15 @@ class RowRecorder:
         for rows in items:
             self._settle(rows)
             self._refer_released(rows[0].content)
+
+    def to_try_again(self) -> list[Entry]:
+        """Give up waiting for contents that were not encoded, for reasons that are not theirs; give what waited.
+
+        On one machine an item is decoded as long as nobody else's features of its content are on their way. On a
+        cluster it waits for another that was read before it, which may have changed since, or taken too long.
+        """
+        waited = [content for content in self._waiting if getattr(self._failed.get(content), "kind", "") != "content"]
+        return [result.entry for content in waited for result in self._released(content)]
 
     def finish(self) -> None:
         """Once all results are taken: fail the items whose content failed under every name that was encoded."""

@@ -61,6 +61,11 @@ class Staging:
                 "extracted, under the same paths"
             )
 
+    def size(self, name: str) -> int:
+        """Give the bytes of a staged shard. Raises DiskError."""
+        with disk_errors(self.store):
+            return (self.folder / name).stat().st_size
+
     @staticmethod
     def new_name() -> str:
         """Give a name that no other attempt at the same shard has."""

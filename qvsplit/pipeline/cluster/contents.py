@@ -29,7 +29,7 @@ class Contents:
         """Say whether item `number` is the one to be encoded for this content. Asked again, it answers the same."""
         owner = self._owners.get(content := bytes.fromhex(sha256))
         if owner is None:
-            if self._catalogue.home((sha256, 0)) is not None:
+            if self._catalogue.home_places(sha256):  # all its parts
                 return False
             owner = self._owners[content] = number
         return owner == number

@@ -66,6 +66,7 @@ def launch(
         callbacks.on_note(note)
     callbacks.on_load(READY, 0, 0)
     own = StoreDeclares(own.where, own.config or declared.schema.config, declared.schema.tensors, declared.provenance)
+    staging.create()
     job = Job(options, bounds, own, generation, staging, shares.encoder_threads)
     return ClusterRunner(job, declared.schema, cluster, commits(declared), encoders)
 

@@ -129,7 +129,6 @@ class ClusterRunner:
         bounds = self._job.bounds
         begun = entries if bounds.limit is None else entries[: bounds.limit]
         self.stopped = "limit" if len(begun) < len(entries) else ""
-        self._job.staging.create()
         threading.Thread(target=self._feed, args=(self._dataset(begun),), name="qvsplit-ray", daemon=True).start()
         running = True
         while running or self._describing or self._shards or self._writing:
@@ -251,16 +250,17 @@ class ClusterRunner:
         """Take up what is in the blocks that have been described: results, and what is to be written."""
         for task in _ready(self._describing):
             node, block = self._describing.pop(task)
-            shard = self._shards.pop(node, None) or _Shard()
-            before = len(shard.rows)
-            for item in value_of(task):
-                self._take_item(item, shard)
-            if len(shard.rows) > before:
+            for item in (items := value_of(task)):
+                self._take_item(item)
+            shared = [item.outcome for item in items if _shares_a_shard(item)]
+            if shared:
+                shard = self._shards.setdefault(node, _Shard())
                 shard.blocks.append(block)
-            if shard.blocks:
-                self._shards[node] = shard
+                shard.rows += [staged.rows for staged in shared]
+                shard.bytes += sum(staged.bytes for staged in shared)
+                shard.videos = next((one.videos for one in shared if one.videos is not None), shard.videos)
 
-    def _take_item(self, item: Described, shard: _Shard) -> None:
+    def _take_item(self, item: Described) -> None:
         if isinstance(item, QvsplitError):
             self._error = self._error or item
             return
@@ -271,16 +271,11 @@ class ClusterRunner:
             self.stopped = self.stopped or "max-runtime"
             return
         self._results.append(item)
-        if not isinstance(staged, Staged):
-            return
-        if staged.videos is not None:
-            self._commits.on_videos(staged.videos)
-            shard.videos = staged.videos
-        if staged.shard is not None:
-            self._commit(staged.shard, (self._job.staging.folder / staged.shard).stat().st_size, [staged.rows])
-        else:
-            shard.rows.append(staged.rows)
-            shard.bytes += staged.bytes
+        if isinstance(staged, Staged):
+            if staged.videos is not None:
+                self._commits.on_videos(staged.videos)
+            if staged.shard is not None:
+                self._commit(staged.shard, self._job.staging.size(staged.shard), [staged.rows])
 
     def _check_gone(self, item: Result) -> None:
         """DiskError where a file that a node did not find is here: else all of a disk's items would have gone."""
@@ -356,6 +351,11 @@ def shares_of(cluster: Cluster, encoders: int, *, gpus: bool) -> Shares:
     share = min(cluster.cpus / encoders, cluster.most_cpus) / 2
     threads = max(1, int(cluster.most_cpus / math.ceil(encoders / cluster.nodes)))
     return Shares(reader, math.floor(share) if share >= 1 else math.floor(share * 100) / 100 or 0.01, 0.0, threads)
+
+
+def _shares_a_shard(item: Described) -> bool:
+    """Say whether the item's rows and features are in its block, to be written with those of others."""
+    return isinstance(item, Result) and isinstance(item.outcome, Staged) and item.outcome.shard is None
 
 
 class _Asked:
