@@ -17,7 +17,7 @@ from qvsplit.pipeline.plan import Cures, Plan
 from qvsplit.pipeline.record import RowRecorder
 from qvsplit.pipeline.rows import encoded_rows
 from qvsplit.pipeline.summary import ExtractCallbacks, Summary
-from qvsplit.sources.files import FileInfo
+from qvsplit.sources.files import CHANGED, FileInfo
 from qvsplit.sources.videos import VideoInfo
 from qvsplit.store.config import Provenance
 from qvsplit.store.features import Features, StoredTensor
@@ -572,6 +572,33 @@ def test_copies_of_what_failed_fail_at_the_end_and_not_with_a_commit():
         ("bad.png", "failed"), ("twin.png", "failed")
     ]  # fmt: skip
     assert counts(cluster.recorder) == {"encoded": 1, "new": 1, "failed": 2, "tokens": 1}
+
+
+@pytest.mark.parametrize(
+    "why", [ItemError(CHANGED), ItemNotFound("is no longer there"), ItemError("took too long", "timeout"),
+            ItemError("does not fit into memory", "memory")], ids=str,
+)  # fmt: skip
+def test_what_waited_for_an_item_that_failed_by_chance_is_tried_again(why):
+    """Another item of those bytes was to be encoded, and may be now: on one machine it would have been."""
+    copies = [result(f"{number}.png", content="same") for number in range(2)]
+    cluster = Cluster().take(*copies, result("a.png", why, content="same"), result("new.png", "encoded")).commit()
+    assert cluster.recorder.to_try_again() == [copy.entry for copy in copies]
+    assert cluster.recorder.to_try_again() == []  # nobody waits any more
+    assert cluster.summary.remaining == 2
+    cluster.summary.remaining = 0  # `take` counts them again
+    cluster.take(result("0.png", "encoded", content="same"), result("1.png", content="same")).commit()
+    cluster.recorder.finish()
+    assert {row.path: row.status for row in cluster.rows if row.path != "a.png"} == {
+        "0.png": "ok", "1.png": "ok", "new.png": "ok"
+    }  # fmt: skip
+    assert (cluster.summary.encoded, cluster.summary.copied, cluster.summary.remaining) == (2, 1, 0)
+
+
+def test_what_waits_for_bytes_that_are_bad_is_not_tried_again():
+    cluster = Cluster().take(result("twin.png", content="bad.png"), result("bad.png", ItemError("is bad")))
+    assert cluster.recorder.to_try_again() == []
+    cluster.recorder.finish()
+    assert counts(cluster.recorder) == {"failed": 2}
 
 
 def test_an_image_of_which_not_all_was_seen_is_counted_when_it_is_staged():
