@@ -176,7 +176,7 @@ def test_the_command_reference_is_what_the_commands_say():
 
 REFERENCE = (ROOT / "docs" / "commands.md").read_text()
 OTHER_PROGRAMS = {"--index-url", "--delete", "--include", "--exclude", "--table", "--pictures", "--images", "--now",
-                  "--local_dir", "--tokens", "--vllm"}  # fmt: skip
+                  "--local_dir", "--tokens", "--vllm", "--address", "--head"}  # fmt: skip
 HISTORY = {"CHANGELOG.md", "decisions.md"}  # which also name what there was before
 
 
@@ -230,7 +230,7 @@ def test_the_architecture_page_names_every_module_and_no_other():
     tree = (ROOT / "docs" / "architecture.md").read_text().split("## The tree")[1].split("```")[1]
     named, folder = set(), ""
     for line in tree.splitlines():
-        if match := re.match(r"( +)(\w+\.py|\w+/) +\S", line):
+        if match := re.match(r"( +)(\w+\.py|[\w/]+/) +\S", line):
             indent, name = len(match[1]), match[2]
             folder = name if name.endswith("/") else folder
             named |= {("" if indent == 2 else folder) + name} if name.endswith(".py") else set()
