@@ -489,7 +489,7 @@ def cluster(place: Path, told: argparse.Namespace) -> dict[str, Any] | None:
     """Hand a plan to Ray Data, and ask the process that knows which contents are encoded."""
     if importlib.util.find_spec("ray") is None:
         return None
-    from qvsplit.pipeline.cluster.connection import LOCAL, connected
+    from qvsplit.pipeline.cluster.connection import connected
     from qvsplit.pipeline.cluster.contents import Contents
     from qvsplit.pipeline.cluster.packing import Numbered, numbered_table
     from qvsplit.pipeline.cluster.runner import BLOCK_ITEMS
@@ -498,7 +498,7 @@ def cluster(place: Path, told: argparse.Namespace) -> dict[str, Any] | None:
     number = told.entries // 3
     entries = [entry for one in _listings(number) for entry in one.entries()]
     result: dict[str, Any] = {"items": number}
-    with connected(LOCAL):
+    with connected("local"):
         import ray
 
         ray.data.from_arrow(numbered_table([Numbered(0, entries[0])]))  # imports what it needs
@@ -520,7 +520,7 @@ def cluster(place: Path, told: argparse.Namespace) -> dict[str, Any] | None:
         result["kept_bytes"] = _say("memory of the driver for it while the job runs, an item", grown / number, "B")
         del kept
         actor = ray.remote(Contents).options(num_cpus=0).remote(str(place))
-        ray.get(actor.may_begin.remote())
+        ray.get(actor.__ray_ready__.remote())
         digests = [made_row(one).sha256 for one in range(2 * LOOKUPS)]
         seconds, _ = _timed(lambda: [ray.get(actor.claim.remote(digest, 0)) for digest in digests])
         result["claims_waiting_per_s"] = _say("answers a second to one who waits", len(digests) / seconds, "")

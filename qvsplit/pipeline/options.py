@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -18,6 +20,7 @@ from qvsplit.store.config import KERNELS, PREPARED_ON, ExtractionConfig, Provena
 SHORTEST_ITEM_SECONDS = 0.1
 MAX_SAMPLED = 8_000  # frames of one clip: their numbers go into its row
 GIFS = ("image", "video")
+LOCAL_RAY, ANY_RAY = "local", "auto"  # clusters that need no address
 # options of videos → their names in the extraction config's `videos`
 VIDEO_OPTIONS = {
     "fps": "fps", "max_frames": "max_frames", "num_frames": "num_frames", "video_max_pixels": "max_pixels",
@@ -138,10 +141,26 @@ def check_options(options: ExtractOptions) -> None:
     if options.max_runtime is not None:
         arguments.check_number("max_runtime", options.max_runtime, least=0, whole=False)
     arguments.check_number("item_timeout", options.item_timeout, least=SHORTEST_ITEM_SECONDS, whole=False)
-    if encoders_of(options) is not None and options.ray is None:
-        raise UsageError("`ray_encoders` is of a Ray cluster: give `ray` as well")
+    _check_ray(options)
     if options.checksum and (options.limit is not None or options.max_runtime is not None):
         raise UsageError("`checksum` reads everything again: `limit` or `max_runtime` would end it at the same place")
+
+
+def _check_ray(options: ExtractOptions) -> None:
+    address = options.ray
+    if encoders_of(options) is not None and address is None:
+        raise UsageError("`ray_encoders` is of a Ray cluster: give `ray` as well")
+    if address is None:
+        return
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"`ray` {address}: a Ray client is not on a node of the cluster, and cannot commit shards there; run "
+            "qvsplit on a node, by `ray job submit` for instance, with `ray=auto`"
+        )
+    if address not in {LOCAL_RAY, ANY_RAY} and not re.fullmatch(r".+:[0-9]{1,5}", address):
+        raise UsageError(f"`ray` {address}: give local, auto, or HOST:PORT of a cluster's head")
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError("`ray` needs Ray; install it with `pip install 'qvsplit[ray]'`")
 
 
 def encoders_of(options: ExtractOptions) -> tuple[int, int] | None:
@@ -149,9 +168,9 @@ def encoders_of(options: ExtractOptions) -> tuple[int, int] | None:
     text = options.ray_encoders
     if text is None:
         return None
-    least, _, most = text.partition(":")
+    least, colon, most = text.partition(":")
     try:
-        numbers = int(least), int(most or least)
+        numbers = int(least), int(most if colon else least)
     except ValueError:
         numbers = 0, 0
     if not 1 <= numbers[0] <= numbers[1]:

@@ -141,7 +141,12 @@ def _write(write: Any, raw: io.FileIO, data: Any) -> int:
 @contextmanager
 def stderr_silenced() -> Iterator[None]:
     """Have what is written to the descriptor of stderr inside the block, by libraries in C too, go nowhere."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield

@@ -20,7 +20,7 @@ from qvsplit.store.storage import Storage
 def begin(storage: Storage) -> Storage:
     """Prepare `.qvsplit/rebuild/`, or take up what a killed rebuild left there; gives its storage."""
     new = storage.below(layout.REBUILD)
-    new.delete(*(f"{layout.STAGING}/{file.name}" for file in new.list(layout.STAGING)))
+    new.delete_below(layout.STAGING)
     _number_above(storage, new)
     return new
 

@@ -76,14 +76,12 @@ class Staging:
         """Give a stream whose content is on the disk at the end of the block, or of which nothing is left."""
         self.check()
         file = self.folder / name
-        with disk_errors(self.store):
+        with disk_errors(self.store), file.open("x+b") as stream:
             try:
-                with file.open("x+b") as stream:
-                    yield stream
-                    stream.flush()
-                    if durable:
-                        os.fsync(stream.fileno())
+                yield stream
+                stream.flush()
                 if durable:
+                    os.fsync(stream.fileno())
                     sync_folder(self.folder)
             except BaseException:
                 with suppress(OSError):

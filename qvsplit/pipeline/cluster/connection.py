@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from qvsplit.errors import ProcessError, UsageError
+from qvsplit.pipeline.options import LOCAL_RAY
 from qvsplit.runtime.interrupts import Terminated
 from qvsplit.runtime.streams import stderr_silenced
 
-LOCAL, AUTO = "local", "auto"
 # 127.0.0.1 is replaced by Ray with an address that other machines reach; this one stays on this machine. Linux has all
 # of 127.0.0.0/8, other systems the first address alone.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
@@ -49,21 +49,6 @@ class Cluster:
     object_store_bytes: int  # of the smallest
 
 
-def check_address(address: str) -> None:
-    """UsageError for an address that cannot be, and where Ray is not installed."""
-    if address.startswith("ray://"):
-        raise UsageError(
-            f"`ray` {address}: a Ray client is not on a node of the cluster, and cannot commit shards there; run "
-            "qvsplit on a node, by `ray job submit` for instance, with `ray=auto`"
-        )
-    if address not in {LOCAL, AUTO} and ":" not in address:
-        raise UsageError(f"`ray` {address}: give local, auto, or HOST:PORT of a cluster's head")
-    try:
-        import ray  # noqa: F401
-    except ModuleNotFoundError:
-        raise UsageError("`ray` needs Ray; install it with `pip install 'qvsplit[ray]'`") from None
-
-
 @contextmanager
 def connected(address: str) -> Iterator[Cluster]:
     """Join the cluster at `address`, or start one, for the block; a process that has joined one already stays there.
@@ -78,7 +63,6 @@ def connected(address: str) -> Iterator[Cluster]:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # before Ray is imported
-    check_address(address)
     import ray
 
     global _head
@@ -86,7 +70,7 @@ def connected(address: str) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield _cluster()
         return
-    folder = tempfile.mkdtemp(prefix="qvsplit-ray-") if address == LOCAL else None
+    folder = tempfile.mkdtemp(prefix="qvsplit-ray-") if address == LOCAL_RAY else None
     try:
         with _own_signals(), stderr_silenced():  # on which Ray says how much it is going to say
             _join(address, folder)
@@ -104,7 +88,7 @@ def _join(address: str, folder: str | None) -> None:
     _check_head(address)
     words: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     host = address.rpartition(":")[0]
-    if address == LOCAL:
+    if address == LOCAL_RAY:
         words |= {"include_dashboard": False, "_temp_dir": folder, "_node_ip_address": LOOPBACK}
     elif host.startswith("127."):
         words |= {"_node_ip_address": host}  # the cluster is on this machine, and stays there

@@ -23,7 +23,6 @@ class Contents:
     def __init__(self, store: str) -> None:
         self._catalogue = _catalogue_of(store)
         self._owners: dict[bytes, int] = {}  # SHA-256 → the number of the item that is encoded for it
-        self._stopped = False
 
     def claim(self, sha256: str, number: int) -> bool:
         """Say whether item `number` is the one to be encoded for this content. Asked again, it answers the same."""
@@ -33,14 +32,6 @@ class Contents:
                 return False
             owner = self._owners[content] = number
         return owner == number
-
-    def may_begin(self) -> bool:
-        """Say whether an item may be begun."""
-        return not self._stopped
-
-    def stop(self) -> None:
-        """Let no further item be begun."""
-        self._stopped = True
 
 
 def _catalogue_of(store: str) -> Catalogue:

@@ -25,6 +25,7 @@ class Job:
         generation: Of every row.
         staging: Where shards are written.
         threads: Of an encoder on CPUs.
+        ends_at: By the machines' clocks, after which no item is begun; None: never.
     """
 
     options: ExtractOptions
@@ -33,6 +34,7 @@ class Job:
     generation: int
     staging: Staging
     threads: int
+    ends_at: float | None = None
 
     def check_node(self) -> None:
         """Refuse a machine that would give other features, or write elsewhere: it has other libraries, or disks.

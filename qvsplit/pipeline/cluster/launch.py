@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,6 +18,7 @@ from qvsplit.pipeline.cluster.stages import declare
 from qvsplit.pipeline.devices import StoreDeclares
 from qvsplit.pipeline.options import ExtractOptions, encoders_of
 from qvsplit.pipeline.runner import RunnerOptions
+from qvsplit.runtime.clock import active_seconds
 from qvsplit.runtime.loading import CLUSTER, READY, TENSORS
 from qvsplit.store.staging import Staging
 
@@ -67,7 +69,9 @@ def launch(
     callbacks.on_load(READY, 0, 0)
     own = StoreDeclares(own.where, own.config or declared.schema.config, declared.schema.tensors, declared.provenance)
     staging.create()
-    job = Job(options, bounds, own, generation, staging, shares.encoder_threads)
+    left = None if bounds.deadline is None else bounds.deadline - active_seconds()
+    ends_at = None if left is None else time.time() + left
+    job = Job(options, bounds, own, generation, staging, shares.encoder_threads, ends_at)
     return ClusterRunner(job, declared.schema, cluster, commits(declared), encoders)
 
 

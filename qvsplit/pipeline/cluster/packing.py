@@ -49,20 +49,21 @@ class _Pickler(pickle.Pickler):
 
 
 def numbered_table(items: Sequence[Numbered]) -> pa.Table:
-    """Give items of the plan as a block."""
-    return _table([(item, None) for item in items])
+    """Give items of the plan as a block of one row: apart, each would have to name its folder and its classes."""
+    return _table(list(items), None)
 
 
 def result_table(result: Result | QvsplitError, large: Prepared | Sequence[EncodedRow] | None = None) -> pa.Table:
     """Give what a worker knows of one item as a block: what was prepared, or the rows with their features, apart."""
-    return _table([(result, large)])
+    return _table(result, large)
 
 
-def _table(rows: Sequence[tuple[object, object]]) -> pa.Table:
+def _table(item: object, large: object) -> pa.Table:
     import pyarrow as pa
 
-    items, large = (pa.array(map(_pickled, column), pa.large_binary()) for column in zip(*rows, strict=True))
-    return pa.table({ITEM: items, LARGE: large})
+    return pa.table(
+        {ITEM: pa.array([_pickled(item)], pa.large_binary()), LARGE: pa.array([_pickled(large)], pa.large_binary())}
+    )
 
 
 def items_in(block: pa.Table) -> Iterator[Any]:

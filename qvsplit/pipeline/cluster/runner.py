@@ -114,9 +114,7 @@ class ClusterRunner:
         self._encoders = encoders
         self._shard_bytes = min(SHARD_BYTES, int(cluster.object_store_bytes * SHARD_SHARE))
         self._blocks: queue.Queue[Any] = queue.Queue(BLOCKS_AHEAD)
-        self._none_begins = False
         self._ended = False  # nobody takes blocks any more
-        self._contents: Any = None
         self._writers: dict[str, Any] = {}  # by node
         self._describing: dict[Any, tuple[str, Any]] = {}  # task → node and block
         self._results: deque[Result] = deque()  # of blocks that were described
@@ -133,8 +131,6 @@ class ClusterRunner:
         running = True
         while running or self._describing or self._shards or self._writing:
             check_alive()
-            if bounds.deadline is not None and active_seconds() > bounds.deadline:
-                self._let_none_begin()
             if running:
                 running = self._take_blocks()
             self._take_descriptions()
@@ -147,7 +143,7 @@ class ClusterRunner:
 
     def finished(self) -> Iterator[Result]:
         """Give the results of what has left the encoders, and commit it; nothing else is begun."""
-        self._stop()
+        self._ended = True
         deadline = active_seconds() + LAST_SECONDS
         while active_seconds() < deadline:
             self._take_blocks()
@@ -160,21 +156,12 @@ class ClusterRunner:
 
     def close(self) -> None:
         """End everything. What was counted is committed, unless the disk is at fault; the rest is given up."""
-        self._stop()
+        self._ended = True
         try:
             if not isinstance(self._error, DiskError):
                 self._write_rest(active_seconds() + LAST_SECONDS)
         finally:
             self._job.staging.remove()
-
-    def _stop(self) -> None:
-        self._ended = True
-        self._let_none_begin()
-
-    def _let_none_begin(self) -> None:
-        if self._contents is not None and not self._none_begins:
-            self._none_begins = True
-            self._contents.stop.remote()
 
     # --------------------------------------------------------------------------------------------------- the job
 
@@ -184,7 +171,7 @@ class ClusterRunner:
 
         shares = shares_of(self._cluster, self._encoders[1], gpus=self._job.options.device == "cuda")
         readers = self._job.bounds.workers or max(1, int(self._cluster.cpus / shares.reader_cpus))
-        self._contents = _contents(str(self._job.staging.store))
+        contents = _contents(str(self._job.staging.store))
         size = max(1, min(BLOCK_ITEMS, len(entries) // (TASKS_A_READER * readers)))
         numbered = [Numbered(number, entry) for number, entry in enumerate(entries)]
         blocks = [numbered_table(numbered[start : start + size]) for start in range(0, len(numbered), size)]
@@ -195,9 +182,8 @@ class ClusterRunner:
         context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
             object_store_memory=self._cluster.object_store_bytes * self._cluster.nodes * STORE_SHARE
         )
-        asking = self._contents.may_begin, self._contents.claim
         return dataset.map_batches(
-            ReadItems, fn_constructor_args=(self._job, *map(_Asked, asking)), batch_size=None, batch_format="pyarrow",
+            ReadItems, fn_constructor_args=(self._job, _Asked(contents.claim)), batch_size=None, batch_format="pyarrow",
             num_cpus=shares.reader_cpus, compute=ray.data.ActorPoolStrategy(min_size=1, max_size=readers),
         ).map_batches(
             EncodeItems, fn_constructor_args=(self._job,), batch_size=None, batch_format="pyarrow",
@@ -311,7 +297,11 @@ class ClusterRunner:
 
     def _commit(self, name: str, size: int, rows: Sequence[Sequence[Row]]) -> None:
         with held_back():  # the shard, and what is known of it
-            self._job.staging.commit(self._commits.storage, name, self._commits.numbers.take())
+            try:
+                self._job.staging.commit(self._commits.storage, name, self._commits.numbers.take())
+            except DiskError as error:
+                self._error = error
+                raise
             self.written.shards += 1
             self.written.bytes += size
             self.written.rows += sum(map(len, rows))
@@ -350,7 +340,9 @@ def shares_of(cluster: Cluster, encoders: int, *, gpus: bool) -> Shares:
         return Shares(reader, 0.0, 1.0, 1)
     share = min(cluster.cpus / encoders, cluster.most_cpus) / 2
     threads = max(1, int(cluster.most_cpus / math.ceil(encoders / cluster.nodes)))
-    return Shares(reader, math.floor(share) if share >= 1 else math.floor(share * 100) / 100 or 0.01, 0.0, threads)
+    return Shares(
+        reader, math.floor(share) if share >= 1 else max(math.floor(share * 10_000), 1) / 10_000, 0.0, threads
+    )
 
 
 def _shares_a_shard(item: Described) -> bool:
@@ -375,7 +367,7 @@ def _contents(store: str) -> Any:
     import ray
 
     actor = _actor(Contents, ray.get_runtime_context().get_node_id(), store, is_bound=True, max_restarts=0)
-    value_of(actor.may_begin.remote())
+    value_of(actor.__ray_ready__.remote())
     return actor
 
 

@@ -6,6 +6,7 @@ started again anywhere. What is wrong with an item, or with the run, comes back 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -58,13 +59,11 @@ class ReadItems:
 
     Args:
         job: The run.
-        may_begin: Whether an item may be begun.
         claim: Whether an item is the one to be encoded for its content.
     """
 
-    def __init__(self, job: Job, may_begin: Callable[[], bool], claim: Claim) -> None:
+    def __init__(self, job: Job, claim: Claim) -> None:
         self._job = job
-        self._may_begin = may_begin
         self._claim = claim
         self._number = 0  # of the item in hand, in the plan
         self._read = 0
@@ -76,9 +75,9 @@ class ReadItems:
         """Take a block of numbered entries; give each item, an image with what was prepared of it."""
         try:
             prepare = self._loaded()
-            for item in items_in(block):
+            for item in (one for items in items_in(block) for one in items):
                 result = Result(item.entry)
-                if self._may_begin():
+                if self._job.ends_at is None or time.time() < self._job.ends_at:
                     result = self._read_item(item.number, result, prepare)
                 prepared, result.prepared = result.prepared, None
                 yield result_table(result, prepared)
@@ -176,7 +175,6 @@ class EncodeItems:
             if not is_whole(rows):
                 raise ValueError("is not followed by all its parts")
             if shard is not None:
-                _add(shard, waiting)
                 shard.finish()
         except BaseException:
             if shard is not None:
