@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -50,13 +51,14 @@ def test_what_no_store_can_be_made_with(extract, tmp_path, options, expected):
     ("text", "expected"),
     [(None, None), ("1", (1, 1)), ("2", (2, 2)), ("1:4", (1, 4)), ("3:3", (3, 3)), (" 2 : 8 ", (2, 8))],
 )
-def test_how_many_encoders_a_cluster_has(text, expected):
+def test_how_many_encoders_a_cluster_has(monkeypatch, text, expected):
+    monkeypatch.setitem(sys.modules, "ray", sys)  # any module: whether it is installed is not what is asked
     options = ExtractOptions(ray="auto", ray_encoders=text)
     check_options(options)
     assert encoders_of(options) == expected
 
 
-@pytest.mark.parametrize("text", ["0", "4:1", "x", "0:3", "-1", "", ":", ":4", "1:4:9", "1.5", "1:x", "2-4"])
+@pytest.mark.parametrize("text", ["0", "4:1", "x", "0:3", "-1", "", ":", "1:", ":4", "1:4:9", "1.5", "1:x", "2-4"])
 def test_how_many_encoders_no_cluster_has(extract, tmp_path, text):
     for refused in (check_options, encoders_of):
         with pytest.raises(UsageError, match=f"^`ray_encoders` {text}: give a number, or MIN:MAX, from 1 on$"):

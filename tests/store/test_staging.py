@@ -71,6 +71,14 @@ def test_an_error_in_the_block_leaves_nothing(staging, error):
     assert names_in(staging) == []
 
 
+def test_what_is_there_stays(staging):
+    with staging.put_whole("a.parquet") as stream:
+        stream.write(b"whole")
+    with pytest.raises(DiskError), staging.put_whole("a.parquet"):
+        pass
+    assert (staging.folder / "a.parquet").read_bytes() == b"whole"
+
+
 def test_a_shard_that_is_given_up_leaves_nothing(staging):
     writer = ShardWriter(staging, staging.new_name(), rows.schema())
     writer.add(*rows.item("a.png"))

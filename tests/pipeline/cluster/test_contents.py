@@ -109,11 +109,3 @@ def test_a_catalogue_of_other_shards_is_not_believed(store):
 def test_where_there_is_no_store_yet_none_is_made(tmp_path):
     assert Contents(str(tmp_path / "nothing")).claim(rows.sha("a"), 1)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_once_it_is_stopped_nothing_is_begun(empty):
-    assert empty.may_begin()
-    empty.stop()
-    empty.stop()
-    assert not empty.may_begin()
-    assert empty.claim(rows.sha("a"), 1)  # what was begun before goes on

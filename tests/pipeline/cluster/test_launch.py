@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from qvsplit.errors import UsageError
-from qvsplit.pipeline.cluster.connection import Cluster, check_address, connected
+from qvsplit.pipeline.cluster.connection import Cluster
 from qvsplit.pipeline.cluster.launch import _absolute, _device
+from qvsplit.pipeline.options import ExtractOptions, check_options
 
 WITHOUT_GPU = Cluster(1, 2, 0, 2, 1 << 30)
 WITH_GPUS = Cluster(2, 16, 4, 8, 1 << 30)
@@ -65,26 +66,27 @@ def test_a_ray_client_is_refused(address, without_ray):
     with pytest.raises(
         UsageError, match=f"^`ray` {address}: a Ray client is not on a node.*`ray job submit`.*`ray=auto`$"
     ):
-        check_address(address)
+        check_options(ExtractOptions(ray=address))
 
 
-@pytest.mark.parametrize("address", ["", "head", "6379", "Local", "127.0.0.2"])
+@pytest.mark.parametrize(
+    "address", ["", "head", "6379", "Local", "127.0.0.2", "head:", ":6379", "head:port", "head:123456"]
+)
 def test_an_address_that_is_none_is_refused(address, without_ray):
     with pytest.raises(UsageError, match=f"^`ray` {address}: give local, auto, or HOST:PORT of a cluster's head$"):
-        check_address(address)
+        check_options(ExtractOptions(ray=address))
 
 
 @pytest.mark.parametrize("address", ["local", "auto", "head:6379", "127.0.0.2:6379", "[::1]:6379"])
 def test_where_ray_is_not_installed_it_is_said_how_to_install_it(address, without_ray):
-    for asked in (check_address, lambda address: connected(address).__enter__()):
-        with pytest.raises(UsageError, match=r"^`ray` needs Ray; install it with `pip install 'qvsplit\[ray\]'`$"):
-            asked(address)
+    with pytest.raises(UsageError, match=r"^`ray` needs Ray; install it with `pip install 'qvsplit\[ray\]'`$"):
+        check_options(ExtractOptions(ray=address))
 
 
 @pytest.mark.parametrize("address", ["local", "auto", "head:6379"])
 def test_an_address_that_may_be_is_not_refused(address, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", sys)  # any module
-    check_address(address)
+    check_options(ExtractOptions(ray=address))
 
 
 @pytest.mark.parametrize(

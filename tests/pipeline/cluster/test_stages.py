@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -116,8 +117,15 @@ def block_of(entries: Iterable[Entry], first: int = 0) -> pa.Table:
     return numbered_table([Numbered(number, entry) for number, entry in enumerate(entries, first)])
 
 
-def reader(job: Job, *, may_begin=lambda: True, claim=lambda sha256, number: True) -> ReadItems:
-    return ReadItems(job, may_begin, claim)
+def reader(job: Job, *, claim=lambda sha256, number: True) -> ReadItems:
+    return ReadItems(job, claim)
+
+
+def at_times(monkeypatch, job: Job, *times: float) -> Job:
+    """Give the job with an end at 100 s; items are begun at these times."""
+    following = iter(times)
+    monkeypatch.setattr(stages, "time", SimpleNamespace(time=lambda: next(following)))
+    return dataclasses.replace(job, ends_at=100.0)
 
 
 def read(job: Job, entries: Iterable[Entry], **how) -> pa.Table:
@@ -235,12 +243,11 @@ def test_a_block_that_is_read_again_by_another_reader_is_the_same(job, photos, t
     ]
 
 
-def test_once_the_run_is_stopped_nothing_is_begun(job, photos):
+def test_once_the_time_is_over_nothing_is_begun(job, photos, monkeypatch):
     items = [image(photos, f"{number}.png", number) for number in range(4)]
-    answers, claimed = iter([True, False, True, False]), []
-    block = read(
-        job, items, may_begin=lambda: next(answers), claim=lambda sha256, number: (claimed.append(number), True)[1]
-    )
+    claimed = []
+    job = at_times(monkeypatch, job, 99.0, 100.0, 99.9, 101.0)
+    block = read(job, items, claim=lambda sha256, number: (claimed.append(number), True)[1])
     assert [(item.info is not None, item.outcome) for item in items_in(block)] == [
         (True, None), (False, None), (True, None), (False, None)
     ]  # fmt: skip
@@ -387,12 +394,12 @@ def _with_features(job: Job, items: Iterable[Entry], path: str):
     return list(encoded_rows(result, result.outcome, GENERATION))
 
 
-def test_what_needs_no_encoding_goes_through_and_nothing_is_loaded(job, fakes, photos):
+def test_what_needs_no_encoding_goes_through_and_nothing_is_loaded(job, fakes, photos, monkeypatch):
     (photos / "bad.png").write_bytes(b"no image")
-    answers = iter([True, True, False, True])
+    job = at_times(monkeypatch, job, 1.0, 1.0, 100.0, 1.0)
     items = [listed(photos, "bad.png"), Entry(str(photos), "gone.png", 9, "1", 1), image(photos, "late.png", 3)]
     copy = image(photos, "copy.png", 1)
-    block = read(job, [*items, copy], may_begin=lambda: next(answers), claim=lambda sha256, number: number < 3)
+    block = read(job, [*items, copy], claim=lambda sha256, number: number < 3)
     after = pa.concat_tables(EncodeItems(job)(block))
     assert [type(outcome) for outcome in outcomes(after).values()] == [ItemError, ItemNotFound, type(None), Known]
     assert next(items_in(after)).info == next(items_in(block)).info is not None
