@@ -339,10 +339,8 @@ def shares_of(cluster: Cluster, encoders: int, *, gpus: bool) -> Shares:
     if gpus:
         return Shares(reader, 0.0, 1.0, 1)
     share = min(cluster.cpus / encoders, cluster.most_cpus) / 2
-    threads = max(1, int(cluster.most_cpus / math.ceil(encoders / cluster.nodes)))
-    return Shares(
-        reader, math.floor(share) if share >= 1 else max(math.floor(share * 10_000), 1) / 10_000, 0.0, threads
-    )
+    share = math.floor(share) if share >= 1 else max(math.floor(share * 10_000), 1) / 10_000  # as Ray counts them
+    return Shares(reader, share, 0.0, max(1, int(cluster.most_cpus / math.ceil(encoders / cluster.nodes))))
 
 
 def _shares_a_shard(item: Described) -> bool:

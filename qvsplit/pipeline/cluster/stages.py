@@ -1,22 +1,23 @@
 """What runs on the nodes of a cluster, as actors: readers, encoders, and the writers of shards.
 
-The stages are those of the local runner. Each worker loads what it needs from paths, when it first needs it: it can be
-started again anywhere. What is wrong with an item, or with the run, comes back as a value.
+The stages are those of the local runner. Each worker loads what it needs from paths: it can be started again anywhere.
+What is wrong with an item, or with the run, comes back as a value.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from qvsplit.errors import ItemError, ProcessError, QvsplitError
 from qvsplit.models.encoder import Clips
 from qvsplit.pipeline import devices
 from qvsplit.pipeline.cluster.job import Declared, Job
 from qvsplit.pipeline.cluster.packing import items_in, result_table, rows_in
-from qvsplit.pipeline.encoding import Devices, EncodingQueue
+from qvsplit.pipeline.encoding import EncodingQueue
 from qvsplit.pipeline.items import Result, Staged
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.parts import Part
@@ -36,6 +37,7 @@ from qvsplit.store.store_writer import ITEM_BYTES
 if TYPE_CHECKING:
     import pyarrow as pa
 
+T = TypeVar("T")
 Described: TypeAlias = "Result | QvsplitError"  # an item without what is large, or why the run cannot go on
 Claim = Callable[[str, int], bool]  # SHA-256 and number of an item → whether it is the one to be encoded
 
@@ -69,16 +71,18 @@ class ReadItems:
         self._read = 0
         self._pool = job.bounds.decoders()
         self._reader = ItemReader(self._pool, self._is_known, videos=job.bounds.videos)
-        self._prepare: Prepare | None = None
+        self._prepare = _value_or_error(self._load)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Take a block of numbered entries; give each item, an image with what was prepared of it."""
+        if isinstance(self._prepare, QvsplitError):
+            yield result_table(self._prepare)
+            return
         try:
-            prepare = self._loaded()
             for item in (one for items in items_in(block) for one in items):
                 result = Result(item.entry)
                 if self._job.ends_at is None or time.time() < self._job.ends_at:
-                    result = self._read_item(item.number, result, prepare)
+                    result = self._read_item(item.number, result, self._prepare)
                 prepared, result.prepared = result.prepared, None
                 yield result_table(result, prepared)
         except QvsplitError as error:
@@ -96,11 +100,9 @@ class ReadItems:
         assert item.info is not None
         return not self._claim(item.info.sha256, self._number)
 
-    def _loaded(self) -> Prepare:
-        if self._prepare is None:
-            self._job.check_node()
-            self._prepare = devices.load_prepare(self._job.options, self._job.own)
-        return self._prepare
+    def _load(self) -> Prepare:
+        self._job.check_node()
+        return devices.load_prepare(self._job.options, self._job.own)
 
 
 class EncodeItems:
@@ -112,18 +114,22 @@ class EncodeItems:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._loaded: devices.Loaded | None = None
+        self._loaded = _value_or_error(self._load)
         self._clips: Clips | ItemError | None = None
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Take a block of items; give each, and those that were encoded with rows and features."""
+        if isinstance(self._loaded, QvsplitError):
+            yield result_table(self._loaded)
+            return
         try:
-            yield from self._encoded(block)
+            yield from self._encoded(block, self._loaded)
         except QvsplitError as error:
             yield result_table(error.with_traceback(None))
 
-    def _encoded(self, block: pa.Table) -> Iterator[pa.Table]:
-        queue = EncodingQueue(self._devices, {})
+    def _encoded(self, block: pa.Table, loaded: devices.Loaded) -> Iterator[pa.Table]:
+        queue = EncodingQueue(lambda: loaded.devices, {})
+        stage = functools.partial(self._staged, loaded.schema)
         videos = []
         for item, prepared in rows_in(block):
             if isinstance(item, QvsplitError) or (prepared is None and item.video is None):
@@ -132,32 +138,35 @@ class EncodeItems:
                 videos.append(item)
             else:
                 item.prepared = prepared
-                yield from map(self._staged, queue.add_image(item))
-        yield from map(self._staged, queue.drain())
+                yield from map(stage, queue.add_image(item))
+        yield from map(stage, queue.drain())
         if videos:
-            yield from map(self._staged, self._video_results(videos))
+            yield from map(stage, self._video_results(videos, loaded))
 
-    def _video_results(self, scanned: Sequence[Result]) -> Iterator[Result]:
+    def _video_results(self, scanned: Sequence[Result], loaded: devices.Loaded) -> Iterator[Result]:
         """Have the local runner read videos again, decode and encode them slice by slice."""
         bounds = replace(self._job.bounds, workers=1, limit=None, deadline=None)
-        runner = LocalRunner(bounds, Load(self._devices, self._loaded_clips), lambda content: False)
+        runner = LocalRunner(
+            bounds, Load(lambda: loaded.devices, lambda: self._loaded_clips(loaded)), lambda content: False
+        )
         before = {item.entry.key: item for item in scanned}
         for result in runner.run([item.entry for item in scanned]):
             if result.content is not None and result.content != before[result.entry.key].content:
                 result = replace(before[result.entry.key], outcome=ItemError(CHANGED))
             yield result
 
-    def _staged(self, result: Result) -> pa.Table:
+    def _staged(self, schema: ShardSchema, result: Result) -> pa.Table:
         """Give an item with the rows that a shard will have of it."""
         outcome, result.image = result.outcome, None
         if not isinstance(outcome, list):
             return result_table(result)
-        result.outcome, rows = self._stage(result, outcome)
+        if result.video is not None and isinstance(self._clips, Clips):
+            schema = replace(schema, config=self._clips.config)
+        result.outcome, rows = self._stage(schema, result, outcome)
         return result_table(result, rows)
 
-    def _stage(self, result: Result, parts: list[Part]) -> tuple[Staged, list[EncodedRow] | None]:
+    def _stage(self, schema: ShardSchema, result: Result, parts: list[Part]) -> tuple[Staged, list[EncodedRow] | None]:
         """Encode the rows of an item; one that is too large to share a shard is written at once."""
-        schema = self._schema(result)
         rows: list[Row] = []
         waiting: list[EncodedRow] = []
         size, name, shard = 0, None, None
@@ -182,25 +191,14 @@ class EncodeItems:
             raise
         return Staged(tuple(rows), schema.config.videos, name, size), None if shard is not None else waiting
 
-    def _schema(self, result: Result) -> ShardSchema:
-        assert self._loaded is not None
-        schema = self._loaded.schema
-        if result.video is None or not isinstance(self._clips, Clips):
-            return replace(schema, config=replace(schema.config, videos=None))
-        return replace(schema, config=self._clips.config)
+    def _load(self) -> devices.Loaded:
+        self._job.check_node()
+        _use_threads(self._job.threads)
+        return devices.load_devices(self._job.options, self._job.own, Summary(), lambda line: None)
 
-    def _devices(self) -> Devices:
-        if self._loaded is None:
-            self._job.check_node()
-            _use_threads(self._job.threads)
-            self._loaded = devices.load_devices(self._job.options, self._job.own, Summary(), lambda line: None)
-        return self._loaded.devices
-
-    def _loaded_clips(self) -> Clips | ItemError:
+    def _loaded_clips(self, loaded: devices.Loaded) -> Clips | ItemError:
         if self._clips is None:
-            self._devices()
-            assert self._loaded is not None
-            self._clips = devices.load_clips(self._loaded, self._job.own, nobody)
+            self._clips = devices.load_clips(loaded, self._job.own, nobody)
         return self._clips
 
 
@@ -249,6 +247,14 @@ def _add(shard: ShardWriter, rows: list[EncodedRow]) -> None:
     """Add rows, and take them out of the list."""
     while rows:
         shard.add_encoded(rows.pop(0))
+
+
+def _value_or_error(load: Callable[[], T]) -> T | QvsplitError:
+    """Load, as an actor starts; what is wrong can be told only later, with its first block."""
+    try:
+        return load()
+    except QvsplitError as error:
+        return error.with_traceback(None)
 
 
 def _use_threads(number: int) -> None:
