@@ -492,13 +492,13 @@ def cluster(place: Path, told: argparse.Namespace) -> dict[str, Any] | None:
     from qvsplit.pipeline.cluster.connection import connected
     from qvsplit.pipeline.cluster.contents import Contents
     from qvsplit.pipeline.cluster.packing import Numbered, numbered_table
-    from qvsplit.pipeline.cluster.runner import BLOCK_ITEMS
+    from qvsplit.pipeline.cluster.driver import BLOCK_ITEMS
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
     number = told.entries // 3
     entries = [entry for one in _listings(number) for entry in one.entries()]
     result: dict[str, Any] = {"items": number}
-    with connected("local"):
+    with connected("local", str(place)):
         import ray
 
         ray.data.from_arrow(numbered_table([Numbered(0, entries[0])]))  # imports what it needs

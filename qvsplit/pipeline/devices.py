@@ -17,6 +17,7 @@ from qvsplit.models import encoder as models
 from qvsplit.models.clips import other_reader
 from qvsplit.models.copies import copies_to
 from qvsplit.models.encoder import Clips, EncoderSpec
+from qvsplit.models.preparing import pixel_settings
 from qvsplit.pipeline.encoding import Devices, DeviceWorker
 from qvsplit.pipeline.options import ExtractOptions, video_options, with_videos_of
 from qvsplit.pipeline.stages import Encode, Prepare, Quantize
@@ -117,12 +118,18 @@ def load_prepare(options: ExtractOptions, own: StoreDeclares) -> Prepare:
 
     Raises:
         ModelError: The checkpoint's processor cannot be loaded.
+        ConfigError: It makes other pixels than the store's.
     """
     import torch
 
     checkpoint = _checkpoint(options, own.provenance)
     hf.import_libraries(checkpoint)
-    return Prepare(models.load_image_preparer(_spec(options, own.config, checkpoint, torch.device("cpu"))))
+    spec = _spec(options, own.config, checkpoint, torch.device("cpu"))
+    preparer = models.load_image_preparer(spec)
+    if own.config is not None and own.tensors is not None:
+        mine = pixel_settings(preparer.processor.image_processor, checkpoint, spec.prepare_on)
+        _check_config(replace(own.config, processor=mine), own.tensors, own)
+    return Prepare(preparer)
 
 
 def load_clips(loaded: Loaded, own: StoreDeclares, on_load: OnLoad = nobody) -> Clips | ItemError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from qvsplit.store.store import Store
 from qvsplit.store.store_writer import StoreWriter, Written
 
 if TYPE_CHECKING:
-    from qvsplit.pipeline.cluster.job import Declared
+    from qvsplit.pipeline.cluster.messages import Declared
     from qvsplit.pipeline.cluster.runner import ClusterRunner, Commits
 
 
@@ -100,11 +100,10 @@ class Execution:
             self._target.storage.local_path(layout.STAGING), options.max_image_pixels,
         )  # fmt: skip
         self._summary.remaining = self._summary.to_read
-        with ExitStack() as stack:
-            if options.ray is not None and self._plan.to_read:
-                self._carry_out(self._cluster_runner(bounds, stack))
-            else:
-                self._carry_out(LocalRunner(bounds, Load(self._load, self._load_clips), self.recorder.holds))
+        if options.ray is not None and self._plan.to_read:
+            self._carry_out(self._cluster_runner(bounds))
+        else:
+            self._carry_out(LocalRunner(bounds, Load(self._load, self._load_clips), self.recorder.holds))
 
     def _carry_out(self, runner: LocalRunner | ClusterRunner) -> None:
         try:
@@ -131,10 +130,10 @@ class Execution:
     def _take_all(self, results: Generator[Result, None, None]) -> None:
         with closing(results):
             for result in results:
-                interrupts.check()
                 self.recorder.take(result)
+                interrupts.check()
 
-    def _cluster_runner(self, bounds: RunnerOptions, stack: ExitStack) -> ClusterRunner:
+    def _cluster_runner(self, bounds: RunnerOptions) -> ClusterRunner:
         """Join the cluster, and have its first encoder held against the store's extraction config."""
         from qvsplit.pipeline.cluster.launch import launch
 
@@ -143,9 +142,7 @@ class Execution:
         assert store is not None, "a store that is not a folder"
         staging = Staging(store.absolute(), f"run-{generation}")
         with Timer(self._summary.stages, "load"):
-            runner = launch(
-                stack, self._options, bounds, self._own(), staging, generation, self._commits, self._callbacks
-            )
+            runner = launch(self._options, bounds, self._own(), staging, generation, self._commits, self._callbacks)
         self._committed = runner.written
         return runner
 
@@ -158,14 +155,13 @@ class Execution:
         summary.encoder_bytes, summary.weights_bytes_read = declared.encoder_bytes, declared.weights_bytes_read
         summary.add_seconds(declared.seconds)
         self._set_schema(declared.schema)
-        return Commits(
-            self._target.storage, self._numbers, self._target.lock.announce, self.recorder.commit, self._see_videos
-        )
+        self._target.lock.announce()
+        return Commits(self._target.storage, self._numbers, self.recorder.commit, self._see_videos)
 
     def _see_videos(self, videos: Mapping[str, Any]) -> None:
         """Have shards declare how videos were looked at, from the first one on."""
         assert self.schema is not None
-        if self.schema.config.videos != videos:
+        if self.schema.config.videos is None:
             with held_back():
                 self._end_shard()
             self._set_schema(replace(self.schema, config=replace(self.schema.config, videos=videos)))

@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import IO
 
 from qvsplit.errors import DiskError
 
-_ATTEMPTS = 10
+_ATTEMPTS = 20
+_PAUSE_SECONDS = 0.05
 
 
 @contextmanager
@@ -66,6 +68,7 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # a file may have gone, or come, meanwhile
         if not os.path.lexists(folder):
             return
+        time.sleep(_PAUSE_SECONDS)
     shutil.rmtree(folder)
 
 

@@ -10,8 +10,6 @@ import io
 import os
 import select
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from qvsplit.errors import DiskError
@@ -136,21 +134,3 @@ def _write(write: Any, raw: io.FileIO, data: Any) -> int:
     while (written := write(data)) is None:  # non-blocking, and full for the moment
         select.select([], [raw], [])
     return int(written)
-
-
-@contextmanager
-def stderr_silenced() -> Iterator[None]:
-    """Have what is written to the descriptor of stderr inside the block, by libraries in C too, go nowhere."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

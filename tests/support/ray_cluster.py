@@ -313,6 +313,13 @@ def _shared_memory(raylet: int) -> int:
     return touched
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # moved, or not there yet
+        return ""
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -369,7 +376,7 @@ class _Nodes:
             used = capacity - int(available[name].get("object_store_memory", 0))
             spilled = Path(node.get_session_dir_path()).glob(f"*spilled*{name}*/*")
             (raylet,) = node.all_processes["raylet"]
-            logs = (Path(file).read_text(errors="replace") for file in self._logs[number])
+            logs = map(_read, self._logs[number])
             found.append(asdict(ObjectStore(
                 number, used, capacity, _shared_memory(raylet.process.pid), sum(map(_size, spilled)),
                 max((_MIB * int(mib) for log in logs for mib in _SPILLED.findall(log)), default=0),

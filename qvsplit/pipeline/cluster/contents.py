@@ -33,6 +33,10 @@ class Contents:
             owner = self._owners[content] = number
         return owner == number
 
+    def release(self, sha256: str) -> None:
+        """Let another item be encoded for this content: the one that was to be has failed."""
+        self._owners.pop(bytes.fromhex(sha256), None)
+
 
 def _catalogue_of(store: str) -> Catalogue:
     """Give the store's catalogue, as the holder of its lock has left it; publish none."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qvsplit.errors import ConfigError, some_of
 from qvsplit.pipeline.devices import StoreDeclares
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.runner import RunnerOptions
-from qvsplit.store.config import Provenance, installed_versions
-from qvsplit.store.schema import ShardSchema
+from qvsplit.store.config import installed_versions
 from qvsplit.store.staging import Staging
 
 
@@ -53,26 +52,3 @@ class Job:
                 f"{socket.gethostname()} has other versions than the rest of the cluster ({some_of(differ)}); install "
                 "the same on every node"
             )
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What the first encoder of a run says of itself, and of all that follow.
-
-    Attributes:
-        schema: What shards declare.
-        provenance: Of its features.
-        model: The checkpoint as a person would name it.
-        notes: What the user should know.
-        encoder_bytes, weights_bytes_read, patch_budget: As a summary has them.
-        seconds: What loading took, by its parts.
-    """
-
-    schema: ShardSchema
-    provenance: Provenance
-    model: str
-    notes: tuple[str, ...] = ()
-    encoder_bytes: int = 0
-    weights_bytes_read: int = 0
-    patch_budget: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)

@@ -1,49 +1,41 @@
-"""Begin a run on a cluster: join it, load the first encoder there, and hold it against the store."""
+"""Begin a run on a cluster: start the process that joins it, and hold its first encoder against the store."""
 
 from __future__ import annotations
 
 import os
-import re
-import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from qvsplit.errors import QvsplitError, UsageError
-from qvsplit.pipeline.cluster.connection import Cluster, connected, value_of
-from qvsplit.pipeline.cluster.job import Declared, Job
-from qvsplit.pipeline.cluster.runner import ClusterRunner, Commits, shares_of
-from qvsplit.pipeline.cluster.stages import declare
+from qvsplit.checkpoints.opening import default_model
+from qvsplit.pipeline.cluster import messages
+from qvsplit.pipeline.cluster.runner import ClusterRunner, Commits, DriverProcess
 from qvsplit.pipeline.devices import StoreDeclares
-from qvsplit.pipeline.options import ExtractOptions, encoders_of
+from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.runner import RunnerOptions
+from qvsplit.pipeline.summary import ExtractCallbacks
+from qvsplit.runtime import interrupts
 from qvsplit.runtime.clock import active_seconds
-from qvsplit.runtime.loading import CLUSTER, READY, TENSORS
+from qvsplit.runtime.interrupts import held_back
+from qvsplit.runtime.loading import CLUSTER, READY
 from qvsplit.store.staging import Staging
-
-if TYPE_CHECKING:
-    from qvsplit.pipeline.summary import ExtractCallbacks
 
 
 def launch(
-    stack: ExitStack,
     options: ExtractOptions,
     bounds: RunnerOptions,
     own: StoreDeclares,
     staging: Staging,
     generation: int,
-    commits: Callable[[Declared], Commits],
+    commits: Callable[[messages.Declared], Commits],
     callbacks: ExtractCallbacks,
 ) -> ClusterRunner:
-    """Join the cluster until `stack` ends; give its runner.
+    """Have a process join the cluster; give the runner of what it declares.
 
     Args:
-        stack: Ends the connection.
         options: Of the extraction; `ray` names the cluster.
         bounds: Of reading.
         own: What the store declares.
-        staging: Where shards are written.
+        staging: Where shards are written; its folder is made.
         generation: Of every row.
         commits: Given what the first encoder declares, how shards are committed.
         callbacks: Who hears of it.
@@ -51,52 +43,32 @@ def launch(
     Raises:
         UsageError: There is no such cluster, or it has no GPU where one is asked for.
         ModelError, ConfigError: As in a run on one machine.
+        ProcessError: No cluster can be started here, or its process ended.
     """
-    assert options.ray is not None
     callbacks.on_load(CLUSTER, 0, 0)
-    cluster = stack.enter_context(connected(options.ray))
-    device = _device(options.device, cluster)
-    encoders = encoders_of(options) or (1, max(1, int(cluster.gpus) if device == "cuda" else cluster.nodes))
-    options = replace(
-        options, ray=None, ray_encoders=None, device=device, model=_absolute(options.model),
-        adapter=_absolute(options.adapter),
-    )  # fmt: skip
-    shares = shares_of(cluster, encoders[1], gpus=device == "cuda")
-    callbacks.on_load(TENSORS, 0, 0)
-    declared = _declared(options, own, shares.encoder_cpus, shares.encoder_gpus)
-    for note in declared.notes:
-        callbacks.on_note(note)
-    callbacks.on_load(READY, 0, 0)
-    own = StoreDeclares(own.where, own.config or declared.schema.config, declared.schema.tensors, declared.provenance)
-    staging.create()
     left = None if bounds.deadline is None else bounds.deadline - active_seconds()
-    ends_at = None if left is None else time.time() + left
-    job = Job(options, bounds, own, generation, staging, shares.encoder_threads, ends_at)
-    return ClusterRunner(job, declared.schema, cluster, commits(declared), encoders)
-
-
-def _device(asked: str | None, cluster: Cluster) -> str:
-    """Give the device that an encoder has in its own process. UsageError for one that Ray does not share out."""
-    if asked is None:
-        return "cuda" if cluster.gpus else "cpu"
-    if re.fullmatch(r"cuda:\d+|.*,.*", asked):
-        raise UsageError(f"`device` {asked}: on a cluster Ray chooses which; give cpu or cuda, and `ray_encoders`")
-    if asked == "cuda" and not cluster.gpus:
-        raise UsageError("`device` cuda: the Ray cluster has no GPU; try `device=cpu`")
-    return asked
+    model = default_model() if options.model is None and own.provenance is None else options.model
+    options = replace(options, model=_absolute(model), adapter=_absolute(options.adapter))
+    driver = DriverProcess()
+    try:
+        bounds = replace(bounds, scratch=staging.folder)  # absolute, and gone with the run
+        driver.send(messages.Begin(options, bounds, own, generation, staging, driver.folder, left))
+        declared = None
+        while declared is None:
+            interrupts.check()
+            declared = driver.receive()
+        assert isinstance(declared, messages.Declared)
+        for note in declared.notes:
+            callbacks.on_note(note)
+        callbacks.on_load(READY, 0, 0)
+        staging.create()
+        return ClusterRunner(driver, staging, commits(declared), bounds.limit, callbacks.on_note)
+    except BaseException:
+        with held_back():
+            driver.end(at_once=True)
+        raise
 
 
 def _absolute(place: str | None) -> str | None:
     """Give a folder as every node has it, wherever its processes were started; a hub name as it is."""
     return os.path.abspath(place) if place is not None and os.path.isdir(place) else place
-
-
-def _declared(options: ExtractOptions, own: StoreDeclares, cpus: float, gpus: float) -> Declared:
-    """Load an encoder there. Its process has the libraries then, and may become one of the workers."""
-    import ray
-
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus)(declare)
-    declared: Declared | QvsplitError = value_of(task.remote(options, own))
-    if isinstance(declared, QvsplitError):
-        raise declared
-    return declared

@@ -66,6 +66,12 @@ def _table(item: object, large: object) -> pa.Table:
     )
 
 
+def numbered_in(block: pa.Table) -> list[Numbered]:
+    """Give the items of the plan in a block."""
+    (items,) = items_in(block)
+    return list(items)
+
+
 def items_in(block: pa.Table) -> Iterator[Any]:
     """Give the items of a block, without what is large."""
     for value in block[ITEM]:

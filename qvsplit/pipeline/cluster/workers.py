@@ -7,16 +7,18 @@ What is wrong with an item, or with the run, comes back as a value.
 from __future__ import annotations
 
 import functools
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from qvsplit.errors import ItemError, ProcessError, QvsplitError
+from qvsplit.errors import ItemError, ModelError, ProcessError, QvsplitError
 from qvsplit.models.encoder import Clips
 from qvsplit.pipeline import devices
-from qvsplit.pipeline.cluster.job import Declared, Job
-from qvsplit.pipeline.cluster.packing import items_in, result_table, rows_in
+from qvsplit.pipeline.cluster.job import Job
+from qvsplit.pipeline.cluster.messages import Declared
+from qvsplit.pipeline.cluster.packing import items_in, numbered_in, result_table, rows_in
 from qvsplit.pipeline.encoding import EncodingQueue
 from qvsplit.pipeline.items import Result, Staged
 from qvsplit.pipeline.options import ExtractOptions
@@ -79,7 +81,7 @@ class ReadItems:
             yield result_table(self._prepare)
             return
         try:
-            for item in (one for items in items_in(block) for one in items):
+            for item in numbered_in(block):
                 result = Result(item.entry)
                 if self._job.ends_at is None or time.time() < self._job.ends_at:
                     result = self._read_item(item.number, result, self._prepare)
@@ -151,8 +153,11 @@ class EncodeItems:
         )
         before = {item.entry.key: item for item in scanned}
         for result in runner.run([item.entry for item in scanned]):
-            if result.content is not None and result.content != before[result.entry.key].content:
-                result = replace(before[result.entry.key], outcome=ItemError(CHANGED))
+            first = before[result.entry.key]
+            if result.content is None:  # it is not there any more
+                result = replace(first, outcome=result.outcome)
+            elif result.content != first.content:
+                result = replace(first, outcome=ItemError(CHANGED))
             yield result
 
     def _staged(self, schema: ShardSchema, result: Result) -> pa.Table:
@@ -253,6 +258,8 @@ def _value_or_error(load: Callable[[], T]) -> T | QvsplitError:
     """Load, as an actor starts; what is wrong can be told only later, with its first block."""
     try:
         return load()
+    except ModelError as error:
+        return ModelError(f"on {socket.gethostname()}: {error}")
     except QvsplitError as error:
         return error.with_traceback(None)
 
