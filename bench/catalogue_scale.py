@@ -491,8 +491,8 @@ def cluster(place: Path, told: argparse.Namespace) -> dict[str, Any] | None:
         return None
     from qvsplit.pipeline.cluster.connection import connected
     from qvsplit.pipeline.cluster.contents import Contents
-    from qvsplit.pipeline.cluster.packing import Numbered, numbered_table
     from qvsplit.pipeline.cluster.driver import BLOCK_ITEMS
+    from qvsplit.pipeline.cluster.packing import Numbered, numbered_table
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
     number = told.entries // 3

@@ -120,8 +120,8 @@ class DriverProcess:
         if message is None:
             self._inbox.put(None)  # for whoever asks again
             raise ProcessError(
-                f"the process that has joined the Ray cluster ended ({self._last_words()}); what was finished is kept: "
-                "run again"
+                f"the process that has joined the Ray cluster ended, as when its node or the head is lost "
+                f"({self._last_words()}); what was finished is kept: run again"
             )
         if isinstance(message, messages.Failed):
             if message.trace:
