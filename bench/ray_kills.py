@@ -12,9 +12,10 @@ moment of the round one of these is killed by SIGKILL:
     writing   the same, while it writes a shard
     node      all processes of a node that the driver is not attached to; it is started again after the round
     driver    the process of `qvsplit extract` itself
+    joined    its process that has joined the cluster
 
-Where that was the driver, or the run ended with an exit code that says it did not do its work, the run is made once
-more, at once. Then the store must be what a run without Ray makes: the same current rows, features bit for bit, no
+The run is made once more, at once; where the first one said that it had done its work, the second must find nothing to
+do. Then the store must be what a run without Ray makes: the same current rows, features bit for bit, no
 content held twice, no item current twice, no temporary file left, and `qvsplit verify` finds nothing. A round that does
 not end within `--limit` seconds has failed, and what there was then is printed. `met` counts the kills that met the run
 at work. The last line is one JSON object.
@@ -47,9 +48,10 @@ from tests.support.ray_cluster import MEGABYTE, RayCluster
 from tests.support.rows import contents
 
 READER, ENCODER, WRITER, WRITING, NODE, DRIVER = "reader", "encoder", "writer", "writing", "node", "driver"
+JOINED = "joined"
 # What the workers' titles hold
 TITLES = {READER: "ReadItems", ENCODER: "EncodeItems", WRITER: "ray::Writer", WRITING: "Writer.write_shard"}
-KINDS = (READER, ENCODER, WRITER, WRITING, NODE, DRIVER)
+KINDS = (READER, ENCODER, WRITER, WRITING, NODE, DRIVER, JOINED)
 DONE = (0, 1)  # exit codes of a run that did its work
 OWN = {layout.LOCK, layout.CATALOGUE, layout.HISTORY, layout.WALKED}  # of a store at rest, beside its shards
 SIDE = 320  # of an image: features enough for several shards, of which none is larger than 1/16 of an object store
@@ -103,7 +105,7 @@ class Trial:
                 for one in (kind, NODE):
                     spans[one] = spans.get(one, (now,))[0], now
             time.sleep(0.005)
-        spans[DRIVER] = 0.0, time.monotonic() - began
+        spans[DRIVER] = spans[JOINED] = 0.0, time.monotonic() - began
         spans.setdefault(WRITING, (0.0, 0.0))  # what is soon over may not have been seen
         if process.poll() not in DONE or spans.keys() < set(KINDS):
             process.kill()
@@ -125,21 +127,24 @@ class Trial:
         shutil.rmtree(store, ignore_errors=True)
         process, began = self._start(store), time.monotonic()
         if kind:
-            start = began if kind == DRIVER else self._first(kind, process, began)
+            start = began if kind in (DRIVER, JOINED) else self._first(kind, process, began)
             while time.monotonic() - start < (span[1] - span[0]) * moment and process.poll() is None:
                 time.sleep(0.005)
             this.met = self._kill(kind, process, began)
             this.after = round(time.monotonic() - began, 3) if this.met else None
         if not self._ended(process, began, this):
             return this
-        if kind == DRIVER or process.returncode not in DONE:
-            process, began = self._start(store), time.monotonic()
-            if not self._ended(process, began, this):
-                return this
-            if process.returncode not in DONE:
-                this.problem = f"the next run ended with {process.returncode}: {self._said()}"
-                return this
-        this.problem = self._differs(store)
+        was_cut = kind in (DRIVER, JOINED) or process.returncode not in DONE
+        before = shards(store)
+        process, began = self._start(store), time.monotonic()
+        if not self._ended(process, began, this):
+            return this
+        if process.returncode not in DONE:
+            this.problem = f"the next run ended with {process.returncode}: {self._said()}"
+        elif not was_cut and shards(store) != before:
+            this.problem = "the next run found something to do"
+        else:
+            this.problem = self._differs(store)
         return this
 
     def _first(self, kind: str, process: subprocess.Popen[bytes], began: float) -> float:
@@ -175,7 +180,10 @@ class Trial:
             if kind == DRIVER:
                 process.kill()
                 return True
-            if kind == NODE:
+            if kind == JOINED:
+                if found := children_of(process.pid):
+                    return self.cluster.kill(found[0])
+            elif kind == NODE:
                 busy = {one.node for title in TITLES.values() for one in self.cluster.workers(title)} - {0}
                 if busy:
                     self.cluster.kill_node(self.chance.choice(sorted(busy)))
@@ -255,6 +263,18 @@ def doubled(store: Path) -> list[str]:
     ]
 
 
+def shards(store: Path) -> list[str]:
+    """List a store's shards by name."""
+    return sorted(path.name for path in store.glob("shard-*.parquet"))
+
+
+def children_of(process: int) -> list[int]:
+    """List the children of a process that run Python."""
+    listed = Path(f"/proc/{process}/task/{process}/children")
+    found = [int(child) for child in listed.read_text().split()] if listed.exists() else []
+    return [child for child in found if b"cluster.driver" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
 def left_over(store: Path) -> list[str]:
     """Say what lies in a store that should not, once no run is at work."""
     names = [str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()]
@@ -283,7 +303,7 @@ def tell(rounds: list[Round], say: Callable[[str], object] = print) -> dict[str,
             "rounds": len(these),
             "met": sum(one.met for one in these),
             "went_on": sum(one.met and one.codes[:1] in ([0], [1]) for one in these),
-            "once_more": sum(len(one.codes) > 1 for one in these),
+            "once_more": sum(one.codes[:1] not in ([0], [1]) for one in these),
             "same": sum(not one.problem for one in these),
         }
         say("{:10} {rounds:7} {met:5} {went_on:8} {once_more:10} {same:15}".format(kind, **table[kind]))
@@ -321,7 +341,7 @@ def main() -> None:
             for number, kind in enumerate(kinds_of(told, chance), 1):
                 one = trial.run(kind, chance.random() * LATEST * shortest / spans[DRIVER][1], spans[kind])
                 rounds.append(one)
-                if kind != DRIVER and one.codes[0] in DONE:
+                if kind not in (DRIVER, JOINED) and one.codes[0] in DONE:
                     shortest = min(shortest, one.seconds[0])
                 outcome = one.problem or "as without Ray"
                 print(f"round {number}: {kind}, killed after {one.after} s, exit codes {one.codes}, "
