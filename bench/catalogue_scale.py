@@ -180,7 +180,7 @@ class MadeShard:
 def catalogue(place: Path, told: argparse.Namespace) -> dict[str, Any]:
     """Make a catalogue, ask it, open it, add a shard."""
     MadeShard.rows_each = told.rows_per_shard
-    storage, shards = _store_of_empty_files(place, -(-told.rows // told.rows_per_shard)), 0
+    storage = _store_of_empty_files(place, -(-told.rows // told.rows_per_shard))
     shards = len(shard_files(storage))
     rows = shards * told.rows_per_shard
     result: dict[str, Any] = {"rows": rows, "rows_per_shard": told.rows_per_shard, "shards": shards}

@@ -181,8 +181,8 @@ class Trial:
                 process.kill()
                 return True
             if kind == JOINED:
-                if found := children_of(process.pid):
-                    return self.cluster.kill(found[0])
+                if children := children_of(process.pid):
+                    return self.cluster.kill(children[0])
             elif kind == NODE:
                 busy = {one.node for title in TITLES.values() for one in self.cluster.workers(title)} - {0}
                 if busy:

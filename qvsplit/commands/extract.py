@@ -125,7 +125,8 @@ def extract(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that read and decode [default: one a core that may be used, at most 8].",
+            help="Processes that read and decode [default: one a core that may be used, at most 8; on a Ray "
+            "cluster one a CPU].",
             show_default=False,
             rich_help_panel=PERFORMANCE,
             hidden=True,

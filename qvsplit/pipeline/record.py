@@ -121,6 +121,7 @@ class RowRecorder:
     def commit(self, items: Iterable[Sequence[Row]]) -> None:
         """Take up that the shard with the rows of these items, which were staged, is in the store now."""
         for rows in items:
+            self.written[rows[0].key] = item_row(rows)
             self._settle(rows)
             self._refer_released(rows[0].content)
 
@@ -166,7 +167,6 @@ class RowRecorder:
         """Note that the rows of an item are in the store, with its features."""
         row = rows[0]
         assert row.content is not None
-        self.written[row.key] = item_row(rows)
         self._homes[row.content] = rows
 
     def _count_encoded(self, result: Result, rows: Sequence[Row]) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 from qvsplit.errors import ProcessError, UsageError
 from qvsplit.pipeline.options import LOCAL_RAY
 
-# 127.0.0.1 is replaced by Ray with an address that other machines reach; this one stays on this machine. Linux has all
-# of 127.0.0.0/8, other systems the first address alone.
+# By which the processes of a cluster on this machine find each other; they listen on all addresses nevertheless, and it
+# is Ray's token that keeps others out. Ray replaces 127.0.0.1 by an address that other machines reach. Linux has all of
+# 127.0.0.0/8, other systems the first address alone.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 # Nobody who extracts images has asked to report that. A head that does not answer has Ray end the process after so many
 # seconds. A thread that still asks something of Ray when the run has ended would join whatever cluster there is.

@@ -1,6 +1,6 @@
 """The driver of a run on a cluster, a process of its own: a Ray Data job reads and encodes, writers write shards.
 
-It never holds features. Of every block that leaves an encoder it asks the writer of that block's node what is in it
+It asks for no features. Of every block that leaves an encoder it asks the writer of that block's node what is in it
 (`describe`), and tells the run. It keeps the references until a node has enough for a shard, has the node's writer
 write it, and tells the run, which commits it.
 
@@ -79,6 +79,7 @@ class Driver:
         job: The run.
         schema: What shards declare.
         cluster: Where it runs; this process has joined it.
+        shares: What each worker takes.
         encoders: The least and the most encoders at a time.
         send: Tells the run.
     """
@@ -88,12 +89,14 @@ class Driver:
         job: Job,
         schema: ShardSchema,
         cluster: Cluster,
+        shares: Shares,
         encoders: tuple[int, int],
         send: Callable[[messages.FromDriver], None],
     ) -> None:
         self._job = job
         self._schema = schema
         self._cluster = cluster
+        self._shares = shares
         self._encoders = encoders
         self._send = send
         self._shard_bytes = min(SHARD_BYTES, int(cluster.object_store_bytes * SHARD_SHARE))
@@ -166,7 +169,7 @@ class Driver:
         """Describe the job: entries, in blocks, through readers and encoders."""
         import ray
 
-        shares = shares_of(self._cluster, self._encoders[1], gpus=self._job.options.device == "cuda")
+        shares = self._shares
         readers = self._job.bounds.workers or max(1, int(self._cluster.cpus / shares.reader_cpus))
         if self._contents is None:
             self._contents = _contents(str(self._job.staging.store))
@@ -451,7 +454,7 @@ def _declared_driver(begin: messages.Begin, cluster: Cluster, send: Callable[[me
     options = replace(options, model=None, adapter=None)  # of every node: the one that was declared, in its revision
     ends_at = None if begin.seconds_left is None else time.time() + begin.seconds_left
     job = Job(options, begin.bounds, own, begin.generation, begin.staging, shares.encoder_threads, ends_at)
-    return Driver(job, declared.schema, cluster, encoders, send)
+    return Driver(job, declared.schema, cluster, shares, encoders, send)
 
 
 def _declared(options: ExtractOptions, own: StoreDeclares, shares: Shares) -> messages.Declared:

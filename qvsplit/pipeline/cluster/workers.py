@@ -118,6 +118,7 @@ class EncodeItems:
         self._job = job
         self._loaded = _value_or_error(self._load)
         self._clips: Clips | ItemError | None = None
+        self._seconds: dict[str, float] = {}  # that stages took, and no item has told yet
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Take a block of items; give each, and those that were encoded with rows and features."""
@@ -130,7 +131,7 @@ class EncodeItems:
             yield result_table(error.with_traceback(None))
 
     def _encoded(self, block: pa.Table, loaded: devices.Loaded) -> Iterator[pa.Table]:
-        queue = EncodingQueue(lambda: loaded.devices, {})
+        queue = EncodingQueue(lambda: loaded.devices, self._seconds)
         stage = functools.partial(self._staged, loaded.schema)
         videos = []
         for item, prepared in rows_in(block):
@@ -152,17 +153,23 @@ class EncodeItems:
             bounds, Load(lambda: loaded.devices, lambda: self._loaded_clips(loaded)), lambda content: False
         )
         before = {item.entry.key: item for item in scanned}
+        # it is not closed, which would end the encoder: what it started itself ends with `run`
         for result in runner.run([item.entry for item in scanned]):
             first = before[result.entry.key]
             if result.content is None:  # it is not there any more
                 result = replace(first, outcome=result.outcome)
             elif result.content != first.content:
                 result = replace(first, outcome=ItemError(CHANGED))
+            self._seconds |= runner.seconds
+            runner.seconds.clear()
             yield result
 
     def _staged(self, schema: ShardSchema, result: Result) -> pa.Table:
         """Give an item with the rows that a shard will have of it."""
         outcome, result.image = result.outcome, None
+        for stage, seconds in self._seconds.items():
+            result.seconds[stage] = result.seconds.get(stage, 0.0) + seconds
+        self._seconds.clear()
         if not isinstance(outcome, list):
             return result_table(result)
         if result.video is not None and isinstance(self._clips, Clips):
