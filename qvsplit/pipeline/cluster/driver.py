@@ -129,37 +129,47 @@ class Driver:
             if not self._pending or is_to_finish():
                 break
         else:
+            self._check_elsewhere(0)
             names = some_of(path for _, path in self._pending)
             raise ProcessError(
                 f"the Ray cluster gave nothing for {len(self._pending):,} items ({names}); what was finished is kept: "
                 "run again"
             )
         self._send(messages.Done(self._stopped, self._seconds))
+        self._seconds = {}
 
     def _run_once(self, items: Sequence[Numbered], is_to_finish: Callable[[], bool]) -> None:
         self._is_finishing = False
         threading.Thread(target=self._feed, args=(self._dataset(items),), name="qvsplit-ray", daemon=True).start()
         running = True
-        try:
-            while (running or self._describing) and self._error is None and not is_to_finish():
-                running = running and self._take_blocks()
-                self._take_descriptions()
-                self._write_shards(all_of_them=False)
-                self._take_written()
-        except Exception as error:
-            self._error = error
+        while (running or self._describing) and self._error is None and not is_to_finish():
+            running = running and self._take_blocks()
+            self._take_turn(all_of_them=False)
         self._is_finishing = is_to_finish() or self._error is not None
         self._finish(active_seconds() + LAST_SECONDS if self._is_finishing else math.inf)
+
+    def _take_turn(self, *, all_of_them: bool) -> None:
+        """Take up what is done, and have shards written that are full, or all. What goes wrong ends the run later."""
+        try:
+            self._take_descriptions()
+            self._write_shards(all_of_them=all_of_them and not self._describing)
+            self._take_written()
+        except Exception as error:
+            self._error = self._error or error
 
     def _finish(self, deadline: float) -> None:
         """Have written what has left the encoders. Raises what has ended the run."""
         self._take_blocks()
-        while self._describing and active_seconds() < deadline:
-            self._take_descriptions()
-            self._take_blocks()
-        while (self._shards or self._writing) and not self._disk_failed and active_seconds() < deadline:
-            self._write_shards(all_of_them=True)
-            self._take_written()
+        while (self._describing or self._shards or self._writing) and not self._disk_failed:
+            self._take_turn(all_of_them=True)
+            if self._is_finishing:
+                self._take_blocks()
+            if self._error is not None:
+                deadline = min(deadline, active_seconds() + LAST_SECONDS)
+            if active_seconds() > deadline:
+                late = "what had left the encoders could not be written in time; it is for the next run"
+                self._error = self._error or ProcessError(late)
+                break
         if self._error is not None:
             raise self._error
 
@@ -299,7 +309,11 @@ class Driver:
                 raise ConfigError(
                     "videos were looked at otherwise on one node than on another; install the same libraries on all"
                 )
-        if len(self._elsewhere) > FILES_ELSEWHERE:
+        self._check_elsewhere(FILES_ELSEWHERE)
+
+    def _check_elsewhere(self, most: int) -> None:
+        """DiskError where nodes did not find more than so many files that are here."""
+        if len(self._elsewhere) > most:
             file, why = self._elsewhere[-1].entry.file, self._elsewhere[-1].outcome
             raise DiskError(
                 f"{file} is there, but not on every node of the cluster ({why}); every node needs the store, and what "

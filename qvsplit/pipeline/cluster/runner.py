@@ -22,7 +22,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import IO, Any
 
-from qvsplit.errors import DiskError, ProcessError, QvsplitError
+from qvsplit.errors import DiskError, ProcessError
 from qvsplit.pipeline.cluster import messages
 from qvsplit.pipeline.items import Result, Staged
 from qvsplit.runtime import interrupts
@@ -70,26 +70,29 @@ class DriverProcess:
     """
 
     def __init__(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="qvsplit-ray-")
-        ours, its = Pipe()
-        self._connection = ours
-        self._inbox: queue.Queue[messages.FromDriver | None] = queue.Queue(MESSAGES_AHEAD)
-        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - goes with the process
-        # its signals are ours to pass on, and the cluster's processes, which it may start, are not for a terminal's
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE.format(descriptor=its.fileno())],
-                pass_fds=[its.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._said,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,
-            )
+            self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - goes with the process
+            self.folder = tempfile.mkdtemp(prefix="qvsplit-ray-")
+            self._connection, its = Pipe()
+            self._process = self._started(its.fileno())
         except OSError as error:
             raise ProcessError(f"a process to join the Ray cluster cannot be started ({error.strerror})") from None
         its.close()
-        threading.Thread(target=self._listen, name="qvsplit-driver", daemon=True).start()
+        self._inbox: queue.Queue[messages.FromDriver | None] = queue.Queue(MESSAGES_AHEAD)
+        self._thread = threading.Thread(target=self._listen, name="qvsplit-driver", daemon=True)
+        self._thread.start()
+
+    def _started(self, descriptor: int) -> subprocess.Popen[bytes]:
+        """Start it in a session of its own: its signals are ours to pass on, and so are those of what it starts."""
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", _CODE.format(descriptor=descriptor)],
+            pass_fds=[descriptor],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._said,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,
+        )
 
     def _listen(self) -> None:
         """Take in what it says, and None once it is gone. In a thread."""
@@ -130,7 +133,7 @@ class DriverProcess:
         return message
 
     def _last_words(self) -> str:
-        code = self._process.wait()
+        code = self._ended(END_SECONDS)
         self._said.seek(0)
         lines = _COLOUR.sub("", self._said.read().decode(errors="replace")).split("\n")
         words = [line.strip() for line in lines if line.strip()]
@@ -140,17 +143,26 @@ class DriverProcess:
         """End it, and all that it has started on this machine; `at_once` it is not asked."""
         if not at_once:
             self.send(messages.Finish())
-        deadline = active_seconds() + (0 if at_once else END_SECONDS)
-        while self._process.poll() is None and active_seconds() < deadline:
-            with suppress(queue.Empty):
-                self._inbox.get(timeout=WAIT_SECONDS)  # it may be waiting for its words to be taken
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # its session
-        self._process.wait()
+        self._ended(0 if at_once else END_SECONDS)
+        while self._thread.is_alive():  # until it has taken in the end
+            self._drop()
         self._connection.close()
         self._said.close()
         with suppress(OSError):
             remove_folder(Path(self.folder))
+
+    def _ended(self, seconds: float) -> int:
+        """Wait so long for it to end by itself, then end it, with its session; give its exit code."""
+        deadline = active_seconds() + seconds
+        while self._process.poll() is None and active_seconds() < deadline:
+            self._drop()  # it may be waiting for its words to be taken
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        return self._process.wait()
+
+    def _drop(self) -> None:
+        with suppress(queue.Empty):
+            self._inbox.get(timeout=WAIT_SECONDS)
 
 
 class ClusterRunner:
@@ -211,13 +223,16 @@ class ClusterRunner:
         try:
             while not self._is_done and active_seconds() < deadline:
                 self._take()
-        except QvsplitError as error:  # what interrupted the run is what it ends with
+        except Exception as error:  # what interrupted the run is what it ends with
             self._on_note(f"not all that had left the encoders is kept: {error}")
+        self._is_done = True
         while self._results:
             yield self._results.popleft()
 
     def close(self) -> None:
-        """End everything; what was not committed is given up."""
+        """End everything. What has left the encoders is committed, unless that has gone wrong; the rest is given up."""
+        if not self._is_done:
+            deque(self.finished(), 0)
         self._driver.end()
         with suppress(DiskError):  # a writer that has not heard of the end: whoever locks the store next removes it
             self._staging.remove()
@@ -225,19 +240,25 @@ class ClusterRunner:
     def _take(self) -> None:
         """Take up what the driver says next."""
         with held_back():  # what was taken, and what is known of it
-            message = self._driver.receive()
-            if isinstance(message, messages.Described):
-                for result in message.results:
-                    if isinstance(result.outcome, Staged) and result.outcome.videos is not None:
-                        self._commits.on_videos(result.outcome.videos)
-                self._results += message.results
-            elif isinstance(message, messages.Shard):
-                self._commit(message)
-            elif isinstance(message, messages.Done):
-                self._is_done = True
-                self.stopped = self.stopped or message.stopped
-                for stage, seconds in message.seconds.items():
-                    self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+            try:
+                self._take_up(self._driver.receive())
+            except BaseException:
+                self._is_done = True  # nothing more comes, or can be committed
+                raise
+
+    def _take_up(self, message: messages.FromDriver | None) -> None:
+        if isinstance(message, messages.Described):
+            for result in message.results:
+                if isinstance(result.outcome, Staged) and result.outcome.videos is not None:
+                    self._commits.on_videos(result.outcome.videos)
+            self._results += message.results
+        elif isinstance(message, messages.Shard):
+            self._commit(message)
+        elif isinstance(message, messages.Done):
+            self._is_done = True
+            self.stopped = self.stopped or message.stopped
+            for stage, seconds in message.seconds.items():
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def _commit(self, shard: messages.Shard) -> None:
         self._staging.commit(self._commits.storage, shard.name, self._commits.numbers.take())

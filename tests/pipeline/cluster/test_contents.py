@@ -58,6 +58,25 @@ def test_an_item_of_number_0_is_an_owner_too(empty):
     assert not empty.claim(rows.sha("a"), 1)
 
 
+def test_what_was_released_is_encoded_by_whoever_asks_next(empty):
+    """Its first owner has failed, for a reason that may be its own: another name of the same bytes may fare better."""
+    assert empty.claim(rows.sha("a"), 0) and empty.claim(rows.sha("b"), 1)
+    empty.release(rows.sha("a"))
+    assert [empty.claim(rows.sha("a"), number) for number in (4, 0, 4)] == [True, False, True]
+    assert [empty.claim(rows.sha("b"), number) for number in (4, 1)] == [False, True]
+    empty.release(rows.sha("a"))
+    assert empty.claim(rows.sha("a"), 0)
+
+
+def test_what_nobody_has_is_released_all_the_same(empty, store):
+    """An item fails before anybody was asked, or the driver says so twice."""
+    empty.release(rows.sha("a"))
+    assert empty.claim(rows.sha("a"), 1)
+    contents = Contents(str(store))
+    contents.release(rows.sha("held.png"))
+    assert not contents.claim(rows.sha("held.png"), 1)  # the store has it
+
+
 @pytest.mark.parametrize("name", ["held.png", "held.mp4"])
 def test_what_the_store_holds_is_nobodys(store, name):
     contents = Contents(str(store))

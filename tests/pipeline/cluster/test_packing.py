@@ -13,7 +13,16 @@ import torch
 from qvsplit import errors
 from qvsplit.errors import ItemError, ItemNotFound, QvsplitError, ShardDamaged, WeightsError
 from qvsplit.models.preparing import Prepared
-from qvsplit.pipeline.cluster.packing import ITEM, LARGE, Numbered, items_in, numbered_table, result_table, rows_in
+from qvsplit.pipeline.cluster.packing import (
+    ITEM,
+    LARGE,
+    Numbered,
+    items_in,
+    numbered_in,
+    numbered_table,
+    result_table,
+    rows_in,
+)
 from qvsplit.pipeline.items import KNOWN, Known, Result, Staged
 from qvsplit.sources.files import FileInfo
 from qvsplit.sources.videos import VideoInfo
@@ -198,6 +207,8 @@ def test_numbered_entries_are_the_same_in_order():
     block = numbered_table(items)
     assert list(items_in(block)) == [items]  # in one row: each would have to name its folder and its classes
     assert list(rows_in(block)) == [(items, None)]
+    assert numbered_in(block) == items
+    assert numbered_in(numbered_table(())) == []
 
 
 def blocks() -> list[pa.Table]:

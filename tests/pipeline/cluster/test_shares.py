@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 
+from qvsplit.errors import UsageError
 from qvsplit.pipeline.cluster.connection import Cluster
-from qvsplit.pipeline.cluster.runner import Shares, shares_of
+from qvsplit.pipeline.cluster.shares import Shares, device_of, shares_of
 
 ROUNDING = 1e-9
 
@@ -76,3 +77,33 @@ def test_shares_are_such_as_ray_takes(nodes, cpus):
         assert shares.encoder_cpus + shares.encoder_gpus > 0
         assert type(shares.encoder_threads) is int and 1 <= shares.encoder_threads <= max(1, cpus)
         assert shares.reader_cpus <= cpus and shares.encoder_cpus <= cpus
+
+
+# ------------------------------------------------------------------------------------------------------------- devices
+
+WITHOUT_GPU = cluster(1, 2)
+WITH_GPUS = cluster(2, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "where", "expected"),
+    [
+        (None, WITHOUT_GPU, "cpu"), (None, WITH_GPUS, "cuda"), ("cpu", WITH_GPUS, "cpu"), ("cpu", WITHOUT_GPU, "cpu"),
+        ("cuda", WITH_GPUS, "cuda"),
+    ],
+)  # fmt: skip
+def test_the_device_of_an_encoder(asked, where, expected):
+    assert device_of(asked, where) == expected
+
+
+@pytest.mark.parametrize("asked", ["cuda:0", "cuda:13", "cpu,cpu", "cuda,cuda", "cuda:0,cuda:1"])
+@pytest.mark.parametrize("where", [WITHOUT_GPU, WITH_GPUS])
+def test_a_device_that_ray_does_not_share_out(asked, where):
+    with pytest.raises(UsageError, match=f"^`device` {asked}: .*give cpu or cuda, and `ray_encoders`$") as caught:
+        device_of(asked, where)
+    assert caught.value.exit_code == 2
+
+
+def test_a_gpu_of_a_cluster_that_has_none():
+    with pytest.raises(UsageError, match="^`device` cuda: the Ray cluster has no GPU; try `device=cpu`$"):
+        device_of("cuda", WITHOUT_GPU)
