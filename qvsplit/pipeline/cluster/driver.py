@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import queue
+import shutil
 import signal
 import threading
 import time
@@ -415,34 +416,35 @@ def _ready(tasks: Iterable[Any]) -> list[Any]:
 # --------------------------------------------------------------------------------------------------- the process
 
 
-def main(descriptor: int) -> None:
-    """Serve one run, on a connection that it has opened."""
+def main(descriptor: int, folder: str) -> None:
+    """Serve one run, on a connection that it has opened; a cluster that is started here writes into `folder`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run hears it, and says what is to be done
     connection = Connection(descriptor)
     inbox: queue.Queue[messages.ToDriver] = queue.Queue()
-    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    threading.Thread(target=_listen, args=(connection, inbox, folder), daemon=True).start()
     try:
-        _serve(inbox, connection.send)
+        _serve(inbox, connection.send, folder)
     except QvsplitError as error:
         connection.send(messages.Failed(error.with_traceback(None)))
     except Exception as error:
         connection.send(messages.Failed(RuntimeError(f"{type(error).__name__}: {error}"), traceback.format_exc()))
 
 
-def _listen(connection: Connection, inbox: queue.Queue[messages.ToDriver]) -> None:
+def _listen(connection: Connection, inbox: queue.Queue[messages.ToDriver], folder: str) -> None:
     """Take in what the run says; a run that is gone needs no driver. In a thread."""
     try:
         while True:
             inbox.put(connection.recv())
     except (EOFError, OSError):
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
 
 
-def _serve(inbox: queue.Queue[messages.ToDriver], send: Callable[[messages.FromDriver], None]) -> None:
+def _serve(inbox: queue.Queue[messages.ToDriver], send: Callable[[messages.FromDriver], None], folder: str) -> None:
     begin = inbox.get()
     assert isinstance(begin, messages.Begin)
     assert begin.options.ray is not None
-    with connected(begin.options.ray, begin.folder) as cluster:
+    with connected(begin.options.ray, folder) as cluster:
         driver = _declared_driver(begin, cluster, send)
         entries: list[Entry] = []
         while not isinstance(message := inbox.get(), messages.Finish):

@@ -52,7 +52,7 @@ def launch(
     driver = DriverProcess()
     try:
         bounds = replace(bounds, scratch=staging.folder)  # absolute, and gone with the run
-        driver.send(messages.Begin(options, bounds, own, generation, staging, driver.folder, left))
+        driver.send(messages.Begin(options, bounds, own, generation, staging, left))
         declared = None
         while declared is None:
             interrupts.check()

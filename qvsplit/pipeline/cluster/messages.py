@@ -29,7 +29,6 @@ class Begin:
         own: What the store declares.
         generation: Of every row.
         staging: Where shards are written.
-        folder: For what a cluster that is started here writes.
         seconds_left: After which no item is begun; None: there is no such time.
     """
 
@@ -38,7 +37,6 @@ class Begin:
     own: StoreDeclares
     generation: int
     staging: Staging
-    folder: str
     seconds_left: float | None
 
 

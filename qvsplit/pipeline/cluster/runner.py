@@ -41,7 +41,7 @@ ENTRIES_A_MESSAGE = 10_000
 WAIT_SECONDS = 0.1  # after which signals are looked at
 LAST_SECONDS = 90.0  # for the driver to finish what has left the encoders
 END_SECONDS = 20.0  # for it to end
-_CODE = "from qvsplit.pipeline.cluster.driver import main; main({descriptor})"
+_CODE = "from qvsplit.pipeline.cluster.driver import main; main({descriptor}, {folder!r})"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -85,7 +85,7 @@ class DriverProcess:
     def _started(self, descriptor: int) -> subprocess.Popen[bytes]:
         """Start it in a session of its own: its signals are ours to pass on, and so are those of what it starts."""
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", _CODE.format(descriptor=descriptor)],
+            [sys.executable, "-P", "-c", _CODE.format(descriptor=descriptor, folder=self.folder)],
             pass_fds=[descriptor],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
