@@ -30,7 +30,7 @@ from qvsplit.pipeline.cluster.contents import Contents
 from qvsplit.pipeline.cluster.job import Job
 from qvsplit.pipeline.cluster.packing import Numbered, numbered_table
 from qvsplit.pipeline.cluster.shares import Shares, device_of, shares_of
-from qvsplit.pipeline.cluster.workers import Described, EncodeItems, ReadItems, Writer, declare
+from qvsplit.pipeline.cluster.workers import EncodeItems, ItemOrError, ReadItems, Writer, declare
 from qvsplit.pipeline.devices import StoreDeclares
 from qvsplit.pipeline.items import Result, Staged
 from qvsplit.pipeline.options import ExtractOptions, encoders_of
@@ -265,7 +265,7 @@ class Driver:
                 shard.bytes += sum(staged.bytes for staged in shared)
                 shard.videos = next((one.videos for one in shared if one.videos is not None), shard.videos)
 
-    def _tell(self, items: Sequence[Described]) -> None:
+    def _tell(self, items: Sequence[ItemOrError]) -> None:
         """Tell the run of the items of a block, and of the shards that large ones have to themselves."""
         for item in items:
             if isinstance(item, QvsplitError):
@@ -290,7 +290,7 @@ class Driver:
         self._pending.pop(item.entry.key)
         return True
 
-    def _check(self, items: Sequence[Described]) -> None:
+    def _check(self, items: Sequence[ItemOrError]) -> None:
         """Refuse a block before it is told of, or written.
 
         Raises:
@@ -351,7 +351,7 @@ class Driver:
         return self._writers[node]
 
 
-def _shares_a_shard(item: Described) -> bool:
+def _shares_a_shard(item: ItemOrError) -> bool:
     """Say whether the item's rows and features are in its block, to be written with those of others."""
     return isinstance(item, Result) and isinstance(item.outcome, Staged) and item.outcome.shard is None
 

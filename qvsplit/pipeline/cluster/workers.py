@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 T = TypeVar("T")
-Described: TypeAlias = "Result | QvsplitError"  # an item without what is large, or why the run cannot go on
+ItemOrError: TypeAlias = "Result | QvsplitError"  # an item without what is large, or why the run cannot go on
 Claim = Callable[[str, int], bool]  # SHA-256 and number of an item → whether it is the one to be encoded
 
 
@@ -217,7 +217,7 @@ class EncodeItems:
 class Writer:
     """Knows what is in the blocks of its node, and writes shards of them."""
 
-    def describe(self, block: pa.Table) -> list[Described]:
+    def describe(self, block: pa.Table) -> list[ItemOrError]:
         """Give the items of a block, without what is large."""
         return list(items_in(block))
 

@@ -1,105 +1,119 @@
-"""The driver of a run on a cluster: what is counted is committed, whatever ends the run. Ray is a fake in this process."""
+"""The runner of a run on a cluster: what a driver says becomes results, and shards of the store. The driver is a fake."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+import os
+import signal
 from contextlib import closing, suppress
-from types import SimpleNamespace
 
-import pyarrow as pa
 import pytest
 
-from qvsplit.errors import DiskError, ItemError, ItemNotFound, ModelError, ProcessError, QvsplitError
+from qvsplit.errors import ConfigError, DiskError, ItemError, ModelError, ProcessError, QvsplitError
+from qvsplit.pipeline.cluster import messages
 from qvsplit.pipeline.cluster import runner as runner_module
-from qvsplit.pipeline.cluster.connection import Cluster
-from qvsplit.pipeline.cluster.job import Job
-from qvsplit.pipeline.cluster.packing import result_table
+from qvsplit.pipeline.cluster.packing import items_in
 from qvsplit.pipeline.cluster.runner import ClusterRunner, Commits
-from qvsplit.pipeline.cluster.stages import Writer
-from qvsplit.pipeline.devices import StoreDeclares
-from qvsplit.pipeline.items import KNOWN, Result, Staged
-from qvsplit.pipeline.options import ExtractOptions
-from qvsplit.pipeline.runner import RunnerOptions
-from qvsplit.runtime.clock import active_seconds
+from qvsplit.pipeline.cluster.workers import Writer
+from qvsplit.pipeline.items import KNOWN, Staged
+from qvsplit.runtime import interrupts
 from qvsplit.store import layout
 from qvsplit.store.opening import read_store
 from qvsplit.store.row import Row
-from qvsplit.store.shard_writer import ShardWriter, encoded
 from qvsplit.store.shards import ShardNumbers, shards_in
 from qvsplit.store.staging import Staging
 from qvsplit.store.storage import LocalStorage
 from tests.support import rows
 from tests.support.fake_source import entry
+from tests.support.staged_items import NAMES, VIDEO_SCHEMA, block, blocks, image, other, video
 
-VIDEO_SCHEMA = rows.schema(config=rows.config(videos=rows.VIDEOS))
-
-
-class Method:
-    """A method of an actor, which is called when its value is asked for."""
-
-    def __init__(self, call):
-        self._call = call
-
-    def remote(self, *words):
-        return functools.partial(self._call, *words)
+GONE = ProcessError("the process that has joined the Ray cluster ended")
+DONE = messages.Done("", {"wait for the encoder": 1.5})
 
 
-class Driver:
-    """A runner of blocks that have left the encoders.
+class FakeDriver:
+    """Says what it was given, one thing each time it is asked; in between it has said nothing for a moment.
 
     Attributes:
-        runner: It.
-        given: What the job was given.
+        heard: What it was told.
+        left: What it has not said.
+        after_finish: What it says once it has heard that the run is to finish, in place of what is left.
+        ended: How often it was ended.
+    """
+
+    def __init__(self, said):
+        self.heard, self.left, self.after_finish, self.ended = [], list(said), None, 0
+        self._is_quiet = False
+
+    def send(self, message):
+        self.heard.append(message)
+        if isinstance(message, messages.Finish) and self.after_finish is not None:
+            self.left = list(self.after_finish)
+
+    def receive(self):
+        self._is_quiet = not self._is_quiet
+        if self._is_quiet:
+            return None
+        if not self.left:
+            raise GONE
+        one = self.left.pop(0)
+        if isinstance(one, Exception):
+            raise one
+        return one() if callable(one) else one
+
+    def end(self, *, at_once=False):
+        assert not at_once
+        self.ended += 1
+
+
+class Ran:
+    """A runner, and what its caller hears.
+
+    Attributes:
         results: Results that came.
         committed: Rows of items whose shard was committed.
         heard: What else was said, in order.
-        in_flight: Shards that were being written when a writer was asked for something, at most.
+        notes: Remarks.
     """
 
-    def __init__(self, monkeypatch, folder, blocks: Sequence[pa.Table], *, nodes=(), ends=None, **bounds):
+    def __init__(self, folder, said=(), *, limit: int | None = None):
         self.storage = LocalStorage(folder / "store")
         self.staging = Staging(self.storage.folder, "run-7")
         self.staging.create()
-        own = StoreDeclares("store", rows.config(), rows.specs(), rows.PROVENANCE)
-        job = Job(ExtractOptions(device="cpu"), RunnerOptions(**bounds), own, 1, self.staging, 1)
-        self.results, self.committed, self.heard, self.given = [], [], [], []
-        commits = Commits(
-            self.storage, ShardNumbers(self.storage), lambda: self.heard.append("begin"), self.committed.extend,
-            self.heard.append,
-        )  # fmt: skip
-        self.in_flight, self.writers = 0, []
-        self.runner = ClusterRunner(job, rows.schema(), Cluster(2, 4, 0, 2, 1 << 30), commits, (1, 1))
-        node_of = {id(block): node for block, node in zip(blocks, nodes or ["head"] * len(blocks), strict=True)}
+        self.results, self.committed, self.heard, self.notes = [], [], [], []
+        self.driver = FakeDriver(said)
+        self.commits = Commits(self.storage, ShardNumbers(self.storage), self._commit, self.heard.append)
+        self.runner = ClusterRunner(self.driver, self.staging, self.commits, limit, self.notes.append)
 
-        def bundles():
-            yield from (SimpleNamespace(blocks=[SimpleNamespace(ref=block)]) for block in blocks)
-            if ends is not None:
-                raise ends
+    def _commit(self, items):
+        for one in items:
+            assert one[0].path in {row.path for shard in read_store(self.storage).shards for row in shard.rows}
+            self.committed.append(one)
+            self.heard.append(one[0].path)
 
-        def dataset(entries):
-            self.given.append(list(entries))
-            return SimpleNamespace(iter_internal_ref_bundles=bundles)
+    def shard(self, *tables) -> messages.Shard:
+        """Have what is in some blocks written; give what the driver says of that."""
+        expected = [item.outcome.rows for table in tables for item in items_in(table)
+                    if isinstance(item.outcome, Staged)]  # fmt: skip
+        has_videos = any(row.kind == "video" for item in expected for row in item)
+        schema = VIDEO_SCHEMA if has_videos else rows.schema()
+        name, size = Writer().write_shard(self.staging, schema, expected, *tables)
+        return messages.Shard(name, size, expected)
 
-        def writer(node):
-            self.writers.append(node)
-            self.in_flight = max(self.in_flight, len(self.runner._writing))
-            return SimpleNamespace(describe=Method(Writer().describe), write_shard=Method(Writer().write_shard))
+    def says(self, *tables, shard_of: int = 1) -> list:
+        """Have the driver describe some blocks, each of which is in a shard with its neighbours, and be done."""
+        for start in range(0, len(tables), shard_of):
+            some = tables[start : start + shard_of]
+            self.driver.left += [described(table) for table in some] + [self.shard(*some)]
+        self.driver.left.append(DONE)
+        return self.driver.left
 
-        monkeypatch.setattr(self.runner, "_dataset", dataset)
-        monkeypatch.setattr(self.runner, "_writer", writer)
-        monkeypatch.setattr(runner_module, "_node_of", lambda block: node_of.get(id(block), "head"))
-        monkeypatch.setattr(runner_module, "_ready", list)
-        monkeypatch.setattr(runner_module, "value_of", lambda task: task())
-        monkeypatch.setattr(runner_module, "check_alive", lambda: None)
-
-    def run(self, stop_after: int | None = None) -> Driver:
-        """Run to the end, or up to so many results, where Ctrl-C ends it; as `Execution` does."""
+    def run(self, number: int = 12, *, stop_after: int | None = None, error=KeyboardInterrupt) -> Ran:
+        """Run to the end, or up to so many results, where an exception ends it; as `Execution` does."""
         try:
-            with closing(self.runner.run([entry(f"{number}") for number in range(10)])) as results:
-                for number, result in enumerate(results):
-                    if number == stop_after:
-                        raise KeyboardInterrupt
+            with closing(self.runner.run([entry(f"{one}") for one in range(number)])) as results:
+                for index, result in enumerate(results):
+                    if index == stop_after:
+                        raise error
                     self.results.append(result)
         except KeyboardInterrupt:
             self.results.extend(self.runner.finished())
@@ -119,225 +133,302 @@ class Driver:
             return [row.path for shard in read_store(self.storage).shards for row in shard.rows if not row.part]
         return []
 
-    def check(self) -> None:
+    def check(self) -> Ran:
         """What was counted is in the store, what is in it was heard of, and nothing is left."""
         assert sorted(self.stored) == sorted(self.encoded) == sorted(row[0].path for row in self.committed)
+        return self.check_ended()
+
+    def check_ended(self) -> Ran:
         assert not self.staging.folder.exists()
+        assert self.driver.ended == 1
         written = self.runner.written
         assert written.shards == len(shards_in(self.storage))
         assert written.rows == sum(map(len, self.committed))
         assert written.bytes == sum(file.size for file in self.storage.list())
+        return self
 
 
-def image(name: str) -> pa.Table:
-    """An image that was encoded."""
-    pair = rows.item(name)
-    one = encoded(*pair, rows.schema())
-    return result_table(Result(entry(name), outcome=Staged((pair[0],), None, None, one.bytes)), [one])
-
-
-def video(name: str, parts: int = 3) -> pa.Table:
-    pairs = rows.parts(name, parts)
-    every = [encoded(row, its, VIDEO_SCHEMA) for row, its in pairs]
-    outcome = Staged(tuple(row for row, _ in pairs), rows.VIDEOS, None, sum(one.bytes for one in every))
-    return result_table(Result(entry(name), outcome=outcome), every)
-
-
-def other(name: str, outcome) -> pa.Table:
-    return result_table(Result(entry(name), outcome=outcome))
-
-
-def block(*tables: pa.Table) -> pa.Table:
-    """A block as Ray Data makes it of what an encoder gives."""
-    return pa.concat_tables(tables)
-
-
-def blocks(number: int, of: int = 3) -> list[pa.Table]:
-    return [block(*(image(f"{first}-{one}.png") for one in range(of))) for first in range(number)]
-
-
-NAMES = [f"{first}-{one}.png" for first in range(4) for one in range(3)]
+def described(table) -> messages.Described:
+    return messages.Described(list(items_in(table)))
 
 
 # --------------------------------------------------------------------------------------------------- to the very end
 
 
-def test_all_that_leaves_the_encoders_is_given_and_committed(monkeypatch, tmp_path):
-    more = block(other("bad", ItemError("is bad")), other("copy", KNOWN), other("gone", ItemNotFound("is gone")))
-    driver = Driver(monkeypatch, tmp_path, [*blocks(4), more]).run()
-    driver.check()
-    assert [one.entry.path for one in driver.results] == [*NAMES, "bad", "copy", "gone"]
-    assert driver.stored == NAMES  # in one shard, as there is little
-    assert driver.runner.written.shards == 1
-    assert (driver.runner.stopped, driver.heard, driver.given) == ("", ["begin"], [[entry(f"{n}") for n in range(10)]])
+def test_all_that_the_driver_tells_of_is_given_and_committed(tmp_path):
+    one = Ran(tmp_path)
+    more = block(other("bad", ItemError("is bad")), other("copy", KNOWN))
+    one.says(*blocks(4), shard_of=2).insert(3, described(more))
+    one.run().check()
+    assert [result.entry.path for result in one.results] == [*NAMES[:6], "bad", "copy", *NAMES[6:]]
+    assert one.stored == NAMES
+    assert (one.runner.written.shards, one.runner.stopped, one.notes) == (2, "", [])
+    assert one.runner.seconds == DONE.seconds
 
 
-def test_without_features_nothing_is_written(monkeypatch, tmp_path):
-    driver = Driver(monkeypatch, tmp_path, [other("bad", ItemError("is bad"))]).run()
-    driver.check()
-    assert (driver.stored, driver.heard, len(driver.results)) == ([], [], 1)
+def test_the_driver_hears_of_the_items_before_it_is_to_run_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_module, "ENTRIES_A_MESSAGE", 5)
+    one = Ran(tmp_path, [DONE]).run()
+    assert [type(message).__name__ for message in one.driver.heard] == ["Entries", "Entries", "Entries", "Run"]
+    sent = [message.entries for message in one.driver.heard[:3]]
+    assert [len(entries) for entries in sent] == [5, 5, 2]
+    assert [one.path for entries in sent for one in entries] == [f"{number}" for number in range(12)]
 
 
-def test_a_shard_ends_when_it_is_full(monkeypatch, tmp_path):
-    monkeypatch.setattr(runner_module, "SHARD_ROWS", 6)
-    monkeypatch.setattr(runner_module, "BLOCKS_AHEAD", 1)
-    driver = Driver(monkeypatch, tmp_path, blocks(4)).run()
-    driver.check()
-    assert [len(shard.rows) for shard in read_store(driver.storage).shards] == [6, 6]
+def test_shards_are_committed_in_the_order_in_which_they_come(tmp_path):
+    one = Ran(tmp_path)
+    first, second, third = (one.shard(table) for table in blocks(3))
+    one.driver.left = [*(described(table) for table in blocks(3)), third, first, second, DONE]
+    one.run().check()
+    assert one.stored == [*NAMES[6:9], *NAMES[:3], *NAMES[3:6]]
+    assert [file for _, file in sorted(shards_in(one.storage))] == [layout.shard_name(number) for number in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("in_flight", [1, 4])
-def test_what_is_on_a_node_is_written_there(monkeypatch, tmp_path, in_flight):
-    monkeypatch.setattr(runner_module, "SHARDS_IN_FLIGHT", in_flight)
-    driver = Driver(monkeypatch, tmp_path, blocks(4), nodes=["a", "b", "a", "c"]).run()
-    driver.check()
-    found = sorted(sorted(row.path for row in shard.rows) for shard in read_store(driver.storage).shards)
-    assert found == [NAMES[:3] + NAMES[6:9], NAMES[3:6], NAMES[9:]]
-    assert driver.in_flight == min(in_flight, 3) - 1  # when another one is begun
-    assert driver.writers[:4] == ["a", "b", "a", "c"] and sorted(driver.writers[4:]) == ["a", "b", "c"]
+def test_how_videos_were_looked_at_is_heard_before_the_first_is_committed_or_given(tmp_path):
+    one = Ran(tmp_path)
+    table = block(image("a.png"), video("b.mp4"))
+    one.driver.left = [described(table), one.shard(table), DONE]
+    results = one.runner.run([entry("a.png"), entry("b.mp4")])
+    assert next(results).entry.path == "a.png"
+    assert one.heard == [rows.VIDEOS]
+    assert next(results).entry.path == "b.mp4"
+    assert list(results) == []
+    assert one.heard == [rows.VIDEOS, "a.png", "b.mp4"]
+    found: list[Row] = [row for shard in read_store(one.storage).shards for row in shard.rows]
+    assert found == [row for item in one.committed for row in item]
+    one.runner.close()
 
 
-def test_how_videos_were_looked_at_is_heard_and_declared(monkeypatch, tmp_path):
-    driver = Driver(monkeypatch, tmp_path, [block(image("a.png"), video("b.mp4")), image("c.png")]).run()
-    driver.check()
-    assert driver.heard == [rows.VIDEOS, "begin"]
-    (shard,) = read_store(driver.storage).shards
-    assert shard.config.videos == rows.VIDEOS
-    assert [(row.path, row.part) for row in shard.rows] == [
-        ("a.png", 0), ("b.mp4", 0), ("b.mp4", 1), ("b.mp4", 2), ("c.png", 0)
-    ]  # fmt: skip
+@pytest.mark.parametrize(("limit", "stopped"), [(3, "limit"), (12, ""), (13, ""), (None, "")])
+def test_a_limit_is_of_items_that_are_begun(tmp_path, limit, stopped):
+    one = Ran(tmp_path, [DONE], limit=limit).run()
+    assert len(one.driver.heard[0].entries) == min(limit or 12, 12)
+    assert one.runner.stopped == stopped
 
 
-def test_an_item_that_has_a_shard_of_its_own_is_committed_at_once(monkeypatch, tmp_path):
-    leave = []
-    driver = Driver(monkeypatch, tmp_path, leave)
-    name, pairs = Staging.new_name(), rows.parts("long.mp4", 4)
-    shard = ShardWriter(driver.staging, name, VIDEO_SCHEMA)
-    for pair in pairs:
-        shard.add(*pair)
-    shard.finish()
-    outcome = Staged(tuple(row for row, _ in pairs), rows.VIDEOS, name, 1 << 40)
-    leave.append(block(image("a.png"), other("long.mp4", outcome), image("z.png")))
-    driver.run()
-    driver.check()
-    assert [[row.path for row in shard.rows] for shard in read_store(driver.storage).shards] == [
-        ["long.mp4"] * 4, ["a.png", "z.png"]
-    ]  # fmt: skip
+@pytest.mark.parametrize(("limit", "stopped"), [(None, "max-runtime"), (3, "limit")])
+def test_the_time_that_is_over_is_the_drivers_to_say(tmp_path, limit, stopped):
+    assert Ran(tmp_path, [messages.Done("max-runtime", {})], limit=limit).run().runner.stopped == stopped
 
 
-@pytest.mark.parametrize(("limit", "stopped"), [(3, "limit"), (10, ""), (None, "")])
-def test_a_limit_is_of_items_that_are_begun(monkeypatch, tmp_path, limit, stopped):
-    driver = Driver(monkeypatch, tmp_path, blocks(1), limit=limit).run()
-    assert (len(driver.given[0]), driver.runner.stopped) == (limit or 10, stopped)
+def test_a_second_run_goes_on(tmp_path):
+    """Items that waited for the content of another, which failed."""
+    one = Ran(tmp_path)
+    one.says(*blocks(1))
+    one.results += one.runner.run([entry(f"{number}") for number in range(3)])
+    one.says(image("x.png"))
+    one.results += one.runner.run([entry("x.png")])
+    one.runner.close()
+    one.check()
+    assert one.stored == [*NAMES[:3], "x.png"]
+    assert one.runner.seconds == {"wait for the encoder": 3.0}
+    assert [type(message).__name__ for message in one.driver.heard] == ["Entries", "Run"] * 2
 
 
-def test_after_the_deadline_nothing_is_begun_and_what_was_not_is_not_given(monkeypatch, tmp_path):
-    late = block(image("a.png"), other("late", None), image("b.png"))
-    driver = Driver(monkeypatch, tmp_path, [late, other("later", None)], deadline=active_seconds() - 1).run()
-    driver.check()
-    assert (driver.encoded, len(driver.results)) == (["a.png", "b.png"], 2)
-    assert driver.runner.stopped == "max-runtime"
+def test_nothing_to_run(tmp_path):
+    one = Ran(tmp_path, [DONE]).run(0).check()
+    assert [type(message).__name__ for message in one.driver.heard] == ["Run"]
 
 
-# --------------------------------------------------------------------------------------------------- what ends a run
+def test_what_is_closed_before_it_was_run_leaves_nothing(tmp_path):
+    one = Ran(tmp_path)
+    one.runner.close()
+    one.check()
+    assert (one.storage.folder / layout.STAGING).exists()
+    assert list(one.runner.finished()) == []
 
 
-@pytest.mark.parametrize("in_shard", [4, 10_000])
-@pytest.mark.parametrize("ahead", [1, 8])
-@pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 4, 7, 11])
-def test_whenever_it_is_interrupted_what_was_counted_is_committed(monkeypatch, tmp_path, stop_after, ahead, in_shard):
+# -------------------------------------------------------------------------------------------------------- interrupts
+
+
+@pytest.mark.parametrize("shard_of", [1, 2, 4])
+@pytest.mark.parametrize("stop_after", range(12))
+def test_whenever_it_is_interrupted_what_was_counted_is_committed(tmp_path, stop_after, shard_of):
     """In the middle of a block, say; the result that was in hand is neither counted nor lost for the next run."""
-    monkeypatch.setattr(runner_module, "SHARD_ROWS", in_shard)
-    monkeypatch.setattr(runner_module, "BLOCKS_AHEAD", ahead)
-    driver = Driver(monkeypatch, tmp_path, blocks(4)).run(stop_after)
-    in_hand = {NAMES[stop_after]}
-    assert set(driver.encoded) <= set(driver.stored) <= set(driver.encoded) | in_hand
-    assert len(driver.stored) == len(set(driver.stored))
-    assert not driver.staging.folder.exists()
-    assert len(driver.encoded) >= stop_after
-    block_in_hand = {name for name in NAMES if name[0] == NAMES[stop_after][0]}
-    assert block_in_hand - in_hand <= set(driver.encoded)  # it had left the encoder
+    one = Ran(tmp_path)
+    one.says(*blocks(4), shard_of=shard_of)
+    one.run(stop_after=stop_after).check_ended()
+    assert isinstance(one.driver.heard[-1], messages.Finish)
+    assert one.stored == NAMES
+    assert sorted(one.encoded) == sorted(set(NAMES) - {NAMES[stop_after]})
+    assert one.notes == []
 
 
-@pytest.mark.parametrize("error", [ModelError("no such model"), ProcessError("no process")], ids=str)
-@pytest.mark.parametrize(("place", "ahead"), [(0, 8), (1, 1), (1, 8), (2, 1)])
-def test_an_error_in_a_block_ends_the_run_and_what_was_counted_is_committed(monkeypatch, tmp_path, error, place, ahead):
-    monkeypatch.setattr(runner_module, "BLOCKS_AHEAD", ahead)  # 1: others have not left the encoders
-    tables = [image("x.png"), image("y.png")]
-    tables.insert(place, result_table(error))
-    driver = Driver(monkeypatch, tmp_path, [*blocks(2), block(*tables)])
-    with pytest.raises(type(error), match=str(error)):
-        driver.run()
-    driver.check()
-    assert {*NAMES[:6], "x.png", "y.png"} == set(driver.encoded)
+class Interrupting:
+    """Has a signal raise, as the main thread hears it, before the so-many-th thing that is done here."""
+
+    def __init__(self, monkeypatch, at):
+        self.left = at
+        for place in ("_take_up", "_commit"):
+            monkeypatch.setattr(ClusterRunner, place, self._interrupted(getattr(ClusterRunner, place)))
+
+    def _interrupted(self, real):
+        def called(runner, *words):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            return real(runner, *words)
+
+        return called
 
 
-def test_a_file_that_a_node_does_not_find_and_is_there_ends_the_run(monkeypatch, tmp_path):
-    """Else all items of a disk that is not mounted there would count as gone."""
-    (tmp_path / "here.png").write_bytes(b"x")
-    gone = result_table(Result(entry("here.png", root=str(tmp_path)), outcome=ItemNotFound("is no longer there")))
-    driver = Driver(monkeypatch, tmp_path, [block(image("a.png"), gone, image("b.png"))])
-    with pytest.raises(DiskError, match=f"^{tmp_path / 'here.png'} is there, but not on every node.*same paths$"):
-        driver.run()
-    assert not driver.staging.folder.exists()
+@pytest.fixture
+def installed():
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    interrupts.install()
+    yield
+    interrupts.clear()
+    interrupts._installed = False
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def test_a_shard_that_cannot_be_written_ends_the_run_and_finished_ones_are_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(runner_module, "SHARD_ROWS", 3)
-    monkeypatch.setattr(runner_module, "BLOCKS_AHEAD", 1)
-    monkeypatch.setattr(runner_module, "SHARDS_IN_FLIGHT", 1)
-    real, calls = Writer.write_shard, []
-
-    def write_shard(self, *words):
-        calls.append(words)
-        return DiskError("the disk is full") if len(calls) == 2 else real(self, *words)
-
-    monkeypatch.setattr(Writer, "write_shard", write_shard)
-    first, second, third = blocks(3)
-    driver = Driver(monkeypatch, tmp_path, [first, image("in hand.png"), second, third], nodes=["a", "b", "a", "a"])
-    with pytest.raises(DiskError, match="the disk is full"):
-        driver.run()
-    assert driver.stored == NAMES[:3] == [row[0].path for row in driver.committed]
-    assert len(calls) == 2  # nothing else is tried on a disk that is full
-    assert not driver.staging.folder.exists()
+@pytest.mark.parametrize("at", range(1, 14))
+def test_a_signal_is_heard_between_what_is_taken_up_and_never_within(tmp_path, installed, monkeypatch, at):
+    """Else a result would be known whose shard is not, or a shard be in the store that nobody has heard of."""
+    Interrupting(monkeypatch, at)
+    one = Ran(tmp_path)
+    one.says(*blocks(3))
+    raised = []
+    real = one.runner.finished
+    monkeypatch.setattr(one.runner, "finished", lambda: (raised.append(1), real())[1])
+    one.run().check()
+    assert one.stored == NAMES[:9]
+    assert raised == [1]
 
 
-def test_where_the_job_fails_what_was_counted_is_committed(monkeypatch, tmp_path):
-    driver = Driver(monkeypatch, tmp_path, blocks(2), ends=RuntimeError("a mistake"))
-    monkeypatch.setattr(runner_module, "raise_ours", lambda error: (_ for _ in ()).throw(error))
-    with pytest.raises(RuntimeError, match="a mistake"):
-        driver.run()
-    assert set(driver.encoded) <= set(driver.stored)
-    assert not driver.staging.folder.exists()
+def test_a_signal_that_was_lost_is_met_before_more_is_taken(tmp_path, installed):
+    one = Ran(tmp_path)
+    one.says(*blocks(2))
+    interrupts._arrived.append(signal.SIGTERM)
+    with pytest.raises(interrupts.Terminated):
+        next(one.runner.run([entry("a")]))
+    assert len(one.driver.left) == 5
+    one.results += one.runner.finished()  # which looks at no signals: it is what is done once one has come
+    one.runner.close()
+    one.check()
+    assert one.stored == NAMES[:6]
 
 
-def test_where_a_description_is_lost_what_was_counted_is_committed(monkeypatch, tmp_path):
-    """With the node, too often: the shard that is being filled is not."""
-    monkeypatch.setattr(runner_module, "BLOCKS_AHEAD", 1)
-    driver = Driver(monkeypatch, tmp_path, blocks(3))
-    real, asked = Writer.describe, []
-
-    def describe(self, one):
-        asked.append(one)
-        if len(asked) == 3:
-            raise ProcessError("the Ray cluster lost what the run depends on")
-        return real(self, one)
-
-    monkeypatch.setattr(Writer, "describe", describe)
-    with pytest.raises(ProcessError, match="lost"):
-        driver.run()
-    driver.check()
-    assert driver.stored == NAMES[:6]
+@pytest.mark.parametrize(
+    "error", [ModelError("no such model"), GONE, RuntimeError("a bug"), DiskError("full")], ids=str
+)
+def test_what_goes_wrong_after_an_interrupt_is_a_note(tmp_path, error):
+    """What interrupted the run is what it ends with."""
+    one = Ran(tmp_path)
+    table = blocks(2)[1]
+    one.says(*blocks(1))
+    one.driver.after_finish = [described(table), one.shard(table), error, described(image("never.png"))]
+    one.run(stop_after=1).check_ended()
+    assert one.stored == NAMES[:6]
+    assert one.encoded == [NAMES[0], *NAMES[2:6]]
+    assert one.notes == [f"not all that had left the encoders is kept: {error}"]
 
 
-def test_what_is_closed_before_it_was_run_leaves_nothing(monkeypatch, tmp_path):
-    driver = Driver(monkeypatch, tmp_path, [])
-    driver.runner.close()
-    assert not driver.staging.folder.exists()
-    assert (driver.storage.folder / layout.STAGING).exists()
+def test_a_shard_that_cannot_be_committed_after_an_interrupt_is_a_note(tmp_path, monkeypatch):
+    one = Ran(tmp_path)
+    one.says(*blocks(3))
+    real = Staging.commit
+
+    def commit(self, storage, name, number):
+        if number == 2:
+            raise DiskError("the disk is full")
+        real(self, storage, name, number)
+
+    monkeypatch.setattr(Staging, "commit", commit)
+    one.run(stop_after=1).check_ended()
+    assert one.stored == NAMES[:3]
+    assert one.notes == ["not all that had left the encoders is kept: the disk is full"]
 
 
-def test_rows_of_the_run_are_those_of_the_store(monkeypatch, tmp_path):
-    driver = Driver(monkeypatch, tmp_path, [block(image("a.png"), video("b.mp4"))]).run()
-    found: list[Row] = [row for shard in read_store(driver.storage).shards for row in shard.rows]
-    assert found == [row for item in driver.committed for row in item]
+def test_a_driver_that_does_not_finish_is_not_waited_for_for_ever_and_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_module, "LAST_SECONDS", 0.05)
+    one = Ran(tmp_path)
+    one.says(*blocks(1))
+    one.driver.after_finish = [lambda: None] * 100_000
+    one.run(stop_after=1)
+    assert one.driver.ended == 1
+    assert len(one.notes) == 1 and "not all that had left the encoders is kept" in one.notes[0]
+
+
+# ------------------------------------------------------------------------------------------------- what ends a run
+
+
+@pytest.mark.parametrize(
+    "error", [ModelError("no such model"), ConfigError("others"), GONE, RuntimeError("a bug")], ids=str
+)
+@pytest.mark.parametrize("after", range(7))
+def test_what_the_driver_ends_with_ends_the_run(tmp_path, error, after):
+    """It comes behind what was written."""
+    one = Ran(tmp_path)
+    one.says(*blocks(3))
+    one.driver.left[after:] = [error]
+    with pytest.raises(type(error), match=str(error)) as caught:
+        one.run()
+    assert caught.value is error
+    one.check_ended()
+    assert one.stored == NAMES[: after // 2 * 3]
+    assert one.encoded == NAMES[: (after + 1) // 2 * 3]
+    assert not any(isinstance(message, messages.Finish) for message in one.driver.heard)
+    assert one.notes == []
+
+
+def test_a_driver_that_says_nothing_any_more_ends_the_run(tmp_path):
+    one = Ran(tmp_path)
+    with pytest.raises(ProcessError, match="ended") as caught:
+        one.run()
+    assert caught.value.exit_code == 70
+    one.check()
+
+
+@pytest.mark.parametrize("shard_of", [1, 4])
+@pytest.mark.parametrize("stop_after", [0, 1, 3, 7, 11])
+def test_an_exception_of_the_callers_own_loses_nothing_that_was_counted(tmp_path, stop_after, shard_of):
+    one = Ran(tmp_path)
+    one.says(*blocks(4), shard_of=shard_of)
+    with pytest.raises(ZeroDivisionError):
+        one.run(stop_after=stop_after, error=ZeroDivisionError)
+    one.check_ended()
+    assert len(one.encoded) == stop_after
+    assert set(one.encoded) <= set(one.stored)
+    assert sorted(one.stored) == sorted(row[0].path for row in one.committed)
+
+
+def test_a_shard_that_cannot_be_committed_ends_the_run_and_none_is_tried_after_it(tmp_path, monkeypatch):
+    one = Ran(tmp_path)
+    one.says(*blocks(3))
+    real, tried = Staging.commit, []
+
+    def commit(self, storage, name, number):
+        tried.append(number)
+        if number == 2:
+            raise DiskError("the disk is full")
+        real(self, storage, name, number)
+
+    monkeypatch.setattr(Staging, "commit", commit)
+    with pytest.raises(DiskError, match="full"):
+        one.run()
+    one.check_ended()
+    assert (one.stored, tried) == (NAMES[:3], [1, 2])
+
+
+def test_a_folder_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
+    """A writer elsewhere has not heard of the end: whoever locks the store next removes it."""
+
+    def remove(self):
+        raise DiskError("is not empty")
+
+    monkeypatch.setattr(Staging, "remove", remove)
+    one = Ran(tmp_path, [ModelError("no such model")])
+    with pytest.raises(ModelError):
+        one.run()
+    Ran(tmp_path / "other", [DONE]).run()
+
+
+def test_the_driver_is_ended_before_its_folder_is_removed(tmp_path, monkeypatch):
+    """Its writers would write into it."""
+    one = Ran(tmp_path, [DONE])
+    real, seen = one.driver.end, []
+    monkeypatch.setattr(one.driver, "end", lambda: (seen.append(one.staging.folder.exists()), real())[1])
+    one.run().check()
+    assert seen == [True]
