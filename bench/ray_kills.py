@@ -35,17 +35,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from qvsplit.store import layout
-from qvsplit.store.opening import open_store
 from tests.support.checkpoints import make_tiny
 from tests.support.clips import make_clip
 from tests.support.killing import OLD, photographs_small
 from tests.support.ray_cluster import MEGABYTE, RayCluster
-from tests.support.rows import contents
+from tests.support.same_store import differences
 
 READER, ENCODER, WRITER, WRITING, NODE, DRIVER = "reader", "encoder", "writer", "writing", "node", "driver"
 JOINED = "joined"
@@ -53,7 +50,6 @@ JOINED = "joined"
 TITLES = {READER: "ReadItems", ENCODER: "EncodeItems", WRITER: "ray::Writer", WRITING: "Writer.write_shard"}
 KINDS = (READER, ENCODER, WRITER, WRITING, NODE, DRIVER, JOINED)
 DONE = (0, 1)  # exit codes of a run that did its work
-OWN = {layout.LOCK, layout.CATALOGUE, layout.HISTORY, layout.WALKED}  # of a store at rest, beside its shards
 SIDE = 320  # of an image: features enough for several shards, of which none is larger than 1/16 of an object store
 LATEST = 0.9  # of a span, as some runs are shorter
 TAIL = 3000  # characters of what a process said that are printed
@@ -92,7 +88,6 @@ class Trial:
         process = self._start(folder / "reference", by_ray=False)
         if process.wait(told.limit) not in DONE:
             raise RuntimeError(f"the run without Ray failed: {self._said()}")
-        self.expected = held(folder / "reference")
 
     def spans(self) -> dict[str, tuple[float, float]]:
         """Run undisturbed: give from when to when there is something of each kind, in seconds from the start."""
@@ -209,12 +204,7 @@ class Trial:
 
     def _differs(self, store: Path) -> str:
         """Say in what a store is not as one of a run without Ray."""
-        found = held(store)
-        wrong = [
-            f"another row or other features: {key}" for key in self.expected if found.get(key) != self.expected[key]
-        ]
-        wrong += [f"not in the reference: {key}" for key in found.keys() - self.expected.keys()]
-        wrong += doubled(store) + left_over(store)
+        wrong = differences(store, self.folder / "reference")
         command = [sys.executable, "-m", "qvsplit", "verify", str(store)]
         verified = subprocess.run(
             command, capture_output=True, text=True, check=False, env=self.cluster.environment, timeout=self.told.limit
@@ -238,31 +228,6 @@ def make_items(folder: Path, images: int) -> None:
         os.utime(path, (OLD, OLD))
 
 
-def held(store: Path) -> dict[Any, Any]:
-    """Give the current rows but for their generation, and their features bit for bit."""
-    opened = open_store(store)
-    return {key: (replace(row, generation=0), raws) for key, (row, raws) in contents(opened).items()}
-
-
-def doubled(store: Path) -> list[str]:
-    """Say what the shards hold twice: features of one content, or rows of one part in its last generation."""
-    import pyarrow.parquet as parquet
-
-    columns = ["root", "path", "part", "generation", "sha256", "has_features"]
-    rows = [row for shard in store.glob("*.parquet") for row in parquet.read_table(shard, columns=columns).to_pylist()]
-    content = Counter((row["sha256"], row["part"]) for row in rows if row["has_features"])
-    last: dict[tuple[str, str], int] = {}
-    for row in rows:
-        key = row["root"], row["path"]
-        last[key] = max(last.get(key, 0), row["generation"])
-    current = Counter(
-        (row["root"], row["path"], row["part"]) for row in rows if row["generation"] == last[row["root"], row["path"]]
-    )
-    return [f"content held {count} times: {one}" for one, count in content.items() if count > 1] + [
-        f"current {count} times: {one}" for one, count in current.items() if count > 1
-    ]
-
-
 def shards(store: Path) -> list[str]:
     """List a store's shards by name."""
     return sorted(path.name for path in store.glob("shard-*.parquet"))
@@ -273,17 +238,6 @@ def children_of(process: int) -> list[int]:
     listed = Path(f"/proc/{process}/task/{process}/children")
     found = [int(child) for child in listed.read_text().split()] if listed.exists() else []
     return [child for child in found if b"cluster.driver" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def left_over(store: Path) -> list[str]:
-    """Say what lies in a store that should not, once no run is at work."""
-    names = [str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()]
-    names += [str(path.relative_to(store)) for path in (store / layout.STAGING).glob("*") if path.is_dir()]
-    return [
-        f"left over: {name}"
-        for name in names
-        if layout.shard_number(name) is None and name not in OWN and not name.startswith(layout.GENERATIONS)
-    ]
 
 
 def kinds_of(told: argparse.Namespace, chance: random.Random) -> list[str]:

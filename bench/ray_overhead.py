@@ -27,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from bench.extract import make_photographs
@@ -35,9 +34,7 @@ from bench.machine import machine
 from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import ExtractCallbacks
-from qvsplit.store.opening import open_store
 from tests.support.checkpoints import make_2b
-from tests.support.rows import raws
 
 PLAIN = "plain"
 
@@ -72,21 +69,6 @@ def child(told: argparse.Namespace) -> None:
     }))  # fmt: skip
 
 
-def difference(store: Path, reference: Path) -> str:
-    """Say in what a store differs from another; empty if they are the same. One item at a time is in memory."""
-    one, other = open_store(store), open_store(reference)
-    rows = {(*row.key, row.part): row for row in one.rows}
-    expected = {(*row.key, row.part): row for row in other.rows}
-    if rows.keys() != expected.keys():
-        return f"{len(rows)} items instead of {len(expected)}"
-    for key, row in rows.items():
-        if replace(row, has_features=False) != replace(expected[key], has_features=False):
-            return f"another row: {key}"
-        if row.status == "ok" and raws(one.features(row)) != raws(other.features(expected[key])):
-            return f"other features: {key}"
-    return ""
-
-
 def run(told: argparse.Namespace, folder: Path, name: str, photos: str) -> dict[str, float]:
     """Run a contender on a folder of photographs, into `folder / "store"`; give what it printed."""
     command = [sys.executable, "-m", "bench.ray_overhead", "--child", name, "--photos", str(folder / photos),
@@ -117,8 +99,8 @@ def compare(told: argparse.Namespace, folder: Path) -> tuple[dict[str, list[dict
             print(f"round {number + 1}: {name} {json.dumps(result)}", file=sys.stderr, flush=True)
             if not reference.exists():
                 (folder / "store").rename(reference)
-            elif problem := difference(folder / "store", reference):
-                wrong.append(f"round {number + 1}, {name}: {problem}")
+            elif problems := differences(folder / "store", reference):
+                wrong.append(f"round {number + 1}, {name}: {'; '.join(problems[:3])}")
     return rounds, wrong
 
 
