@@ -35,6 +35,7 @@ from qvsplit.extract import extract_files
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import ExtractCallbacks
 from tests.support.checkpoints import make_2b
+from tests.support.same_store import differences
 
 PLAIN = "plain"
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from qvsplit.errors import ConfigError, ModelError, UsageError
 from qvsplit.models import encoder as models
 from qvsplit.models.copies import Copies
 from qvsplit.models.encoder import PatchEncoder
-from qvsplit.pipeline.devices import StoreDeclares, load_devices
+from qvsplit.pipeline.devices import StoreDeclares, load_devices, load_prepare
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.summary import Summary
 from qvsplit.store.config import Provenance
@@ -240,6 +243,67 @@ def test_a_store_that_could_not_be_read_is_not_begun(extract_with_model, some_ph
     with pytest.raises(ModelError, match="the settings of its image processor are none that a store can hold"):
         extract_with_model(some_photos)
     assert not out.exists()
+
+
+# --------------------------------------------------------------------- what prepares images without an encoder beside it
+
+
+def declares(checkpoint, **options) -> StoreDeclares:
+    """What a store made by this checkpoint declares."""
+    schema = loaded(checkpoint, device="cpu", **options)[0].schema
+    return StoreDeclares("embeds", schema.config, schema.tensors, schema.provenance[0])
+
+
+@pytest.mark.parametrize("limits", [{}, {"min_pixels": 3136, "max_pixels": 100_352}])
+def test_what_prepares_images_alone_does_it_as_beside_an_encoder(checkpoint, limits):
+    own = declares(checkpoint, **limits)
+    image = np.asarray(Image.open(PHOTOS["rocket.jpg"]).convert("RGB"))
+    alone = load_prepare(ExtractOptions(device="cpu"), own)(image)
+    beside = loaded(checkpoint, own)[0].devices.prepare(image)
+    assert alone.values.keys() == beside.values.keys()
+    assert all(torch.equal(alone.values[name], beside.values[name]) for name in alone.values)
+    assert dataclasses.replace(alone, values={}) == dataclasses.replace(beside, values={})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_mean", [0.5, 0.5, 0.5]), ("image_std", [0.3, 0.3, 0.3]), ("resample", 2), ("rescale_factor", 0.5),
+        ("do_convert_rgb", False),
+    ],
+)  # fmt: skip
+def test_a_node_whose_processor_has_other_settings_prepares_nothing(checkpoint, tmp_path, name, value):
+    """Under the path, or the name, that the store's model has elsewhere: other pixels, and nobody would hear of it."""
+    own = declares(checkpoint)
+    with_setting(checkpoint, tmp_path / "model", name, value)
+    with pytest.raises(ConfigError, match=rf"^embeds was made under another extraction config \(.*{name}") as caught:
+        load_prepare(ExtractOptions(model=str(tmp_path / "model"), device="cpu"), own)
+    assert caught.value.exit_code == 4
+
+
+def test_other_limits_of_pixels_in_the_file_are_those_of_the_store(checkpoint, tmp_path):
+    """They are given with each image, as the store has them."""
+    own = declares(checkpoint)
+    size = {"shortest_edge": 50_176, "longest_edge": 100_352}
+    with_setting(checkpoint, tmp_path / "model", "size", size)
+    image = np.asarray(Image.open(PHOTOS["rocket.jpg"]).convert("RGB"))
+    prepare = load_prepare(ExtractOptions(model=str(tmp_path / "model"), device="cpu"), own)
+    assert prepare(image).n_tokens == load_prepare(ExtractOptions(device="cpu"), own)(image).n_tokens
+
+
+def test_a_store_that_declares_nothing_yet_takes_any_processor(checkpoint):
+    nothing = StoreDeclares("embeds", None, None, None)
+    assert load_prepare(ExtractOptions(model=str(checkpoint), device="cpu"), nothing) is not None
+
+
+def with_setting(checkpoint: Path, folder: Path, name: str, value: object) -> None:
+    """Copy a checkpoint; its image processor has another setting."""
+    shutil.copytree(checkpoint, folder)
+    path = folder / "processor_config.json"
+    settings = json.loads(path.read_text())
+    assert settings["image_processor"].get(name) != value
+    settings["image_processor"][name] = value
+    path.write_text(json.dumps(settings))
 
 
 # ------------------------------------------------------------------------------------ copies beside the encoder's work

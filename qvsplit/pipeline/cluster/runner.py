@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from pathlib import Path
@@ -70,14 +70,19 @@ class DriverProcess:
     """
 
     def __init__(self) -> None:
+        self._stack = ExitStack()
         try:
-            self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - goes with the process
-            self.folder = tempfile.mkdtemp(prefix="qvsplit-ray-")
-            self._connection, its = Pipe()
-            self._process = self._started(its.fileno())
+            with ExitStack() as undo:
+                self._said: IO[bytes] = undo.enter_context(tempfile.TemporaryFile())
+                self.folder = tempfile.mkdtemp(prefix="qvsplit-ray-")
+                undo.callback(self._remove_folder)
+                self._connection, its = Pipe()
+                undo.callback(self._connection.close)
+                with its:
+                    self._process = self._started(its.fileno())
+                self._stack = undo.pop_all()
         except OSError as error:
             raise ProcessError(f"a process to join the Ray cluster cannot be started ({error.strerror})") from None
-        its.close()
         self._inbox: queue.Queue[messages.FromDriver | None] = queue.Queue(MESSAGES_AHEAD)
         self._thread = threading.Thread(target=self._listen, name="qvsplit-driver", daemon=True)
         self._thread.start()
@@ -121,10 +126,11 @@ class DriverProcess:
         except queue.Empty:
             return None
         if message is None:
+            words = self._last_words()
             self._inbox.put(None)  # for whoever asks again
             raise ProcessError(
-                f"the process that has joined the Ray cluster ended, as when its node or the head is lost "
-                f"({self._last_words()}); what was finished is kept: run again"
+                f"the process that has joined the Ray cluster ended, as when its node or the head is lost ({words}); what "
+                "was finished is kept: run again"
             )
         if isinstance(message, messages.Failed):
             if message.trace:
@@ -144,10 +150,12 @@ class DriverProcess:
         if not at_once:
             self.send(messages.Finish())
         self._ended(0 if at_once else END_SECONDS)
-        while self._thread.is_alive():  # until it has taken in the end
+        deadline = active_seconds() + END_SECONDS
+        while self._thread.is_alive() and active_seconds() < deadline:  # until it has taken in the end
             self._drop()
-        self._connection.close()
-        self._said.close()
+        self._stack.close()
+
+    def _remove_folder(self) -> None:
         with suppress(OSError):
             remove_folder(Path(self.folder))
 
@@ -225,6 +233,8 @@ class ClusterRunner:
                 self._take()
         except Exception as error:  # what interrupted the run is what it ends with
             self._on_note(f"not all that had left the encoders is kept: {error}")
+        if not self._is_done:
+            self._on_note("not all that had left the encoders is kept: it could not be written in time")
         self._is_done = True
         while self._results:
             yield self._results.popleft()

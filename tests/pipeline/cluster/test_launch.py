@@ -1,49 +1,39 @@
-"""What a run on a cluster is asked for, before there is any: addresses, devices and places of a model."""
+"""How a run on a cluster begins: what its driver is asked for, and the addresses that are refused before there is one."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import pytest
 
-from qvsplit.errors import UsageError
-from qvsplit.pipeline.cluster.connection import Cluster
-from qvsplit.pipeline.cluster.launch import _absolute, _device
+from qvsplit.checkpoints.opening import default_model
+from qvsplit.errors import DiskError, ModelError, ProcessError, UsageError
+from qvsplit.pipeline.cluster import launch as launch_module
+from qvsplit.pipeline.cluster import messages
+from qvsplit.pipeline.cluster.launch import _absolute, launch
+from qvsplit.pipeline.cluster.runner import Commits
+from qvsplit.pipeline.devices import StoreDeclares
 from qvsplit.pipeline.options import ExtractOptions, check_options
+from qvsplit.pipeline.runner import RunnerOptions
+from qvsplit.pipeline.summary import ExtractCallbacks
+from qvsplit.runtime import interrupts
+from qvsplit.runtime.clock import active_seconds
+from qvsplit.runtime.loading import CLUSTER, READY
+from qvsplit.store.shards import ShardNumbers
+from qvsplit.store.staging import Staging
+from qvsplit.store.storage import LocalStorage
+from tests.support import rows
 
-WITHOUT_GPU = Cluster(1, 2, 0, 2, 1 << 30)
-WITH_GPUS = Cluster(2, 16, 4, 8, 1 << 30)
+NOTHING = StoreDeclares("embeds", None, None, None)
+DECLARED = messages.Declared(rows.schema(), rows.PROVENANCE, "some/model", ("a note", "another"))
 
 
 @pytest.fixture
 def without_ray(monkeypatch):
     """As if Ray were not installed."""
     monkeypatch.setitem(sys.modules, "ray", None)
-
-
-@pytest.mark.parametrize(
-    ("asked", "cluster", "expected"),
-    [
-        (None, WITHOUT_GPU, "cpu"), (None, WITH_GPUS, "cuda"), ("cpu", WITH_GPUS, "cpu"), ("cpu", WITHOUT_GPU, "cpu"),
-        ("cuda", WITH_GPUS, "cuda"),
-    ],
-)  # fmt: skip
-def test_the_device_of_an_encoder(asked, cluster, expected):
-    assert _device(asked, cluster) == expected
-
-
-@pytest.mark.parametrize("asked", ["cuda:0", "cuda:13", "cpu,cpu", "cuda,cuda", "cuda:0,cuda:1"])
-@pytest.mark.parametrize("cluster", [WITHOUT_GPU, WITH_GPUS])
-def test_a_device_that_ray_does_not_share_out(asked, cluster):
-    with pytest.raises(UsageError, match=f"^`device` {asked}: .*give cpu or cuda, and `ray_encoders`$") as caught:
-        _device(asked, cluster)
-    assert caught.value.exit_code == 2
-
-
-def test_a_gpu_of_a_cluster_that_has_none():
-    with pytest.raises(UsageError, match="^`device` cuda: the Ray cluster has no GPU; try `device=cpu`$"):
-        _device("cuda", WITHOUT_GPU)
 
 
 def test_a_folder_has_the_same_name_in_every_process(tmp_path, monkeypatch):
@@ -102,3 +92,156 @@ def test_the_command_ends_with_one_line_and_no_store(run_cli, fake_model, some_p
     assert said in " ".join(err.splitlines()[-1].split()), err
     assert fake_model.loads == 0
     assert not out.exists()
+
+
+# --------------------------------------------------------------------------------------------------------- the driver
+
+
+class FakeDriver:
+    """Says what it was given; an exception is raised.
+
+    Attributes:
+        heard: What it was told.
+        ended: How it was ended, each time.
+    """
+
+    def __init__(self, *said):
+        self.said, self.heard, self.ended = list(said), [], []
+        self.on_end = lambda: None
+
+    def send(self, message):
+        self.heard.append(message)
+
+    def receive(self):
+        one = self.said.pop(0)
+        if isinstance(one, BaseException):
+            raise one
+        return one
+
+    def end(self, *, at_once=False):
+        self.on_end()
+        self.ended.append(at_once)
+
+
+class Launch:
+    """What a run begins with, and what is heard of it meanwhile."""
+
+    def __init__(self, monkeypatch, folder, *said):
+        self.driver, self.heard = FakeDriver(*said), []
+        self.storage = LocalStorage(folder / "store")
+        self.staging = Staging(self.storage.folder, "run-7")
+        monkeypatch.setattr(launch_module, "DriverProcess", lambda: self.driver)
+
+    def commits(self, declared):
+        self.heard.append(declared)
+        return Commits(self.storage, ShardNumbers(self.storage), lambda items: None, lambda videos: None)
+
+    def run(self, options=ExtractOptions(ray="auto", model="demo"), bounds=RunnerOptions(), own=NOTHING):  # noqa: B008
+        callbacks = ExtractCallbacks(
+            on_load=lambda what, done, whole: self.heard.append(what), on_note=lambda note: self.heard.append(note)
+        )
+        return launch(options, bounds, own, self.staging, 7, self.commits, callbacks)
+
+    @property
+    def begin(self) -> messages.Begin:
+        (one,) = self.driver.heard
+        return one
+
+
+@pytest.fixture
+def begun(monkeypatch, tmp_path):
+    return lambda *said: Launch(monkeypatch, tmp_path, *said)
+
+
+def test_the_driver_is_asked_for_what_the_first_encoder_declares(begun):
+    one = begun(None, None, DECLARED)
+    runner = one.run()
+    assert one.heard == [CLUSTER, "a note", "another", READY, DECLARED]
+    assert (one.driver.ended, one.staging.folder.is_dir()) == ([], True)
+    assert (one.begin.own, one.begin.generation, one.begin.staging) == (NOTHING, 7, one.staging)
+    assert one.begin.options == ExtractOptions(ray="auto", model="demo")
+    assert one.begin.bounds.scratch == one.staging.folder and one.staging.folder.is_absolute()
+    assert one.begin.seconds_left is None
+    runner.close()
+    assert one.driver.ended == [False]
+
+
+def test_what_is_left_of_the_time_is_of_any_clock(begun):
+    one = begun(DECLARED)
+    one.run(bounds=RunnerOptions(deadline=active_seconds() + 50))
+    assert 40 < one.begin.seconds_left <= 50
+
+
+def test_a_limit_is_the_runners(begun):
+    one = begun(DECLARED, messages.Done("", {}))
+    runner = one.run(bounds=RunnerOptions(limit=0))
+    assert list(runner.run([None])) == [] and runner.stopped == "limit"
+
+
+def test_folders_are_absolute_and_a_model_is_named_where_the_store_names_none(begun, tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "adapter").mkdir()
+    monkeypatch.chdir(tmp_path)
+    one = begun(DECLARED)
+    one.run(ExtractOptions(ray="auto", model="model", adapter="adapter"))
+    here = os.getcwd()
+    assert (one.begin.options.model, one.begin.options.adapter) == (f"{here}/model", f"{here}/adapter")
+    one = begun(DECLARED)
+    one.staging.remove()
+    one.run(ExtractOptions(ray="auto"))  # what a node has in its environment does not count
+    assert one.begin.options.model == default_model()
+    one = begun(DECLARED)
+    one.staging.remove()
+    one.run(ExtractOptions(ray="auto"), own=StoreDeclares("embeds", rows.config(), rows.specs(), rows.PROVENANCE))
+    assert one.begin.options.model is None
+
+
+@pytest.mark.parametrize(
+    "error", [UsageError("no such cluster"), ModelError("no such model"), ProcessError("ended")], ids=str
+)
+def test_what_goes_wrong_at_the_beginning_leaves_nothing(begun, error):
+    one = begun(None, error)
+    with pytest.raises(type(error)) as caught:
+        one.run()
+    assert caught.value is error
+    assert one.driver.ended == [True]
+    assert not one.staging.store.exists()
+
+
+def test_a_store_that_cannot_be_begun_ends_the_driver(begun, monkeypatch):
+    one = begun(DECLARED)
+
+    def commits(declared):
+        raise DiskError("the disk is full")
+
+    monkeypatch.setattr(one, "commits", commits)
+    with pytest.raises(DiskError):
+        one.run()
+    assert one.driver.ended == [True]
+
+
+@pytest.fixture
+def installed():
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    interrupts.install()
+    yield
+    interrupts.clear()
+    interrupts._installed = False
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_while_it_loads_ends_the_driver_at_once(begun, installed):
+    one = begun(None, DECLARED)
+    interrupts._arrived.append(signal.SIGTERM)  # and was lost
+    with pytest.raises(interrupts.Terminated):
+        one.run()
+    assert (one.driver.ended, one.staging.store.exists()) == ([True], False)
+
+
+def test_a_second_signal_waits_until_the_driver_is_ended(begun, installed):
+    one = begun(KeyboardInterrupt())
+    one.driver.on_end = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(interrupts.Terminated):
+        one.run()
+    assert one.driver.ended == [True]

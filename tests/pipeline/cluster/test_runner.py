@@ -36,7 +36,7 @@ class FakeDriver:
     Attributes:
         heard: What it was told.
         left: What it has not said.
-        after_finish: What it says once it has heard that the run is to finish, in place of what is left.
+        after_finish: What it says once it has heard that the run is to finish, in place of being done.
         ended: How often it was ended.
     """
 
@@ -47,7 +47,7 @@ class FakeDriver:
     def send(self, message):
         self.heard.append(message)
         if isinstance(message, messages.Finish) and self.after_finish is not None:
-            self.left = list(self.after_finish)
+            self.left = [one for one in self.left if one is not DONE] + list(self.after_finish)
 
     def receive(self):
         self._is_quiet = not self._is_quiet
@@ -181,7 +181,7 @@ def test_shards_are_committed_in_the_order_in_which_they_come(tmp_path):
     one.driver.left = [*(described(table) for table in blocks(3)), third, first, second, DONE]
     one.run().check()
     assert one.stored == [*NAMES[6:9], *NAMES[:3], *NAMES[3:6]]
-    assert [file for _, file in sorted(shards_in(one.storage))] == [layout.shard_name(number) for number in (1, 2, 3)]
+    assert sorted(file.name for file in one.storage.list()) == [layout.shard_name(number) for number in (1, 2, 3)]
 
 
 def test_how_videos_were_looked_at_is_heard_before_the_first_is_committed_or_given(tmp_path):
@@ -241,8 +241,8 @@ def test_what_is_closed_before_it_was_run_leaves_nothing(tmp_path):
 # -------------------------------------------------------------------------------------------------------- interrupts
 
 
-@pytest.mark.parametrize("shard_of", [1, 2, 4])
-@pytest.mark.parametrize("stop_after", range(12))
+@pytest.mark.parametrize("shard_of", [1, 4])
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 7, 11])
 def test_whenever_it_is_interrupted_what_was_counted_is_committed(tmp_path, stop_after, shard_of):
     """In the middle of a block, say; the result that was in hand is neither counted nor lost for the next run."""
     one = Ran(tmp_path)
@@ -382,7 +382,7 @@ def test_a_driver_that_says_nothing_any_more_ends_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("shard_of", [1, 4])
-@pytest.mark.parametrize("stop_after", [0, 1, 3, 7, 11])
+@pytest.mark.parametrize("stop_after", [0, 1, 3, 11])
 def test_an_exception_of_the_callers_own_loses_nothing_that_was_counted(tmp_path, stop_after, shard_of):
     one = Ran(tmp_path)
     one.says(*blocks(4), shard_of=shard_of)
