@@ -129,8 +129,8 @@ class DriverProcess:
             words = self._last_words()
             self._inbox.put(None)  # for whoever asks again
             raise ProcessError(
-                f"the process that has joined the Ray cluster ended, as when its node or the head is lost ({words}); what "
-                "was finished is kept: run again"
+                f"the process that has joined the Ray cluster ended, as when its node or the head is lost ({words}); "
+                "what was finished is kept: run again"
             )
         if isinstance(message, messages.Failed):
             if message.trace:
