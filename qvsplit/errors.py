@@ -17,7 +17,7 @@ Two branches, on purpose apart:
     │   ├── ShardDamaged      6   by its own bytes: it can be quarantined, and its items encoded again
     │   └── ShardNotFound     6   it was there when the store was opened
     ├── DiskError             7   full, or not writable
-    └── ProcessError         70   no process can be started here
+    └── ProcessError         70   no process can be started here, or a cluster was lost
     ItemError
     └── ItemNotFound              its file no longer exists
 
@@ -226,7 +226,7 @@ class DiskError(QvsplitError):
 
 
 class ProcessError(QvsplitError):
-    """A process that is needed cannot be started: the installation or the machine is at fault."""
+    """A process that is needed cannot be started, or was lost with its cluster: the machines are at fault."""
 
 
 class ItemError(Exception):

@@ -257,7 +257,7 @@ def declares(checkpoint, **options) -> StoreDeclares:
 @pytest.mark.parametrize("limits", [{}, {"min_pixels": 3136, "max_pixels": 100_352}])
 def test_what_prepares_images_alone_does_it_as_beside_an_encoder(checkpoint, limits):
     own = declares(checkpoint, **limits)
-    image = np.asarray(Image.open(PHOTOS["rocket.jpg"]).convert("RGB"))
+    image = np.array(Image.open(PHOTOS["rocket.jpg"]).convert("RGB"))
     alone = load_prepare(ExtractOptions(device="cpu"), own)(image)
     beside = loaded(checkpoint, own)[0].devices.prepare(image)
     assert alone.values.keys() == beside.values.keys()
@@ -286,7 +286,7 @@ def test_other_limits_of_pixels_in_the_file_are_those_of_the_store(checkpoint, t
     own = declares(checkpoint)
     size = {"shortest_edge": 50_176, "longest_edge": 100_352}
     with_setting(checkpoint, tmp_path / "model", "size", size)
-    image = np.asarray(Image.open(PHOTOS["rocket.jpg"]).convert("RGB"))
+    image = np.array(Image.open(PHOTOS["rocket.jpg"]).convert("RGB"))
     prepare = load_prepare(ExtractOptions(model=str(tmp_path / "model"), device="cpu"), own)
     assert prepare(image).n_tokens == load_prepare(ExtractOptions(device="cpu"), own)(image).n_tokens
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qvsplit.errors import DiskError, ModelError, StoreInUse
+from qvsplit.runtime import interrupts
 from qvsplit.store import compact, layout
 from qvsplit.store.opening import open_store
 from qvsplit.store.storage import LocalStorage
@@ -117,6 +118,20 @@ def test_an_interrupt_in_the_middle_of_a_row_counts_what_is_written(extract, som
     (summary,) = extract.ended
     assert summary.encoded == len(open_store(out)) >= 1
     assert summary.encoded + summary.remaining == 4
+
+
+def test_a_signal_that_was_lost_ends_the_run_behind_the_item_in_hand(extract, fake_model, tmp_path, out):
+    """As one that is raised in a destructor. What has come out of the encoder is not to be encoded again."""
+    folder = many(tmp_path / "photos", 3)
+    fake_model.on_encode = lambda batch: interrupts._arrived.append(signal.SIGTERM)
+    try:
+        with pytest.raises(interrupts.Terminated):
+            extract(folder, patch_budget=1000)
+    finally:
+        interrupts.clear()
+    (summary,) = extract.ended
+    assert summary.interrupted
+    assert (summary.encoded, summary.remaining, len(open_store(out))) == (3, 0, 3)
 
 
 @pytest.mark.parametrize(("seconds", "done"), [(0.0, False), (4.0, True)], ids=["not stopped", "stopped"])
