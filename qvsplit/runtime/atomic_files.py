@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from qvsplit.errors import DiskError
-
-_ATTEMPTS = 20
-_PAUSE_SECONDS = 0.05
 
 
 @contextmanager
@@ -63,13 +60,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and all in it, also beside a process that goes on writing there. Raises OSError."""
-    for _ in range(_ATTEMPTS):
-        shutil.rmtree(folder, ignore_errors=True)  # a file may have gone, or come, meanwhile
-        if not os.path.lexists(folder):
-            return
-        time.sleep(_PAUSE_SECONDS)
-    shutil.rmtree(folder)
+    """Remove a folder and all in it, also beside a process that goes on writing there. Raises OSError.
+
+    It is renamed first: under its name nothing can be created any more.
+    """
+    removed = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.removed")
+    with suppress(FileNotFoundError):  # whoever locked the store next has removed it
+        folder.rename(removed)
+        shutil.rmtree(removed)
 
 
 @contextmanager

@@ -289,19 +289,19 @@ def test_it_is_removed_beside_a_writer_that_goes_on(staging):
     assert not staging.folder.exists()
 
 
-def test_what_comes_while_it_is_removed_is_removed_as_well(staging, monkeypatch):
-    real, came = os.rmdir, []
+def test_nothing_can_come_while_it_is_removed(staging, monkeypatch):
+    real, refused = os.rmdir, []
 
     def rmdir(path: object, **options: object) -> None:
-        if len(came) < 3:
-            came.append(staging.folder / f"{len(came)}.parquet")
-            came[-1].write_bytes(b"x")
+        with pytest.raises(FileNotFoundError):
+            (staging.folder / "late.parquet").write_bytes(b"x")
+        refused.append(path)
         real(path, **options)
 
     monkeypatch.setattr(os, "rmdir", rmdir)
     remove_folder(staging.folder)
-    assert len(came) == 3
-    assert not staging.folder.exists()
+    assert refused
+    assert list(staging.folder.parent.iterdir()) == []
 
 
 def test_what_goes_while_it_is_removed_is_no_error(staging, monkeypatch):
