@@ -157,6 +157,7 @@ class Driver:
             self._take_written()
         except Exception as error:
             self._error = self._error or error
+            time.sleep(WAIT_SECONDS)  # it may come again at once
 
     def _finish(self, deadline: float) -> None:
         """Have written what has left the encoders. Raises what has ended the run."""
