@@ -141,7 +141,8 @@ def test_rows_and_their_features_are_the_same_to_the_bit(dtype):
 
 @pytest.mark.parametrize(
     "blob", [b"", b"abc", memoryview(b"abc"), memoryview(bytearray(b"abc")), memoryview(b"_abc_")[1:4],
-             memoryview(b"abcdef")[::2], np.frombuffer(b"abcd", np.uint8).data], ids=repr,
+             memoryview(b"abcdef")[::2], np.frombuffer(b"abcd", np.uint8).data],
+    ids=["none", "bytes", "view", "writable", "part", "strided", "array"],
 )  # fmt: skip
 def test_blobs_come_through_as_bytes(blob):
     _, (again,) = through(result(), [EncodedRow(rows.row(), {"pooler_output": blob})])
@@ -159,7 +160,7 @@ def test_a_row_without_features_has_none():
 @pytest.mark.parametrize(
     "outcome",
     [None, Staged((rows.row("a.png"),)), Staged((rows.row("a.png"),), rows.VIDEOS, "0123.parquet", 1 << 40)],
-    ids=str,
+    ids=["none", "staged", "alone"],
 )
 def test_an_item_is_the_same(outcome):
     item = result(outcome)
