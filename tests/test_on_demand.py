@@ -286,7 +286,7 @@ def test_that_an_image_has_more_frames_than_were_looked_at_is_known(known, fake,
     store = None
     if known:
         with monkeypatch.context() as before:
-            before.setattr("qvsplit.pipeline.record._unseen_frames", lambda result: None)
+            before.setattr("qvsplit.pipeline.rows._unseen_frames", lambda result: None)
             extract(tmp_path / "files")
         store = open_store(out)
         assert store["moving.gif"].warnings is None

@@ -16,13 +16,14 @@ from qvsplit.output.text import say
 # Options of the commands that have the same name in Python, with - for _
 OPTIONS = frozenset({
     "absolute", "adapter", "all_runs", "allow", "caption", "checks", "checksum", "checksums", "choices",
-    "clip_seconds", "compare", "device", "dry_run", "dtype", "embeds", "encoder", "exclude", "fail_on", "files_from",
-    "format", "fps", "gif", "image", "item_timeout", "json_schema", "kernels", "keyword", "language_model", "limit",
-    "link_to", "logprobs", "max_frames", "max_image_pixels", "max_new_tokens", "max_pixels", "max_runtime",
-    "min_pixels", "model", "no_video", "num_frames", "out", "patch_budget", "prepare_on", "print0", "progress",
-    "prune", "quiet", "rebuild", "relative_links", "report", "retry_failed", "run", "sample", "seed", "stop",
-    "storage_dtype", "system", "temperature", "thinking", "together", "token_budget", "top_k", "top_p",
-    "unchecked_encoder", "video_max_pixels", "video_max_tokens", "wait", "wide", "workers", "xmp", "xmp_for",
+    "clip_seconds", "compare", "device", "dry_run", "dtype", "embeds", "encoder", "exclude", "fail_on",
+    "files_from", "format", "fps", "gif", "image", "item_timeout", "json_schema", "kernels", "keyword",
+    "language_model", "limit", "link_to", "logprobs", "max_frames", "max_image_pixels", "max_new_tokens",
+    "max_pixels", "max_runtime", "min_pixels", "model", "no_video", "num_frames", "out", "patch_budget",
+    "prepare_on", "print0", "progress", "prune", "quiet", "ray", "ray_encoders", "rebuild", "relative_links",
+    "report", "retry_failed", "run", "sample", "seed", "stop", "storage_dtype", "system", "temperature", "thinking",
+    "together", "token_budget", "top_k", "top_p", "unchecked_encoder", "video_max_pixels", "video_max_tokens",
+    "wait", "wide", "workers", "xmp", "xmp_for",
 })  # fmt: skip
 # in backquotes, or bare as `runtime.arguments` begins: `out: give a path`
 _OPTION = re.compile(r"`([a-z]\w*)(?:=([^`]+))?`|\A([a-z]\w*)(?=: give )")

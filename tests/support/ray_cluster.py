@@ -253,9 +253,10 @@ class RayCluster:
 
 # --------------------------------------------------------------------------------------------------------- processes
 
+# The last ones outlive drivers.
 _NO_WORK = (
     "ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::SPILL", "ray::RESTORE",
-    "ray::_AutoscalingCoordinatorActor", "ray::AutoscalingCoordinator:", "ray::_StatsActor",  # these outlive drivers
+    "ray::_AutoscalingCoordinatorActor", "ray::AutoscalingCoordinator:", "ray::_StatsActor", "ray::ActorLocationTracker",
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 CONNECT_SECONDS = 10.0
-_ADVICE = "start one with `ray start --head`, or use `ray=local`"
+_ADVICE = "have `ray start` make this machine a head, or use `ray=local`"
 
 
 @dataclass(frozen=True)
