@@ -102,8 +102,9 @@ def make_photographs(folder: Path, number: int, largest: int) -> None:
         if width * height > largest:
             scale = (largest / (width * height)) ** 0.5
             width, height = int(width * scale), int(height * scale)
-        cut = index // len(sources)  # of later turns the margin is another
+        brighter, cut = divmod(index // len(sources), 40)  # of later turns the margin is another, then the light
         source = source.crop((cut, cut, source.width - cut, source.height - cut))
+        source = source.point(lambda value, brighter=brighter: min(255, value + brighter)) if brighter else source
         source.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{index:05}.jpg", quality=90)
 
 
