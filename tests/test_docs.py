@@ -176,7 +176,7 @@ def test_the_command_reference_is_what_the_commands_say():
 
 REFERENCE = (ROOT / "docs" / "commands.md").read_text()
 OTHER_PROGRAMS = {"--index-url", "--delete", "--include", "--exclude", "--table", "--pictures", "--images", "--now",
-                  "--local_dir", "--tokens", "--vllm", "--address", "--head"}  # fmt: skip
+                  "--local_dir", "--tokens", "--vllm", "--address", "--head", "--rounds"}  # fmt: skip
 HISTORY = {"CHANGELOG.md", "decisions.md"}  # which also name what there was before
 
 
