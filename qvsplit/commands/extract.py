@@ -307,7 +307,7 @@ def extract(
         str | None,
         typer.Option(
             metavar="MIN:MAX",
-            help="Encoders on that cluster at a time, as many as pay between the two [default: 1 to one a GPU, or to "
+            help="Encoders on that cluster at a time, more of them while images wait [default: 1 to one a GPU, or to "
             "one a node].",
             show_default=False,
             rich_help_panel=PERFORMANCE,
