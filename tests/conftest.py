@@ -251,3 +251,17 @@ def run_cli(capsys, monkeypatch):
         return code, told.out, told.err
 
     return run
+
+
+@pytest.fixture
+def installed():
+    """Handle signals as the command line does, in this process, and as before afterwards."""
+    from qvsplit.runtime import interrupts
+
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    interrupts.install()
+    yield
+    interrupts.clear()
+    interrupts._installed = False
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -17,17 +17,6 @@ import pytest
 from qvsplit.runtime import interrupts
 
 
-@pytest.fixture
-def installed():
-    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
-    interrupts.install()
-    yield
-    interrupts.clear()
-    interrupts._installed = False
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize(
     ("number", "raised"),
     [

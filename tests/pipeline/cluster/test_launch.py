@@ -220,17 +220,6 @@ def test_a_store_that_cannot_be_begun_ends_the_driver(begun, monkeypatch):
     assert one.driver.ended == [True]
 
 
-@pytest.fixture
-def installed():
-    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
-    interrupts.install()
-    yield
-    interrupts.clear()
-    interrupts._installed = False
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def test_a_signal_while_it_loads_ends_the_driver_at_once(begun, installed):
     one = begun(None, DECLARED)
     interrupts._arrived.append(signal.SIGTERM)  # and was lost

@@ -272,17 +272,6 @@ class Interrupting:
         return called
 
 
-@pytest.fixture
-def installed():
-    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
-    interrupts.install()
-    yield
-    interrupts.clear()
-    interrupts._installed = False
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("at", range(1, 14))
 def test_a_signal_is_heard_between_what_is_taken_up_and_never_within(tmp_path, installed, monkeypatch, at):
     """Else a result would be known whose shard is not, or a shard be in the store that nobody has heard of."""
