@@ -1,4 +1,4 @@
-"""The only place that appends to a store: rollover, duplicates by content, shards that appear whole.
+"""What appends to a store: rollover, duplicates by content, shards that appear whole. On a cluster see `staging.py`, too.
 
 All rows of an item are in one shard: a reader never finds some parts of a video without the others. Items may come in
 any order, the store is the same: the same current rows, and the same features by content identity. extract, compact,
@@ -45,6 +45,19 @@ class Written:
     shards: int = 0
     bytes: int = 0
     rows: int = 0
+
+
+def is_full(size: int, rows: int, began: float, most_bytes: int | None = None) -> bool:
+    """Say whether a shard ends here.
+
+    Args:
+        size: Bytes of its features so far, before compression.
+        rows: Its rows so far.
+        began: When it was begun, by `active_seconds`.
+        most_bytes: A bound below that of every shard.
+    """
+    most = SHARD_BYTES if most_bytes is None else min(SHARD_BYTES, most_bytes)
+    return size >= most or rows >= SHARD_ROWS or active_seconds() - began > SHARD_SECONDS
 
 
 class StoreWriter:
@@ -180,8 +193,5 @@ class StoreWriter:
 
     def _end_if_full(self) -> None:
         shard = self._shard
-        if shard is None:
-            return
-        full = shard.bytes >= SHARD_BYTES or shard.rows >= SHARD_ROWS
-        if full or active_seconds() - self._began > SHARD_SECONDS:
+        if shard is not None and is_full(shard.bytes, shard.rows, self._began):
             self._end_shard()

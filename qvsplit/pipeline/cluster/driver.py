@@ -39,7 +39,7 @@ from qvsplit.runtime.clock import active_seconds
 from qvsplit.sources.source import Entry, Key
 from qvsplit.store.row import Row
 from qvsplit.store.schema import ShardSchema
-from qvsplit.store.store_writer import SHARD_BYTES, SHARD_ROWS, SHARD_SECONDS
+from qvsplit.store.store_writer import is_full
 
 if TYPE_CHECKING:
     import ray
@@ -69,8 +69,7 @@ class _Shard:
 
     def is_full(self, most_bytes: int) -> bool:
         """Say whether it is to be written, though more may come."""
-        full = self.bytes >= most_bytes or sum(map(len, self.rows)) >= SHARD_ROWS
-        return full or active_seconds() - self.began > SHARD_SECONDS
+        return is_full(self.bytes, sum(map(len, self.rows)), self.began, most_bytes)
 
 
 class Driver:
@@ -100,7 +99,7 @@ class Driver:
         self._shares = shares
         self._encoders = encoders
         self._send = send
-        self._shard_bytes = min(SHARD_BYTES, int(cluster.object_store_bytes * SHARD_SHARE))
+        self._shard_bytes = int(cluster.object_store_bytes * SHARD_SHARE)
         self._seconds: dict[str, float] = {}
         self._stopped = ""
         self._blocks: queue.Queue[Any] = queue.Queue(BLOCKS_AHEAD)

@@ -28,6 +28,7 @@ from qvsplit.pipeline.devices import StoreDeclares
 from qvsplit.pipeline.items import KNOWN, Known, Result, Staged
 from qvsplit.pipeline.options import ExtractOptions
 from qvsplit.pipeline.runner import RunnerOptions
+from qvsplit.store import store_writer
 from qvsplit.store.shard_reader import Shard
 from qvsplit.store.staging import Staging
 from qvsplit.store.storage import LocalStorage
@@ -178,8 +179,13 @@ def run(monkeypatch, tmp_path):
 
 @pytest.fixture
 def bounds(monkeypatch):
-    """Set bounds of the driver."""
-    return lambda **given: [monkeypatch.setattr(driver_module, name, value) for name, value in given.items()]
+    """Set bounds of the driver, and of every shard."""
+
+    def set_them(**given) -> None:
+        for name, value in given.items():
+            monkeypatch.setattr(driver_module if hasattr(driver_module, name) else store_writer, name, value)
+
+    return set_them
 
 
 # --------------------------------------------------------------------------------------------------- to the very end
