@@ -1,4 +1,4 @@
-"""What appends to a store: rollover, duplicates by content, shards that appear whole. On a cluster see `staging.py`, too.
+"""What appends to a store: rollover, duplicates by content, whole shards. Of a cluster's shards, see `staging.py`.
 
 All rows of an item are in one shard: a reader never finds some parts of a video without the others. Items may come in
 any order, the store is the same: the same current rows, and the same features by content identity. extract, compact,
